@@ -1,0 +1,59 @@
+"""Errors that users of a technique meet."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class UnsupportedHost(TypeError):
+    """The technique cannot work on this host; the message says what it would need."""
+
+    def __init__(self, technique: str, host: object, needs: str) -> None:
+        super().__init__(f"{technique} cannot be applied to {type(host).__name__}: it needs {needs}")
+
+
+class NoEffectWarning(UserWarning):
+    """The technique was applied, but found nothing to act on."""
+
+
+def warn_no_effect(technique: str, why: str) -> None:
+    """Warn that `technique` changes nothing on this host, and say why."""
+    warnings.warn(f"{technique} has no effect here: {why}", NoEffectWarning, stacklevel=3)
+
+
+def check_tensor(name: str, x: Any, shape: str, *, floating: bool = True, finite: bool = True) -> Tensor:
+    """Return `x` if it is a tensor of the rank that `shape` names, else raise an error that says what is wrong.
+
+    `shape` names the axes, as in docstrings: `"B N C"` is a tensor of rank 3. A name may fix a size: `"B 3 H W"`.
+
+    Raises: TypeError for something else than a tensor or for a wrong dtype; ValueError for a wrong shape or for
+    values that are not finite.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape ({shape.replace(' ', ', ')}), got {type(x).__name__}")
+    axes = shape.split()
+    wrong_size = x.ndim == len(axes) and any(a.isdigit() and int(a) != n for a, n in zip(axes, x.shape, strict=True))
+    if x.ndim != len(axes) or wrong_size:
+        raise ValueError(f"{name} must have shape ({', '.join(axes)}), got {tuple(x.shape)}")
+    if floating and not x.is_floating_point():
+        raise TypeError(f"{name} must hold floating point numbers, got {x.dtype}")
+    if finite and floating and not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name} holds values that are not finite (NaN or infinity)")
+    return x
+
+
+def check_range(
+    name: str, value: Any, low: float, high: float = math.inf, *, integer: bool = False, low_open: bool = False
+) -> None:
+    """Raise an error unless the knob `value` is a finite number in [low, high] (an integer, if `integer`)."""
+    wanted = f"{'an integer' if integer else 'a number'} in {'(' if low_open else '['}{low:g}, {high:g}]"
+    kinds = (int,) if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+    if math.isnan(value) or not low <= value <= high or (low_open and value == low):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")

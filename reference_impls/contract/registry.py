@@ -1,0 +1,50 @@
+"""Techniques found by name: `reference_impls/techniques/<id with underscores>` holds the class whose `id` is `<id>`.
+
+No list is kept anywhere, so a new technique adds only new files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from reference_impls.contract.technique import Technique
+
+PACKAGE = "reference_impls.techniques"
+
+
+def module_name(technique_id: str) -> str:
+    """`token-merging` -> `token_merging`."""
+    return technique_id.replace("-", "_")
+
+
+def ids() -> list[str]:
+    """Ids of every technique with an implementation, sorted; imports none of them."""
+    package = importlib.import_module(PACKAGE)
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__))
+
+
+def load_module(technique_id: str, package: str = PACKAGE) -> ModuleType:
+    """The module of a technique in `package`; LookupError with a suggestion if there is none."""
+    if technique_id not in ids():
+        close = difflib.get_close_matches(technique_id, ids(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(ids())}"
+        raise LookupError(f"no implementation is called {technique_id!r}{hint}")
+    return importlib.import_module(f"{package}.{module_name(technique_id)}")
+
+
+def load(technique_id: str) -> Technique:
+    """An instance of the technique's class."""
+    module = load_module(technique_id)
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Technique) and getattr(value, "id", None) == technique_id
+    ]
+    if len(classes) != 1:
+        raise LookupError(
+            f"{module.__name__} must hold exactly one Technique whose id is {technique_id!r}, found {len(classes)}"
+        )
+    return classes[0]()

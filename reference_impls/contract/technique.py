@@ -1,0 +1,173 @@
+"""What a reference implementation offers.
+
+The algorithm of a technique is plain functions or `nn.Module`s on tensors, which anybody can lift out of its file.
+Beside it stands one subclass of `Technique`, which the battery, the experiments and the tools drive.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor
+
+Where = Mapping[str, float]
+"""A measure part by part: the name of a layer, block or item -> its value."""
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """How much of its redundancy given data or activations hold."""
+
+    value: float
+    """In [0, 1]: 0 means none, 1 means that everything beyond a first unit could go."""
+    measure: str
+    """Short name of the measure."""
+    where: Where = field(default_factory=dict)
+    """The same measure part by part."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise ValueError(f"redundancy must lie in [0, 1], got {self.value!r}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A named choice of the knobs."""
+
+    name: str
+    knobs: Mapping[str, Any]
+    off: bool = False
+    """The technique is applied, but must leave the baseline's result unchanged."""
+    adaptive: bool = False
+    """What is removed follows from the data, so data without the redundancy must lose nothing."""
+
+
+class Handle:
+    """An applied technique. Use it as a context manager, or call `undo()`.
+
+    `host` is what to use from now on: the same object when the technique changes a model in place, a smaller data set
+    when it selects. `trace` tells what the last run decided, in the terms of the technique's `saving`.
+    """
+
+    def __init__(
+        self,
+        host: Any,
+        undo: Callable[[], None] = lambda: None,
+        trace: Callable[[], Mapping[str, Any]] = dict,
+        reset: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.host = host
+        self._undo: Callable[[], None] | None = undo
+        self._trace = trace
+        self._reset = reset
+
+    @property
+    def trace(self) -> Mapping[str, Any]:
+        """What the technique decided in the last run."""
+        return self._trace()
+
+    def reset(self) -> None:
+        """Forget the state carried from earlier inputs: the next input starts a new stream."""
+        self._reset()
+
+    def undo(self) -> None:
+        """Restore the host as it was before `apply`; a second call does nothing."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.undo()
+
+
+class Technique(ABC):
+    """One technique on the contract. Subclasses state their class attributes as literals: tools read them unimported."""
+
+    id: ClassVar[str]
+    """Id of the entry, `taxonomy/techniques/<id>.yml`."""
+    execution: ClassVar[Literal["real", "simulated"]]
+    """`real` executes fewer operations; `simulated` computes everything and masks the result."""
+    stateful: ClassVar[bool] = False
+    """State is carried from one input to the next."""
+    waivers: ClassVar[Mapping[str, str]] = {}
+    """Name of a check of the battery that cannot apply -> the reason, shown on the entry's page."""
+
+    @abstractmethod
+    def settings(self) -> list[Setting]:
+        """At least two settings, from the one that is `off` to the most aggressive."""
+
+    @abstractmethod
+    def measure(self, host: Any, inputs: Any) -> Redundancy:
+        """How much of its redundancy the inputs hold, as this host sees them."""
+
+    @abstractmethod
+    def apply(self, host: Any, **knobs: Any) -> Handle:
+        """Exploit it. Raises `UnsupportedHost` for a host it cannot work on, ValueError for a bad knob."""
+
+    @abstractmethod
+    def saving(self, host: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
+        """Closed form of the operations saved by the run that left `trace`: dense minus executed, overhead included.
+
+        Negative when the overhead is larger than what was removed. The battery holds it equal, to the unit, to the
+        difference of two counted runs.
+        """
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A small host and inputs on which the battery examines a technique."""
+
+    host: Any
+    inputs: Any
+    """Tensors, or a nested list, tuple or dict of tensors. For a stateful technique: the successive inputs."""
+    run: Callable[[Any, Any], Tensor]
+    """`run(host, inputs)` computes the result that must survive. It takes the handle's host in the place of `host`."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A quantity that the technique must conserve, before and after."""
+
+    name: str
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A call that must be refused with an error whose message holds `says`."""
+
+    what: str
+    call: Callable[[], object]
+    says: str
+
+
+class Specimens(ABC):
+    """What the battery examines a technique on: small hosts and data built with exactly known redundancy."""
+
+    @abstractmethod
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+        """A fresh host with inputs. `redundant`: built of nothing but redundancy; `null`: built without any."""
+
+    @abstractmethod
+    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
+        """What the technique selects on small cases (`after`), and the same by brute force (`before`)."""
+
+    @abstractmethod
+    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
+        """Quantities that must not be lost or counted twice."""
+
+    @abstractmethod
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        """Calls with bad shapes, dtypes, knobs, values that are not finite, and unsupported hosts."""
+
+    def stream(self, frames: int, seed: int, device: str) -> Specimen:
+        """For stateful techniques: a stream of `frames` inputs whose content changes throughout."""
+        raise NotImplementedError
