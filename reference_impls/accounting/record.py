@@ -61,6 +61,11 @@ class WallTime(Model):
     n: Annotated[int, Field(ge=1)] = Field(examples=[15])
     """Number of repetitions."""
 
+    def scaled(self, factor: float) -> WallTime:
+        """The same measurement in another unit of work: every time multiplied by `factor`."""
+        times = {name: getattr(self, name) * factor for name in ("median", "p10", "p50", "p90", "p99")}
+        return WallTime(**times, n=self.n)
+
 
 class Arm(Model):
     """What one configuration cost and what it delivered."""
@@ -148,7 +153,7 @@ class Record(Model):
     """`smoke` runs in seconds on data that is always there; `full` is what the published numbers come from."""
     data: str = Field(examples=["12 photos of scikit-image and scikit-learn, 224 x 224"])
     """The data, with its number of items and its split."""
-    model: str | None = Field(default=None, examples=["ViT-S/14 with a convolutional saliency decoder, 24.3 M parameters"])
+    model: str | None = Field(default=None, examples=["ViT-S/14 with a saliency decoder, 24.3 M parameters"])
     """The host model, where there is one."""
     unit: str = Field(examples=["one image"])
     """The unit of work that `operations`, `bytes` and `wall_ms` refer to."""

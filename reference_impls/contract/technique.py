@@ -88,7 +88,7 @@ class Handle:
 
 
 class Technique(ABC):
-    """One technique on the contract. Subclasses state their class attributes as literals: tools read them unimported."""
+    """One technique on the contract. Class attributes are literals, because tools read them without importing."""
 
     id: ClassVar[str]
     """Id of the entry, `taxonomy/techniques/<id>.yml`."""

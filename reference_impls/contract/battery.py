@@ -1,0 +1,408 @@
+"""The battery: the checks that hold an implementation to the contract.
+
+It is a library. To examine a technique of your own, write its `Specimens` and call
+
+    report = examine(MyTechnique(), MySpecimens())
+    report.raise_for_failures()
+
+Each check builds its own specimens, so checks are independent and may run in any order. A check that cannot apply is
+waived with a reason in the class (`Technique.waivers`); nothing else is ever left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reference_impls.accounting.count import count
+from reference_impls.contract.errors import NoEffectWarning, UnsupportedHost
+from reference_impls.contract.technique import Handle, Quantity, Setting, Specimen, Specimens, Technique
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+"""Largest error allowed where arithmetic cannot be equal bit for bit, relative to the largest magnitude."""
+DRIFT_FRAMES = 60
+SEED = 20
+
+
+class CheckFailed(AssertionError):
+    """An implementation broke its contract; the message says how."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of the contract."""
+
+    name: str
+    about: str
+    run: Callable[[Technique, Specimens, str], None]
+
+
+CHECKS: list[Check] = []
+
+
+def check(function: Callable[[Technique, Specimens, str], None]) -> Callable[[Technique, Specimens, str], None]:
+    about = " ".join((function.__doc__ or "").split())
+    CHECKS.append(Check(function.__name__.replace("_", "-"), about, function))
+    return function
+
+
+@dataclass
+class Report:
+    """Outcome of the battery: name of the check -> "passed", "waived: reason" or "failed: reason"."""
+
+    technique: str
+    passed: list[str] = field(default_factory=list)
+    waived: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def raise_for_failures(self) -> None:
+        """Raise `CheckFailed` with every failure, if there is one."""
+        if self.failed:
+            lines = "\n".join(f"  {name}: {why}" for name, why in self.failed.items())
+            raise CheckFailed(f"{self.technique} fails {len(self.failed)} of {len(CHECKS)} checks:\n{lines}")
+
+
+def checks_for(technique: Technique) -> list[Check]:
+    """The checks that this technique must pass: all of them but those it waives with a reason."""
+    if unknown := set(technique.waivers) - {c.name for c in CHECKS}:
+        raise CheckFailed(f"{technique.id} waives checks that do not exist: {', '.join(sorted(unknown))}")
+    return [c for c in CHECKS if c.name not in technique.waivers]
+
+
+def examine(technique: Technique, specimens: Specimens, device: str = "cpu") -> Report:
+    """Run every check that applies and report them all; a failing check does not stop the others."""
+    report = Report(technique.id, waived=dict(technique.waivers))
+    for one in checks_for(technique):
+        try:
+            one.run(technique, specimens, device)
+        except Exception as error:
+            report.failed[one.name] = f"{type(error).__name__}: {error}"
+        else:
+            report.passed.append(one.name)
+    return report
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Small tools of the checks
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise CheckFailed(message)
+
+
+def off_setting(technique: Technique) -> Setting:
+    return next(s for s in technique.settings() if s.off)
+
+
+def active_settings(technique: Technique) -> list[Setting]:
+    return [s for s in technique.settings() if not s.off]
+
+
+def error_between(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest magnitude of `a` (0 when the two are equal bit for bit)."""
+    if a.shape != b.shape:
+        raise CheckFailed(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+    if torch.equal(a, b):
+        return 0.0
+    difference = (a.double() - b.double()).abs().max().item()
+    return difference / max(a.double().abs().max().item(), 1e-30)
+
+
+def require_close(a: Tensor, b: Tensor, what: str) -> None:
+    tolerance = TOLERANCE.get(a.dtype, 0.0)
+    error = error_between(a, b)
+    require(error <= tolerance, f"{what}: relative error {error:.3g} is above {tolerance:g}")
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a nested list, tuple or mapping, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+
+
+@contextmanager
+def applied(technique: Technique, specimen: Specimen, setting: Setting) -> Iterator[Handle]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoEffectWarning)
+        handle = technique.apply(specimen.host, **setting.knobs)
+    with handle:
+        yield handle
+
+
+def run_with(technique: Technique, specimen: Specimen, setting: Setting) -> Tensor:
+    with applied(technique, specimen, setting) as handle:
+        return specimen.run(handle.host, specimen.inputs)
+
+
+def counted(technique: Technique, specimen: Specimen, setting: Setting | None) -> tuple[int, int]:
+    """Operations executed with the setting (applying included), and the closed form of what it saved."""
+    if setting is None:
+        with count() as tally:
+            specimen.run(specimen.host, specimen.inputs)
+        return tally.operations, 0
+    with count() as tally, applied(technique, specimen, setting) as handle:
+        specimen.run(handle.host, specimen.inputs)
+        # Inside the block, so that a closed form may look at the host it was applied to; it must not compute with it.
+        before = tally.operations
+        saving = technique.saving(specimen.host, specimen.inputs, handle.trace)
+        require(tally.operations == before, "saving() executed counted operations: it must be a closed form")
+    return tally.operations, saving
+
+
+def module_state(host: Any) -> dict[str, Any]:
+    """What `undo` must bring back on an `nn.Module`: values, hooks, attributes, modes."""
+    if not isinstance(host, nn.Module):
+        return {}
+    state: dict[str, Any] = {"values": {k: v.clone() for k, v in host.state_dict().items()}}
+    for name, module in host.named_modules():
+        hooks = {key: len(value) for key, value in vars(module).items() if key.endswith("_hooks") and value is not None}
+        state[f"{name}:hooks"] = hooks
+        state[f"{name}:attributes"] = sorted(vars(module))
+        state[f"{name}:class"] = type(module)
+        state[f"{name}:training"] = module.training
+    return state
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, Mapping):
+        return isinstance(b, Mapping) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and np.array_equal(a, b)
+    return bool(a == b)
+
+
+def global_generators() -> tuple[Any, ...]:
+    state = np.random.get_state(legacy=True)  # noqa: NPY002 the check is that nobody touched the global one
+    return torch.get_rng_state(), tuple(map(np.asarray, state)), random.getstate()
+
+
+def require_all(quantities: Iterable[Quantity], what: str) -> None:
+    quantities = list(quantities)
+    require(len(quantities) > 0, f"no {what} is given to check")
+    for quantity in quantities:
+        if quantity.before.is_floating_point():
+            require_close(quantity.before, quantity.after, quantity.name)
+        else:
+            require(torch.equal(quantity.before, quantity.after), f"{quantity.name}: {quantity.after} differs")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The checks, in the order in which they are reported
+
+
+@check
+def settings(technique: Technique, specimens: Specimens, device: str) -> None:
+    """There are at least two settings with names of their own; the first one, and only it, is off."""
+    given = technique.settings()
+    require(len(given) >= 2, f"{len(given)} setting(s), at least 2 are needed")
+    require(len({s.name for s in given}) == len(given), "two settings share a name")
+    require(
+        [s.off for s in given] == [True] + [False] * (len(given) - 1), "the first setting, and only it, must be off"
+    )
+
+
+@check
+def documentation(technique: Technique, specimens: Specimens, device: str) -> None:
+    """The module names its papers, and every public function and class says what it does."""
+    module = sys.modules[type(technique).__module__]
+    text = module.__doc__ or ""
+    require(any(mark in text for mark in ("arXiv", "doi", "DOI", "http")), "the module docstring names no paper")
+    for name, value in vars(module).items():
+        public = not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+        if public and (inspect.isfunction(value) or inspect.isclass(value)):
+            require(bool(inspect.getdoc(value)), f"{name} has no docstring")
+
+
+@check
+def off_equals_baseline(technique: Technique, specimens: Specimens, device: str) -> None:
+    """Switched off, the technique leaves the baseline's result."""
+    for kind in ("typical", "redundant", "null"):
+        specimen = specimens.build(kind, SEED, device)
+        plain = specimen.run(specimen.host, specimen.inputs)
+        got = run_with(technique, specimen, off_setting(technique))
+        require_close(plain, got, f"on the {kind} specimen, off differs from the baseline")
+
+
+def _measured(technique: Technique, specimens: Specimens, kind: Literal["redundant", "null"], device: str) -> float:
+    specimen = specimens.build(kind, SEED, device)
+    return technique.measure(specimen.host, specimen.inputs).value
+
+
+@check
+def measure_finds_redundancy(technique: Technique, specimens: Specimens, device: str) -> None:
+    """Data built of nothing but redundancy measure about 1."""
+    value = _measured(technique, specimens, "redundant", device)
+    require(value >= 0.95, f"measured {value:.3f} on data built of nothing but redundancy, at least 0.95 is due")
+
+
+@check
+def measure_finds_nothing_in_null(technique: Technique, specimens: Specimens, device: str) -> None:
+    """Data built without redundancy measure about 0."""
+    value = _measured(technique, specimens, "null", device)
+    require(value <= 0.05, f"measured {value:.3f} on data built without redundancy, at most 0.05 is due")
+
+
+@check
+def savings_are_monotone(technique: Technique, specimens: Specimens, device: str) -> None:
+    """A more aggressive setting never executes more operations."""
+    executed = [counted(technique, specimens.build("typical", SEED, device), s)[0] for s in active_settings(technique)]
+    require(executed == sorted(executed, reverse=True), f"operations by setting are not falling: {executed}")
+
+
+@check
+def operations_match_closed_form(technique: Technique, specimens: Specimens, device: str) -> None:
+    """Counted operations agree, to the unit, with the closed form of the saving."""
+    for kind in ("typical", "redundant", "null"):
+        dense, _ = counted(technique, specimens.build(kind, SEED, device), None)
+        for setting in technique.settings():
+            executed, saving = counted(technique, specimens.build(kind, SEED, device), setting)
+            require(
+                dense - executed == saving,
+                f"{kind}, {setting.name}: {dense} - {executed} = {dense - executed} operations were saved, "
+                f"the closed form says {saving}",
+            )
+
+
+@check
+def execution_is_as_declared(technique: Technique, specimens: Specimens, device: str) -> None:
+    """`real` executes fewer operations on redundant input and no fewer on null input; `simulated` never fewer."""
+    adaptive = [s for s in technique.settings() if s.adaptive]
+    require(len(adaptive) > 0, "no setting is adaptive, so nothing shows that the saving follows from the data")
+    for setting in adaptive:
+        dense, executed = {}, {}
+        for kind in ("redundant", "null"):
+            dense[kind], _ = counted(technique, specimens.build(kind, SEED, device), None)
+            executed[kind], _ = counted(technique, specimens.build(kind, SEED, device), setting)
+        fewer = executed["redundant"] < dense["redundant"]
+        require(
+            fewer == (technique.execution == "real"),
+            f"{setting.name} is declared {technique.execution}, but executes {executed['redundant']} operations "
+            f"on redundant input where the baseline executes {dense['redundant']}",
+        )
+        require(
+            executed["null"] >= dense["null"],
+            f"{setting.name} executes {executed['null']} operations on null input, fewer than the {dense['null']} "
+            "of the baseline: something that was not redundant was left out",
+        )
+
+
+@check
+def selection_equals_brute_force(technique: Technique, specimens: Specimens, device: str) -> None:
+    """What is selected agrees with brute force on small cases."""
+    require_all(specimens.selection(SEED, device), "selection")
+
+
+@check
+def nothing_lost_or_counted_twice(technique: Technique, specimens: Specimens, device: str) -> None:
+    """Conserved quantities are conserved."""
+    require_all(specimens.conserved(SEED, device), "conserved quantity")
+
+
+@check
+def no_drift(technique: Technique, specimens: Specimens, device: str) -> None:
+    """State carried over time does not drift in 50 frames or more; a technique without state carries nothing over."""
+    setting = active_settings(technique)[0]
+    if not technique.stateful:
+        specimen, other = (specimens.build("typical", seed, device) for seed in (SEED, SEED + 1))
+        with applied(technique, specimen, setting) as handle:
+            first = specimen.run(handle.host, specimen.inputs)
+            if isinstance(handle.host, nn.Module):
+                specimen.run(handle.host, other.inputs)
+            again = specimen.run(handle.host, specimen.inputs)
+        require(torch.equal(first, again), "the second run on the same input differs from the first")
+        return
+    specimen = specimens.stream(DRIFT_FRAMES, SEED, device)
+    dense = specimen.run(specimen.host, specimen.inputs)
+    got = run_with(technique, specimen, setting)
+    errors = (got.double() - dense.double()).flatten(1).abs().amax(1)  # (frames,)
+    early, late = errors[1:11].max().item(), errors[-10:].max().item()
+    floor = TOLERANCE[dense.dtype] * dense.abs().max().item()
+    require(late <= 2 * early + floor, f"the error grows from {early:.3g} in frames 2-11 to {late:.3g} in the last ten")
+
+
+@check
+def undo_restores(technique: Technique, specimens: Specimens, device: str) -> None:
+    """Undo restores outputs, parameters, hooks and attributes; a second undo does nothing."""
+    for setting in technique.settings():
+        specimen = specimens.build("typical", SEED, device)
+        before, plain = module_state(specimen.host), specimen.run(specimen.host, specimen.inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)
+            handle = technique.apply(specimen.host, **setting.knobs)
+        specimen.run(handle.host, specimen.inputs)
+        handle.undo()
+        handle.undo()
+        after = module_state(specimen.host)
+        changed = [key for key in before.keys() | after.keys() if not same(before.get(key), after.get(key))]
+        require(not changed, f"{setting.name}: undo leaves changes in {', '.join(sorted(changed))}")
+        require(torch.equal(specimen.run(specimen.host, specimen.inputs), plain), f"{setting.name}: outputs differ")
+
+
+@check
+def inputs_are_not_mutated(technique: Technique, specimens: Specimens, device: str) -> None:
+    """Measuring and running leave the inputs as they were."""
+    for setting in technique.settings():
+        specimen = specimens.build("typical", SEED, device)
+        before = copy.deepcopy(list(tensors(specimen.inputs)))
+        require(len(before) > 0, "the specimen's inputs hold no tensor")
+        technique.measure(specimen.host, specimen.inputs)
+        run_with(technique, specimen, setting)
+        require(same(before, list(tensors(specimen.inputs))), f"{setting.name} changes its inputs")
+
+
+@check
+def seeds_are_respected(technique: Technique, specimens: Specimens, device: str) -> None:
+    """The same seed gives the same result and trace, and the global random generators are left alone."""
+    for setting in technique.settings():
+        results = []
+        for _ in range(2):
+            specimen = specimens.build("typical", SEED, device)
+            before = global_generators()
+            measured = technique.measure(specimen.host, specimen.inputs)
+            with applied(technique, specimen, setting) as handle:
+                output = specimen.run(handle.host, specimen.inputs)
+                results.append((measured.value, output, dict(handle.trace)))
+            require(same(before, global_generators()), f"{setting.name} moves a global random generator")
+        require(same(results[0], results[1]), f"{setting.name}: two runs with the same seed differ")
+
+
+@check
+def bad_values_are_refused(technique: Technique, specimens: Specimens, device: str) -> None:
+    """Bad shapes, dtypes, knobs, values that are not finite and unsupported hosts raise an error that says so."""
+    cases = list(specimens.invalid(device))
+    require(len(cases) >= 4, f"only {len(cases)} invalid calls are given, at least 4 are due")
+    for case in cases:
+        try:
+            case.call()
+        except (ValueError, TypeError) as error:
+            require(case.says in str(error), f"{case.what}: the error does not say {case.says!r}: {error}")
+        else:
+            raise CheckFailed(f"{case.what} is accepted")
+    try:
+        technique.apply(object(), **active_settings(technique)[0].knobs)
+    except UnsupportedHost as error:
+        require("needs" in str(error), "the error for an unsupported host does not say what is needed")
+    else:
+        raise CheckFailed("a bare object() is accepted as a host")
