@@ -1,0 +1,62 @@
+# Two commands matter: `make serve` and `make test`. Each does its own set-up; nothing unchanged is done twice.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: help serve site materialise setup assets lint test bench clean
+
+help:
+	@echo "make serve        build the site and serve it on localhost"
+	@echo "make test         lint and run every test"
+	@echo "make site         build the site into site/"
+	@echo "make materialise  write the generated pages as Markdown into build/pages/"
+	@echo "make lint         format check, ruff, mypy, import directions, the knowledge"
+	@echo "make bench        measure every technique again (hours), into reference_impls/results/"
+	@echo "make clean        remove what was generated; downloads in the user's cache stay"
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "The atlas needs Python 3.11 or newer; none was found. Set PYTHON=/path/to/python."; exit 1; }
+	@echo "==> setting up $(VENV) with $(PYTHON) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: $(READY)
+
+assets: $(READY)
+	@$(BIN)/redundancy assets get --smoke
+
+serve: assets
+	@$(BIN)/redundancy check
+	@$(BIN)/redundancy site serve
+
+site: assets
+	@$(BIN)/redundancy check
+	@$(BIN)/redundancy site build
+
+materialise: $(READY)
+	@$(BIN)/redundancy site materialise
+
+lint: $(READY)
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-timing | tail -n 12
+	@$(BIN)/redundancy schema --check
+	@$(BIN)/redundancy check
+
+test: lint
+	@$(BIN)/python -m tests.browser.chromium
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
+
+bench: $(READY)
+	@$(BIN)/redundancy assets get
+	@$(BIN)/redundancy bench --save
+
+clean:
+	rm -rf .cache site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
