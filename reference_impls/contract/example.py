@@ -1,0 +1,99 @@
+"""A complete technique in a page: rows of a batch that repeat go through a row-wise layer once.
+
+It is what `docs/contract` walks through and what the battery's own tests damage on purpose. The idea is as old as
+memo functions (Michie 1968, doi 10.1038/218019a0); it is not an entry of the atlas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from reference_impls.contract.errors import UnsupportedHost, check_tensor
+from reference_impls.contract.technique import (
+    Handle,
+    Invalid,
+    Quantity,
+    Redundancy,
+    Setting,
+    Specimen,
+    Specimens,
+    Technique,
+)
+
+
+def distinct_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows of x: (N, C), and for each row of x the index of its own: (M, C), (N,) with M <= N."""
+    check_tensor("x", x, "N C")
+    rows, index = torch.unique(x, dim=0, return_inverse=True)
+    return rows, index
+
+
+class RowSharing(Technique):
+    """Computes a linear layer once for each distinct row of its input."""
+
+    id = "row-sharing"
+    execution = "real"
+
+    def settings(self) -> list[Setting]:
+        return [Setting("off", {"share": False}, off=True), Setting("share", {"share": True}, adaptive=True)]
+
+    def measure(self, host: Any, inputs: Tensor) -> Redundancy:
+        """Share of the rows beyond the first that repeat an earlier one: (N - M) / (N - 1)."""
+        rows, _ = distinct_rows(inputs)
+        return Redundancy((len(inputs) - len(rows)) / max(len(inputs) - 1, 1), "repeated rows")
+
+    def apply(self, host: Any, *, share: bool = True) -> Handle:
+        if not isinstance(host, nn.Linear):
+            raise UnsupportedHost(self.id, host, "an nn.Linear, which treats every row alike")
+        if not isinstance(share, bool):
+            raise TypeError(f"share must be True or False, got {share!r}")
+        trace: dict[str, int] = {}
+        dense = host.forward
+
+        def forward(x: Tensor) -> Tensor:
+            rows, index = distinct_rows(x) if share else (x, slice(None))
+            trace.update(rows=len(x), distinct=len(rows))
+            return dense(rows)[index]
+
+        host.forward = forward  # type: ignore[method-assign]
+        return Handle(host, undo=lambda: delattr(host, "forward"), trace=lambda: trace)
+
+    def saving(self, host: nn.Linear, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+        return int(trace["rows"] - trace["distinct"]) * host.in_features * host.out_features
+
+
+class RowSharingSpecimens(Specimens):
+    """A linear layer, and rows with a known number of repetitions."""
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+        distinct = {"typical": 6, "redundant": 1, "null": 12}[kind]
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(distinct, 5, generator=generator)
+        host = nn.Linear(5, 3)
+        with torch.no_grad():
+            for parameter in host.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        inputs = rows[torch.arange(12) % distinct].to(device)
+        return Specimen(host.to(device).requires_grad_(False), inputs, lambda layer, x: layer(x))
+
+    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
+        x = self.build("typical", seed, device).inputs
+        by_hand = len({tuple(row) for row in x.tolist()})
+        yield Quantity("distinct rows", torch.tensor(by_hand), torch.tensor(len(distinct_rows(x)[0])))
+
+    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
+        x = self.build("typical", seed, device).inputs
+        rows, index = distinct_rows(x)
+        yield Quantity("the rows put back", x, rows[index])
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        specimen = self.build("typical", 0, device)
+        x, nothing = specimen.inputs, torch.full((2, 5), torch.nan, device=device)
+        yield Invalid("a vector", lambda: RowSharing().measure(None, x[0]), "shape")
+        yield Invalid("integers", lambda: RowSharing().measure(None, x.long()), "floating point")
+        yield Invalid("NaN", lambda: RowSharing().measure(None, nothing), "not finite")
+        yield Invalid("a wrong knob", lambda: RowSharing().apply(specimen.host, share="yes"), "True or False")

@@ -1,0 +1,30 @@
+"""Every registered technique on the battery: one test a check, on every device that exists."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reference_impls.contract import battery, registry
+from reference_impls.experiments import harness
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+IDS = registry.ids()
+EXAMINED = [(name, check) for name in IDS for check in battery.checks_for(registry.load(name))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "check"), EXAMINED, ids=[f"{name}-{check.name}" for name, check in EXAMINED])
+def test_contract(name: str, check: battery.Check, device: str) -> None:
+    check.run(registry.load(name), harness.experiment(name).SPECIMENS, device)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_no_check_is_left_out_in_silence(name: str) -> None:
+    technique = registry.load(name)
+    assert sum(examined == name for examined, _ in EXAMINED) == 15 - len(technique.waivers)
+    assert all(len(reason.split()) >= 4 for reason in technique.waivers.values()), "a waiver needs a reason"
+
+
+def test_there_are_techniques() -> None:
+    assert len(IDS) >= 4
