@@ -1,0 +1,463 @@
+"""Exact counts of the operations and bytes of whatever runs inside a block.
+
+    with count() as tally:
+        model(x)
+    tally.operations, tally.bytes, tally.uncounted
+
+Operations are multiply-accumulates (MACs): one multiplication with the addition that follows it. They are counted from
+the shapes of the operators that torch really dispatches, as dense kernels execute them: a padded zero, a zero of the
+data or a masked (causal) attention score counts like any other number, since the kernel may not know that it is zero.
+A technique saves operations only by dispatching smaller ones.
+
+Convolutions, matrix products, scaled-dot-product attention, the fused encoder layer and attention of
+`nn.TransformerEncoderLayer` and `nn.MultiheadAttention` in eval mode, recurrent layers, and the backward passes of all
+these have a formula (`FORMULAS`). `torch.utils.flop_counter` has none for attention on the CPU and for the two fused
+operators (torch 2.13), and reports 0 for them without a word. Here every other operator that computes with floating
+point numbers (additions, norms, softmax, sorting, ...) is listed in `Tally.uncounted`, and in `Tally.bytes`.
+
+Bytes are those of the operands read plus the results written by each executed operator, whatever the caches do:
+
+- a tensor holds as many bytes as it has distinct elements: an expanded dimension counts once, and a tensor never holds
+  more than its storage;
+- the same tensor given twice to an operator is read once;
+- a result that shares the storage of an operand is a view: nothing is written;
+- an operator in place reads and writes its operand, except where it overwrites all of it (`copy_`, `fill_`, ...);
+- gathers (`index`, `embedding`, ...) read as many elements as they return, and scatters in place (`index_put_`, ...)
+  write as many as they are given, each plus the indices;
+- allocation alone (`empty`) is free, and a fused operator reads its operands and writes its results only.
+
+Only what torch runs eagerly is seen: not compiled graphs, nor numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+OUTSIDE = "(outside)"
+"""The key of `Tally.by_module` for what runs outside any forward pass of the model, such as the backward pass."""
+
+
+@dataclass
+class Tally:
+    """What ran inside `count()`; it grows while the block runs."""
+
+    operations: int = 0
+    """Multiply-accumulates."""
+    bytes: int = 0
+    """Bytes of operands read and results written (defined in the module's docstring)."""
+    by_operator: Counter[str] = field(default_factory=Counter)
+    """Operator, such as `aten.mm.default` -> its operations."""
+    by_module: Counter[str] = field(default_factory=Counter)
+    """With `count(model)`: module name -> operations that ran in it and in none of its children; `""` is the model."""
+    uncounted: Counter[str] = field(default_factory=Counter)
+    """Operators that computed with floating point numbers but have no formula -> number of calls."""
+
+
+@contextmanager
+def count(model: nn.Module | None = None) -> Iterator[Tally]:
+    """Count the operations and bytes of everything that torch runs inside the block.
+
+    Args:
+        model: also attribute the operations to the modules of this model, in `Tally.by_module`.
+    """
+    tally = Tally()
+    running: list[str] = []
+    hooks = []
+    if model is not None:
+        names = {module: name for name, module in model.named_modules()}
+
+        def enter(module: nn.Module, inputs: Any) -> None:
+            if module in names:
+                running.append(names[module])
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            if module in names and running:
+                running.pop()
+
+        # Hooks on the modules themselves would switch off the fused path of nn.TransformerEncoderLayer.
+        hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    try:
+        with _Counting(tally, running if model is not None else None):
+            yield tally
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# Formulas: (arguments by their name in the operator's schema, result) -> operations, or None if they cannot be told.
+Formula = Callable[[dict[str, Any], Any], int | None]
+
+
+def _mm(a: Tensor, b: Tensor) -> int | None:
+    """(..., M, K) x (..., K, N) -> (..., M, N); vectors as in `torch.matmul`.
+
+    A sparse left operand multiplies its stored elements only.
+    """
+    columns = b.shape[-1] if b.ndim > 1 else 1
+    if a.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc) and b.layout is torch.strided:
+        return a._nnz() * columns
+    if a.layout is torch.strided and b.layout is torch.strided:
+        return a.numel() * columns
+    return None
+
+
+def _matrix_product(left: str, right: str) -> Formula:
+    return lambda arg, _: _mm(arg[left], arg[right])
+
+
+def _convolution(x: Tensor, weight: Tensor, out: Tensor, transposed: bool) -> int:
+    """x (N, C, *size), weight (C_out, C/groups, *kernel), or (C, C_out/groups, *kernel) when transposed.
+
+    Every weight meets each output position once; in a transposed convolution, each input position.
+    """
+    positions = (x if transposed else out).shape
+    return positions[0] * math.prod(positions[2:]) * weight.numel()
+
+
+def _convolution_forward(arg: dict[str, Any], out: Tensor) -> int:
+    return _convolution(arg["input"], arg["weight"], out, arg["transposed"])
+
+
+def _convolution_backward(arg: dict[str, Any], _: Any) -> int:
+    """The gradients of the input and of the weight cost one forward pass each, where they are asked for."""
+    forward = _convolution(arg["input"], arg["weight"], arg["grad_output"], arg["transposed"])
+    return forward * (int(arg["output_mask"][0]) + int(arg["output_mask"][1]))
+
+
+def _attention(
+    query_key: int, value: int, *, heads_first: bool = True, cumulated: tuple[str, str] = ("", "")
+) -> Formula:
+    """Attention of query (B, H, N, E) over key (B, H_kv, M, E) and value (B, H_kv, M, E_v).
+
+    A product Q K^T costs B H N M E, a product with V costs B H N M E_v. The formula adds `query_key` of the first kind
+    and `value` of the second: 1 and 1 forward; 3 (the scores again, dQ, dK) and 2 (dV, dP) in the backward pass of a
+    fused kernel. H counts the heads of the query (grouped queries share keys, not products). Causal or masked scores
+    count like the others. With `heads_first` false, the layout is (B, N, H, E). `cumulated` names the arguments that
+    hold the bounds of packed sequences, if the operator has them.
+    """
+
+    def operations(arg: dict[str, Any], _: Any) -> int:
+        q, k, v = arg["query"], arg["key"], arg["value"]
+        length, heads = (2, 1) if heads_first else (1, 2)
+        bounds = [b for name in cumulated if (b := arg.get(name)) is not None]
+        if len(bounds) == 2:  # packed: batch 1, sequences one after the other
+            n, m = (b.diff().tolist() for b in bounds)
+            scores = sum(i * j for i, j in zip(n, m, strict=True)) * q.shape[-2]
+        else:
+            scores = q.shape[0] * q.shape[heads] * q.shape[length] * k.shape[length]
+        return int(scores * (query_key * q.shape[-1] + value * v.shape[-1]))
+
+    return operations
+
+
+def _multi_head_attention(query: Tensor, key: Tensor, width: int) -> int:
+    """Self- or cross-attention of width D: projections N D^2 + 2 M D^2 + N D^2, scores and mix 2 B N M D.
+
+    Nested operands project their real tokens but attend over the padded length, as torch's CPU kernel does.
+    """
+    projections = (query.numel() + key.numel()) // width * 2 * width**2
+    return projections + 2 * query.size(0) * _length(query) * _length(key) * width
+
+
+def _length(x: Tensor) -> int:
+    """Length N of x (B, N, D), the longest one if x is nested."""
+    return max((t.shape[0] for t in x.unbind()), default=0) if x.is_nested else int(x.shape[1])
+
+
+def _fused_attention(arg: dict[str, Any], _: Any) -> int:
+    return _multi_head_attention(arg["query"], arg["key"], arg["embed_dim"])
+
+
+def _fused_encoder_layer(arg: dict[str, Any], _: Any) -> int:
+    x, width = arg["src"], arg["embed_dim"]
+    feed_forward: int = arg["ffn_weight_1"].numel() + arg["ffn_weight_2"].numel()
+    tokens: int = x.numel() // width
+    return _multi_head_attention(x, x, width) + tokens * feed_forward
+
+
+def _recurrent(steps: Tensor, weights: Sequence[Tensor], passes: int = 1) -> int:
+    """Every matrix of a recurrent layer meets each step of each sequence once, forward."""
+    return passes * math.prod(steps.shape[:-1]) * sum(w.numel() for w in weights if w.ndim == 2)
+
+
+def _cudnn_recurrent(arg: dict[str, Any], _: Any) -> int:
+    backward_of_weights = "output_mask" in arg and arg["output_mask"][3]
+    return _recurrent(arg["input"], arg["weight"], passes=1 + int(backward_of_weights))
+
+
+_FLASH_BOUNDS = ("cum_seq_q", "cum_seq_k")
+_EFFICIENT_BOUNDS = ("cu_seqlens_q", "cu_seqlens_k")
+
+FORMULAS: dict[str, Formula] = {
+    "convolution": _convolution_forward,
+    "_convolution": _convolution_forward,
+    "mkldnn_convolution": lambda a, out: _convolution(a["self"], a["weight"], out, False),
+    "cudnn_convolution": lambda a, out: _convolution(a["self"], a["weight"], out, False),
+    "cudnn_convolution_transpose": lambda a, out: _convolution(a["self"], a["weight"], out, True),
+    "convolution_overrideable": _convolution_forward,
+    "convolution_backward": _convolution_backward,
+    "convolution_backward_overrideable": _convolution_backward,
+    "mm": _matrix_product("self", "mat2"),
+    "bmm": _matrix_product("self", "mat2"),
+    "addmm": _matrix_product("mat1", "mat2"),
+    "addmm_": _matrix_product("mat1", "mat2"),
+    "_addmm_activation": _matrix_product("mat1", "mat2"),
+    "_int_mm": _matrix_product("self", "mat2"),
+    "_scaled_mm": _matrix_product("self", "mat2"),
+    "baddbmm": _matrix_product("batch1", "batch2"),
+    "baddbmm_": _matrix_product("batch1", "batch2"),
+    "addbmm": _matrix_product("batch1", "batch2"),
+    "addbmm_": _matrix_product("batch1", "batch2"),
+    "mv": _matrix_product("self", "vec"),
+    "addmv": _matrix_product("mat", "vec"),
+    "addmv_": _matrix_product("mat", "vec"),
+    "dot": _matrix_product("self", "tensor"),
+    "vdot": _matrix_product("self", "other"),
+    "_sparse_addmm": _matrix_product("mat1", "mat2"),
+    "addr": lambda a, _: a["vec1"].numel() * a["vec2"].numel(),
+    "addr_": lambda a, _: a["vec1"].numel() * a["vec2"].numel(),
+    "linear": lambda a, _: a["input"].numel() // a["weight"].shape[-1] * a["weight"].numel(),
+    "_scaled_dot_product_flash_attention": _attention(1, 1),
+    "_scaled_dot_product_flash_attention_for_cpu": _attention(1, 1),
+    "_scaled_dot_product_efficient_attention": _attention(1, 1),
+    "_scaled_dot_product_cudnn_attention": _attention(1, 1),
+    "_scaled_dot_product_fused_attention_overrideable": _attention(1, 1),
+    "_scaled_dot_product_attention_math_for_mps": _attention(1, 1),
+    "_flash_attention_forward": _attention(1, 1, heads_first=False, cumulated=_FLASH_BOUNDS),
+    "_efficient_attention_forward": _attention(1, 1, heads_first=False, cumulated=_EFFICIENT_BOUNDS),
+    "_scaled_dot_product_flash_attention_backward": _attention(3, 2),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention(3, 2),
+    "_scaled_dot_product_efficient_attention_backward": _attention(3, 2),
+    "_scaled_dot_product_cudnn_attention_backward": _attention(3, 2),
+    "_scaled_dot_product_fused_attention_overrideable_backward": _attention(3, 2),
+    "_flash_attention_backward": _attention(3, 2, heads_first=False, cumulated=_FLASH_BOUNDS),
+    "_efficient_attention_backward": _attention(3, 2, heads_first=False, cumulated=_EFFICIENT_BOUNDS),
+    "_native_multi_head_attention": _fused_attention,
+    "_transformer_encoder_layer_fwd": _fused_encoder_layer,
+    "mkldnn_rnn_layer": lambda a, _: _recurrent(a["input"], (a["weight0"], a["weight1"])),
+    "mkldnn_rnn_layer_backward": lambda a, _: _recurrent(a["input"], (a["weight1"], a["weight2"]), passes=2),
+    "_cudnn_rnn": _cudnn_recurrent,
+    "_cudnn_rnn_backward": _cudnn_recurrent,
+}
+"""Operators of the `aten` namespace with a formula. Composite operators (`conv2d`, `einsum`, `matmul`, ...) need none:
+they are counted by what they decompose into, so nothing is counted twice."""
+
+
+def _operators(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+CREATION = _operators(
+    "arange bernoulli_ exponential_ eye eye_ fill fill_ full full_like linspace log_normal_ logspace new_full new_ones "
+    "new_zeros normal_ ones ones_like rand rand_like randint randint_like randn randn_like random_ randperm "
+    "scalar_tensor tril_indices triu_indices uniform_ zero zero_ zeros zeros_like"
+)
+"""Operators that write constants or random numbers: they read nothing."""
+
+ALLOCATION = _operators(
+    "_efficientzerotensor empty empty_like empty_permuted empty_quantized empty_strided is_same_size new_empty "
+    "new_empty_strided resize_ set_ size stride sym_numel sym_size sym_storage_offset sym_stride"
+)
+"""Operators that allocate, or look at shapes: they touch no element."""
+
+GATHER = _operators("_unsafe_index embedding gather index index_select masked_select take")
+"""Operators that read only as many elements of their first operand as they return."""
+
+SCATTER = {
+    "index_add_": "source",
+    "index_copy_": "source",
+    "put_": "source",
+    "scatter_": "index",
+    "scatter_add_": "index",
+    "scatter_reduce_": "index",
+}
+"""Operators that write, in place, only as many elements as the named argument has. `index_put_` does too."""
+
+OVERWRITE = _operators("copy_ index_copy_ index_put_ _index_put_impl_ put_ scatter_")
+"""Operators in place that do not read what they write over, unless they reduce or accumulate."""
+
+MOVEMENT = (
+    CREATION
+    | ALLOCATION
+    | GATHER
+    | OVERWRITE
+    | _operators(
+        "_local_scalar_dense _nested_from_padded _nested_tensor_from_mask _nested_tensor_from_mask_left_aligned "
+        "_nested_tensor_from_tensor_list _pack_padded_sequence _to_dense _to_sparse bernoulli cat clone "
+        "constant_pad_nd copy dequantize diag_embed diagonal_scatter embedding_dense flip im2col index_fill "
+        "index_fill_ index_put masked_fill masked_fill_ masked_scatter masked_scatter_ native_channel_shuffle "
+        "pixel_shuffle pixel_unshuffle put reflection_pad1d reflection_pad2d reflection_pad3d repeat "
+        "replication_pad1d replication_pad2d replication_pad3d roll rot90 scatter select_scatter slice_scatter stack "
+        "to_mkldnn to_padded_tensor tril tril_ triu triu_ unsafe_split unsafe_split_with_sizes upsample_nearest1d "
+        "upsample_nearest2d upsample_nearest3d where"
+    )
+)
+"""Operators whose results hold nothing but elements of their operands (verbatim, or converted to another type),
+constants and random numbers; so do the copying forms of views, whose names end in `_copy`."""
+
+
+def _is_arithmetic(operator: str, arg: dict[str, Any], tensors: Iterable[Tensor]) -> bool:
+    """Whether an operator without a formula computes with floating point numbers.
+
+    It does when an operand or a result is floating point, complex or quantised, and it is not in `MOVEMENT`; a scatter
+    with `reduce` or `accumulate` is arithmetic.
+    """
+    moves = (operator in MOVEMENT or operator.endswith("_copy")) and not _accumulates(arg)
+    return not moves and any(t.is_floating_point() or t.is_complex() or t.is_quantized for t in tensors)
+
+
+def _accumulates(arg: dict[str, Any]) -> bool:
+    return bool(arg.get("accumulate") or arg.get("reduce"))
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, tally: Tally, running: list[str] | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tally = tally
+        self.running = running
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        operands = {id(t): t for t in (*_tensors(args), *_tensors(tuple(kwargs.values())))}
+        if not any(t.is_nested for t in operands.values()):  # nested tensors have kernels of their own
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if not func.is_view and torch.Tag.inplace_view not in func.tags:
+            self._add(func, _by_name(func, args, kwargs), operands, out)
+        return out
+
+    def _add(self, func: Any, arg: dict[str, Any], operands: dict[int, Tensor], out: Any) -> None:
+        tally, name, operator = self.tally, str(func), func._schema.name.split("::")[1]
+        results = {id(t): t for t in _tensors(out)}
+        written = _written(func, arg)
+        if not written and _is_view(operands, results):
+            return
+        tally.bytes += _bytes_moved(operator, arg, operands, results, written)
+        formula = FORMULAS.get(operator) if func.namespace == "aten" else None
+        operations = formula(arg, out) if formula else None
+        if operations is not None:
+            tally.operations += operations
+            tally.by_operator[name] += operations
+            if self.running is not None:
+                tally.by_module[self.running[-1] if self.running else OUTSIDE] += operations
+        elif _is_arithmetic(operator, arg, (operands | results).values()):
+            tally.uncounted[name] += 1
+
+
+def _bytes_moved(
+    operator: str,
+    arg: dict[str, Any],
+    operands: dict[int, Tensor],
+    results: dict[int, Tensor],
+    written: dict[int, tuple[Tensor, bool]],
+) -> int:
+    """Bytes that one operator read and wrote; `written` maps the operands it writes to (operand, is an `out=`)."""
+    if operator in ALLOCATION:
+        return 0
+    reads = {} if operator in CREATION else {key: _bytes(t) for key, t in operands.items()}
+    known = {_storage(t) for t in operands.values()}
+    writes = sum(_bytes(t) for t in results.values() if _storage(t) not in known)
+    if operator in GATHER:
+        source = next(iter(operands))
+        reads[source] = min(reads[source], writes)
+    for key, (t, is_out) in written.items():
+        touched = min(_bytes(t), _touched(operator, arg, t) * t.element_size())
+        writes += touched
+        if is_out or operator in CREATION or (operator in OVERWRITE and not _accumulates(arg)):
+            reads.pop(key, None)
+        else:
+            reads[key] = touched
+    return writes + sum(reads.values())
+
+
+def _touched(operator: str, arg: dict[str, Any], x: Tensor) -> int:
+    """How many elements of `x` an operator writes in place."""
+    if operator in SCATTER:
+        return int(arg[SCATTER[operator]].numel())
+    if operator not in ("index_put_", "_index_put_impl_"):
+        return x.numel()
+    places: tuple[int, ...] = ()
+    indexed, axis = 1, 0
+    for index in arg["indices"]:
+        mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+        axes = index.ndim if mask else 1
+        if index is not None:
+            shape = (int(index.count_nonzero()),) if mask else index.shape
+            places = torch.broadcast_shapes(places, shape)  # type: ignore[no-untyped-call]
+            indexed *= math.prod(x.shape[axis : axis + axes])
+        axis += axes
+    return math.prod(places) * (x.numel() // indexed) if indexed else 0
+
+
+def _is_view(operands: dict[int, Tensor], results: dict[int, Tensor]) -> bool:
+    """Whether all results share the storage of an operand."""
+    storages = {_storage(t) for t in operands.values()}
+    return bool(results) and all(_storage(t) in storages for t in results.values())
+
+
+def _bytes(t: Tensor) -> int:
+    """Bytes of the distinct elements of `t`."""
+    if t.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        return sum(part.numel() * part.element_size() for part in _parts(t))
+    if t.layout is not torch.strided or t.is_nested:
+        return t.numel() * t.element_size()
+    distinct = math.prod(n for n, stride in zip(t.shape, t.stride(), strict=True) if stride != 0)
+    return min(distinct * t.element_size() if t.numel() else 0, t.untyped_storage().nbytes())
+
+
+def _parts(t: Tensor) -> tuple[Tensor, ...]:
+    """The dense tensors that a sparse one is made of."""
+    if t.layout is torch.sparse_coo:
+        return t._indices(), t._values()
+    if t.layout is torch.sparse_csr:
+        return t.crow_indices(), t.col_indices(), t.values()
+    return t.ccol_indices(), t.row_indices(), t.values()
+
+
+def _storage(t: Tensor) -> int:
+    """What two tensors have in common when one is a view of the other."""
+    return t.untyped_storage()._cdata if t.layout is torch.strided and not t.is_nested else id(t)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of an operator's arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _by_name(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by their names in the operator's schema; those left at their default are absent."""
+    return dict(zip(_names(func), args, strict=False)) | kwargs
+
+
+@cache
+def _names(func: Any) -> tuple[str, ...]:
+    return tuple(argument.name for argument in func._schema.arguments)
+
+
+@cache
+def _mutable(func: Any) -> tuple[tuple[str, bool], ...]:
+    """(name, is an `out=` argument) of each argument that the operator writes to."""
+    arguments = func._schema.arguments
+    return tuple((a.name, a.is_out) for a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+def _written(func: Any, arg: dict[str, Any]) -> dict[int, tuple[Tensor, bool]]:
+    return {id(t): (t, is_out) for name, is_out in _mutable(func) for t in _tensors(arg.get(name))}
