@@ -148,7 +148,9 @@ class Record(Model):
     """`smoke` runs in seconds on data that is always there; `full` is what the published numbers come from."""
     data: str = Field(examples=["12 photos of scikit-image and scikit-learn, 224 x 224"])
     """The data, with its number of items and its split."""
-    model: str | None = Field(default=None, examples=["ViT-S/14 with a convolutional saliency decoder, 24.3 M parameters"])
+    model: str | None = Field(
+        default=None, examples=["ViT-S/14 with a convolutional saliency decoder, 24.3 M parameters"]
+    )
     """The host model, where there is one."""
     unit: str = Field(examples=["one image"])
     """The unit of work that `operations`, `bytes` and `wall_ms` refer to."""
