@@ -1,0 +1,146 @@
+"""Cross-sample similarity: how much of a data set repeats other items of the same data set.
+
+Items are given as embeddings, and two items are duplicates when the cosine of their embeddings exceeds 1 - epsilon
+(abbas-2023-semdedup, section 3, arXiv 2303.09540). Duplicates of duplicates form groups: the connected components of
+the graph that joins every pair of duplicates. Of each group one item would do, so the measure is the share of items
+that could go, (N - groups) / (N - 1): 0 when no two items are alike, 1 when all are. It is an upper bound of what
+`techniques.semantic_deduplication` removes, which keeps both ends of a chain whose ends are not alike.
+
+All pairs are visited in tiles of block x block, so memory does not grow with the square of the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from reference_impls.contract import Redundancy, check_range, check_tensor
+
+BLOCK = 1024
+"""Rows and columns of a tile of similarities: 4 MiB in float32."""
+
+
+def unit(embeddings: Tensor, name: str = "embeddings") -> Tensor:
+    """Rows of `embeddings` (N, D) scaled to length 1.
+
+    Raises: TypeError, ValueError for anything else than a finite floating point matrix, and for a row of zeros, which
+    has no direction and so no cosine with anything.
+    """
+    check_tensor(name, embeddings, "N D")
+    length = embeddings.norm(dim=1, keepdim=True)  # (N, 1)
+    zero = (length == 0).flatten().nonzero().flatten().tolist()
+    if zero:
+        raise ValueError(
+            f"{name}: {len(zero)} of {len(embeddings)} rows are zero, the first is row {zero[0]}; a zero vector has no "
+            "cosine with anything, so leave such items out or embed them in another way"
+        )
+    return embeddings / length
+
+
+def clusters(labels: Tensor | None, n: int) -> list[Tensor]:
+    """Indices of the items of each cluster, ascending; one cluster of all `n` items when `labels` is None.
+
+    Raises: ValueError unless `labels` is (N,) integers with one label an item.
+    """
+    if labels is None:
+        return [torch.arange(n)] if n else []
+    check_tensor("labels", labels, "N", floating=False)
+    if len(labels) != n or labels.is_floating_point():
+        raise ValueError(
+            f"labels must hold one integer an item: {n} items, labels {tuple(labels.shape)} {labels.dtype}"
+        )
+    _, inverse, sizes = labels.cpu().unique(return_inverse=True, return_counts=True)
+    return list(inverse.argsort(stable=True).split(sizes.tolist()))
+
+
+def earlier_similarities(z: Tensor, block: int = BLOCK) -> Iterator[tuple[int, int, Tensor]]:
+    """Cosines of every item with the items before it, tile by tile.
+
+    z: (N, D) unit vectors. Yields (i, j, tile): `tile[a, b]` is the cosine of item i + a and item j + b, or minus
+    infinity where j + b does not come before i + a. Cosines are cut at 1, which rounding may exceed.
+    """
+    for i in range(0, len(z), block):
+        for j in range(0, i + 1, block):
+            tile = (z[i : i + block] @ z[j : j + block].T).clamp_(max=1)  # (<= block, <= block)
+            if i == j:
+                tile.masked_fill_(torch.ones_like(tile, dtype=torch.bool).triu_(), -torch.inf)
+            yield i, j, tile
+
+
+def earlier_similarities_operations(n: int, dimension: int, block: int = BLOCK) -> int:
+    """Multiply-accumulates of `earlier_similarities` over n items: about n^2 D / 2, and n^2 D when n <= block."""
+    ends = [min(i + block, n) for i in range(0, n, block)]
+    return dimension * sum((end - start) * end for start, end in zip(range(0, n, block), ends, strict=True))
+
+
+def nearest(queries: Tensor, references: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """Cosine (Q,) and index (Q,) of the reference closest to each query; queries (Q, D), references (R, D), R >= 1."""
+    queries, references = unit(queries, "queries"), unit(references, "references")
+    if not len(references):
+        raise ValueError("references is empty, so nothing is nearest")
+    best = queries.new_full((len(queries),), -torch.inf)
+    index = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    for i in range(0, len(queries), block):
+        rows = slice(i, i + block)
+        for j in range(0, len(references), block):
+            value, where = (queries[rows] @ references[j : j + block].T).clamp_(max=1).max(dim=1)
+            closer = value > best[rows]
+            best[rows] = torch.where(closer, value, best[rows])
+            index[rows] = torch.where(closer, where + j, index[rows])
+    return best, index
+
+
+def exact_groups(items: Sequence[Hashable] | Tensor) -> Tensor:
+    """(N,) index of the first item that equals each item: by hash, or row by row for a tensor (N, ...)."""
+    if isinstance(items, Tensor):
+        items = [row.numpy().tobytes() for row in items.detach().cpu().contiguous()]
+    first: dict[Hashable, int] = {}
+    return torch.tensor([first.setdefault(item, i) for i, item in enumerate(items)], dtype=torch.long)
+
+
+def near_groups(embeddings: Tensor, epsilon: float, labels: Tensor | None = None, block: int = BLOCK) -> Tensor:
+    """(N,) lowest index in the group of each item, where chains of cosines above 1 - epsilon make a group.
+
+    embeddings: (N, D), normalised here. With `labels` (N,), pairs are only sought inside a cluster.
+    """
+    check_range("epsilon", epsilon, 0, 1)
+    z = unit(embeddings)
+    root = torch.arange(len(z))
+    for members in clusters(labels, len(z)):
+        for i, j, tile in earlier_similarities(z[members.to(z.device)], block):
+            later, earlier = (tile > 1 - epsilon).nonzero(as_tuple=True)
+            _join(root, members[later.cpu() + i], members[earlier.cpu() + j])
+    return root
+
+
+def _join(root: Tensor, a: Tensor, b: Tensor) -> None:
+    """Unite the groups of a[k] and b[k] for all k at once; `root` (N,) holds the lowest index of each group."""
+    while True:
+        high, low = torch.maximum(root[a], root[b]), torch.minimum(root[a], root[b])
+        apart = high != low
+        if not apart.any():
+            return
+        a, b, high, low = a[apart], b[apart], high[apart], low[apart]
+        root.scatter_reduce_(0, high, low, "amin")
+        while not torch.equal(root, root[root]):
+            root.copy_(root[root])
+
+
+def removable_share(groups: Tensor) -> float:
+    """(N - number of groups) / (N - 1) of group labels (N,); 0 for fewer than two items."""
+    n = len(groups)
+    return (n - len(groups.unique())) / (n - 1) if n > 1 else 0.0
+
+
+def duplicates(embeddings: Tensor, epsilon: float, labels: Tensor | None = None, block: int = BLOCK) -> Redundancy:
+    """Share of the items that could go because another one, or a chain of others, is within epsilon of them.
+
+    `where` splits it into `exact` (equal embeddings, bit for bit) and `near` (the rest).
+    """
+    groups = near_groups(embeddings, epsilon, labels, block)
+    value = removable_share(groups)
+    exact = min(removable_share(exact_groups(embeddings)), value)
+    measure = f"share of items in a chain of cosines above {1 - epsilon:g}"
+    return Redundancy(value, measure, {"exact": exact, "near": value - exact})

@@ -1,0 +1,246 @@
+"""SemDeDup: leave out training items whose embedding almost equals that of an item kept.
+
+Papers
+    abbas-2023-semdedup: Abbas, Tirumala, Simig, Ganguli, Morcos, "SemDeDup: Data-efficient learning at web-scale
+    through semantic deduplication", arXiv 2303.09540. The rule is section 3 with Algorithm A7; which one of two
+    duplicates is kept is section 6.3.
+
+Idea
+    Two items of a data set whose embeddings point the same way teach a model almost the same, so one of them would do.
+    Looking at all pairs costs N^2, so the data set is first cut into clusters by k-means, and pairs are only compared
+    inside a cluster: N^2 / k. In each cluster the items are put in an order, by default the least typical first (the
+    lowest cosine with the centroid); an item goes when its highest cosine with an item before it exceeds 1 - epsilon.
+
+    "An item before it" may itself be removed. So every removed item has a twin within epsilon, but twins can form a
+    chain a - b - c in which only a is kept although a and c are not alike. `representatives` follows such chains.
+
+Embeddings and cluster labels are inputs: any encoder and any library's k-means can make them. Without labels all pairs
+are compared. Every step works in tiles, so a large cluster never needs its full matrix of similarities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from reference_impls.contract import (
+    Handle,
+    Redundancy,
+    Setting,
+    Technique,
+    UnsupportedHost,
+    check_range,
+    warn_no_effect,
+)
+from reference_impls.redundancy.cross_sample_similarity import (
+    BLOCK,
+    clusters,
+    duplicates,
+    earlier_similarities,
+    earlier_similarities_operations,
+    unit,
+)
+
+Keep = Literal["hard", "easy", "random"]
+EPSILON = 0.05
+
+
+class Selection(NamedTuple):
+    """What deduplication decided; indices into the data set, `kept` and `removed` ascending."""
+
+    kept: Tensor
+    """(K,) items that stay."""
+    removed: Tensor
+    """(R,) items that go."""
+    twin: Tensor
+    """(R,) for each removed item, the item before it in its cluster's order that it is closest to."""
+    similarity: Tensor
+    """(R,) cosine of the removed item and its twin, above 1 - epsilon."""
+
+
+def cluster_order(z: Tensor, keep: Keep = "hard", generator: torch.Generator | None = None) -> Tensor:
+    """Order (n,) in which the items of one cluster are looked at; the earlier one of two duplicates is kept.
+
+    z: (n, D) unit vectors. `hard` starts with the lowest cosine with the centroid, `easy` with the highest, `random`
+    with any (abbas-2023-semdedup, section 6.3). Equal cosines stay in the order of the data set.
+    """
+    if keep == "random":
+        return torch.randperm(len(z), generator=generator).to(z.device)
+    to_centroid = z @ z.mean(0)  # (n,) the cosine but for the centroid's length, which does not change the order
+    return to_centroid.argsort(descending=keep == "easy", stable=True)
+
+
+def closest_earlier(z: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """Highest cosine (n,) with an item before it, and that item's position (n,); the first item gets minus infinity.
+
+    z: (n, D) unit vectors in order. This is the column maximum of the strictly upper triangle of the similarity matrix
+    (abbas-2023-semdedup, Algorithm A7), taken tile by tile. Of equally close items the first one is the twin.
+    """
+    best = z.new_full((len(z),), -torch.inf)
+    twin = torch.zeros(len(z), dtype=torch.long, device=z.device)
+    for i, j, tile in earlier_similarities(z, block):
+        value, where = tile.max(dim=1)  # (<= block,)
+        rows = slice(i, i + block)
+        closer = value > best[rows]
+        best[rows] = torch.where(closer, value, best[rows])
+        twin[rows] = torch.where(closer, where + j, twin[rows])
+    return best, twin
+
+
+def semdedup(
+    embeddings: Tensor,
+    epsilon: float,
+    labels: Tensor | None = None,
+    keep: Keep = "hard",
+    seed: int = 0,
+    block: int = BLOCK,
+) -> Selection:
+    """Select the items to keep (abbas-2023-semdedup, section 3 and Algorithm A7).
+
+    Args:
+        embeddings: (N, D) floating point, scaled to length 1 here; a row of zeros is refused.
+        epsilon: an item goes when its cosine with an item before it exceeds 1 - epsilon; 0 removes nothing. In float32
+            a cosine is exact to about 1e-7, so epsilons below 1e-6 do not reliably find even equal items.
+        labels: (N,) integer cluster of each item; None compares all pairs.
+        keep: which one of two duplicates is kept; see `cluster_order`.
+        seed: of the order, for keep="random".
+        block: side of a tile of similarities.
+
+    Raises: ValueError, TypeError for bad shapes, dtypes, knobs or values.
+    """
+    check_range("epsilon", epsilon, 0, 1)
+    check_range("block", block, 1, integer=True)
+    if keep not in ("hard", "easy", "random"):
+        raise ValueError(f"keep must be 'hard', 'easy' or 'random', got {keep!r}")
+    z = unit(embeddings)
+    generator = torch.Generator().manual_seed(seed)
+    similarity = z.new_full((len(z),), -torch.inf)
+    twin = torch.arange(len(z), device=z.device)
+    for members in clusters(labels, len(z)):
+        members = members.to(z.device)
+        members = members[cluster_order(z[members], keep, generator)]
+        similarity[members], position = closest_earlier(z[members], block)
+        twin[members] = members[position]
+    goes = similarity > 1 - epsilon  # (N,)
+    removed = goes.nonzero().flatten()
+    return Selection((~goes).nonzero().flatten(), removed, twin[removed], similarity[removed])
+
+
+def representatives(selection: Selection) -> Tensor:
+    """(N,) the kept item that stands for each item: itself if kept, else the end of its chain of twins."""
+    stands = torch.arange(len(selection.kept) + len(selection.removed), device=selection.kept.device)
+    stands[selection.removed] = selection.twin
+    while not torch.equal(stands, stands[stands]):
+        stands = stands[stands]
+    return stands
+
+
+def operations(sizes: Sequence[int], dimension: int, keep: Keep = "hard", block: int = BLOCK) -> int:
+    """Multiply-accumulates of `semdedup` over clusters of these sizes.
+
+    For each cluster of n items, n D for the cosines with the centroid (none for keep="random") and the tiles of
+    `earlier_similarities`. Scaling to length 1 and the centroid's mean are additions over N D, not counted.
+    """
+    order = 0 if keep == "random" else dimension * sum(sizes)
+    return order + sum(earlier_similarities_operations(n, dimension, block) for n in sizes)
+
+
+class EmbeddedDataset(Dataset[Any]):
+    """A map-style data set with one embedding an item: what `SemanticDeduplication` works on."""
+
+    def __init__(
+        self, items: Any, embeddings: Tensor, labels: Tensor | None = None, operations_per_item: int = 0
+    ) -> None:
+        """Join a map-style data set or sequence with its embeddings (N, D) and, if wanted, cluster labels (N,).
+
+        `operations_per_item` is what the caller's training spends on one item over all its epochs, in
+        multiply-accumulates; `SemanticDeduplication.saving` counts it for each removed item.
+        """
+        if len(items) != len(embeddings):
+            raise ValueError(f"there must be one embedding an item: {len(items)} items, {len(embeddings)} embeddings")
+        self.items = items
+        self.embeddings = embeddings
+        self.labels = labels
+        self.operations_per_item = operations_per_item
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+class SemanticDeduplication(Technique):
+    """Semantic deduplication (SemDeDup) of a data set before training on it."""
+
+    id = "semantic-deduplication"
+    execution = "real"
+
+    def settings(self) -> list[Setting]:
+        """From nothing (epsilon 0) to a threshold that also joins items which are merely about the same thing."""
+        return [
+            Setting("off", {"epsilon": 0.0}, off=True),
+            *(Setting(f"epsilon={e:g}", {"epsilon": e}, adaptive=True) for e in (0.01, EPSILON, 0.2)),
+        ]
+
+    def measure(self, host: Any, inputs: Any = None) -> Redundancy:
+        """Share of items that could go at epsilon 0.05: see `redundancy.cross_sample_similarity.duplicates`."""
+        embeddings, labels = self._inputs_of(host)
+        return duplicates(embeddings, EPSILON, labels)
+
+    def apply(
+        self,
+        host: Any,
+        *,
+        epsilon: float = EPSILON,
+        embeddings: Tensor | None = None,
+        labels: Tensor | None = None,
+        keep: Keep = "hard",
+        seed: int = 0,
+        block: int = BLOCK,
+    ) -> Handle:
+        """Deduplicate the data set `host`; `handle.host` is a `torch.utils.data.Subset` of it, in the same order.
+
+        `embeddings` (N, D) and `labels` (N,) default to the attributes of an `EmbeddedDataset`; the other knobs are
+        those of `semdedup`. The trace holds the `Selection` and the sizes of the clusters.
+
+        Raises: UnsupportedHost for a host without a length, items or embeddings; ValueError, TypeError for bad knobs.
+        """
+        embeddings, labels = self._inputs_of(host, embeddings, labels)
+        selection = semdedup(embeddings, epsilon, labels, keep, seed, block)
+        if epsilon > 0 and not len(selection.removed):
+            warn_no_effect(self.id, f"no two items of a cluster have a cosine above {1 - epsilon:g}")
+        trace = {
+            **selection._asdict(),
+            "cluster_sizes": [len(members) for members in clusters(labels, len(host))],
+            "dimension": embeddings.shape[1],
+            "keep": keep,
+            "block": block,
+        }
+        return Handle(Subset(host, selection.kept.tolist()), trace=lambda: trace)
+
+    def saving(self, host: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
+        """Removed items x operations an item, less the similarities: R c - sum over clusters of about n^2 D.
+
+        c is the host's `operations_per_item` (0 when it does not say). Embedding and clustering happen before `apply`
+        and are not in it.
+        """
+        overhead = operations(trace["cluster_sizes"], trace["dimension"], trace["keep"], trace["block"])
+        return len(trace["removed"]) * getattr(host, "operations_per_item", 0) - overhead
+
+    def _inputs_of(
+        self, host: Any, embeddings: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        embeddings = getattr(host, "embeddings", None) if embeddings is None else embeddings
+        labels = getattr(host, "labels", None) if labels is None else labels
+        if not (hasattr(host, "__len__") and hasattr(host, "__getitem__")) or embeddings is None:
+            raise UnsupportedHost(
+                self.id, host, "a map-style data set (__len__ and __getitem__) with embeddings, as in EmbeddedDataset"
+            )
+        if len(embeddings) != len(host):
+            raise ValueError(f"there must be one embedding an item: {len(host)} items, {len(embeddings)} embeddings")
+        return embeddings, labels

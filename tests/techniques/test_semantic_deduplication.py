@@ -1,0 +1,245 @@
+"""Semantic deduplication beyond the battery: known duplicates, chains, ties, tiles, and its measure."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from torch import Tensor
+
+from reference_impls.contract import NoEffectWarning, UnsupportedHost
+from reference_impls.redundancy.cross_sample_similarity import (
+    duplicates,
+    earlier_similarities,
+    exact_groups,
+    near_groups,
+    nearest,
+    removable_share,
+    unit,
+)
+from reference_impls.techniques.semantic_deduplication import (
+    EmbeddedDataset,
+    SemanticDeduplication,
+    closest_earlier,
+    cluster_order,
+    representatives,
+    semdedup,
+)
+
+
+def gaussian(n: int, dimension: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def with_near_copies(originals: int, copies: int, cosine: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Embeddings of orthogonal originals, each followed by copies of exactly this cosine with it; and their groups."""
+    basis = torch.linalg.qr(gaussian(2 * originals, 2 * originals, seed))[0]
+    original, other = basis[:originals], basis[originals:]
+    near = cosine * original + (1 - cosine**2) ** 0.5 * other
+    rows = torch.stack([original, *[near] * copies], 1).flatten(0, 1)  # (originals * (1 + copies), D)
+    return rows, torch.arange(originals).repeat_interleave(1 + copies)
+
+
+def test_planted_exact_duplicates_are_found_exactly():
+    originals = gaussian(30, 64)
+    copies = torch.tensor([0, 7, 7, 7, 12, 29])
+    selection = semdedup(torch.cat([originals, originals[copies]]), epsilon=1e-6)
+    assert len(selection.removed) == len(copies)
+    groups = torch.cat([torch.arange(30), copies])
+    assert groups[selection.kept].sort().values.tolist() == list(range(30))
+    assert groups[selection.removed].tolist() == groups[selection.twin].tolist()
+
+
+@pytest.mark.parametrize(("epsilon", "removed"), [(0.0, 0), (0.09, 0), (0.11, 8)])
+def test_near_duplicates_go_when_epsilon_passes_their_distance(epsilon: float, removed: int):
+    rows, _ = with_near_copies(8, 1, cosine=0.9)
+    assert len(semdedup(rows, epsilon).removed) == removed
+
+
+def test_duplicates_in_different_clusters_are_not_compared():
+    rows, _ = with_near_copies(8, 1, cosine=0.999)
+    apart = torch.arange(16) % 2
+    assert len(semdedup(rows, 0.05).removed) == 8
+    assert len(semdedup(rows, 0.05, labels=apart).removed) == 0
+
+
+def test_cluster_labels_may_be_any_integers_and_a_cluster_of_one_is_kept():
+    rows = torch.cat([gaussian(1, 8), gaussian(1, 8, seed=1).expand(3, 8)])
+    selection = semdedup(rows, 0.05, labels=torch.tensor([-7, 900, 900, 900]))
+    assert selection.kept.tolist()[0] == 0
+    assert len(selection.kept) == 2
+
+
+def test_an_empty_data_set_stays_empty():
+    selection = semdedup(torch.empty(0, 8), 0.05)
+    assert [len(part) for part in selection] == [0, 0, 0, 0]
+    assert representatives(selection).tolist() == []
+    assert duplicates(torch.empty(0, 8), 0.05).value == 0
+
+
+@pytest.mark.parametrize("keep", ["hard", "easy", "random"])
+def test_deduplicating_twice_changes_nothing_when_no_duplicates_remain(keep: str):
+    rows = torch.cat([gaussian(40, 16), gaussian(40, 16)[:20] + 0.02 * gaussian(20, 16, seed=1)])
+    first = semdedup(rows, 0.05, keep=keep)
+    assert 0 < len(first.removed) <= 20
+    assert len(semdedup(rows[first.kept], 0.05, keep=keep).removed) == 0
+
+
+@pytest.mark.parametrize("keep", ["hard", "easy", "random"])
+@pytest.mark.parametrize("epsilon", [0.01, 0.2, 0.5, 1.0])
+def test_every_removed_item_has_an_earlier_twin_within_epsilon(keep: str, epsilon: float):
+    rows = torch.cat([gaussian(60, 6), gaussian(60, 6) + 0.1 * gaussian(60, 6, seed=1)])
+    labels = torch.arange(120) % 5
+    selection = semdedup(rows, epsilon, labels, keep=keep)
+    z = unit(rows)
+    assert len(selection.removed) > 0
+    assert torch.equal(labels[selection.removed], labels[selection.twin])
+    torch.testing.assert_close((z[selection.removed] * z[selection.twin]).sum(1), selection.similarity)
+    assert bool((selection.similarity > 1 - epsilon).all())
+    stands = representatives(selection)
+    assert set(stands.tolist()) == set(selection.kept.tolist())
+    assert torch.equal(stands[selection.kept], selection.kept)
+    assert torch.equal(labels[stands], labels)
+
+
+def test_a_chain_keeps_one_item_though_its_ends_are_not_alike():
+    angles = torch.tensor([0.0, 0.3, 0.6, 0.9], dtype=torch.float64)
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    side = torch.tensor([[0.0, -1.0]] * 6, dtype=torch.float64)  # pulls the centroid, so the order is 3, 2, 1, 0
+    rows = torch.cat([rows, side])
+    epsilon = 1 - 0.95  # cos 0.3 = 0.955, cos 0.6 = 0.825
+    selection = semdedup(rows, epsilon)
+    stands = representatives(selection)
+    ends = unit(rows)[3] @ unit(rows)[0]
+    assert selection.removed.tolist() == [0, 1, 2, 5, 6, 7, 8, 9]
+    assert selection.twin.tolist() == [1, 2, 3, 4, 4, 4, 4, 4]
+    assert stands.tolist() == [3] * 4 + [4] * 6
+    assert ends < 1 - epsilon
+    assert near_groups(rows, epsilon).tolist() == [0] * 4 + [4] * 6
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 16, 1000])
+def test_tiles_do_not_change_the_result(block: int):
+    rows = torch.cat([gaussian(25, 8), gaussian(25, 8) + 0.05 * gaussian(25, 8, seed=1)])
+    whole, tiled = semdedup(rows, 0.1), semdedup(rows, 0.1, block=block)
+    assert torch.equal(whole.kept, tiled.kept)
+    assert torch.equal(whole.twin, tiled.twin)
+    assert torch.equal(near_groups(rows, 0.1), near_groups(rows, 0.1, block=block))
+    tiles = list(earlier_similarities(unit(rows), block))
+    assert all(max(tile.shape) <= block for _, _, tile in tiles)
+    assert sum(int(tile.isfinite().sum()) for _, _, tile in tiles) == 50 * 49 // 2
+
+
+def test_a_permutation_of_the_data_permutes_the_result():
+    rows = torch.cat([gaussian(30, 12), gaussian(30, 12) + 0.05 * gaussian(30, 12, seed=1)])
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(3))
+    plain, permuted = semdedup(rows, 0.1), semdedup(rows[order], 0.1)
+    assert order[permuted.kept].sort().values.tolist() == plain.kept.tolist()
+
+
+def test_of_equal_items_the_first_in_the_data_set_is_kept():
+    rows = torch.eye(4).repeat(3, 1)  # the centroid is equally far from all
+    assert semdedup(rows, 0.5).kept.tolist() == [0, 1, 2, 3]
+    assert semdedup(rows, 0.5).twin.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_hard_keeps_the_least_typical_copy_and_easy_the_most_typical():
+    angles = torch.tensor([0.0, 0.1, 0.2], dtype=torch.float64)
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    rows = torch.cat([rows, torch.tensor([[-0.5, 1.0]] * 4, dtype=torch.float64)])  # the centroid lies beyond 0.2
+    assert 0 in semdedup(rows, 0.05, keep="hard").kept
+    assert 2 in semdedup(rows, 0.05, keep="easy").kept
+    z = unit(rows)
+    assert cluster_order(z, "hard")[0] == 0
+    assert cluster_order(z, "easy")[-1] == 0
+
+
+def test_closest_earlier_equals_the_upper_triangle_of_algorithm_a7():
+    z = unit(gaussian(40, 10))
+    triangle = (z @ z.T).triu(1)
+    triangle[torch.ones_like(triangle, dtype=torch.bool).tril()] = -torch.inf
+    value, index = triangle.max(dim=0)
+    best, twin = closest_earlier(z, block=16)
+    torch.testing.assert_close(best, value)
+    assert torch.equal(twin[1:], index[1:])
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.3, 0.6])
+def test_groups_equal_a_search_through_the_graph_and_bound_what_is_removed(epsilon: float):
+    rows = gaussian(50, 4)
+    z = unit(rows)
+    alike = (z @ z.T) > 1 - epsilon
+    expected = list(range(50))
+    for start in range(50):
+        if expected[start] == start:
+            stack = [start]
+            while stack:
+                for other in alike[stack.pop()].nonzero().flatten().tolist():
+                    if expected[other] == other and other > start:
+                        expected[other] = start
+                        stack.append(other)
+    groups = near_groups(rows, epsilon, block=8)
+    assert groups.tolist() == expected
+    removed = len(semdedup(rows, epsilon).removed)
+    assert 0 < removed <= 50 - len(groups.unique())
+    assert removable_share(groups) == (50 - len(groups.unique())) / 49
+
+
+def test_the_exact_count_equals_the_count_of_hashes():
+    texts = [f"mail {i % 17}" for i in range(60)] + ["mail", "mail "]
+    distinct = len({hashlib.sha256(text.encode()).digest() for text in texts})
+    assert len(exact_groups(texts).unique()) == distinct
+    rows = gaussian(17, 5)[torch.arange(60) % 17]
+    assert len(exact_groups(rows).unique()) == 17
+    assert duplicates(rows, 0.0).where["exact"] == 0  # epsilon 0 joins nothing, whatever is equal
+    measured = duplicates(rows, 1e-6)
+    assert measured.value == measured.where["exact"] == 43 / 59
+
+
+def test_nearest_equals_brute_force():
+    queries, references = gaussian(9, 6), gaussian(31, 6, seed=1)
+    best, index = nearest(queries, references, block=4)
+    value, where = (unit(queries) @ unit(references).T).max(1)
+    torch.testing.assert_close(best, value)
+    assert torch.equal(index, where)
+
+
+def test_scale_of_the_embeddings_does_not_matter():
+    rows = torch.cat([gaussian(20, 8), gaussian(20, 8) + 0.05 * gaussian(20, 8, seed=1)])
+    scaled = rows * torch.linspace(0.01, 100, 40, dtype=torch.float64)[:, None]
+    assert 0 < len(semdedup(rows, 0.01).removed) <= 20
+    assert torch.equal(semdedup(rows, 0.01).kept, semdedup(scaled, 0.01).kept)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (torch.tensor([[1.0, 0], [0, 0]]), "row 1"),
+        (torch.tensor([[1.0, torch.nan]]), "not finite"),
+        (torch.ones(4), "shape"),
+        (torch.ones(4, 2, dtype=torch.long), "floating point"),
+    ],
+)
+def test_embeddings_without_a_direction_are_refused(rows: Tensor, says: str):
+    with pytest.raises((ValueError, TypeError), match=says):
+        semdedup(rows, 0.1)
+
+
+def test_the_subset_keeps_items_and_their_order():
+    words = ["a", "b", "a2", "c"]
+    rows = torch.eye(3)[[0, 1, 0, 2]]
+    handle = SemanticDeduplication().apply(words, embeddings=rows, epsilon=0.01)
+    assert list(handle.host) == ["a", "b", "c"]
+    assert handle.trace["twin"].tolist() == [0]
+    with pytest.warns(NoEffectWarning, match="no two items"):
+        SemanticDeduplication().apply(words[:2], embeddings=rows[:2], epsilon=0.01)
+
+
+def test_hosts_without_embeddings_or_of_another_length_are_refused():
+    with pytest.raises(UnsupportedHost, match="embeddings"):
+        SemanticDeduplication().apply(["a", "b"], epsilon=0.1)
+    with pytest.raises(ValueError, match="one embedding an item"):
+        EmbeddedDataset(["a", "b"], torch.eye(3))
+    with pytest.raises(ValueError, match="one embedding an item"):
+        SemanticDeduplication().apply(["a", "b"], embeddings=torch.eye(3))
