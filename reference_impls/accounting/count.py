@@ -330,11 +330,9 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         operands = {id(t): t for t in (*_tensors(args), *_tensors(tuple(kwargs.values())))}
-        if not any(t.is_nested for t in operands.values()):  # nested tensors have kernels of their own
+        if _is_composite(func) and not any(t.is_nested for t in operands.values()):  # nested ones have other kernels
             with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
+                return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         out = func(*args, **kwargs)
         if not func.is_view and torch.Tag.inplace_view not in func.tags:
             self._add(func, _by_name(func, args, kwargs), operands, out)
@@ -445,6 +443,15 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _by_name(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by their names in the operator's schema; those left at their default are absent."""
     return dict(zip(_names(func), args, strict=False)) | kwargs
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether torch runs the operator as a composition of others, which inference mode leaves to the dispatcher.
+
+    Its own C++ composition is followed: `func.decompose()` may take one in Python that uses other kernels.
+    """
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 @cache
