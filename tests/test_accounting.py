@@ -175,6 +175,7 @@ def test_products_in_place_into_out_and_of_integers():
     assert operations(lambda: torch.mm(a.bfloat16(), b.bfloat16())) == M * K * N
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_a_sparse_operand_multiplies_its_stored_elements_only():
     dense = torch.diag(torch.arange(1.0, 7.0))
     for sparse in (dense.to_sparse(), dense.to_sparse_csr()):
@@ -254,6 +255,7 @@ def test_encoder_layer_equals_its_closed_form(batch, n, width, heads, hidden, no
         assert fused == (mode is not torch.enable_grad and not training)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
 def test_encoder_layer_on_padded_sequences_projects_real_tokens_and_attends_over_the_padding():
     width, hidden, lengths = 16, 32, (5, 3)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(width, 4, hidden, batch_first=True), 2).eval()
@@ -389,8 +391,8 @@ def test_arithmetic_without_a_formula_is_listed_and_movement_is_not():
             torch.cat([x, x]), torch.stack([x, x]), x[rows], x.gather(0, rows[:, None]), x.t().contiguous(), x.half(),
             x.roll(1), x.flip(0), F.pad(x, (1, 1)), torch.where(x.bool(), x, 0.0), x.repeat(2, 2), x.new_zeros(3),
             torch.randn(3), x.clone().index_put_((rows,), x[rows]), x.view_as(x), x.to(torch.float64), x[0, 0].item(),
-            x.clone().scatter_(0, rows[:, None], 1.0), rows + 1, F.unfold(x[None, None], 2), x.masked_fill(rows[0] > 0, 0.0),
-            x.tril(),
+            x.clone().scatter_(0, rows[:, None], 1.0), rows + 1, F.unfold(x[None, None], 2),
+            x.tril(), x.masked_fill(rows[0] > 0, 0.0),
         )
     )  # fmt: skip
     assert not moved.uncounted

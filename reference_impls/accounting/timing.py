@@ -128,5 +128,5 @@ def _elapsed(call: Callable[[], object]) -> float:
 
 
 def _synchronize() -> None:
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
