@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 in plain torch, with its pretrained ImageNet weights.
 
 References:
-  tan-2019-efficientnet (arXiv 1905.11946): the architecture. The Lite variant, published with TensorFlow's TPU models in
-  2020, drops squeeze-and-excitation and uses ReLU6 instead of Swish, and keeps the stem and the head at fixed widths.
+  tan-2019-efficientnet (arXiv 1905.11946): the architecture. The Lite variant, published with TensorFlow's TPU models
+  in 2020, drops squeeze-and-excitation, uses ReLU6 instead of Swish, and keeps the stem and the head at fixed widths.
   sandler-2018-mobilenetv2 (arXiv 1801.04381): the inverted residual blocks.
 
 The weights were trained in TensorFlow, whose "same" padding at stride 2 pads one pixel more below and to the right. It

