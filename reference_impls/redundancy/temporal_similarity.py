@@ -1,0 +1,78 @@
+"""Temporal similarity: how much of a stream stays as it was in the frame before.
+
+A tile of T x T positions is *static* at a transition when no value in it moves by more than a threshold. The measure is
+the share of static tiles over all transitions: 1 for a still picture, 0 for independent noise. Whole tiles are
+compared, because the work of a convolution can only be left out by regions: scattered changes of a few pixels make
+every tile active (parger-2022-deltacnn, arXiv 2203.03996, works on regions for the same reason).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reference_impls.contract import Redundancy, check_range, check_tensor
+
+
+def tile_maximum(x: Tensor, tile: int) -> Tensor:
+    """Largest value in each tile of a map with channels last.
+
+    x: (B, H, W, C), not negative. Returns (B, ceil(H / tile), ceil(W / tile)); tiles at the edge may be partly filled.
+    """
+    batch, height, width, channels = x.shape
+    if height % tile or width % tile:
+        x = F.pad(x, (0, 0, 0, -width % tile, 0, -height % tile))
+    rows, columns = x.shape[1] // tile, x.shape[2] // tile
+    return x.reshape(batch, rows, tile, columns, tile * channels).amax((2, 4))
+
+
+def changed_tiles(previous: Tensor, current: Tensor, *, tile: int, threshold: float) -> Tensor:
+    """Tiles of which some value differs by more than `threshold` (in units of the values).
+
+    previous, current: (B, C, H, W). Returns a mask (B, ceil(H / tile), ceil(W / tile)), true where changed.
+    """
+    difference = (current - previous).abs_().permute(0, 2, 3, 1)  # (B, H, W, C)
+    return tile_maximum(difference, tile) > threshold
+
+
+def temporal_similarity(frames: Tensor | Sequence[Tensor], *, tile: int = 8, threshold: float = 0.05) -> Redundancy:
+    """Share of tiles that are static from one frame to the next.
+
+    S = 1/(T-1) sum_t mean_tiles [ max_tile |x_t - x_(t-1)| <= threshold * s ], with s the standard deviation of the
+    first frame, so that the threshold has no unit. `where` gives each transition on its own.
+
+    frames: (T, C, H, W), or T tensors (B, C, H, W). Raises ValueError for fewer than two frames or different shapes.
+    """
+    check_range("tile", tile, 1, integer=True)
+    check_range("threshold", threshold, 0)
+    stream = [check_tensor(f"frame {i}", x[None] if x.ndim == 3 else x, "B C H W") for i, x in enumerate(frames)]
+    if len(stream) < 2:
+        raise ValueError(f"temporal similarity compares successive frames: at least 2 are needed, got {len(stream)}")
+    if shapes := {tuple(x.shape) for x in stream if x.shape != stream[0].shape}:
+        raise ValueError(f"every frame must have the shape of the first, {tuple(stream[0].shape)}; got {shapes}")
+    limit = threshold * stream[0].std(correction=0).item()
+    changed = [
+        changed_tiles(before, after, tile=tile, threshold=limit).double().mean().item()
+        for before, after in zip(stream, stream[1:], strict=False)
+    ]
+    return Redundancy(
+        value=1 - sum(changed) / len(changed),
+        measure=f"share of {tile} x {tile} tiles that stay within {threshold:g} standard deviations of the frame before",
+        where={f"frame {t + 1}": 1 - share for t, share in enumerate(changed)},
+    )
+
+
+def shift_compensated(previous: Tensor, current: Tensor, *, reach: int = 4) -> Tensor:
+    """`previous` moved by the whole-pixel shift of at most `reach` that brings it closest to `current`.
+
+    What a moving camera takes away from the similarity of positions, and what following the motion could bring back.
+    previous, current: (B, C, H, W); returns (B, C, H, W), with the border repeated where nothing was seen.
+    """
+    height, width = current.shape[-2:]
+    padded = F.pad(previous, (reach, reach, reach, reach), mode="replicate")
+    shifts = [(dy, dx) for dy in range(2 * reach + 1) for dx in range(2 * reach + 1)]
+    moved = (padded[..., dy : dy + height, dx : dx + width] for dy, dx in shifts)
+    return min(moved, key=lambda x: (x - current).square_().mean().item())

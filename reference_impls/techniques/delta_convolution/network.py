@@ -1,0 +1,326 @@
+"""From a module to a delta network: the module is traced, and each of its layers on maps becomes a `Stage`.
+
+What follows the last maps (global pooling aside) works on vectors: this head runs as it is, when anything changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from reference_impls.contract import UnsupportedHost, check_tensor
+from reference_impls.techniques.delta_convolution import stages
+from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
+from reference_impls.techniques.delta_convolution.tiles import POINTWISE, Axis
+
+TECHNIQUE = "delta-convolution"
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+    *(nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
+)
+FUNCTIONS = {
+    **{F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.silu: nn.SiLU, F.hardswish: nn.Hardswish},
+    **{F.gelu: nn.GELU, torch.sigmoid: nn.Sigmoid, F.sigmoid: nn.Sigmoid, torch.tanh: nn.Tanh, F.tanh: nn.Tanh},
+}
+METHODS = {"relu": nn.ReLU, "relu_": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+PASSED_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout)
+RESHAPES = (torch.flatten, "flatten", "reshape", "view", "size")
+HEAD_MODULES = (nn.Linear, nn.Flatten, nn.BatchNorm1d, nn.Softmax, nn.LogSoftmax, *PASSED_THROUGH, *ACTIVATIONS)
+HEAD_FUNCTIONS = (
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.getitem, torch.squeeze),
+    *(F.dropout, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, F.normalize, *FUNCTIONS),
+)
+HEAD_METHODS = ("squeeze", "contiguous", "softmax", "log_softmax", *METHODS)
+
+
+class DeltaNetwork(nn.Module):
+    """A host that takes the frames of a stream one after the other and does the work of what changed.
+
+    The host's weights are copied, with batch norms folded; later changes of the host are not seen.
+    """
+
+    def __init__(self, host: nn.Module, knobs: Knobs) -> None:
+        super().__init__()
+        lowered = _lower(host, knobs)
+        self.stages, self.head_inputs, self.head_macs = lowered.stages, lowered.head_inputs, lowered.head_macs
+        self.head = fx.GraphModule(lowered.root, lowered.head)
+        self.eval()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream: the next frame is computed as a whole."""
+        self.frame_shape: torch.Size | None = None
+        self.head_log: list[int] = []
+        self.frames = 0
+
+    @torch.no_grad()
+    def forward(self, frame: Tensor) -> Tensor:
+        """frame: (B, C, H, W), the next frame of B streams. Returns what the host returns for it."""
+        check_tensor("frame", frame, "B C H W", finite=False)
+        if not bool(frame.sum().isfinite()):  # one pass; a sum cannot hide a NaN or an infinity
+            raise ValueError("frame holds values that are not finite (NaN or infinity)")
+        first = self.frame_shape is None
+        if first:
+            self._start(frame)
+        elif frame.shape != self.frame_shape:
+            raise ValueError(
+                f"frame must have shape {tuple(self.frame_shape)} as the frames before it, got {tuple(frame.shape)}: "
+                "call reset() to start a new stream"
+            )
+        self.frames += 1
+        self.stages[0].receive(frame)
+        for stage in self.stages:
+            stage.begin() if first else stage.step()
+        if first or any(stage.moved for stage in self.head_inputs):
+            self.result = self.head(*(stage.output() for stage in self.head_inputs))
+            self.head_log.append(1)
+        else:
+            self.head_log.append(0)
+        return self.result.clone()
+
+    def _start(self, frame: Tensor) -> None:
+        source, *others = self.stages
+        source.start(frame)
+        for stage in others:
+            stage.shape()
+        source.receive(frame)
+        for stage in self.stages:
+            stage.allocate(frame)
+        self.frame_shape = frame.shape
+
+    def trace(self) -> dict[str, Any]:
+        """What was computed since the stream began, in the terms of `DeltaConvolution.saving`."""
+        layers = {
+            stage.name: {
+                "macs_per_position": stage.macs,
+                "positions": stage.grid.positions,
+                "positions_per_tile": stage.grid.tile**2,
+                "map_tiles": stage.grid.count,
+                "tiles": tuple(stage.log),
+            }
+            for stage in self.stages
+            if not isinstance(stage, stages.GlobalAverage) and self.frames
+        }
+        return {"frames": self.frames, "layers": layers, "head": tuple(self.head_log), "head_macs": self.frame_shape[0]*self.head_macs}
+
+
+def _lower(host: nn.Module, knobs: Knobs) -> _Lowering:
+    """The host's stages in the order of execution, its head, and the stages that the head reads."""
+    if not isinstance(host, nn.Module):
+        raise UnsupportedHost(TECHNIQUE, host, "a torch.nn.Module that maps frames (B, C, H, W) to a tensor")
+    if any(module.training for module in host.modules()):
+        raise UnsupportedHost(TECHNIQUE, host, "a module in eval mode: call host.eval() first")
+    try:
+        traced = fx.symbolic_trace(host)
+    except Exception as error:
+        raise UnsupportedHost(TECHNIQUE, host, f"a module that torch.fx can trace ({error})") from error
+    return _Lowering(host, traced, knobs).run()
+
+
+class _Lowering:
+    def __init__(self, host: nn.Module, traced: fx.GraphModule, knobs: Knobs) -> None:
+        self.host, self.knobs = host, knobs
+        self.nodes = list(traced.graph.nodes)
+        self.modules = dict(traced.named_modules())
+        self.root = traced
+        self.maps: dict[fx.Node, Stage] = {}  # nodes whose value is a map
+        self.stages: list[Stage] = []
+        self.head = fx.Graph()
+        self.head_values: dict[fx.Node, fx.Node] = {}
+        self.head_inputs: list[Stage] = []
+        self.head_macs = 0
+        """Multiply-accumulates of the head for each image."""
+
+    def run(self) -> _Lowering:
+        if sum(node.op == "placeholder" for node in self.nodes) != 1:
+            raise self._unsupported("one input, the frame")
+        for node in self.nodes:
+            if node in self.maps:  # taken in by the stage of an earlier node
+                continue
+            if node.op == "placeholder":
+                self._add(node, stages.Source(node.name, self.knobs))
+            elif node.op == "output":
+                self._output(node)
+            elif any(self._is_map(argument) for argument in node.all_input_nodes):
+                self._map_node(node)
+            else:
+                self._head_node(node)
+        return self
+
+    def _is_map(self, node: fx.Node) -> bool:
+        return node in self.maps and not isinstance(self.maps[node], stages.GlobalAverage)
+
+    def _unsupported(self, needs: str) -> UnsupportedHost:
+        return UnsupportedHost(TECHNIQUE, self.host, needs)
+
+    def _refuse(self, node: fx.Node) -> UnsupportedHost:
+        what = self.modules[node.target] if node.op == "call_module" else node.target
+        return self._unsupported(
+            f"convolutions, batch norms, element-wise activations, additions and pooling up to the head; it does not "
+            f"know the operator {node.name!r} ({what})"
+        )
+
+    def _add(self, node: fx.Node, stage: Stage) -> Stage:
+        self.stages.append(stage)
+        self.maps[node] = stage
+        return stage
+
+    def _module(self, node: fx.Node | None, *kinds: type[nn.Module]) -> nn.Module | None:
+        """The module that `node` calls, if it is of one of the kinds."""
+        if node is None or node.op != "call_module":
+            return None
+        module = self.modules[node.target]
+        return module if isinstance(module, kinds) else None
+
+    # Layers on maps -----------------------------------------------------------------------------------------------
+
+    def _map_node(self, node: fx.Node) -> None:
+        """Make the stage of a node that reads at least one map."""
+        source = self.maps.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if self._is_addition(node):
+            a, b = node.args
+            stage = stages.Addition(node.name, [self.maps[a], self.maps[b]], self.knobs)  # type: ignore[index]
+            stage.activation = self._take_activation(node, stage, in_place=True)
+            self._add(node, stage)
+            return
+        if source is None:
+            raise self._refuse(node)
+        if self._module(node, *PASSED_THROUGH) is not None:
+            self.maps[node] = source
+        elif (layer := self._module(node, nn.Conv2d)) is not None:
+            self._convolution(node, source, layer)  # type: ignore[arg-type]
+        elif (norm := self._module(node, nn.BatchNorm2d)) is not None:
+            stage = stages.Affine(node.name, source, self.knobs, self._checked_norm(norm, node))
+            stage.activation = self._take_activation(node, stage, in_place=True)
+            self._add(node, stage)
+        elif (activation := self._activation(node)) is not None:
+            self._add(node, stages.Activation(node.name, [source], self.knobs, activation))
+        elif (pool := self._pool(node, source)) is not None:
+            self._add(node, pool)
+        elif self._flattens(node):
+            self._head_node(node)
+        else:
+            raise self._refuse(node)
+
+    def _is_addition(self, node: fx.Node) -> bool:
+        named = (node.op == "call_function" and node.target in ADDITIONS) or (
+            node.op == "call_method" and node.target in ("add", "add_")
+        )
+        return named and len(node.args) == 2 and not node.kwargs and all(a in self.maps for a in node.args)
+
+    def _convolution(self, node: fx.Node, source: Stage, layer: nn.Conv2d) -> None:
+        if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or self._uneven(layer):
+            raise self._unsupported(f"plain convolutions with zero padding; {node.name!r} is {layer}")
+        follower = self._only_user(node)
+        norm = self._module(follower, nn.BatchNorm2d)
+        last = follower if norm is not None else node
+        stage = stages.Convolution(node.name, source, self.knobs, layer, norm and self._checked_norm(norm, node))
+        self._add(node, stage)
+        self.maps[last] = stage  # type: ignore[index]
+        stage.activation = self._take_activation(last, stage, in_place=True)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _uneven(layer: nn.Conv2d) -> bool:
+        spans = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        return layer.padding == "same" and any(span % 2 for span in spans)
+
+    def _checked_norm(self, norm: nn.Module, node: fx.Node) -> nn.BatchNorm2d:
+        if getattr(norm, "running_mean", None) is None:
+            raise self._unsupported(f"batch norms with running statistics; the one at {node.name!r} has none")
+        return norm  # type: ignore[return-value]
+
+    def _only_user(self, node: fx.Node) -> fx.Node | None:
+        return next(iter(node.users)) if len(node.users) == 1 else None
+
+    def _take_activation(self, node: fx.Node, stage: Stage, *, in_place: bool) -> nn.Module | None:
+        """The activation that is the only reader of `node`, which then belongs to `node`'s stage."""
+        follower = self._only_user(node)
+        activation = self._activation(follower, in_place=in_place) if follower is not None else None
+        if activation is not None:
+            self.maps[follower] = stage  # type: ignore[index]
+        return activation
+
+    def _activation(self, node: fx.Node, in_place: bool = False) -> nn.Module | None:
+        """The activation module that `node` amounts to."""
+        if (module := self._module(node, *ACTIVATIONS)) is not None:
+            module = copy.deepcopy(module)
+        elif node.op == "call_function" and node.target in FUNCTIONS and len(node.args) == 1:
+            module = FUNCTIONS[node.target](**{k: v for k, v in node.kwargs.items() if k != "inplace"})
+        elif node.op == "call_method" and node.target in METHODS:
+            module = METHODS[node.target]()
+        if hasattr(module, "inplace"):
+            module.inplace = in_place
+        return module
+
+    def _pool(self, node: fx.Node, source: Stage) -> Stage | None:
+        if self._global_average(node) is not None:
+            return stages.GlobalAverage(node.name, source, self.knobs, bool(self._global_average(node)))
+        if (pool := self._module(node, nn.MaxPool2d)) is not None:
+            if pool.ceil_mode or pool.return_indices:
+                raise self._unsupported(f"max pooling without ceil_mode or indices; {node.name!r} is {pool}")
+            return stages.MaxPool(node.name, source, self.knobs, _axes(pool, pool.dilation))
+        if (pool := self._module(node, nn.AvgPool2d)) is not None:
+            padded = any(_pair(pool.padding))
+            if pool.ceil_mode or pool.divisor_override or (padded and not pool.count_include_pad):
+                raise self._unsupported(f"average pooling over whole windows; {node.name!r} is {pool}")
+            return stages.AveragePool(node.name, source, self.knobs, _axes(pool, 1))
+        return None
+
+    def _global_average(self, node: fx.Node) -> bool | None:
+        """Whether a global average keeps its axes of length 1; None if `node` is none."""
+        if (pool := self._module(node, nn.AdaptiveAvgPool2d)) is not None:
+            return True if _pair(pool.output_size) == (1, 1) else None
+        if node.target is F.adaptive_avg_pool2d and _pair(node.args[1]) == (1, 1):
+            return True
+        if node.target in ("mean", torch.mean):
+            axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+            if axes is not None and sorted(a % 4 for a in axes) == [2, 3]:  # type: ignore[union-attr]
+                return bool(node.kwargs.get("keepdim", len(node.args) > 2 and node.args[2]))
+        return None
+
+    def _flattens(self, node: fx.Node) -> bool:
+        return self._module(node, nn.Flatten) is not None or node.target in RESHAPES
+
+    # The head -----------------------------------------------------------------------------------------------------
+
+    def _head_node(self, node: fx.Node) -> None:
+        """Copy a node on vectors into the head's graph."""
+        known = (
+            node.op == "get_attr"
+            or node.target in (*HEAD_FUNCTIONS, *HEAD_METHODS, *RESHAPES)
+            or self._module(node, *HEAD_MODULES) is not None
+        )
+        if not known:
+            raise self._refuse(node)
+        if (layer := self._module(node, nn.Linear)) is not None:
+            self.head_macs += layer.weight.numel()  # type: ignore[union-attr, operator]
+        self.head_values[node] = self.head.node_copy(node, self._head_value)
+
+    def _head_value(self, node: fx.Node) -> fx.Node:
+        """The node of the head's graph that stands for `node`: an input of the head if `node` is a map."""
+        if node not in self.head_values:
+            self.head_inputs.append(self.maps[node])
+            self.head_values[node] = self.head.placeholder(node.name)
+        return self.head_values[node]
+
+    def _output(self, node: fx.Node) -> None:
+        if not isinstance(node.args[0], fx.Node):
+            raise self._unsupported("one output tensor")
+        self.head.output(self._head_value(node.args[0]))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
+
+
+def _axes(pool: nn.MaxPool2d | nn.AvgPool2d, dilation: Any) -> tuple[Axis, Axis]:
+    stride = pool.kernel_size if pool.stride is None else pool.stride
+    parts = zip(_pair(pool.kernel_size), _pair(stride), _pair(pool.padding), _pair(dilation), strict=True)
+    y, x = (Axis(*part) for part in parts)
+    return y, x
