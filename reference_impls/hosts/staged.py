@@ -1,0 +1,126 @@
+"""Classifiers cut into stages, with an exit at every cut: what early exit needs of a host.
+
+A stage takes the state that its predecessor left (the first one takes the inputs), a head turns a state into logits.
+A state is a tensor or a nested tuple, list or dict of tensors, whose first axis is always the batch, so that samples
+can leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reference_impls.accounting.count import count
+
+State = Any
+"""A tensor, or a nested tuple, list or dict of tensors; the first axis of each is the batch."""
+
+
+@dataclass(frozen=True)
+class StageOperations:
+    """What each part of a staged classifier costs, in multiply-accumulates per sample."""
+
+    stages: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
+class Staged(nn.Module):
+    """A classifier of E stages with a head after each.
+
+    Called, it is the plain network: every stage, then the last head. The other heads are exits that nobody takes.
+
+    Args:
+        stages: E modules, state -> state.
+        heads: E modules, state -> logits (B, C), with the same C.
+        operations: cost of each part, where it is known (`count_stages` finds it).
+    """
+
+    def __init__(
+        self, stages: Sequence[nn.Module], heads: Sequence[nn.Module], operations: StageOperations | None = None
+    ) -> None:
+        super().__init__()
+        if len(stages) != len(heads) or len(stages) < 2:
+            raise ValueError(f"a head is due after each of at least 2 stages, got {len(stages)} and {len(heads)} heads")
+        self.stages = nn.ModuleList(stages)
+        self.heads = nn.ModuleList(heads)
+        self.operations = operations
+
+    def forward(self, inputs: State) -> Tensor:
+        """inputs -> logits of the last exit (B, C)."""
+        state = inputs
+        for stage in self.stages:
+            state = stage(state)
+        return self.heads[-1](state)
+
+    def exits(self, inputs: State) -> Tensor:
+        """inputs -> logits of every exit (E, B, C), for joint training and for offline sweeps."""
+        state, logits = inputs, []
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            state = stage(state)
+            logits.append(head(state))
+        return torch.stack(logits)
+
+
+class AllExits(nn.Module):
+    """A `Staged` classifier that returns the logits of every exit (E, B, C) when called: what joint training needs."""
+
+    def __init__(self, network: Staged) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: State) -> Tensor:
+        return self.network.exits(inputs)
+
+
+def tensors(state: State) -> Iterator[Tensor]:
+    """Every tensor of a state, in order."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for part in state.values():
+            yield from tensors(part)
+    elif isinstance(state, list | tuple):
+        for part in state:
+            yield from tensors(part)
+
+
+def batch_size(state: State) -> int:
+    """Number of samples in a state. ValueError unless it holds a tensor and the first axes of all are equal."""
+    sizes = {t.shape[0] if t.ndim else 0 for t in tensors(state)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"the first axis of every tensor of a state must be the batch, got sizes {sorted(sizes)}")
+    return sizes.pop()
+
+
+def select(state: State, samples: Tensor) -> State:
+    """The same state with only these samples, (n,) int64, in their order."""
+    return _map(state, lambda t: t.index_select(0, samples))
+
+
+def _map(state: State, function: Callable[[Tensor], Tensor]) -> State:
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, Mapping):
+        return {name: _map(part, function) for name, part in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_map(part, function) for part in state)
+    return state
+
+
+@torch.no_grad()
+def count_stages(network: Staged, inputs: State) -> StageOperations:
+    """What each stage and head costs, counted on `inputs`. The shapes of later inputs must be the same but for B."""
+    n, state = batch_size(inputs), inputs
+    stages, heads = [], []
+    for stage, head in zip(network.stages, network.heads, strict=True):
+        with count() as in_stage:
+            state = stage(state)
+        with count() as in_head:
+            head(state)
+        stages.append(in_stage.operations // n)
+        heads.append(in_head.operations // n)
+    return StageOperations(tuple(stages), tuple(heads))

@@ -1,0 +1,51 @@
+"""Sufficiency: how much of the computation on a datum comes after its answer has stopped changing.
+
+The measure needs a network that can answer at several depths (exits). It needs no labels: the reference is the answer
+of the last exit. It is a ceiling for early exit without any change of an answer, since a rule that decides at run time
+cannot see the later exits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reference_impls.contract import Redundancy, check_tensor
+
+MEASURE = "share of the computation after the answer has settled"
+
+
+def settled(answers: Tensor) -> Tensor:
+    """The earliest exit from which on every exit gives the last exit's answer.
+
+    answers: (E, B) integers, the predicted class at each exit. Returns (B,) int64 in [0, E - 1].
+    """
+    answers = check_tensor("answers", answers, "E B", floating=False)
+    agrees = answers == answers[-1]  # (E, B)
+    return len(answers) - agrees.flip(0).long().cumprod(0).sum(0)
+
+
+def sufficiency(answers: Tensor, operations: Sequence[int]) -> Redundancy:
+    r"""Mean over samples of $\sum_{e > s} c_e / \sum_{e > 0} c_e$, where $s$ is the exit at which the answer settles.
+
+    The first stage is left out of the denominator, because no exit comes before it: 1 means that the first exit already
+    gives every final answer, 0 that every answer changes up to the last exit. `where` holds the share of samples whose
+    answer has settled by each exit.
+
+    Args:
+        answers: (E, B) integers, the predicted class at each exit.
+        operations: cost $c_e$ of each of the E stages, in any unit.
+    Raises: ValueError for fewer than two exits, or for costs that do not fit them.
+    """
+    exits = settled(answers)
+    costs = torch.tensor([float(c) for c in operations], dtype=torch.float64)
+    if len(answers) < 2 or len(costs) != len(answers):
+        raise ValueError(f"sufficiency needs at least 2 exits and a cost for each, got {len(answers)} and {len(costs)}")
+    if bool((costs < 0).any()) or costs[1:].sum() <= 0:
+        raise ValueError(f"costs must not be negative and must not all be 0 after the first, got {list(operations)}")
+    after = costs.sum() - costs.cumsum(0)  # (E,) cost after each exit
+    shares = after[exits.cpu()] / after[0]  # (B,)
+    where = {f"exit {e + 1}": (exits <= e).double().mean().item() for e in range(len(answers))}
+    return Redundancy(min(shares.mean().item(), 1.0), MEASURE, where)

@@ -1,0 +1,319 @@
+"""Early exit: stop computing on a sample once the network is sure enough of its answer.
+
+Classifiers ("exits") sit between the stages of a network. A sample leaves at the first exit whose answer a rule trusts:
+
+- confidence: the largest class probability exceeds a threshold;
+- entropy: the entropy of the class probabilities is below a threshold, in nats
+  (BranchyNet: teerapittayanon-2016-branchynet, arXiv 1709.01686; DeeBERT: xin-2020-deebert, arXiv 2004.12993);
+- patience: the last `t` exits gave the same answer as the exit before them
+  (PABEE: zhou-2020-bert, arXiv 2006.04152; the counter of agreements must reach the patience t).
+
+What makes it pay beyond a batch of one is compaction: samples that left are taken out of the batch, so the next stage
+runs on a smaller dense tensor. `EarlyExit` runs a network so; `exit_decisions` gives the same decisions from logits that
+were computed once for all exits, which is how thresholds are swept and calibrated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from reference_impls.contract import Handle, Redundancy, Setting, Technique, UnsupportedHost, check_range, check_tensor
+from reference_impls.hosts.staged import Staged, State, batch_size, count_stages, select
+from reference_impls.redundancy.sufficiency import sufficiency
+
+Rule = Literal["confidence", "entropy", "patience"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The rules, on logits
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Largest class probability. logits (..., C) -> (...) in [1 / C, 1]."""
+    return logits.softmax(-1).amax(-1)
+
+
+def entropy(logits: Tensor, *, normalised: bool = False) -> Tensor:
+    """Entropy of the class probabilities in nats (the score of BranchyNet and DeeBERT), or as a share of log C if `normalised`.
+
+    logits (..., C) -> (...) in [0, log C].
+    """
+    logp = logits.log_softmax(-1)
+    nats = -(logp.exp() * logp).sum(-1)
+    return nats / math.log(logits.shape[-1]) if normalised else nats
+
+
+def never(rule: Rule, exits: int) -> float:
+    """The threshold at which the rule sends every sample to the last of `exits` exits."""
+    return {"confidence": 1.0, "entropy": 0.0, "patience": exits}[rule]
+
+
+def check_rule(rule: Rule, threshold: float) -> None:
+    """ValueError or TypeError unless the rule exists and the threshold is one of its own."""
+    if rule not in ("confidence", "entropy", "patience"):
+        raise ValueError(f"rule must be 'confidence', 'entropy' or 'patience', got {rule!r}")
+    high = 1.0 if rule == "confidence" else math.inf
+    check_range(f"threshold of the {rule} rule", threshold, 0, high, integer=rule == "patience")
+
+
+def trusts(rule: Rule, threshold: float, logits: Tensor, agreements: Tensor | None) -> Tensor:
+    """Which samples may leave at an exit: (B,) bool.
+
+    Args:
+        logits: (B, C) of this exit.
+        agreements: (B,) how many exits directly before this one gave the same answer in a row; only patience needs it.
+    """
+    if rule == "confidence":
+        return confidence(logits) > threshold
+    if rule == "entropy":
+        return entropy(logits) < threshold
+    return agreements >= threshold
+
+
+def count_agreements(answers: Tensor, previous: Tensor | None, agreements: Tensor | None) -> Tensor:
+    """PABEE's counter: one more where the answer is the previous exit's, else 0. All (B,)."""
+    if previous is None or agreements is None:
+        return torch.zeros_like(answers)
+    return torch.where(answers == previous, agreements + 1, torch.zeros_like(agreements))
+
+
+def exit_decisions(logits: Tensor, rule: Rule, threshold: float) -> Tensor:
+    """At which exit each sample leaves, from the logits of all exits (E, B, C). Returns (B,) int64 in [0, E - 1].
+
+    Raises: ValueError for a bad rule, threshold or shape, or for logits that are not finite.
+    """
+    check_rule(rule, threshold)
+    logits = check_tensor("logits", logits, "E B C")
+    left = torch.full(logits.shape[1:2], len(logits) - 1, device=logits.device)
+    previous = agreements = None
+    inside = torch.ones_like(left, dtype=torch.bool)
+    for e, at_exit in enumerate(logits[:-1]):
+        answers = at_exit.argmax(-1)
+        agreements = count_agreements(answers, previous, agreements)
+        leaves = inside & trusts(rule, threshold, at_exit, agreements)
+        left = torch.where(leaves, e, left)
+        inside, previous = inside & ~leaves, answers
+    return left
+
+
+def at_exits(logits: Tensor, left: Tensor) -> Tensor:
+    """The logits with which samples leave: logits (E, B, C) and exits (B,) -> (B, C)."""
+    return logits[left, torch.arange(len(left), device=logits.device)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The run, with compaction of the batch
+
+
+class EarlyExit(nn.Module):
+    """Runs a staged network and lets samples leave at its exits. Called like the network, it gives logits (B, C).
+
+    After each exit the samples that left are taken out of the batch, and at the end the logits are put back in the order
+    of the inputs. Each decision waits for the device once. `left` holds the exit of every sample of the last run.
+
+    Args:
+        network: the staged network, in eval mode.
+        rule, threshold: when to leave; `never(rule, E)` sends every sample to the last exit.
+    Raises: ValueError for a bad rule or threshold, for a network in training mode, or for logits that are not finite.
+    """
+
+    def __init__(self, network: Staged, rule: Rule, threshold: float) -> None:
+        super().__init__()
+        check_rule(rule, threshold)
+        self.network, self.rule, self.threshold = network, rule, threshold
+        self.left: Tensor | None = None
+        self.training = network.training
+
+    @torch.no_grad()
+    def forward(self, inputs: State) -> Tensor:
+        if self.network.training:
+            raise ValueError(
+                "early exit runs a network in eval mode: in training mode the batch-norm statistics would depend on "
+                "which samples have left. Call network.eval() first"
+            )
+        state, waiting = inputs, None  # positions of the samples still inside; None: all of them
+        out = left = previous = agreements = None
+        n, last = batch_size(inputs), len(self.network.stages) - 1
+        for e, (stage, head) in enumerate(zip(self.network.stages, self.network.heads, strict=True)):
+            state = stage(state)
+            logits = check_tensor(f"the logits of exit {e + 1}", head(state), "B C")  # (b, C)
+            if out is None:
+                out = logits.new_empty(n, logits.shape[1])
+                left = torch.full((n,), last, device=logits.device)
+                waiting = torch.arange(n, device=logits.device)
+            if e == last:
+                out[waiting] = logits
+                break
+            if self.rule == "patience":
+                answers = logits.argmax(-1)
+                agreements = count_agreements(answers, previous, agreements)
+                previous = answers
+            leaves = trusts(self.rule, self.threshold, logits, agreements)
+            stay = (~leaves).nonzero().squeeze(1)
+            if len(stay) == len(leaves):
+                continue
+            gone = leaves.nonzero().squeeze(1)
+            out[waiting[gone]] = logits[gone]
+            left[waiting[gone]] = e
+            if len(stay) == 0:
+                break
+            batch_size(state)  # a tensor of the state without a batch axis would be compacted wrongly
+            state, waiting = select(state, stay), waiting[stay]
+            if self.rule == "patience":
+                previous, agreements = previous[stay], agreements[stay]
+        self.left = left
+        return out
+
+
+def expected_operations(left: Tensor, stages: Sequence[int], heads: Sequence[int]) -> int:
+    """Operations of a run whose samples leave at `left` (B,): each pays every stage and every head up to its exit."""
+    reached = [int((left >= e).sum()) for e in range(len(stages))]
+    return sum(n * (stage + head) for n, stage, head in zip(reached, stages, heads, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Calibration
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold chosen on held-out data."""
+
+    rule: Rule
+    threshold: float
+    loss: float
+    """Share of held-out samples that the last exit gets right, minus the share that the rule gets right."""
+    harm: float
+    """Share of held-out samples that the last exit gets right and the rule does not; at least `loss`."""
+    bound: float
+    """Upper confidence bound of the harm on new data from the same source (1 if none was asked for)."""
+    depth: float
+    """Mean exit, from 0 (all at the first) to E - 1 (all at the last)."""
+
+
+def upper_bound(harmed: int, n: int, delta: float) -> float:
+    """Clopper-Pearson: the rate p at which `harmed` or fewer of n would be seen with probability `delta`."""
+    if harmed >= n:
+        return 1.0
+    low, high = harmed / n, 1.0
+    terms = torch.arange(harmed + 1, dtype=torch.float64)
+    choose = math.lgamma(n + 1) - torch.lgamma(terms + 1) - torch.lgamma(n - terms + 1)
+    for _ in range(50):
+        p = (low + high) / 2
+        tail = torch.logsumexp(choose + terms * math.log(p) + (n - terms) * math.log1p(-p), 0).exp().item()
+        low, high = (p, high) if tail > delta else (low, p)
+    return high
+
+
+def grid(rule: Rule, exits: int, classes: int) -> list[float]:
+    """Thresholds to try, from the most careful to the boldest; fixed before any data are seen."""
+    if rule == "patience":
+        return list(range(exits - 2, -1, -1))
+    careful = torch.logspace(-5, 0, 101, dtype=torch.float64)  # distance from certainty
+    if rule == "confidence":
+        return (1 - careful).tolist()
+    return (careful * math.log(classes) * 1.0001).tolist()
+
+
+def calibrate(
+    logits: Tensor, targets: Tensor | None, rule: Rule, budget: float, *, delta: float | None = None
+) -> Calibration:
+    """The boldest threshold of `grid` whose loss of accuracy on held-out data stays within `budget`.
+
+    Thresholds are tried from the most careful on, and the walk ends at the first that breaks the budget. With `delta`,
+    what must stay within the budget is the Clopper-Pearson bound of the harm at confidence 1 - delta. Because the order
+    is fixed beforehand, that bound holds for the chosen threshold without a correction for the number of thresholds
+    tried (fixed-sequence testing), provided that new data come from the same source. Without `delta` the budget is met
+    on the held-out data, and nothing is promised for others.
+
+    Args:
+        logits: (E, B, C) of all exits on held-out data that trained nothing.
+        targets: (B,) right classes; None to hold to the last exit's answers instead (then the loss counts changes).
+        budget: largest loss, as a share of the samples.
+    Raises: ValueError for a bad budget, or if B is so small that no bound can meet it.
+    """
+    check_rule(rule, never(rule, 1))
+    check_tensor("logits", logits, "E B C")
+    check_range("budget", budget, 0, 1)
+    exits, n, classes = logits.shape
+    if delta is not None:
+        check_range("delta", delta, 0, 1, low_open=True)
+        if upper_bound(0, n, delta) > budget:
+            needed = math.ceil(math.log(delta) / math.log1p(-budget)) if budget > 0 else math.inf
+            raise ValueError(
+                f"{n} samples cannot show a loss of at most {budget:g} at confidence {1 - delta:g}, even if none is "
+                f"harmed: {needed} samples are needed"
+            )
+    targets = logits[-1].argmax(-1) if targets is None else targets
+    right = logits.argmax(-1) == targets  # (E, B)
+    best = Calibration(rule, never(rule, exits), 0.0, 0.0, 0.0, exits - 1.0)  # never leaving loses nothing
+    for threshold in grid(rule, exits, classes):
+        left = exit_decisions(logits, rule, threshold)
+        kept = right[left, torch.arange(n, device=left.device)]
+        loss = (right[-1].sum() - kept.sum()).item() / n
+        harmed = int((right[-1] & ~kept).sum())
+        bound = 1.0 if delta is None else upper_bound(harmed, n, delta)
+        if (loss if delta is None else bound) > budget:
+            break
+        best = Calibration(rule, threshold, loss, harmed / n, bound, left.double().mean().item())
+    return best
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The contract
+
+
+class ConfidenceEarlyExit(Technique):
+    """Early exit on the contract; hosts are `hosts.staged.Staged` classifiers in eval mode."""
+
+    id = "confidence-early-exit"
+    execution = "real"
+
+    def settings(self) -> list[Setting]:
+        return [
+            Setting("never leave", {"rule": "confidence", "threshold": 1.0}, off=True),
+            Setting("confidence above 0.95", {"rule": "confidence", "threshold": 0.95}, adaptive=True),
+            Setting("confidence above 0.7", {"rule": "confidence", "threshold": 0.7}, adaptive=True),
+            Setting("leave at the first exit", {"rule": "confidence", "threshold": 0.0}),
+        ]
+
+    @torch.no_grad()
+    def measure(self, host: Staged, inputs: State) -> Redundancy:
+        """Share of the computation after the answer has settled (`redundancy.sufficiency`), weighted by operations."""
+        self._check(host)
+        costs = host.operations or count_stages(host, inputs)
+        return sufficiency(host.exits(inputs).argmax(-1), costs.stages)
+
+    def apply(self, host: Staged, **knobs: Any) -> Handle:
+        """Knobs: `rule` ("confidence", "entropy" or "patience") and its `threshold`. The host itself is not changed.
+
+        The trace holds `left`, the exit of every sample of the last run, (B,) int64.
+        """
+        self._check(host)
+        runner = EarlyExit(host, **knobs)
+        return Handle(runner, trace=lambda: {"left": runner.left})
+
+    def saving(self, host: Staged, inputs: State, trace: Mapping[str, Any]) -> int:
+        """All stages and the last head for every sample, minus what each sample pays up to its exit.
+
+        Raises: ValueError if the host does not say its `operations`; set them with `hosts.staged.count_stages`.
+        """
+        if host.operations is None:
+            raise ValueError("the host does not know its operations: set host.operations = count_stages(host, inputs)")
+        stages, heads = host.operations.stages, host.operations.heads
+        dense = len(trace["left"]) * (sum(stages) + heads[-1])
+        return dense - expected_operations(trace["left"], stages, heads)
+
+    def _check(self, host: Any) -> None:
+        if not isinstance(host, Staged):
+            raise UnsupportedHost(self.id, host, "a hosts.staged.Staged classifier: stages with a head after each")
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in host.modules()):
+            raise UnsupportedHost(
+                self.id, host, "batch norm in eval mode, because its statistics would depend on which samples have left"
+            )
