@@ -1,0 +1,50 @@
+"""Spatial similarity: how close the parts of one datum (tokens, patches, positions) are to one another.
+
+The measure of a datum with parts t_1 ... t_N is the mean over i of max(0, max_{j != i} cos(t_i, t_j)): 0 when all parts
+are mutually orthogonal (or opposed), 1 when every part has an identical twin.
+
+A mean shared by all parts raises every cosine without making any part replaceable, so the measure comes in two forms:
+raw, which is what techniques that match by cosine see, and centred, with the mean part of the datum subtracted first.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reference_impls.contract.errors import check_tensor
+
+
+def directions(tokens: Tensor, *, centred: bool = False) -> Tensor:
+    """Unit vectors of tokens (B, N, D), optionally with the mean over N subtracted first: (B, N, D + 1).
+
+    The last coordinate is 1 for a zero vector, else 0, so that a zero vector is identical to zero vectors and
+    orthogonal to all others.
+    """
+    check_tensor("tokens", tokens, "B N D")
+    if centred:
+        scale = tokens.abs().amax((1, 2), keepdim=True)
+        tokens = tokens - tokens.mean(1, keepdim=True)
+        # Identical tokens leave rounding errors, not directions.
+        tokens = tokens.masked_fill(tokens.abs() <= 8 * torch.finfo(tokens.dtype).eps * scale, 0)
+    zero = (tokens == 0).all(-1, keepdim=True).to(tokens.dtype)
+    return torch.cat([F.normalize(tokens, dim=-1, eps=torch.finfo(tokens.dtype).tiny), zero], dim=-1)
+
+
+def best_match(tokens: Tensor, *, centred: bool = False) -> Tensor:
+    """Cosine of each token (B, N, D) with the most similar other token of the same datum: (B, N) in [-1, 1].
+
+    A datum of a single token has no other: 0. Raises ValueError for a wrong shape or values that are not finite.
+    """
+    unit = directions(tokens, centred=centred)
+    if unit.shape[1] < 2:
+        return tokens.new_zeros(tokens.shape[:2])
+    cosine = unit @ unit.transpose(1, 2)  # (B, N, N)
+    cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    return cosine.amax(2).clamp(-1, 1)
+
+
+def spatial_similarity(tokens: Tensor, *, centred: bool = False) -> Tensor:
+    """Mean best-match cosine of the tokens (B, N, D) of each datum, negative ones counted as 0: (B,) in [0, 1]."""
+    return best_match(tokens, centred=centred).clamp(min=0).mean(1)

@@ -1,0 +1,314 @@
+"""Token merging (ToMe): similar tokens of a transformer are averaged into one, block by block, without training.
+
+References:
+  bolya-2023-token: Bolya, Fu, Dai, Zhang, Feichtenhofer, Hoffman. Token Merging: Your ViT But Faster. ICLR 2023,
+    arXiv 2210.09461. Sections 3 and 3.1-3.2: bipartite soft matching, token size, proportional attention (Eq. 1).
+  bolya-2023-token-merging: Bolya, Hoffman. Token Merging for Fast Stable Diffusion. CVPR workshops 2023,
+    arXiv 2303.17604: unmerging, for outputs that need every token.
+
+The idea: the keys of attention already say what a token contains. Between attention and MLP of each block, the tokens
+are split by position into two sets, A and B. Each token of A finds its most similar one in B, and the r best pairs merge
+into their mean, weighted by the number of patches each token stands for. That number, its size s, also enters the next
+attention as log s, so that a merged token weighs as much as the tokens it stands for. Nothing is learnt.
+
+    match = bipartite_soft_matching(keys.mean(1), r)     # which token merges into which
+    x, size = merge(x, size, match)                      # (B, N, D) -> (B, N - r, D)
+    y = unmerge(x, match)                                # every token gets the value of its group
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reference_impls.contract import (
+    Handle,
+    Redundancy,
+    Setting,
+    Technique,
+    UnsupportedHost,
+    check_range,
+    check_tensor,
+    warn_no_effect,
+)
+from reference_impls.hosts import NEEDS, Block, transformer_blocks
+from reference_impls.redundancy.spatial_similarity import spatial_similarity
+
+# --------------------------------------------------------------------------------------------------------------------
+# The algorithm on tensors
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which of N tokens stay, and which merge into one that stays. Kept tokens keep their order.
+
+    `kept`: (B, N - r) positions of the tokens that stay. `source`: (B, r) positions of those that merge, and `target`:
+    (B, r) index in `kept` of the token each merges into. `group`: (B, N) index in `kept` where each token ends.
+    """
+
+    kept: Tensor
+    source: Tensor
+    target: Tensor
+    group: Tensor
+
+    @classmethod
+    def of(cls, source: Tensor, partner: Tensor, tokens: int) -> Match:
+        """The match in which `source` (B, r) merge into `partner` (B, r), both positions among `tokens` tokens."""
+        stays = torch.ones(source.shape[0], tokens, dtype=torch.bool, device=source.device).scatter_(1, source, False)
+        index = stays.cumsum(1) - 1  # (B, N): a staying token's index among those that stay
+        target = index.gather(1, partner)
+        kept = stays.nonzero()[:, 1].view(source.shape[0], -1)
+        return cls(kept, source, target, index.scatter(1, source, target))
+
+
+def bipartite_soft_matching(
+    metric: Tensor, r: int | None = None, *, prefix: int = 0, threshold: float | None = None
+) -> Match | None:
+    """The r most similar pairs between the tokens at even and at odd positions (bolya-2023-token, Section 3).
+
+    metric: (B, N, C), what tokens are compared by, such as their keys averaged over heads. The first `prefix` tokens
+    (class token) are left out. Set A holds the others at even positions, B at odd ones; each token of A draws an edge to
+    its most similar token of B by cosine, and the r edges with the highest cosine are kept, but never more than half of
+    the tokens (r=None: that half). With `threshold`, only edges whose cosine reaches it count; a batch stays
+    rectangular, so the datum with the fewest such edges decides.
+
+    Returns None when nothing merges. Raises ValueError for a wrong shape, r, prefix or threshold.
+    """
+    check_tensor("metric", metric, "B N C", finite=False)
+    check_range("prefix", prefix, 0, integer=True)
+    if r is not None:
+        check_range("r", r, 0, integer=True)
+    if threshold is not None:
+        check_range("threshold", threshold, -1, 1)
+    half = max(metric.shape[1] - prefix, 0) // 2
+    r = half if r is None else min(r, half)
+    if r == 0:
+        return None
+    unit = F.normalize(metric[:, prefix:], dim=-1)
+    best, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)  # (B, |A|) each
+    if threshold is not None:
+        r = min(r, int((best >= threshold).sum(1).min()))
+        if r == 0:
+            return None
+    a = best.topk(r, dim=1).indices  # (B, r)
+    return Match.of(prefix + 2 * a, prefix + 2 * partner.gather(1, a) + 1, metric.shape[1])
+
+
+def matching_operations(tokens: int, prefix: int, channels: int) -> int:
+    """Closed form of the operations of one `bipartite_soft_matching` on one datum: the cosines of A with B."""
+    free = tokens - prefix
+    return (free - free // 2) * (free // 2) * channels
+
+
+def merge(x: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor]:
+    """Merge the matched tokens x: (B, N, D) into size-weighted means (Section 3, "Tracking token size").
+
+    size: (B, N), the number of patches each token stands for. Returns tokens (B, N - r, D) and sizes (B, N - r).
+    The mean is written as a correction to the kept token, x_b + sum_a (s_a / s) (x_a - x_b): equal tokens merge without
+    any rounding error, and tokens that take no part stay equal bit for bit.
+    """
+    kept, merged = rows(x, match.kept), rows(x, match.source)  # (B, N - r, D), (B, r, D)
+    merged_size = size.gather(1, match.source)
+    size = size.gather(1, match.kept).scatter_add(1, match.target, merged_size)  # (B, N - r)
+    weight = merged_size / size.gather(1, match.target)
+    shift = weight.unsqueeze(-1) * (merged - rows(kept, match.target))
+    return kept.scatter_add(1, match.target.unsqueeze(-1).expand_as(shift), shift), size
+
+
+def unmerge(x: Tensor, match: Match) -> Tensor:
+    """Give every token the value of the one it merged into: (B, N - r, D) -> (B, N, D) (bolya-2023-token-merging)."""
+    return rows(x, match.group)
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[b, index[b, i]] for x: (B, N, D) and index: (B, M) -> (B, M, D), copied row by row."""
+    first = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The technique on a transformer
+
+Choose = Callable[[Tensor, int | None, Block], Match | None]
+Combine = Callable[[Tensor, Tensor, Match], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class _Run:
+    """What one pass through the blocks has done so far."""
+
+    size: Tensor | None = None  # (B, N), None while no token has merged
+    group: Tensor | None = None  # (B, N of the input), index of the token that each original token is now in
+    tokens: list[tuple[int, int]] = field(default_factory=list)  # in front of and behind the merge of each block
+    matched: list[bool] = field(default_factory=list)  # whether each block compared its tokens
+    batch: int = 0
+
+
+class Merging:
+    """Merges tokens inside the blocks of a transformer, until `undo()`.
+
+    `schedule`: how many tokens each block merges at most (0: none, None: up to half). After the last block every
+    original token gets the value of its group, so the model's output keeps its shape. `match(metric, r, block)` picks
+    the pairs, and `combine` merges them; experiments put their controls in their place.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        schedule: Sequence[int | None],
+        *,
+        match: Choose,
+        combine: Combine = merge,
+        proportional: bool = True,
+    ) -> None:
+        self.blocks, self.schedule, self.proportional = blocks, schedule, proportional
+        self.match, self.combine = match, combine
+        self.run = _Run()
+        self._undo = [block.replace(lambda x, i=i: self._forward(i, x)) for i, block in enumerate(blocks)]
+
+    def undo(self) -> None:
+        """Give the blocks back their own forward."""
+        for undo in reversed(self._undo):
+            undo()
+
+    def trace(self) -> dict[str, Any]:
+        """Of the last run: `batch`; of each block its `tokens` (before, after) and whether it `matched`; and if any
+        tokens merged, the `group` (B, N) of each original token."""
+        run = self.run
+        trace: dict[str, Any] = {"batch": run.batch, "tokens": tuple(run.tokens), "matched": tuple(run.matched)}
+        if run.group is not None:
+            trace["group"] = run.group
+        return trace
+
+    def _forward(self, i: int, x: Tensor) -> Tensor:
+        if i == 0:
+            self.run = _Run(batch=x.shape[0])
+        run, block, r, before = self.run, self.blocks[i], self.schedule[i], x.shape[1]
+        if r == 0 and run.size is None:
+            x = block.original(x)
+        else:
+            bias = run.size.log()[:, None, None, :] if self.proportional and run.size is not None else None
+            y, keys = block.attention(x, bias)  # (B, N, D), (B, H, N, d)
+            x = x + y
+            match = None if r == 0 else self.match(keys.mean(1), r, block)
+            if match is not None:
+                size = x.new_ones(x.shape[:2]) if run.size is None else run.size
+                x, run.size = self.combine(x, size, match)
+                run.group = match.group if run.group is None else match.group.gather(1, run.group)
+            x = x + block.mlp(x)
+        run.tokens.append((before, x.shape[1]))
+        run.matched.append(r != 0 and before > block.prefix + 1)
+        if i == len(self.blocks) - 1 and run.group is not None:
+            x = rows(x, run.group)
+        return x
+
+
+class TokenMerging(Technique):
+    """ToMe on vision transformers. Knobs: `r`, `threshold` and `proportional`, see `apply`."""
+
+    id = "token-merging"
+    execution = "real"
+
+    def settings(self) -> list[Setting]:
+        return [
+            Setting("r=0", {"r": 0}, off=True),
+            Setting("cosine 0.9", {"r": None, "threshold": 0.9}, adaptive=True),
+            Setting("r=1", {"r": 1}),
+            Setting("r=2", {"r": 2}),
+            Setting("r=4", {"r": 4}),
+        ]
+
+    def measure(self, host: nn.Module, inputs: Tensor) -> Redundancy:
+        """Mean best-match cosine of the keys that ToMe compares, over the tokens and blocks of the dense model.
+
+        The formula is `spatial_similarity` on the keys averaged over heads, class token left out. `where` holds it for
+        each block, raw and with the mean key of the image subtracted ("centred").
+        """
+        blocks = _blocks(host)
+        where: dict[str, float] = {}
+        keys: dict[str, Tensor] = {}
+        hooks = [
+            block.module.register_forward_pre_hook(
+                lambda _, args, block=block: keys.update({block.name: block.qkv(args[0])[1].mean(1)[:, block.prefix :]})
+            )
+            for block in blocks
+        ]
+        try:
+            with torch.no_grad():
+                host(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, key in keys.items():
+            where[name] = spatial_similarity(key).mean().item()
+        value = sum(where.values()) / len(where)
+        where |= {f"{name} centred": spatial_similarity(key, centred=True).mean().item() for name, key in keys.items()}
+        return Redundancy(value=value, measure="mean best-match cosine of keys", where=where)
+
+    def apply(
+        self,
+        host: nn.Module,
+        *,
+        r: int | Sequence[int] | None = 8,
+        threshold: float | None = None,
+        proportional: bool = True,
+    ) -> Handle:
+        """Merge tokens in every block of `host`.
+
+        r: tokens merged per block, a list with a number for each block, or None for as many as `threshold` lets (at
+        most half). threshold: merge only pairs whose keys have at least this cosine. proportional: add log s to the
+        attention logits. The handle's trace holds the tokens of each block and the group of each token.
+
+        Raises: UnsupportedHost for a model without transformer blocks; TypeError or ValueError for a bad knob.
+        """
+        blocks = _blocks(host)
+        schedule = list(r) if isinstance(r, Sequence) else [r] * len(blocks)
+        if len(schedule) != len(blocks):
+            raise ValueError(f"r must hold a number for each of the {len(blocks)} blocks, got {len(schedule)}")
+        for number in schedule:
+            if number is not None:
+                check_range("r", number, 0, integer=True)
+        if threshold is None and None in schedule:
+            raise ValueError("r=None merges as many tokens as threshold lets, so it needs a threshold")
+        if threshold is not None:
+            check_range("threshold", threshold, -1, 1)
+        if not isinstance(proportional, bool):
+            raise TypeError(f"proportional must be True or False, got {proportional!r}")
+        if not any(number is None or number > 0 for number in schedule):
+            warn_no_effect(self.id, "r is 0 in every block")
+
+        def match(metric: Tensor, number: int | None, block: Block) -> Match | None:
+            return bipartite_soft_matching(metric, number, prefix=block.prefix, threshold=threshold)
+
+        merging = Merging(blocks, schedule, match=match, proportional=proportional)
+        return Handle(host, undo=merging.undo, trace=merging.trace)
+
+    def saving(self, host: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+        """Closed form of the saving of a batch, from the tokens (n, m) in front of and behind the merge of each block.
+
+        With N tokens in the dense model, blocks of width D and hidden width D' save for each image
+
+            4 (N - n) D^2  +  2 (N^2 - n^2) D  +  2 (N - m) D D'  -  |A| |B| d
+
+        operations: projections, attention, MLP, and the cost of the matching where there was one.
+        """
+        blocks, dense = _blocks(host), trace["tokens"][0][0]
+        saved = 0
+        for block, (before, after), matched in zip(blocks, trace["tokens"], trace["matched"], strict=True):
+            saved += block.attention_operations(dense) - block.attention_operations(before)
+            saved += block.mlp_operations(dense) - block.mlp_operations(after)
+            if matched:
+                saved -= matching_operations(before, block.prefix, block.width // block.heads)
+        return saved * trace["batch"]
+
+
+def _blocks(host: object) -> list[Block]:
+    blocks = transformer_blocks(host)
+    if blocks is None:
+        raise UnsupportedHost(TokenMerging.id, host, NEEDS)
+    return blocks
