@@ -1,0 +1,187 @@
+"""One experiment in a process of its own: `python -m reference_impls.experiments ID --result FILE`.
+
+`redundancy run` starts this as a child. On success it writes the result record as JSON to FILE and exits with 0; when
+the experiment fails it writes `{"error": kind, "message": text}` there and exits with 1. FILE appears whole or not at
+all. Standard output goes to standard error, where lines that start with `ATLAS-PROGRESS` tell
+how far the experiment is.
+
+The network is refused, and memory is limited. This guards against mistakes, not against malice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PROGRESS = "ATLAS-PROGRESS "
+"""Starts a line of progress on standard error; a JSON object with `label`, `done` and `total` follows."""
+
+CONNECTION_EVENTS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
+NETWORK_EVENTS = CONNECTION_EVENTS | {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
+
+
+class NetworkRefused(PermissionError):
+    """An experiment tried to use the network."""
+
+
+class ExperimentError(Exception):
+    """A failure whose kind is known."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiment that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m reference_impls.experiments", description=__doc__)
+    parser.add_argument("technique", help="id of the technique")
+    parser.add_argument("--scenario", help="name of the scenario; the first one when left out")
+    parser.add_argument("--budget", choices=("smoke", "full"), default="smoke")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--result", type=Path, required=True, help="the file to write")
+    parser.add_argument("--memory", type=int, help="bytes that this process may allocate")
+    parser.add_argument("--package", default="reference_impls.experiments", help="where the experiment's module is")
+    options = parser.parse_args(arguments)
+
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for the experiment's prints and those of native libraries
+    if options.memory:
+        _limit_memory(options.memory, options.device)
+    _refuse_network()
+    try:
+        text = _run(options)
+    except BaseException as error:
+        traceback.print_exc()
+        kind, message = _explain(error)
+        _write(options.result, json.dumps({"error": kind, "message": message}))
+        return 1
+    _write(options.result, text)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> str:
+    try:
+        from reference_impls.accounting.record import Record
+        from reference_impls.contract.registry import module_name
+        from reference_impls.experiments import harness
+
+        module = importlib.import_module(f"{options.package}.{module_name(options.technique)}")
+        scenarios = {scenario.name: scenario for scenario in module.SCENARIOS}
+    except Exception as error:
+        raise ExperimentError(
+            "import", f"the experiment of {options.technique!r} cannot be imported: {_name(error)}"
+        ) from error
+    name = options.scenario or next(iter(scenarios), None)
+    if name not in scenarios:
+        there = ", ".join(scenarios) or "none"
+        raise ExperimentError("usage", f"{options.technique!r} has no scenario {name!r}; there are: {there}")
+    record = scenarios[name](harness.Context(budget=options.budget, device=options.device, progress=_report))
+    if not isinstance(record, Record):
+        raise ExperimentError(
+            "invalid-record",
+            f"the scenario {name!r} must return a record (`harness.record` builds one), got {type(record).__name__}",
+        )
+    return record.to_json()
+
+
+def _report(label: str, done: int, total: int) -> None:
+    line = PROGRESS + json.dumps({"label": str(label), "done": int(done), "total": int(total)})
+    os.write(2, f"\n{line}\n".encode())  # in one piece, and on a line of its own
+
+
+def _explain(error: BaseException) -> tuple[str, str]:
+    """Kind and message of a failure, from the first cause whose kind is known."""
+    import pydantic
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for link in chain:
+        if type(link).__name__ == "MissingAsset":
+            return "missing-asset", str(link)
+        if isinstance(link, NetworkRefused):
+            return "network", str(link)
+        if isinstance(link, MemoryError) or "can't allocate memory" in str(link) or "out of memory" in str(link):
+            return "memory", f"the experiment ran out of memory; make it smaller, or allow more memory: {_name(link)}"
+    for link in chain:
+        if isinstance(link, ExperimentError):
+            return link.kind, str(link)
+        if isinstance(link, pydantic.ValidationError):
+            return "invalid-record", f"the result record is not valid: {link}"
+    return "exception", f"the experiment failed: {_name(error)}"
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _limit_memory(size: int, device: str) -> None:
+    """Let an allocation beyond `size` bytes fail with an error, and be the first process to go when memory runs out.
+
+    Only on Linux, where the limit counts private writable memory alone; CUDA reserves far more than it uses.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    if not device.startswith("cuda"):
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _refuse_network() -> None:
+    """Let every use of the network by this process fail, with a message that says what to do.
+
+    Where Linux allows it, this process and its children moreover lose the network devices, so that programs and
+    native code are held too. Must run before any thread starts.
+    """
+    if sys.platform == "linux":
+        _leave_network_namespace()
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in NETWORK_EVENTS:
+            return
+        # (socket, address) for connections and messages, (host, ...) for look-ups. Messages without an address go
+        # through a connection. Workers of a data loader pass data through sockets in a folder called pymp-*.
+        address = arguments[1] if event in CONNECTION_EVENTS else arguments[0]
+        if address is None or (isinstance(address, str | bytes) and "/pymp-" in os.fsdecode(address)):
+            return
+        raise NetworkRefused(
+            f"the experiment tried to use the network ({event} to {address}), but experiments run offline: add what it "
+            "needs to reference_impls/data/assets.yml, read it with `assets.path(name)`, and fetch it beforehand with "
+            "`redundancy assets get`"
+        )
+
+    sys.addaudithook(refuse)
+
+
+def _leave_network_namespace() -> None:
+    clone_newuser, clone_newnet = 0x10000000, 0x40000000
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None).unshare(clone_newuser | clone_newnet) != 0:
+        return
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/self/{name}").write_text(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""Broken contributions can neither hang nor take down whoever runs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tools import runner
+from tools.runner import Outcome
+
+EXPERIMENT = """
+import os, signal, socket, subprocess, sys, threading, time
+from reference_impls.accounting.record import Arm, Machine, Measured, Point, Quality, Record, WallTime
+from reference_impls.experiments.harness import Context, Scenario
+
+def make(ctx, scenario="default", technique="made-up", **changes):
+    time_ = WallTime(median=1.0, p10=1.0, p50=1.0, p90=1.0, p99=1.0, n=15)
+    arm = dict(operations=10, bytes=20, quality=Quality(metric="accuracy", value=0.5), wall_ms=time_)
+    fields = dict(
+        technique=technique, scenario=scenario, title="Made up", budget=ctx.budget, data="none", unit="one image",
+        knobs=("r",), baseline=Arm(**arm), with_=(Point(**arm, knobs={"r": 1}),), seeds=(0,), device=ctx.device,
+        redundancy=Measured(measure="none", value=0.0), versions={}, command="redundancy run made-up",
+        machine=Machine(cpu="any", cores=1, threads=1, memory_gb=1.0), date="2026-11-22",
+    )
+    return Record(**fields | changes)
+
+"""
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Writes an experiment whose scenario has the given body, and runs it."""
+
+    def write_and_run(body: str, *, whole: bool = False, **options: Any) -> Outcome:
+        package = tmp_path / "contributed"
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").touch()
+        scenario = "\nSCENARIOS = (Scenario('default', 'Made up', run), Scenario('other', 'Made up', run))\n"
+        function = "def run(ctx):\n" + textwrap.indent(textwrap.dedent(body), "    ")
+        (package / "made_up.py").write_text(body if whole else EXPERIMENT + function + scenario)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return runner.run("made-up", package="contributed", **{"seconds": 60} | options)
+
+    return write_and_run
+
+
+def test_a_record_comes_back_with_progress_and_the_output_apart(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[str, int, int]] = []
+    outcome = run(
+        """
+        print("from python")
+        os.write(1, b"from native code\\n")
+        subprocess.run([sys.executable, "-c", "print('from a child')"])
+        print("no end of line", end="")
+        ctx.progress("training", 1, 2)
+        ctx.progress("training", 2, 2)
+        return make(ctx)
+        """,
+        progress=lambda label, done, total: seen.append((label, done, total)),
+        budget="full",
+    )
+    assert outcome.error is None, outcome
+    assert outcome.record is not None
+    assert (outcome.record.technique, outcome.record.budget) == ("made-up", "full")
+    assert seen == [("training", 1, 2), ("training", 2, 2)]
+    assert outcome.log.splitlines() == ["from python", "from native code", "from a child", "no end of line"]
+    assert outcome.seconds > 0
+    assert outcome.peak_mb > 10
+    assert capfd.readouterr() == ("", ""), "nothing reaches the caller's own output"
+
+
+def test_a_scenario_is_chosen_by_name(run: Run) -> None:
+    body = "return make(ctx, scenario='other')"
+    assert run(body, scenario="other").record is not None
+    wrong = run(body, scenario="default")
+    assert wrong.error == "invalid-record"
+    assert "scenario: 'other', but the run was of 'default'" in wrong.message
+    unknown = run(body, scenario="third")
+    assert unknown.error == "usage"
+    assert "no scenario 'third'; there are: default, other" in unknown.message
+
+
+FAILURES = {
+    "an exception": ("raise KeyError('lost')", "exception", "KeyError: 'lost'"),
+    "exit": ("sys.exit(0)", "exception", "SystemExit"),
+    "a hard exit": ("os._exit(0)", "crash", "exit code 0"),
+    "a segmentation fault": ("import ctypes; ctypes.string_at(0)", "crash", "SIGSEGV"),
+    "an abort": ("os.abort()", "crash", "SIGABRT"),
+    "no record": ("return float('nan')", "invalid-record", "must return a record"),
+    "NaN in a record": (
+        "return make(ctx, redundancy=Measured(measure='m', value=float('nan')))",
+        "invalid-record",
+        "finite",
+    ),
+    "NaN unchecked": (
+        "return make(ctx).model_copy(update={'extra': {'loss': float('nan')}})",
+        "invalid-record",
+        "extra.loss",
+    ),
+    "another technique": ("return make(ctx, technique='other')", "invalid-record", "technique: 'other'"),
+    "the network": (
+        "import urllib.request as u; u.urlopen('http://127.0.0.1:9')",
+        "network",
+        "experiments run offline",
+    ),
+    "a socket": ("socket.socket().connect(('127.0.0.1', 9))", "network", "assets.yml"),
+    "a Unix socket": ("socket.socket(socket.AF_UNIX).connect('/nowhere')", "network", "assets.yml"),
+    "a swallowed refusal": (
+        "\ntry:\n    socket.create_connection(('127.0.0.1', 9))\nexcept OSError:\n    raise RuntimeError('hidden')",
+        "network",
+        "experiments run offline",
+    ),
+    "an exception group": ("raise ExceptionGroup('both', [ValueError('a')])", "exception", "both"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failures_have_a_kind_and_a_message(run: Run, name: str) -> None:
+    body, kind, says = FAILURES[name]
+    outcome = run(body)
+    assert outcome.record is None
+    assert (outcome.error, says in outcome.message) == (kind, True), outcome
+
+
+def test_the_log_ends_with_the_traceback(run: Run) -> None:
+    outcome = run("print('x' * 10**6)\nfor i in range(1000): print('line', i)\nraise KeyError('lost')")
+    assert outcome.log.splitlines()[-1] == "KeyError: 'lost'"
+    assert len(outcome.log) < 10**6
+    crash = run("import ctypes; ctypes.string_at(0)")
+    assert "made_up.py" in crash.log, "the fault handler names the line"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
+        ("def run(:", "SyntaxError"),
+        ("raise RuntimeError('at import')", "at import"),
+        ("x = 1", "SCENARIOS"),
+        ("SCENARIOS = None", "not iterable"),
+    ],
+)
+def test_modules_that_cannot_be_imported(run: Run, text: str, says: str) -> None:
+    outcome = run(text, whole=True)
+    assert (outcome.error, says in outcome.message) == ("import", True), outcome
+
+
+def test_an_unknown_technique() -> None:
+    outcome = runner.run("no-such-technique", seconds=60)
+    assert outcome.error == "import"
+    assert "no_such_technique" in outcome.message
+
+
+def test_a_missing_asset_says_how_to_get_it(run: Run) -> None:
+    body = """
+    class MissingAsset(Exception): pass
+    raise MissingAsset("the asset 'vit' is not in the cache; run `redundancy assets get vit`")
+    """
+    outcome = run(body)
+    assert outcome.error == "missing-asset"
+    assert "redundancy assets get vit" in outcome.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["while True: pass", "time.sleep(1000)", "signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait()"],
+)
+def test_a_run_for_ever_is_stopped(run: Run, body: str) -> None:
+    start = time.monotonic()
+    outcome = run(body, seconds=6)
+    assert outcome.error == "timeout"
+    assert "within 6 s" in outcome.message
+    assert time.monotonic() - start < 30
+
+
+def test_a_flood_of_output_is_no_flood_here(run: Run) -> None:
+    outcome = run("while True: os.write(1, b'x' * 65536)", seconds=6)
+    assert outcome.error == "timeout"
+    assert len(outcome.log) <= runner.LOG_LINES * (runner.LINE_LENGTH + 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "kept = []\nwhile True: kept.append(bytearray(2**24))",
+        "import torch\nkept = []\nwhile True: kept.append(torch.ones(2**22))",
+        "import torch\ntorch.ones(2**31)",
+        "import numpy\nnumpy.ones(2**31)",
+        # each child stays under the limit of a process, all together do not
+        "hold = 'import time; kept = bytearray(b\"x\") * 2**28; time.sleep(100)'\n"
+        "children = [subprocess.Popen([sys.executable, '-c', hold]) for _ in range(6)]\ntime.sleep(100)",
+    ],
+    ids=["objects", "tensors", "one tensor", "one array", "children"],
+)
+def test_memory_without_end_is_stopped(run: Run, body: str) -> None:
+    outcome = run(body, memory_gb=1.0)
+    assert outcome.error == "memory", outcome
+    assert "memory" in outcome.message
+    assert outcome.peak_mb < 2500
+
+
+def test_no_process_is_left_behind(run: Run, tmp_path: Path) -> None:
+    """Neither children, nor those that were handed to another parent in a session of their own."""
+    pids = tmp_path / "pids"
+    outcome = run(
+        f"""
+        sleep = "import os, time; open({str(pids)!r}, 'a').write(str(os.getpid()) + ' '); time.sleep(1000)"
+        subprocess.Popen([sys.executable, "-c", sleep])
+        orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+        subprocess.run([sys.executable, "-c", orphan, sleep])
+        while len(open({str(pids)!r}).read().split()) < 2: time.sleep(0.05)
+        time.sleep(1000)
+        """,
+        seconds=8,
+    )
+    assert outcome.error == "timeout"
+    started = [int(pid) for pid in pids.read_text().split()]
+    assert len(started) == 2
+    assert not [pid for pid in started if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+
+
+def test_a_thread_that_never_ends_does_not_cost_the_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "GRACE_S", 0.5)
+    outcome = run("threading.Thread(target=time.sleep, args=(1000,)).start()\nreturn make(ctx)", seconds=30)
+    assert outcome.record is not None
+    assert outcome.seconds < 30
+
+
+def test_the_workers_of_a_data_loader_work(run: Run) -> None:
+    outcome = run(
+        """
+        import torch
+        from torch.utils.data import DataLoader, TensorDataset
+        loader = DataLoader(TensorDataset(torch.arange(32.0)), 8, num_workers=2)
+        assert sum(batch[0].sum().item() for batch in loader) == 496
+        return make(ctx)
+        """
+    )
+    assert outcome.record is not None, outcome
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are cut off by a Linux namespace")
+def test_programs_that_it_starts_are_offline_where_the_system_allows(run: Run) -> None:
+    outcome = run(
+        """
+        code = "import os; print('devices', sorted(n for n in os.listdir('/proc/sys/net/ipv4/conf')))"
+        subprocess.run([sys.executable, "-c", code])
+        return make(ctx)
+        """
+    )
+    assert outcome.record is not None
+    allowed = os.system("unshare --user --net true 2>/dev/null") == 0
+    devices = next(line for line in outcome.log.splitlines() if line.startswith("devices"))
+    if allowed:
+        assert "eth0" not in devices
+
+
+def test_the_callers_folder_stays_clean_and_errors_of_the_callback_pass(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert run("open('litter', 'w').write('x')\nreturn make(ctx)").record is not None
+    assert not list(folder.iterdir())
+
+    def broken(label: str, done: int, total: int) -> None:
+        raise BrokenPipeError(label)
+
+    with pytest.raises(BrokenPipeError, match="training"):
+        run("ctx.progress('training', 1, 2)\ntime.sleep(1000)", progress=broken)
+    assert not [p for p in psutil.Process().children(recursive=True) if "reference_impls.experiments" in p.cmdline()]

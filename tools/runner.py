@@ -1,0 +1,274 @@
+"""Runs one experiment in a child process that can neither hang nor take down its caller.
+
+The child (`reference_impls.experiments.__main__`) imports the contribution; this process never does. A watchdog limits
+the wall-clock and the memory of the child's whole process tree, and ends all of it, whatever happens. The record that
+comes back is validated here again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import pydantic
+
+from reference_impls.accounting.record import Record
+
+Budget = Literal["smoke", "full"]
+ErrorKind = Literal[
+    "usage", "missing-asset", "import", "timeout", "memory", "network", "invalid-record", "crash", "exception"
+]
+Progress = Callable[[str, int, int], None]
+"""`progress(label, done, total)`"""
+
+SECONDS: dict[Budget, float] = {"smoke": 120, "full": 3600}
+"""Wall-clock limit of each budget."""
+MEMORY_GB = 8.0
+"""Memory limit of the child and its children, in GiB; on a small machine, three quarters of its memory."""
+
+PROGRESS = "ATLAS-PROGRESS "  # as in reference_impls.experiments.__main__, whose import would bring in the experiments
+TOKEN = "ATLAS_RUN"  # environment variable that marks the processes of a run
+LOG_LINES, LINE_LENGTH = 60, 4000
+RECORD_MB = 32
+POLL_S, GRACE_S = 0.1, 5.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: a record, or an error with a message that says what to do."""
+
+    record: Record | None = None
+    error: ErrorKind | None = None
+    message: str = ""
+    log: str = ""
+    """The last lines that the child wrote to its standard output and error."""
+    seconds: float = 0.0
+    """Wall-clock of the child, start-up included."""
+    peak_mb: float = 0.0
+    """Largest memory of the child's process tree that the watchdog saw, in MiB."""
+
+
+def run(
+    technique: str,
+    *,
+    scenario: str | None = None,
+    budget: Budget = "smoke",
+    device: str = "cpu",
+    seconds: float | None = None,
+    memory_gb: float = MEMORY_GB,
+    progress: Progress = lambda label, done, total: None,
+    package: str = "reference_impls.experiments",
+) -> Outcome:
+    """Run a scenario of a technique (the first one when `scenario` is None); what goes wrong there is in the outcome.
+
+    Args:
+        seconds: wall-clock limit; the budget's own (`SECONDS`) when None.
+        memory_gb: memory limit in GiB of the whole process tree.
+        progress: told how far the experiment is.
+        package: the package that holds the experiment's module.
+    """
+    limit_s = SECONDS[budget] if seconds is None else seconds
+    limit_bytes = int(min(memory_gb * 2**30, 0.75 * psutil.virtual_memory().total))
+    with tempfile.TemporaryDirectory(prefix="atlas-run-", ignore_cleanup_errors=True) as folder:
+        result = Path(folder) / "result.json"
+        arguments = [technique, "--budget", budget, "--device", device, "--result", str(result), "--package", package]
+        arguments += ["--memory", str(limit_bytes), *(["--scenario", scenario] if scenario else [])]
+        token = uuid.uuid4().hex
+        start = time.monotonic()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "reference_impls.experiments", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=_environment(token),
+            start_new_session=True,
+        )
+        tree, output = _Tree(child, token), _Output(child)
+        try:
+            stopped = _watch(tree, output, progress, result, start + limit_s, limit_bytes)
+        finally:
+            tree.end()
+            output.close()
+        output.pass_on(progress)
+        if stopped == "timeout":
+            done, remedy = f"did not finish within {limit_s:g} s", "allow more time"
+        else:
+            done, remedy = f"used more than {limit_bytes / 2**30:.1f} GiB of memory", "allow more memory"
+        if stopped is None:
+            wanted = {"technique": technique, "budget": budget} | ({"scenario": scenario} if scenario else {})
+            outcome = _delivered(result, child.returncode, wanted)
+        else:
+            message = f"the {budget} run of {technique} {done} and was stopped; make the run smaller, or {remedy}"
+            outcome = Outcome(error=stopped, message=message)
+    return replace(
+        outcome, log="\n".join(output.lines), seconds=time.monotonic() - start, peak_mb=round(tree.peak / 2**20, 1)
+    )
+
+
+def _environment(token: str) -> dict[str, str]:
+    """The caller's environment, in which the child finds the same `reference_impls` from another folder."""
+    here = str(Path(__file__).resolve().parents[1])
+    paths = [str(Path(p).resolve()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([here, *paths]),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",  # a crash of native code leaves the Python line in the log
+        TOKEN: token,
+    }
+
+
+class _Tree:
+    """The child, its descendants, and descendants that were handed to another parent."""
+
+    def __init__(self, child: subprocess.Popen[bytes], token: str) -> None:
+        self.child = child
+        self.peak = 0
+        self._token = token
+        self._root = psutil.Process(child.pid)
+        self._descendants: dict[int, psutil.Process] = {}
+
+    def memory(self) -> int:
+        """Bytes in main memory; pages that forked processes share are divided among them."""
+        with contextlib.suppress(psutil.Error):
+            self._descendants |= {process.pid: process for process in self._root.children(recursive=True)}
+        processes = [self._root, *self._descendants.values()]
+        used = sum(_memory(process, "rss") for process in processes)
+        if len(processes) > 1 and used > self.peak:
+            used = sum(_memory(process, "pss") for process in processes)
+        self.peak = max(self.peak, used)
+        return used
+
+    def end(self) -> None:
+        """Kill every process of the run that is still there."""
+        self.child.kill()
+        self.child.wait()
+        for _ in range(20):  # a process may start another one while it is being killed
+            if not [process for process in (*self._descendants.values(), *self._marked()) if _kill(process)]:
+                break
+            time.sleep(POLL_S / 2)
+
+    def _marked(self) -> Iterator[psutil.Process]:
+        """Processes that carry the run's token in their environment, whoever their parent is."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(TOKEN) == self._token:
+                    yield process
+
+
+def _memory(process: psutil.Process, kind: Literal["rss", "pss"]) -> int:
+    with contextlib.suppress(psutil.Error):
+        info = process.memory_full_info() if kind == "pss" else process.memory_info()
+        return int(getattr(info, kind, info.rss))
+    return 0
+
+
+def _kill(process: psutil.Process) -> bool:
+    """Kill a process; whether it was there."""
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        process.kill()
+    except psutil.Error:
+        return False
+    return True
+
+
+class _Output:
+    """What the child writes: the last lines of its log, and its progress."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None
+        self.lines: deque[str] = deque(maxlen=LOG_LINES)
+        self._progress: queue.SimpleQueue[tuple[str, int, int]] = queue.SimpleQueue()
+        self._stream = child.stdout
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while line := self._stream.readline(LINE_LENGTH):
+            text = line.decode("utf-8", "replace").rstrip()
+            if text.startswith(PROGRESS):
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    told = json.loads(text.removeprefix(PROGRESS))
+                    self._progress.put((str(told["label"]), int(told["done"]), int(told["total"])))
+            elif text:
+                self.lines.append(text)
+
+    def pass_on(self, progress: Progress) -> None:
+        """Report the progress that came in since the last call."""
+        while not self._progress.empty():
+            progress(*self._progress.get())
+
+    def close(self) -> None:
+        """Wait for what was written before the end; not for ever, should somebody still hold the other end."""
+        self._thread.join(GRACE_S)
+        if not self._thread.is_alive():
+            self._stream.close()
+
+
+def _watch(
+    tree: _Tree, output: _Output, progress: Progress, result: Path, deadline: float, limit_bytes: int
+) -> Literal["timeout", "memory"] | None:
+    """Wait for the child; why it has to be stopped, or None if it ended or delivered."""
+    while tree.child.poll() is None:
+        output.pass_on(progress)
+        if result.exists():  # delivered: a thread or a child that never ends must not cost the record
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                tree.child.wait(GRACE_S)
+            return None
+        if tree.memory() > limit_bytes:
+            return "memory"
+        if time.monotonic() > deadline:
+            return "timeout"
+        time.sleep(POLL_S)
+    return None
+
+
+def _delivered(result: Path, code: int, wanted: Mapping[str, str]) -> Outcome:
+    """The outcome of a child that ended by itself, or that has written its result."""
+    if not result.exists():
+        return Outcome(error="crash", message=f"the process ended without a result ({_ending(code)}); see its log")
+    if result.stat().st_size > RECORD_MB * 2**20:
+        return Outcome(error="invalid-record", message=f"the record is larger than {RECORD_MB} MiB; keep to summaries")
+    try:
+        text = result.read_text(encoding="utf-8")
+        found = json.loads(text)
+        if set(found) == {"error", "message"}:
+            return Outcome(error=found["error"], message=found["message"])
+        record = Record.model_validate_json(text)
+    except (ValueError, TypeError) as error:
+        return Outcome(error="invalid-record", message=f"the result record is not valid: {_problems(error)}")
+    for field, value in wanted.items():
+        if (got := getattr(record, field)) != value:
+            message = f"the result record says {field}: {got!r}, but the run was of {value!r}"
+            return Outcome(error="invalid-record", message=message)
+    return Outcome(record)
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _problems(error: Exception) -> str:
+    if not isinstance(error, pydantic.ValidationError):
+        return str(error)
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
