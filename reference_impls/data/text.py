@@ -47,9 +47,10 @@ def text_of(raw: bytes) -> str:
     """The text of a raw e-mail, as the module defines it. Never fails: what cannot be decoded is replaced."""
     message = email.message_from_bytes(raw)
     parts = [part for part in message.walk() if not part.is_multipart() and not _is_attachment(part)]
-    body = "\n".join(_decoded(part) for part in parts if part.get_content_type() == "text/plain")
+    # A part of type multipart that is none is a broken one, whose parts the parser did not find.
+    body = "\n".join(_decoded(p) for p in parts if p.get_content_type().startswith(("text/plain", "multipart/")))
     if not body.strip():
-        body = "\n".join(strip_html(_decoded(part)) for part in parts if part.get_content_type() == "text/html")
+        body = "\n".join(strip_html(_decoded(p)) for p in parts if p.get_content_type().startswith("text/html"))
     return f"{_one_line(_header(message, 'Subject'))}\n{_one_line(body)}"
 
 

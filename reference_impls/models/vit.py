@@ -231,7 +231,7 @@ def saliency_vit_s14() -> SaliencyViT:
     Raises: MissingAsset.
     """
     model = SaliencyViT()
-    model.load_state_dict(_from_onnx(assets.path("saliency-vit-s14") / "vit_s_focus.onnx"), strict=False)
+    model.load_state_dict(_from_onnx(assets.path("saliency-vit-s14") / "vit_s_focus.onnx"))
     return model.eval()
 
 
@@ -251,6 +251,7 @@ def _from_onnx(file: Path) -> dict[str, Tensor]:
             tensors["grid positions"] = tensors[node.input[0]]
 
     state = {key: value for key, value in tensors.items() if key.startswith("decoder.")}
+    state |= {f"decoder.bn{i}.num_batches_tracked": torch.tensor(0) for i in (1, 2, 3)}
     embeddings = "backbone.embeddings"
     grid = resize_pos_embed(tensors["grid positions"], 16)
     state["backbone.pos_embed"] = torch.cat([tensors["class position"], grid], dim=1)
