@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Arm, Control, Machine, Measured, Point, Quality, Record, WallTime
-from reference_impls.accounting.timing import interleave
+from reference_impls.accounting.timing import repeat, wall_time
 from reference_impls.contract import registry
 from reference_impls.data import assets
 
@@ -195,7 +195,7 @@ def trained(
     version it names the checkpoint.
     """
     key = hashlib.sha256(json.dumps([name, spec, torch.__version__], sort_keys=True, default=str).encode()).hexdigest()
-    file = assets.cache_folder() / "checkpoints" / f"{name}-{key[:16]}.pt"
+    file = assets.cache_root() / "checkpoints" / f"{name}-{key[:16]}.pt"
     model = build()
     if file.exists():
         model.load_state_dict(torch.load(file, weights_only=True))
@@ -220,6 +220,8 @@ class Cost:
     bytes: int
     wall_ms: WallTime
     uncounted: tuple[str, ...]
+    samples: tuple[float, ...]
+    """The repetitions behind `wall_ms`; round i of all arms measured together, as `timing.speed_up` wants them."""
 
     def arm(self, quality: Quality, **more: Any) -> Arm:
         return Arm(**self._fields(), quality=quality, **more)
@@ -243,13 +245,14 @@ def measure_arms(
         with count() as tally:
             arm()
         tallies[label] = tally
-    times = interleave(arms, repetitions=repetitions, threads=threads)
+    times = repeat(arms, repetitions=repetitions, threads=threads, units=units)
     return {
         label: Cost(
             operations=round(tally.operations / units),
             bytes=round(tally.bytes / units),
-            wall_ms=times[label].scaled(1 / units),
+            wall_ms=wall_time(times[label]),
             uncounted=tuple(sorted(tally.uncounted)),
+            samples=tuple(times[label]),
         )
         for label, tally in tallies.items()
     }

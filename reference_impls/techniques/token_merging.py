@@ -7,9 +7,9 @@ References:
     arXiv 2303.17604: unmerging, for outputs that need every token.
 
 The idea: the keys of attention already say what a token contains. Between attention and MLP of each block, the tokens
-are split by position into two sets, A and B. Each token of A finds its most similar one in B, and the r best pairs merge
-into their mean, weighted by the number of patches each token stands for. That number, its size s, also enters the next
-attention as log s, so that a merged token weighs as much as the tokens it stands for. Nothing is learnt.
+are split by position into two sets, A and B. Each token of A finds its most similar one in B, and the r best pairs
+merge into their mean, weighted by the number of patches each token stands for. That number, its size s, also enters
+the next attention as log s, so that a merged token weighs as much as the tokens it stands for. Nothing is learnt.
 
     match = bipartite_soft_matching(keys.mean(1), r)     # which token merges into which
     x, size = merge(x, size, match)                      # (B, N, D) -> (B, N - r, D)
@@ -72,12 +72,12 @@ def bipartite_soft_matching(
     """The r most similar pairs between the tokens at even and at odd positions (bolya-2023-token, Section 3).
 
     metric: (B, N, C), what tokens are compared by, such as their keys averaged over heads. The first `prefix` tokens
-    (class token) are left out. Set A holds the others at even positions, B at odd ones; each token of A draws an edge to
-    its most similar token of B by cosine, and the r edges with the highest cosine are kept, but never more than half of
-    the tokens (r=None: that half). With `threshold`, only edges whose cosine reaches it count; a batch stays
+    (class token) are left out. Set A holds the others at even positions, B at odd ones; each token of A draws an edge
+    to its most similar token of B by cosine, and the r edges with the highest cosine are kept, but never more than half
+    of the tokens (r=None: that half). With `threshold`, only edges whose cosine reaches it count; a batch stays
     rectangular, so the datum with the fewest such edges decides.
 
-    Returns None when nothing merges. Raises ValueError for a wrong shape, r, prefix or threshold.
+    Returns None when nothing merges. Raises ValueError for a wrong shape, values that are not finite, or a bad knob.
     """
     check_tensor("metric", metric, "B N C", finite=False)
     check_range("prefix", prefix, 0, integer=True)
@@ -91,6 +91,7 @@ def bipartite_soft_matching(
         return None
     unit = F.normalize(metric[:, prefix:], dim=-1)
     best, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)  # (B, |A|) each
+    check_tensor("cosines of metric", best, "B A")  # a value that is not finite shows in all cosines of its token
     if threshold is not None:
         r = min(r, int((best >= threshold).sum(1).min()))
         if r == 0:
