@@ -194,18 +194,24 @@ def trained(
     `spec` holds every choice that the weights follow from (architecture, data, epochs, seed); together with the torch
     version it names the checkpoint.
     """
-    key = hashlib.sha256(json.dumps([name, spec, torch.__version__], sort_keys=True, default=str).encode()).hexdigest()
-    file = assets.cache_root() / "checkpoints" / f"{name}-{key[:16]}.pt"
     model = build()
-    if file.exists():
-        model.load_state_dict(torch.load(file, weights_only=True))
-        return model.eval()
-    model = train(model)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    torch.save(model.state_dict(), part)
-    part.replace(file)
+    model.load_state_dict(cached(name, spec, lambda: train(build()).state_dict(), folder="checkpoints"))
     return model.eval()
+
+
+def cached(name: str, spec: Mapping[str, Any], compute: Callable[[], Any], folder: str = "computed") -> Any:
+    """What `compute` returns, a tensor or a mapping of tensors; from the cache if the same `spec` was computed before.
+
+    `spec` holds every choice that the result follows from; together with the torch version it names the file.
+    """
+    key = hashlib.sha256(json.dumps([name, spec, torch.__version__], sort_keys=True, default=str).encode()).hexdigest()
+    file = assets.cache_root() / folder / f"{name}-{key[:16]}.pt"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        torch.save(compute(), part)
+        part.replace(file)
+    return torch.load(file, weights_only=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------
