@@ -9,8 +9,8 @@ Classifiers ("exits") sit between the stages of a network. A sample leaves at th
   (PABEE: zhou-2020-bert, arXiv 2006.04152; the counter of agreements must reach the patience t).
 
 What makes it pay beyond a batch of one is compaction: samples that left are taken out of the batch, so the next stage
-runs on a smaller dense tensor. `EarlyExit` runs a network so; `exit_decisions` gives the same decisions from logits that
-were computed once for all exits, which is how thresholds are swept and calibrated.
+runs on a smaller dense tensor. `EarlyExit` runs a network so. `exit_decisions` takes the same decisions from the logits
+of all exits, computed once, which is how thresholds are swept and calibrated.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor, *, normalised: bool = False) -> Tensor:
-    """Entropy of the class probabilities in nats (the score of BranchyNet and DeeBERT), or as a share of log C if `normalised`.
+    """Entropy of the class probabilities, the score of BranchyNet and DeeBERT. logits (..., C) -> (...).
 
-    logits (..., C) -> (...) in [0, log C].
+    In nats, from 0 to log C; as a share of log C if `normalised`.
     """
     logp = logits.log_softmax(-1)
     nats = -(logp.exp() * logp).sum(-1)
@@ -114,8 +114,8 @@ def at_exits(logits: Tensor, left: Tensor) -> Tensor:
 class EarlyExit(nn.Module):
     """Runs a staged network and lets samples leave at its exits. Called like the network, it gives logits (B, C).
 
-    After each exit the samples that left are taken out of the batch, and at the end the logits are put back in the order
-    of the inputs. Each decision waits for the device once. `left` holds the exit of every sample of the last run.
+    After each exit the samples that left are taken out of the batch. The logits come back in the order of the inputs.
+    Each decision waits for the device. `left` holds the exit of every sample of the last run.
 
     Args:
         network: the staged network, in eval mode.

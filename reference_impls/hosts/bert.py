@@ -1,0 +1,65 @@
+"""BERT encoders as stages with off-ramps: the project's own MiniLM and Hugging Face's `BertModel`, told by structure.
+
+The state between layers is a dict, so that the padding mask leaves a batch together with its tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reference_impls.contract import UnsupportedHost
+from reference_impls.hosts.staged import Staged
+
+
+class BertStage(nn.Module):
+    """One layer (the first stage: the embeddings too), on a state of tokens and of which of them are real.
+
+    Inputs of the first stage: {"ids": (B, N) int64, "real": (B, N) bool}. State: {"x": (B, N, D), "real": (B, N)}.
+    """
+
+    def __init__(self, layer: nn.Module, embeddings: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer = layer
+        self.embeddings = embeddings
+
+    def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        real = state["real"]
+        x = state["x"] if self.embeddings is None else self.embeddings(state["ids"])
+        mask = torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, torch.finfo(x.dtype).min)
+        out = self.layer(x, mask[:, None, None, :])  # (B, 1, 1, N): added to the scores of the keys
+        return {"x": out[0] if isinstance(out, tuple) else out, "real": real}
+
+
+class MeanRamp(nn.Module):
+    """An off-ramp: the mean of the real tokens, then a linear classifier. State -> logits (B, C)."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(dim, classes)
+
+    def forward(self, state: dict[str, Tensor]) -> Tensor:
+        return self.classifier(pool(state))
+
+
+def pool(state: dict[str, Tensor]) -> Tensor:
+    """Mean of the real tokens of each sample: state -> (B, D)."""
+    weight = state["real"].unsqueeze(-1).to(state["x"].dtype)
+    return (state["x"] * weight).sum(1) / weight.sum(1)
+
+
+def staged_bert(model: Any, classes: int) -> Staged:
+    """A BERT encoder with a new off-ramp after each layer, in eval mode; it shares the encoder's weights.
+
+    Inputs: {"ids": (B, N) int64, "real": (B, N) bool, False on padding}.
+    Raises: UnsupportedHost for a model without `.embeddings` and `.layers` (or `.encoder.layer`).
+    """
+    layers = getattr(model, "layers", None) or getattr(getattr(model, "encoder", None), "layer", None)
+    embeddings = getattr(model, "embeddings", None)
+    if layers is None or embeddings is None:
+        raise UnsupportedHost("staged_bert", model, "an encoder with .embeddings and .layers or .encoder.layer")
+    norms = [m for m in layers[0].modules() if isinstance(m, nn.LayerNorm)]
+    stages = [BertStage(layer, embeddings if i == 0 else None) for i, layer in enumerate(layers)]
+    return Staged(stages, [MeanRamp(norms[0].normalized_shape[0], classes) for _ in layers]).eval()
