@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from reference_impls.data import assets, images, text, video
+from reference_impls.data import assets, download, images, sources, text, video
 
 FILES = {"pkg/data/a.bin": bytes(range(256)) * 4000, "pkg/data/b.txt": b"second\n", "pkg/other.txt": b"not wanted"}
 
@@ -65,7 +66,7 @@ def asset_of(archive: bytes, url: str, wanted: dict[str, bytes] | None = None, n
     """An asset whose pins fit `archive`, to be downloaded from `url`."""
     wanted = wanted or {k.removeprefix("pkg/data/"): v for k, v in FILES.items() if k.startswith("pkg/data/")}
     manifest = "".join(f"{hashlib.sha256(v).hexdigest()} {len(v)} {k}\n" for k, v in sorted(wanted.items()))
-    source = assets.Source(
+    source = sources.Source(
         registry="url",
         package="sample",
         version="1",
@@ -131,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assets._opener.cache_clear()
+    download._opener.cache_clear()
     server = Server()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -139,14 +140,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.shutdown()
     server.server_close()
     thread.join()
-    assets._opener.cache_clear()
+    download._opener.cache_clear()
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a clock that does not wait between tries."""
     monkeypatch.setenv("ATLAS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(assets.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda seconds: None))
     return tmp_path / "cache"
 
 
@@ -236,7 +237,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     server: Server, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve_sample(server, monkeypatch)
-    monkeypatch.setattr(assets, "CHUNK", 1000)
+    monkeypatch.setattr(download, "CHUNK", 1000)
 
     def interrupt(name: str, done: int, total: int) -> None:
         if done >= 5000:
@@ -327,7 +328,7 @@ def test_the_next_source_is_tried(server: Server, store: Path, monkeypatch: pyte
     offer(monkeypatch, dataclasses.replace(asset, sources=(gone, asset.sources[0])))
     assert assets.get("sample") == assets.path("sample")
     offer(monkeypatch, dataclasses.replace(asset, sha256="0" * 64, sources=(gone,)))
-    with pytest.raises(assets.AssetError, match=r"needs `apt-get`.*put it at .*sample-debian-0.archive"):
+    with pytest.raises(assets.AssetError, match=r"needs `apt-get`(.|\n)*may be put at:\n.*sample-debian-0.archive"):
         assets.get("sample")
 
 
@@ -335,7 +336,7 @@ def test_two_processes_download_once(
     server: Server, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asset = serve_sample(server, monkeypatch)
-    server.delay = 0.3
+    server.delay = 1.0
     (tmp_path / "asset").write_bytes(pickle.dumps(asset))
     program = (
         "import pickle, sys; from pathlib import Path; from reference_impls.data import assets\n"
@@ -452,20 +453,20 @@ def test_links_in_an_archive_are_not_followed(server: Server, store: Path, monke
 # --- the clients of the registries -----------------------------------------------------------------------------------
 
 
-def source_of(registry: str) -> assets.Source:
+def source_of(registry: str) -> sources.Source:
     return next(a.sources[0] for a in assets.catalogue().values() if a.sources[0].registry == registry)
 
 
-def test_pip_is_asked_for_the_address_of_the_pinned_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_is_asked_for_the_address_of_the_pinned_version(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
     def answer(*command: object) -> str:
         asked.append(command)
         return '{"install": [{"download_info": {"url": "https://mirror/x.whl"}}]}'
 
-    monkeypatch.setattr(assets, "_run", answer)
+    monkeypatch.setattr(sources, "_run", answer)
     source = source_of("pypi")
-    assert assets._locate(source) == ("https://mirror/x.whl", source.sha256, source.bytes)
+    assert sources.locate(source, store) == ("https://mirror/x.whl", source.sha256, source.bytes)
     assert {"--dry-run", "--no-deps", f"{source.package}=={source.version}"} < set(asked[0])
 
 
@@ -482,8 +483,8 @@ def test_npm_is_taken_from_a_wheel_where_there_is_none(store: Path, monkeypatch:
             cli.touch()
         return '"https://mirror/x.tgz"'
 
-    monkeypatch.setattr(assets, "_run", answer)
-    assert assets._locate(source_of("npm")).url == "https://mirror/x.tgz"
+    monkeypatch.setattr(sources, "_run", answer)
+    assert sources.locate(source_of("npm"), store).url == "https://mirror/x.tgz"
     assert len(asked) == 2
     assert str(asked[1][1]).endswith("npm-cli.js")
     assert list(store.iterdir()) == []
@@ -506,8 +507,8 @@ def test_apt_is_asked_and_gets_lists_of_its_own_where_there_are_none(
             raise assets.AssetError("E: Unable to locate package")
         return f"'http://mirror/p.deb' p.deb {source.bytes} SHA256:{'f' * 64}\n"
 
-    monkeypatch.setattr(assets, "_run", answer)
-    assert assets._locate(source) == ("http://mirror/p.deb", source.sha256, source.bytes)
+    monkeypatch.setattr(sources, "_run", answer)
+    assert sources.locate(source, store) == ("http://mirror/p.deb", source.sha256, source.bytes)
     assert any("update" in command for command in asked) == (lists == "empty")
 
 
@@ -521,13 +522,13 @@ def test_another_release_of_debian_has_its_own_digest(store: Path, monkeypatch: 
             raise assets.AssetError("E: Version was not found")
         return f"'http://mirror/p.deb' p.deb 77 SHA256:{'f' * 64}\n"
 
-    monkeypatch.setattr(assets, "_run", answer)
-    assert assets._locate(source) == ("http://mirror/p.deb", "f" * 64, 77)
+    monkeypatch.setattr(sources, "_run", answer)
+    assert sources.locate(source, store) == ("http://mirror/p.deb", "f" * 64, 77)
 
 
 def test_the_last_words_of_a_client_that_fails_are_told() -> None:
     with pytest.raises(assets.AssetError, match="failed: all is lost"):
-        assets._run(sys.executable, "-c", "import sys; sys.exit('trouble\\nall is lost')")
+        sources._run(sys.executable, "-c", "import sys; sys.exit('trouble\\nall is lost')")
 
 
 # --- loaders ---------------------------------------------------------------------------------------------------------
