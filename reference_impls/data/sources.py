@@ -44,6 +44,8 @@ class Source:
 
 
 class Location(NamedTuple):
+    """Where an archive is, and what it must be: its SHA-256 and its size in bytes."""
+
     url: str
     sha256: str
     bytes: int
