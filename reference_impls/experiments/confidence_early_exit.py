@@ -263,7 +263,9 @@ class EarlyExitSpecimens(Specimens):
         yield Invalid("no batch", lambda: EarlyExit(network, "confidence", 0.5)(()), "first axis")
         yield Invalid("logits without exits", lambda: exit_decisions(x, "entropy", 0.5), "must have shape (E, B, C)")
         training = self.build("typical", 0, device).host.train()
-        yield Invalid("batch norm in training mode", lambda: technique.apply(training, rule="patience", threshold=1), "eval")
+        yield Invalid(
+            "batch norm in training mode", lambda: technique.apply(training, rule="patience", threshold=1), "eval"
+        )
 
 
 SPECIMENS = EarlyExitSpecimens()

@@ -312,7 +312,7 @@ def nulls(x: Tensor) -> dict[str, Tensor]:
 DIGITS_VIT = {"image_size": 8, "patch_size": 1, "in_channels": 1, "num_classes": 10}
 DIGITS_VIT |= {"dim": 32, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0}
 FASHION_VIT = DIGITS_VIT | {"image_size": 28, "patch_size": 4, "dim": 64}
-DIGITS_TRAINING = {"smoke": {"epochs": 8, "lr": 3e-3, "batch_size": 32}}
+DIGITS_TRAINING = {"smoke": {"epochs": 12, "lr": 3e-3, "batch_size": 32}}
 DIGITS_TRAINING |= {"full": {"epochs": 30, "lr": 2e-3, "batch_size": 32}}
 FASHION_TRAINING = {"smoke": {"epochs": 1, "lr": 2e-3, "batch_size": 64}}
 FASHION_TRAINING |= {"full": {"epochs": 4, "lr": 2e-3, "batch_size": 64}}
