@@ -3,7 +3,7 @@
 References:
   bolya-2023-token: Bolya, Fu, Dai, Zhang, Feichtenhofer, Hoffman. Token Merging: Your ViT But Faster. ICLR 2023,
     arXiv 2210.09461. Sections 3 and 3.1-3.2: bipartite soft matching, token size, proportional attention (Eq. 1).
-  bolya-2023-token-merging: Bolya, Hoffman. Token Merging for Fast Stable Diffusion. CVPR workshops 2023,
+  bolya-2023-stable: Bolya, Hoffman. Token Merging for Fast Stable Diffusion. CVPR workshops 2023,
     arXiv 2303.17604: unmerging, for outputs that need every token.
 
 The idea: the keys of attention already say what a token contains. Between attention and MLP of each block, the tokens
@@ -122,7 +122,7 @@ def merge(x: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor]:
 
 
 def unmerge(x: Tensor, match: Match) -> Tensor:
-    """Give every token the value of the one it merged into: (B, N - r, D) -> (B, N, D) (bolya-2023-token-merging)."""
+    """Give every token the value of the one it merged into: (B, N - r, D) -> (B, N, D) (bolya-2023-stable)."""
     return rows(x, match.group)
 
 

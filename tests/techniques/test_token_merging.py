@@ -1,0 +1,392 @@
+"""Token merging beyond the battery: the algorithm's own properties, and the hosts it runs on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reference_impls.accounting.count import count
+from reference_impls.contract import NoEffectWarning, UnsupportedHost
+from reference_impls.experiments.token_merging import (
+    PATCHES,
+    RANDOM_DROPPING,
+    RANDOM_MERGING,
+    SPECIMENS,
+    TINY_VIT,
+    attached,
+    brute_force_groups,
+    chance_match,
+    small_vit,
+    tokens_left,
+)
+from reference_impls.hosts import transformer_blocks
+from reference_impls.redundancy.spatial_similarity import best_match, spatial_similarity
+from reference_impls.techniques.token_merging import (
+    Match,
+    Merging,
+    TokenMerging,
+    bipartite_soft_matching,
+    matching_operations,
+    merge,
+    rows,
+    unmerge,
+)
+
+TOME = TokenMerging()
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def run(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Matching
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 3])
+@pytest.mark.parametrize("tokens", [4, 5, 8, 9, 17])
+def test_matching_agrees_with_brute_force(generator: torch.Generator, tokens: int, prefix: int) -> None:
+    metric = torch.randn(3, tokens, 5, generator=generator)
+    for r in range(1, tokens + 1):
+        match = bipartite_soft_matching(metric, r, prefix=prefix)
+        if tokens - prefix < 2:
+            assert match is None
+        else:
+            assert match.group.tolist() == [brute_force_groups(m.tolist(), r, prefix) for m in metric]
+
+
+def test_every_token_is_in_exactly_one_group_and_kept_tokens_keep_their_order(generator: torch.Generator) -> None:
+    match = bipartite_soft_matching(torch.randn(4, 21, 6, generator=generator), 7, prefix=1)
+    assert match.kept.shape == (4, 14)
+    assert match.source.shape == (4, 7)
+    for kept, source, group in zip(match.kept, match.source, match.group, strict=True):
+        assert sorted(kept.tolist() + source.tolist()) == list(range(21))
+        assert kept.tolist() == sorted(kept.tolist())
+        assert set(group.tolist()) == set(range(14))
+        assert group[kept].tolist() == list(range(14))
+        assert kept[0] == 0
+        assert (group == 0).sum() == 1
+
+
+def test_merged_pairs_are_the_most_similar_ones() -> None:
+    x = torch.eye(6).unsqueeze(0)
+    x[0, 2], x[0, 4] = x[0, 3], x[0, 1] + 0.5 * x[0, 3]  # 2 equals 3, 4 is nearest to 1
+    assert bipartite_soft_matching(x, 1).group.tolist() == [[0, 1, 2, 2, 3, 4]]
+    assert bipartite_soft_matching(x, 2).group.tolist() == [[0, 1, 2, 2, 1, 3]]
+
+
+def test_r_is_capped_at_half_of_the_free_tokens(generator: torch.Generator) -> None:
+    metric = torch.randn(2, 10, 4, generator=generator)
+    assert bipartite_soft_matching(metric, 100).kept.shape == (2, 5)
+    assert bipartite_soft_matching(metric, 100, prefix=1).kept.shape == (2, 6)
+    assert bipartite_soft_matching(metric, 0) is None
+    assert bipartite_soft_matching(metric[:, :1], 3) is None
+
+
+def test_threshold_merges_what_the_datum_with_the_fewest_similar_pairs_allows() -> None:
+    twins = torch.eye(4)[[0, 0, 1, 1, 2, 2]]  # 3 pairs of equals
+    pair = torch.eye(6)[[0, 0, 1, 2, 3, 4]]  # 1 pair
+    pad = torch.zeros(6, 2)
+    batch = torch.stack([torch.cat([twins, pad], 1), pair])
+    assert bipartite_soft_matching(batch[:1], threshold=0.99).source.shape == (1, 3)
+    assert bipartite_soft_matching(batch, threshold=0.99).source.shape == (2, 1)
+    assert bipartite_soft_matching(batch[:1], 2, threshold=0.99).source.shape == (1, 2)
+    assert bipartite_soft_matching(torch.eye(6)[None], threshold=0.01) is None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Merging
+
+
+def test_merge_is_the_size_weighted_mean_and_conserves_sum_and_size(generator: torch.Generator) -> None:
+    x = torch.randn(3, 15, 8, generator=generator, dtype=torch.float64)
+    size = torch.randint(1, 6, (3, 15), generator=generator).double()
+    match = bipartite_soft_matching(x, 6, prefix=1)
+    merged, merged_size = merge(x, size, match)
+    member = F.one_hot(match.group, 9).double()  # (B, N, groups)
+    sums = torch.einsum("bng,bn,bnd->bgd", member, size, x)
+    torch.testing.assert_close(merged_size, torch.einsum("bng,bn->bg", member, size), rtol=0, atol=0)
+    torch.testing.assert_close(merged, sums / merged_size[..., None], rtol=1e-12, atol=1e-12)
+
+
+def test_tokens_that_take_no_part_stay_equal_bit_for_bit(generator: torch.Generator) -> None:
+    x = torch.randn(2, 13, 4, generator=generator)
+    size = torch.full((2, 13), 3.0)
+    match = bipartite_soft_matching(x, 3, prefix=1)
+    merged, merged_size = merge(x, size, match)
+    alone = merged_size == 3.0
+    assert alone.sum() >= 2 * (10 - 3)
+    assert bool(alone[:, 0].all())
+    assert torch.equal(merged[alone], rows(x, match.kept)[alone])
+
+
+def test_exact_duplicates_merge_and_unmerge_without_loss(generator: torch.Generator) -> None:
+    x = torch.randn(2, 5, 7, generator=generator)[:, [0, 1, 1, 2, 2, 3, 3, 1, 1]]
+    match = bipartite_soft_matching(x, 4, prefix=1)
+    merged, size = merge(x, torch.ones(2, 9), match)
+    assert merged.shape == (2, 5, 7)
+    assert size.sum(1).tolist() == [9, 9]
+    assert torch.equal(unmerge(merged, match), x)
+
+
+def test_proportional_attention_equals_attention_over_the_duplicates(generator: torch.Generator) -> None:
+    model = small_vit(TINY_VIT, 0).double()
+    block = transformer_blocks(model)[1]
+    few = torch.randn(1, 4, 32, generator=generator, dtype=torch.float64)
+    sizes = torch.tensor([[1, 5, 2, 3]])
+    many = few[:, torch.repeat_interleave(torch.arange(4), sizes[0])]
+    with torch.no_grad():
+        dense, _ = block.attention(many)
+        proportional, _ = block.attention(few, sizes.double().log()[:, None, None])
+        plain, _ = block.attention(few)
+    of_first = torch.tensor([0, 1, 6, 8])  # the first copy of each token
+    torch.testing.assert_close(proportional, dense[:, of_first], rtol=1e-12, atol=1e-12)
+    assert (plain - dense[:, of_first]).abs().max() > 1e-3
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# On a transformer
+
+
+def test_equal_patches_merge_without_changing_the_result_only_with_proportional_attention() -> None:
+    specimen = SPECIMENS.build("redundant", 3, "cpu")
+    host, x = specimen.host.double(), specimen.inputs.double()
+    plain = run(host, x)
+    with TOME.apply(host, r=None, threshold=0.99) as handle:
+        torch.testing.assert_close(run(host, x), plain, rtol=1e-12, atol=1e-12)
+        assert handle.trace["tokens"] == ((17, 9), (9, 5), (5, 3))
+    with TOME.apply(host, r=8, proportional=False):
+        assert (run(host, x) - plain).abs().max() > 1e-6
+
+
+def test_r_zero_is_equal_bit_for_bit_and_warns() -> None:
+    specimen = SPECIMENS.build("typical", 0, "cpu")
+    plain = run(specimen.host, specimen.inputs)
+    with pytest.warns(NoEffectWarning, match="r is 0"):
+        handle = TOME.apply(specimen.host, r=0)
+    assert torch.equal(run(specimen.host, specimen.inputs), plain)
+    assert "group" not in handle.trace
+    handle.undo()
+
+
+def test_dissimilar_tokens_are_left_alone_bit_for_bit() -> None:
+    specimen = SPECIMENS.build("null", 0, "cpu")
+    plain = run(specimen.host, specimen.inputs)
+    with TOME.apply(specimen.host, r=None, threshold=0.5) as handle:
+        assert torch.equal(run(specimen.host, specimen.inputs), plain)
+        assert handle.trace["tokens"] == ((17, 17),) * 3
+
+
+@pytest.mark.parametrize(("r", "left"), [(3, (14, 11, 8)), ([0, 5, 2], (17, 12, 10)), (100, (9, 5, 3))])
+def test_schedules_and_the_groups_they_leave(r: int | list[int], left: tuple[int, ...]) -> None:
+    specimen = SPECIMENS.build("typical", 0, "cpu")
+    with TOME.apply(specimen.host, r=r) as handle:
+        run(specimen.host, specimen.inputs)
+        trace = handle.trace
+    assert tuple(after for _, after in trace["tokens"]) == left
+    for group in trace["group"]:
+        assert set(group.tolist()) == set(range(left[-1]))
+        assert (group == group[0]).sum() == 1
+    if isinstance(r, int):
+        assert tuple(tokens_left(specimen.host, 17, r)) == left
+
+
+def test_tokens_come_back_for_dense_outputs() -> None:
+    specimen = SPECIMENS.build("typical", 0, "cpu")
+    with torch.no_grad(), TOME.apply(specimen.host, r=4) as handle:
+        features = specimen.host.forward_features(specimen.inputs)
+        group = handle.trace["group"]
+    assert features.shape == (3, 1 + PATCHES, 32)
+    for tokens, index in zip(features, group, strict=True):
+        for g in index.unique():
+            same = tokens[index == g]
+            assert torch.equal(same, same[:1].expand_as(same))
+
+
+def test_two_handles_nest() -> None:
+    specimen = SPECIMENS.build("typical", 0, "cpu")
+    plain = run(specimen.host, specimen.inputs)
+    first = TOME.apply(specimen.host, r=2)
+    once = run(specimen.host, specimen.inputs)
+    second = TOME.apply(specimen.host, r=5)
+    second.undo()
+    assert torch.equal(run(specimen.host, specimen.inputs), once)
+    first.undo()
+    assert torch.equal(run(specimen.host, specimen.inputs), plain)
+
+
+def test_gradients_flow_through_merged_tokens() -> None:
+    specimen = SPECIMENS.build("typical", 0, "cpu")
+    specimen.host.train()
+    with TOME.apply(specimen.host, r=4):
+        specimen.host(specimen.inputs).sum().backward()
+    weight = specimen.host.patch_embed.proj.weight
+    assert weight.grad is not None
+    assert bool((weight.grad != 0).any())
+
+
+def test_the_operations_of_vit_small_fall_by_the_closed_form() -> None:
+    """The published shape, ViT-S/16 at r=13, without running it: the sum of the terms in the docstring of `saving`."""
+    from reference_impls.models.vit import vit_small_patch16_224
+
+    model, d, hidden = vit_small_patch16_224(), 384, 1536
+    left = tokens_left(model, 197, 13)
+    before = [197, *left[:-1]]
+    trace = {"batch": 2, "tokens": tuple(zip(before, left, strict=True)), "matched": (True,) * 12}
+    terms = 0
+    for n, m in trace["tokens"]:
+        terms += 4 * (197 - n) * d**2 + 2 * (197**2 - n**2) * d + 2 * (197 - m) * d * hidden
+        terms -= matching_operations(n, 1, 64)
+    assert left[-1] == 41
+    assert TOME.saving(model, torch.empty(0), trace) == 2 * terms
+    dense = 12 * (4 * 197 * d**2 + 2 * 197**2 * d + 2 * 197 * d * hidden) + 196 * 768 * d + d * 1000
+    assert dense / (dense - terms) == pytest.approx(1.70, abs=0.005)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Controls of the experiments
+
+
+@pytest.mark.parametrize("control", [RANDOM_MERGING, RANDOM_DROPPING])
+def test_controls_lose_as_many_tokens(control) -> None:
+    specimen = SPECIMENS.build("typical", 0, "cpu")
+    with count() as by_chance:
+        run(attached(specimen.host, control, 4), specimen.inputs)
+    with TOME.apply(specimen.host, r=4) as handle, count() as merged:
+        run(specimen.host, specimen.inputs)
+    matching = 3 * sum(matching_operations(n, 1, 16) for n, _ in handle.trace["tokens"])
+    assert merged.operations - matching == by_chance.operations
+
+
+def test_chance_pairs_are_pairs_of_a_and_b(generator: torch.Generator) -> None:
+    block = transformer_blocks(small_vit(TINY_VIT, 0))[0]
+    match = chance_match(generator)(torch.zeros(5, 17, 4), 6, block)
+    assert bool((match.source % 2 == 1).all())
+    assert match.kept.shape == (5, 11)
+    assert bool((match.kept.gather(1, match.target) % 2 == 0).all())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The measure
+
+
+def test_best_match_agrees_with_brute_force(generator: torch.Generator) -> None:
+    x = torch.randn(2, 6, 4, generator=generator)
+    best = best_match(x)
+    for b in range(2):
+        for i in range(6):
+            others = [F.cosine_similarity(x[b, i], x[b, j], dim=0) for j in range(6) if j != i]
+            assert best[b, i] == pytest.approx(max(others).item(), abs=1e-6)
+
+
+def test_the_measure_at_its_ends(generator: torch.Generator) -> None:
+    same = torch.randn(1, 1, 5, generator=generator).expand(1, 7, 5)
+    orthogonal = torch.eye(5)[None]
+    apart = torch.stack([torch.ones(5), -torch.ones(5)])[None]
+    for centred in (False, True):
+        assert spatial_similarity(same, centred=centred).item() == pytest.approx(1)
+        assert spatial_similarity(orthogonal, centred=centred).item() == pytest.approx(0, abs=1e-6)
+        assert spatial_similarity(apart, centred=centred).item() == 0
+    assert spatial_similarity(torch.zeros(1, 3, 4)).item() == 1
+    assert spatial_similarity(torch.tensor([[[0.0, 0.0], [1.0, 0.0]]])).item() == 0
+    assert spatial_similarity(torch.ones(2, 1, 4)).tolist() == [0, 0]
+
+
+def test_centring_removes_a_common_mean(generator: torch.Generator) -> None:
+    x = torch.randn(4, 64, 32, generator=generator) + 10
+    assert spatial_similarity(x).min() > 0.98
+    assert spatial_similarity(x, centred=True).max() < 0.6
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Hugging Face hosts, small and random, without any download
+
+
+def hugging_face(kind: str) -> tuple[nn.Module, int]:
+    """A randomly initialised model and its number of leading tokens."""
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 24, "patch_size": 4}
+    wide = {"initializer_range": 0.3}
+    torch.manual_seed(0)
+    if kind == "vit":
+        model = transformers.ViTModel(transformers.ViTConfig(**size, **wide, intermediate_size=48))
+    elif kind == "vit classifier":
+        config = transformers.ViTConfig(**size, **wide, intermediate_size=48, attn_implementation="eager")
+        model = transformers.ViTForImageClassification(config)
+    elif kind == "deit":
+        model = transformers.DeiTModel(transformers.DeiTConfig(**size, **wide, intermediate_size=48))
+    elif kind == "dinov2":
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**size, **wide, mlp_ratio=2))
+    elif kind == "dinov2 swiglu":
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**size, **wide, use_swiglu_ffn=True))
+    else:
+        config = transformers.Dinov2WithRegistersConfig(**size, **wide, mlp_ratio=2, num_register_tokens=4)
+        model = transformers.Dinov2WithRegistersModel(config)
+    return model.eval(), {"deit": 2, "dinov2 with registers": 5}.get(kind, 1)
+
+
+def first_output(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)[0]
+
+
+@pytest.mark.parametrize("kind", ["vit", "vit classifier", "deit", "dinov2", "dinov2 swiglu", "dinov2 with registers"])
+def test_hugging_face_hosts(kind: str, generator: torch.Generator) -> None:
+    model, prefix = hugging_face(kind)
+    x = torch.randn(2, 3, 24, 24, generator=generator)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    plain = first_output(model, x)
+    with pytest.warns(NoEffectWarning), TOME.apply(model, r=0):
+        assert torch.equal(first_output(model, x), plain)
+    with TOME.apply(model, r=None, threshold=1.0):  # nothing is that similar: the adapter's own attention runs densely
+        torch.testing.assert_close(first_output(model, x), plain, rtol=1e-4, atol=1e-5)
+    with count() as dense:
+        first_output(model, x)
+    with TOME.apply(model, r=[4, 0, 6]) as handle:
+        with count() as merged:
+            got = first_output(model, x)
+        assert got.shape == plain.shape
+        assert not torch.equal(got, plain)
+        n = 36 + prefix
+        assert handle.trace["tokens"] == ((n, n - 4), (n - 4, n - 4), (n - 4, n - 10))
+        assert handle.trace["group"][:, :prefix].tolist() == [list(range(prefix))] * 2
+        assert dense.operations - merged.operations == TOME.saving(model, x, handle.trace)
+    assert torch.equal(first_output(model, x), plain)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert 0 < TOME.measure(model, x).value < 1
+
+
+def test_a_mask_is_refused_rather_than_ignored() -> None:
+    block = transformer_blocks(small_vit(TINY_VIT, 0))[0]
+    block.replace(lambda x: x)
+    with pytest.raises(NotImplementedError, match="block 0"):
+        block.module(torch.zeros(1, 3, 32), torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("host", [nn.Linear(2, 2), nn.TransformerEncoderLayer(8, 2), nn.Sequential(), object(), None])
+def test_other_hosts_are_refused_with_what_is_needed(host: object) -> None:
+    with pytest.raises(UnsupportedHost, match="needs a transformer whose blocks are pre-norm"):
+        TOME.apply(host, r=2)
+
+
+def test_merging_takes_other_matchers(generator: torch.Generator) -> None:
+    """The seam that the controls and later techniques use: a matcher of one's own."""
+    specimen = SPECIMENS.build("typical", 0, "cpu")
+    blocks = transformer_blocks(specimen.host)
+
+    def neighbours(metric: Tensor, r: int | None, block) -> Match:
+        first = torch.arange(1, 1 + 2 * r, 2).expand(len(metric), r)
+        return Match.of(first, first + 1, metric.shape[1])
+
+    merging = Merging(blocks, [2, 0, 0], match=neighbours)
+    run(specimen.host, specimen.inputs)
+    assert merging.trace()["group"][0, :6].tolist() == [0, 1, 1, 2, 2, 3]
+    merging.undo()
