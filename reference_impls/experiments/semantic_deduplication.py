@@ -499,9 +499,9 @@ RATES = (0.1, 0.2, 0.4)
 PLANTED_NOTES = (
     "The baseline compares all pairs at epsilon 0.05; the points compare inside k-means clusters only.",
     (
-        "A planted duplicate is found when at most one of it and its original is kept. Natural duplicates are kept out "
-        "beforehand by the words that mails share, so precision (found / removed) counts as an error every mail that "
-        "resembles another one in meaning only."
+        "A planted duplicate is found when the same kept item stands for it and for its original. Natural duplicates "
+        "are kept out beforehand by the words that mails share, so precision (found / removed) counts as an error any "
+        "mail that resembles another one in meaning only."
     ),
     "Only the first 128 tokens are embedded: what was changed behind them cannot be seen.",
     "The interval of the quality is over the planted duplicates. Cost does not depend on epsilon.",
@@ -588,10 +588,9 @@ def plant(originals: Sequence[str], rate: float, ctx: Context) -> Planted:
 
 
 def found(planted: Planted, chosen: Selection) -> Tensor:
-    """(P,) whether at most one of the planted item and its original is kept."""
-    kept = torch.zeros(len(planted.z), dtype=torch.bool)
-    kept[chosen.kept.cpu()] = True
-    return ~(kept[planted.original] & kept[planted.first :])
+    """(P,) whether the same kept item stands for the planted duplicate and for its original."""
+    stands = representatives(chosen).cpu()
+    return stands[planted.original] == stands[planted.first :]
 
 
 def planted_duplicates(ctx: Context) -> Record:
