@@ -14,9 +14,9 @@
 # # Semantic deduplication
 #
 # A mailing list repeats itself: replies quote what they answer, newsletters change a date, the same advertisement
-# arrives under another subject. A filter that is trained on all of it sees many mails twice. **SemDeDup** (Abbas et al.,
-# arXiv 2303.09540) leaves such mails out *before* training: it embeds every mail once, and removes a mail whose
-# embedding points almost the same way as that of a mail it keeps.
+# arrives under another subject. A filter that is trained on all of it sees many mails twice. **SemDeDup** (Abbas et
+# al., arXiv 2303.09540) leaves such mails out *before* training: it embeds every mail once, and removes a mail whose
+# embedding points almost the same way as that of another mail.
 #
 # This notebook finds the duplicates in some real mails, and then reads the full experiment from its record.
 
@@ -31,7 +31,7 @@ import numpy as np
 import reference_impls
 from reference_impls.accounting.record import Record
 from reference_impls.experiments.harness import Context
-from reference_impls.experiments.semantic_deduplication import duplicate_counts, embedded_mails, k_means
+from reference_impls.experiments.semantic_deduplication import embedded_mails, k_means
 from reference_impls.redundancy.cross_sample_similarity import duplicates
 from reference_impls.techniques.semantic_deduplication import SemanticDeduplication, representatives, semdedup
 
@@ -52,9 +52,9 @@ handle = SemanticDeduplication().apply(data.mails, embeddings=data.z, labels=lab
 print(f"{len(data.mails)} mails, {len(handle.host)} kept")
 
 # %% [markdown]
-# Below is a mail that was removed, beside its twin that was kept. A hash cannot see that they are the same: the words
-# differ here and there. Under them stands the cosine of every mail of the corpus with its nearest other mail. Everything
-# to the right of a line $1 - \epsilon$ has a duplicate at that threshold.
+# Below is a mail that was removed, beside its twin. A hash cannot see that they are the same: the words differ here
+# and there. Under them stands the cosine of every mail of the corpus with its nearest other mail. Everything to the
+# right of a line $1 - \epsilon$ has a duplicate at that threshold.
 
 # %%
 pairs = zip(*(handle.trace[name].tolist() for name in ("removed", "twin", "similarity")), strict=True)
@@ -80,7 +80,7 @@ figure.suptitle(
 plt.show()
 
 # %% [markdown]
-# A removed mail may have a twin that is itself removed. Following such chains leads to the kept mail that stands for it:
+# The twin of a removed mail may itself be removed. Following such chains leads to the kept mail that stands for it:
 
 # %%
 chosen = semdedup(data.z, 0.05, labels)  # the function behind `apply`
@@ -165,7 +165,7 @@ for epsilon, kept, mean, low, high, ours, at_random in zip(
 print(f"Test mails with a near-duplicate among the training mails: {full.extra['leaked_test_share']:.1%}")
 
 # %% [markdown]
-# **The embedding is not in these arms.** It is made once, but it is far more expensive than training this small network:
+# **The embedding is not in these arms.** It is made once, but it costs far more than training this small network:
 
 # %%
 for name in ("training", "matching", "k_means", "embedding"):
