@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from random import Random
 
 import pytest
 import torch
 from torch import Tensor
 
 from reference_impls.contract import NoEffectWarning, UnsupportedHost
+from reference_impls.data.text import Mail
+from reference_impls.experiments.semantic_deduplication import (
+    FOOTER,
+    KINDS,
+    Planted,
+    distinct_originals,
+    found,
+    k_means,
+    nearest_histogram,
+    normalised,
+)
 from reference_impls.redundancy.cross_sample_similarity import (
     duplicates,
     earlier_similarities,
@@ -243,3 +255,53 @@ def test_hosts_without_embeddings_or_of_another_length_are_refused():
         EmbeddedDataset(["a", "b"], torch.eye(3))
     with pytest.raises(ValueError, match="one embedding an item"):
         SemanticDeduplication().apply(["a", "b"], embeddings=torch.eye(3))
+
+
+def test_planted_changes_change_what_they_say():
+    text = "One two three four five. Six seven eight! Nine ten eleven twelve thirteen? Fourteen fifteen."
+    changed = {kind: change(text, Random(0)) for kind, change in KINDS.items()}
+    words = text.split()
+    assert changed["exact copy"] == text
+    assert normalised(changed["capital letters"]) == normalised(text)
+    assert changed["footer added"] == f"{text} {FOOTER}"
+    assert changed["one sentence less"] in {
+        " ".join(kept) for kept in (words[5:], words[:5] + words[8:], words[:8] + words[13:], words[:13])
+    }
+    assert len(changed["a tenth of the words less"].split()) == len(words) - 1
+    assert [word for word in changed["quoted in a reply"].split() if word != ">"][2:] == words
+
+
+def test_originals_share_few_shingles_and_are_long_enough():
+    def sentences(words: str, seed: int) -> str:
+        shuffled = Random(seed).sample(words.split(), 48)
+        return ". ".join(" ".join(shuffled[i : i + 12]) for i in range(0, 48, 12)) + ". "
+
+    vocabulary = " ".join(f"word{i}" for i in range(400))
+    texts = [sentences(vocabulary, seed) for seed in range(6)]
+    near_copy = texts[2].replace("word1", "other", 1)
+    mails = [Mail(text, False, "", "") for text in [*texts, near_copy, "Too short. For this. Really."]]
+    chosen = distinct_originals(mails, 100)
+    assert chosen == [texts[0], texts[1], texts[3], texts[4], texts[5]]
+    assert distinct_originals(mails, 2) == chosen[:2]
+
+
+def test_a_planted_duplicate_is_found_when_one_item_stands_for_both():
+    z = torch.eye(4)[[0, 1, 2, 0, 3]]  # items 3 and 4 are planted for originals 0 and 1
+    planted = Planted(z, 3, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.long))
+    assert found(planted, semdedup(z, 0.05)).tolist() == [True, False]
+
+
+def test_k_means_parts_what_lies_apart_and_counts_its_distances():
+    centres = torch.eye(4)[:3]
+    z = unit(centres.repeat_interleave(100, 0) + 0.01 * gaussian(300, 4).float())
+    labels, operations = k_means(z, seed=0, threads=1)
+    assert sorted(torch.bincount(labels).tolist()) == [100, 100, 100]
+    assert operations % (3 * z.numel()) == 0
+
+
+def test_the_histogram_counts_each_item_once_at_its_nearest_other():
+    rows, _ = with_near_copies(6, 1, cosine=0.91)
+    histogram = nearest_histogram(rows)
+    counts = torch.tensor(histogram["nearest_cosine_counts"])
+    assert counts.sum() == 12
+    assert counts[45] == 12  # the bin [0.90, 0.92)
