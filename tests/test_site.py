@@ -37,7 +37,12 @@ def test_numbers_read_as_people_write_them(value: float, text: str) -> None:
 def test_quantities_and_durations_choose_their_unit() -> None:
     assert figures.quantity(1.7e9, "MACs") == "1.7\u00a0GMACs"
     assert figures.quantity(950, "B") == "950\u00a0B"
-    assert [figures.duration(ms) for ms in (0.4, 12.04, 1500, 120_000)] == ["400\u00a0µs", "12\u00a0ms", "1.5\u00a0s", "2\u00a0min"]
+    assert [figures.duration(ms) for ms in (0.4, 12.04, 1500, 120_000)] == [
+        "400\u00a0µs",
+        "12\u00a0ms",
+        "1.5\u00a0s",
+        "2\u00a0min",
+    ]
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
@@ -64,8 +69,14 @@ def test_an_axis_over_a_wide_positive_range_is_logarithmic() -> None:
 @given(st.lists(st.tuples(st.floats(0, 1e12), st.floats(-1e3, 1e3)), min_size=1, max_size=12))
 def test_a_figure_of_any_points_is_well_formed_and_inside_its_frame(points: list[tuple[float, float]]) -> None:
     marks = [Mark(x, y, f"r = {i}", f"point <{i}>") for i, (x, y) in enumerate(points)]
-    series = [Series("dense & co", "baseline", marks[:1]), Series("ours", "technique", marks), Series("random", "control", marks)]
-    svg = figures.trade_off(series, Axis("MACs", positive=True), Axis("accuracy"), title="a < b", description="d", name="f")
+    series = [
+        Series("dense & co", "baseline", marks[:1]),
+        Series("ours", "technique", marks),
+        Series("random", "control", marks),
+    ]
+    svg = figures.trade_off(
+        series, Axis("MACs", positive=True), Axis("accuracy"), title="a < b", description="d", name="f"
+    )
     tree = ET.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '))
     assert tree.find(f"{SVG}title").text == "a < b"
     circles = tree.findall(f".//{SVG}circle")
@@ -158,16 +169,23 @@ def test_lower_is_better_metrics_lose_upwards() -> None:
 
 def test_every_number_of_a_figure_is_in_its_table() -> None:
     html = evidence.figure_block(fixture.record(), "fig")
-    assert html.count("<svg class=\"atlas-figure\"") == 2
+    assert html.count('<svg class="atlas-figure"') == 2
     table = html[html.index("<table") :]
     for text in ("4\u202f000\u202f000\u202f000", "75.0\u00a0%", "1.25×", "Control: random merging", "0.89 to 0.91"):
         assert text in table, text
 
 
 def test_a_sweep_over_two_knobs_is_one_line_per_rule() -> None:
-    points = [fixture.arm(10**9 * (3 - i), 0.9, 50.0, knobs={"t": i / 10, "rule": rule}) for rule in ("a", "b") for i in (0, 1)]
+    points = [
+        fixture.arm(10**9 * (3 - i), 0.9, 50.0, knobs={"t": i / 10, "rule": rule})
+        for rule in ("a", "b")
+        for i in (0, 1)
+    ]
     series = evidence._series(fixture.record(knobs=["t", "rule"], **{"with": points}))
-    assert [(name, len(marks), joined) for name, kind, marks, joined in series if kind == "technique"] == [("a", 2, True), ("b", 2, True)]
+    assert [(name, len(marks), joined) for name, kind, marks, joined in series if kind == "technique"] == [
+        ("a", 2, True),
+        ("b", 2, True),
+    ]
 
 
 # --- pages
@@ -197,7 +215,10 @@ def material(tmp_path: Path) -> Material:
         {"cell_type": "code", "source": "print(1)", "outputs": [
             {"output_type": "stream", "name": "stdout", "text": "a\n\n"}, {"output_type": "stream", "name": "stdout", "text": "<b>"}]},
     )  # fmt: skip
-    return Material({"token-merging": one}, {"token-merging": notebooks.Notebook("token-merging", "notebooks/token_merging.py", cells, 3.2)})
+    return Material(
+        {"token-merging": one},
+        {"token-merging": notebooks.Notebook("token-merging", "notebooks/token_merging.py", cells, 3.2)},
+    )
 
 
 def test_an_implementation_is_read_without_importing_it(material: Material) -> None:
@@ -222,7 +243,9 @@ def test_pages_are_a_pure_function_with_unique_paths(material: Material) -> None
 
 
 def test_the_entry_answers_first_and_shows_everything(material: Material) -> None:
-    text = {p.path: p.markdown for p in pages(fixture.knowledge(fixture.record()), material)}["techniques/token-merging.md"]
+    text = {p.path: p.markdown for p in pages(fixture.knowledge(fixture.record()), material)}[
+        "techniques/token-merging.md"
+    ]
     order = ["# Token merging", '<p class="atlas-lead">Average the most similar', "ToMe", "atlas-strip", "## When to use it", "## When not to",
              "## Measured trade-off", "## Measured redundancy", "## What the papers say", "## Definition", "## Algorithm",
              "## Cost model", "## Classification", "## Limits", "## How ours departs", "## Checks that do not apply",
@@ -240,7 +263,9 @@ def test_the_entry_answers_first_and_shows_everything(material: Material) -> Non
 
 
 def test_paper_numbers_and_ours_stand_in_separate_columns(material: Material) -> None:
-    text = {p.path: p.markdown for p in pages(fixture.knowledge(fixture.record()), material)}["techniques/token-merging.md"]
+    text = {p.path: p.markdown for p in pages(fixture.knowledge(fixture.record()), material)}[
+        "techniques/token-merging.md"
+    ]
     claims = text[text.index("## What the papers say") : text.index("## Definition")]
     heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', claims)
     assert heads == ["Claim, in our words", "Where", "In the paper", "Measured here", "Verdict"]
@@ -285,7 +310,7 @@ def test_bibtex_reads_back_with_an_independent_parser() -> None:
 
     found = parse_string(bibtex(fixture.PAPER), "bibtex").entries["bolya-2023-token"]
     assert found.type == "inproceedings"
-    assert [p.last_names for p in found.persons["author"]] == [["Bolya"], [r'M{\"{u}}ller'], ["Dai"]]
+    assert [p.last_names for p in found.persons["author"]] == [["Bolya"], [r"M{\"{u}}ller"], ["Dai"]]
     assert found.fields["title"] == r"{Token Merging: Your ViT \& <More>}"
     assert bibtex(fixture.PAPER).isascii()
 
@@ -377,7 +402,9 @@ def test_the_link_check_finds_every_fault(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     (tmp_path / "b.html").write_text('<p id="y"></p><a href="a.html?q=1#x">ok</a>', encoding="utf-8")
-    (tmp_path / "s.css").write_text("a { background: url('https://elsewhere.org/x.png') } b { background: url(data:x) }", encoding="utf-8")
+    (tmp_path / "s.css").write_text(
+        "a { background: url('https://elsewhere.org/x.png') } b { background: url(data:x) }", encoding="utf-8"
+    )
     assert links.check(tmp_path) == [
         "a.html: the id 'x' occurs twice",
         "a.html: b.html#z names an anchor that is not on b.html",

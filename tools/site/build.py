@@ -52,7 +52,7 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
     """
     started = time.monotonic()
     target = site_dir or root / "site"
-    fresh = target.with_name(f"{target.name}.building")
+    fresh = root / "build" / f"site-{os.getpid()}"
     if run:
         fetch_assets(root, progress)
         try:
@@ -70,7 +70,7 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
     if faults := links.check(fresh):
         raise SiteError(f"{len(faults)} faults in the built pages (left in {fresh}):\n" + "\n".join(faults[:40]))
     shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
+    shutil.move(fresh, target)
     progress(f"site: built in {time.monotonic() - started:.0f} s: {target / 'index.html'}")
     return target
 

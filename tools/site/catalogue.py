@@ -51,7 +51,9 @@ def _options(atlas: Atlas, axis: str) -> str:
     used = {t for e in atlas.entries if axis in e.axes for t in e.axes[axis]}
     terms = atlas.knowledge.axes[axis].terms
     return "".join(
-        f'<option value="{t}" data-label="{escape(terms[t].name)}">{escape(terms[t].name)}</option>' for t in terms if t in used
+        f'<option value="{t}" data-label="{escape(terms[t].name)}">{escape(terms[t].name)}</option>'
+        for t in terms
+        if t in used
     )
 
 
@@ -65,7 +67,9 @@ def _index_row(atlas: Atlas, here: str, entry: Entry, shown: tuple[str, ...]) ->
     attributes = "".join(f' data-{a}="{escape(v)}"' for a, v in data.items())
     found = [(r, p) for r in atlas.records(entry.id) if (p := evidence.best_point(r))]
     saving = evidence.spread([100 * evidence.saved(r, p) for r, p in found], "\u00a0%") if found else "–"
-    cells = "".join(f"<td>{escape(atlas.term(a, entry.axes[a].primary)) if a in entry.axes else ''}</td>" for a in shown)
+    cells = "".join(
+        f"<td>{escape(atlas.term(a, entry.axes[a].primary)) if a in entry.axes else ''}</td>" for a in shown
+    )
     aliases = f"<br><small>{escape(', '.join(entry.aliases))}</small>" if entry.aliases else ""
     return (
         f'<tr{attributes} data-text="{escape(words)}"><th scope="row">{link(here, f"techniques/{entry.id}.md", escape(entry.name))}'
@@ -82,7 +86,11 @@ def axes(atlas: Atlas) -> Page:
     ]
     card_steps = "\n".join(
         f"{i}. {paragraph(step.ask)} "
-        + (("→ " + ", ".join(link(here, f"axes/{a}.md", escape(known[a].name)) for a in step.axes if a in known)) if step.axes else "")
+        + (
+            ("→ " + ", ".join(link(here, f"axes/{a}.md", escape(known[a].name)) for a in step.axes if a in known))
+            if step.axes
+            else ""
+        )
         for i, step in enumerate(known.decision_card, start=1)
     )
     return Page(
@@ -103,7 +111,11 @@ def axis(atlas: Atlas, name: str) -> Page:
         "primary": "One term decides; others may follow as secondary.",
         "multi": "All terms that apply, the main one first.",
     }[one.choice]
-    parts = [f"# {one.name}", f'<p class="atlas-lead">{escape(plain(one.question))}</p>', paragraph(one.definition) + " " + choice]
+    parts = [
+        f"# {one.name}",
+        f'<p class="atlas-lead">{escape(plain(one.question))}</p>',
+        paragraph(one.definition) + " " + choice,
+    ]
     if one.rule:
         parts.append(paragraph(one.rule))
     for key, term in one.terms.items():
@@ -123,7 +135,10 @@ def axis(atlas: Atlas, name: str) -> Page:
             else '<span class="atlas-note">No entry yet.</span>'
         )  # fmt: skip
     if one.tie_breaks:
-        parts += ["## When two terms fit", "\n".join(f"{i}. {paragraph(t)}" for i, t in enumerate(one.tie_breaks, start=1))]
+        parts += [
+            "## When two terms fit",
+            "\n".join(f"{i}. {paragraph(t)}" for i, t in enumerate(one.tie_breaks, start=1)),
+        ]
     if one.rulings:
         parts += ["## Rulings on hard cases", bullets(one.rulings)]
     text = front_matter(title=one.name, description=plain(one.question)) + "\n\n".join(parts) + "\n"
@@ -143,7 +158,11 @@ def papers(atlas: Atlas) -> Page:
         ]
         for p in atlas.papers
     ]
-    body = table(["Paper", "Year", "Venue", "Entries", "Claims"], rows, numeric=[4], caption="Papers, newest first") if rows else ""
+    body = (
+        table(["Paper", "Year", "Venue", "Entries", "Claims"], rows, numeric=[4], caption="Papers, newest first")
+        if rows
+        else ""
+    )
     return Page(here, "Papers", front_matter(title="Papers", hide=["toc"]) + f"# Papers\n\n"
                 "What the entries rest on. Summaries are our own; a number is given only with the place where the paper "
                 f"states it.\n\n{body}\n", "papers")  # fmt: skip
@@ -160,7 +179,8 @@ def paper(atlas: Atlas, one: Paper) -> Page:
     if one.ids.url:
         ids.append(external(one.ids.url, "page of the paper"))
     code = [
-        external(c.url, "official code" if c.official else "third-party code") + (f" ({escape(c.licence)})" if c.licence else "")
+        external(c.url, "official code" if c.official else "third-party code")
+        + (f" ({escape(c.licence)})" if c.licence else "")
         for c in one.code
     ]
     facts = [", ".join(full_name(a.family, a.given) for a in one.authors), one.venue or "", str(one.year or "")]
@@ -204,9 +224,13 @@ def claims_table(atlas: Atlas, here: str, claims: list[tuple[Paper, Claim]], *, 
         if claim.quantity:
             q = claim.quantity
             stated = f"{number(q.value)} {escape(q.unit)}<br><small>{escape(q.metric)}{f', against {escape(q.baseline)}' if q.baseline else ''}</small>"
-        where = locator(claim.locator) + (f"<br><small>seen in {escape(claim.seen_at)}</small>" if claim.seen_at else "")
+        where = locator(claim.locator) + (
+            f"<br><small>seen in {escape(claim.seen_at)}</small>" if claim.seen_at else ""
+        )
         if not about:
-            where = link(here, f"papers/{paper_.key}.md", escape(short_reference(paper_)), anchor="claims") + f"<br>{where}"
+            where = (
+                link(here, f"papers/{paper_.key}.md", escape(short_reference(paper_)), anchor="claims") + f"<br>{where}"
+            )
         rows.append([statement, where, stated, ours + against, verdict_mark(verdict.verdict)])
     head = ["Claim, in our words", "Where", "In the paper", "Measured here", "Verdict"]
     return table(head, rows, css="atlas-claims", caption="Claims of papers beside our own results")

@@ -75,7 +75,9 @@ def _names(atlas: Atlas, here: str, entry: Entry) -> str:
         line.append("One of the founding documents.")
     text = f'<p class="atlas-note">{" ".join(line)}</p>' if line else ""
     if entry.status == "draft":
-        text += '\n\n!!! note "Draft"\n    This entry has no implementation yet: nothing on this page was measured here.'
+        text += (
+            '\n\n!!! note "Draft"\n    This entry has no implementation yet: nothing on this page was measured here.'
+        )
     elif entry.status == "deprecated":
         new = atlas.knowledge.entries.get(entry.replaced_by or "")
         instead = f" Use {link(here, f'techniques/{new.id}.md', escape(new.name))} instead." if new else ""
@@ -106,9 +108,9 @@ def _when(entry: Entry) -> str:
         return ""
     parts = ['<div class="atlas-when" markdown>']
     if entry.when_to_use:
-        parts += ['<div markdown>', "## When to use it", bullets(entry.when_to_use), "</div>"]
+        parts += ["<div markdown>", "## When to use it", bullets(entry.when_to_use), "</div>"]
     if entry.when_not_to_use:
-        parts += ['<div markdown>', "## When not to", bullets(entry.when_not_to_use), "</div>"]
+        parts += ["<div markdown>", "## When not to", bullets(entry.when_not_to_use), "</div>"]
     return "\n\n".join([*parts, "</div>"])
 
 
@@ -144,9 +146,17 @@ def _definition(entry: Entry, module: Implementation | None) -> list[str]:
     if entry.definition:
         parts += ["## Definition", with_math(entry.definition.strip())]
     if entry.algorithm:
-        parts += ["## Algorithm", "\n".join(f"{i}. {paragraph(s.step)}{_function(s.function, module)}" for i, s in enumerate(entry.algorithm, 1))]
+        parts += [
+            "## Algorithm",
+            "\n".join(
+                f"{i}. {paragraph(s.step)}{_function(s.function, module)}" for i, s in enumerate(entry.algorithm, 1)
+            ),
+        ]
     if entry.cost_model:
-        parts += ["## Cost model", f'<div class="atlas-math">{math(entry.cost_model.strip().strip("$"), display=True)}</div>']
+        parts += [
+            "## Cost model",
+            f'<div class="atlas-math">{math(entry.cost_model.strip().strip("$"), display=True)}</div>',
+        ]
     return parts
 
 
@@ -167,11 +177,17 @@ def _classification(atlas: Atlas, here: str, entry: Entry) -> str:
         terms = []
         for term in entry.axes[name]:
             known = one.terms.get(term)
-            label = f'<abbr title="{escape(plain(known.definition))}">{escape(known.name)}</abbr>' if known else escape(term)
+            label = (
+                f'<abbr title="{escape(plain(known.definition))}">{escape(known.name)}</abbr>'
+                if known
+                else escape(term)
+            )
             terms.append(link(here, f"axes/{name}.md", label, anchor=anchor(term)))
         more = f" <small>also {', '.join(terms[1:])}</small>" if terms[1:] else ""
         rows.append([link(here, f"axes/{name}.md", escape(one.name)), terms[0] + more, escape(plain(one.question))])
-    return table(["Axis", "Term", "The question"], rows, css="atlas-axes", caption="Place of this entry in the taxonomy")
+    return table(
+        ["Axis", "Term", "The question"], rows, css="atlas-axes", caption="Place of this entry in the taxonomy"
+    )
 
 
 def _limits(entry: Entry, module: Implementation | None) -> list[str]:
@@ -183,7 +199,10 @@ def _limits(entry: Entry, module: Implementation | None) -> list[str]:
     waivers = module.attributes.get("waivers") if module else None
     if isinstance(waivers, dict) and waivers:
         items = "".join(f"<dt><code>{escape(str(k))}</code></dt><dd>{escape(str(v))}</dd>" for k, v in waivers.items())
-        parts += ["## Checks that do not apply", f'<p>Waived in the battery of checks, with the reason:</p><dl class="atlas-waivers">{items}</dl>']
+        parts += [
+            "## Checks that do not apply",
+            f'<p>Waived in the battery of checks, with the reason:</p><dl class="atlas-waivers">{items}</dl>',
+        ]
     return parts
 
 
@@ -232,8 +251,7 @@ def _papers(atlas: Atlas, here: str, entry: Entry) -> list[str]:
     if not known:
         return []
     items = "\n".join(
-        f"- {link(here, f'papers/{p.key}.md', escape(p.title))} ({escape(short_reference(p))}): {ROLES[role]}" for p, role in known
+        f"- {link(here, f'papers/{p.key}.md', escape(p.title))} ({escape(short_reference(p))}): {ROLES[role]}"
+        for p, role in known
     )
     return ["## Papers and citation", items, copyable("\n".join(bibtex(p) for p, _ in known), "the BibTeX records")]
-
-

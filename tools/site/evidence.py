@@ -77,14 +77,20 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
             on = ", ".join(sorted({r.machine.accelerator or r.machine.cpu for r, _ in pairs}))
             threads = "" if device != "cpu" else f", {_threads(pairs[0][0])}"
             rows.append(
-                ("Wall-clock at these settings", spread(ratios, "×"), f"{pace} than the dense baseline on {escape(on)}{threads}")
+                (
+                    "Wall-clock at these settings",
+                    spread(ratios, "×"),
+                    f"{pace} than the dense baseline on {escape(on)}{threads}",
+                )
             )
     else:
         rows.append(("Operations saved", "none", f"at a loss of at most {SMALL_LOSS:.0%} of the quality; {many}"))
     nulls = [v for r in records for v in r.redundancy.null.values()]
     beside = f"null controls: {spread(nulls, '')}" if nulls else "no null control"
     measures = sorted({r.redundancy.measure for r in records})
-    rows.append(("Redundancy measured", spread([r.redundancy.value for r in records], ""), f"{escape(measures[0])}; {beside}"))
+    rows.append(
+        ("Redundancy measured", spread([r.redundancy.value for r in records], ""), f"{escape(measures[0])}; {beside}")
+    )
     return rows
 
 
@@ -122,11 +128,15 @@ def data_table(record: Record) -> str:
     """Every arm of a record: exact operations, bytes, quality and wall-clock with their intervals."""
     rows = [["Baseline", "", *_cells(record, record.baseline)]]
     rows += [["Technique", escape(knobs(p)), *_cells(record, p)] for p in record.with_]
-    rows += [[f"Control: {escape(c.name)}", escape(knobs(p)), *_cells(record, p)] for c in record.controls for p in c.points]
+    rows += [
+        [f"Control: {escape(c.name)}", escape(knobs(p)), *_cells(record, p)] for c in record.controls for p in c.points
+    ]
     metric = escape(record.baseline.quality.metric)
     head = ["Arm", "Setting", "MACs", "of baseline", "Bytes moved", metric, "95 % interval", "Wall-clock, median",
             "p10 to p90", "Speed-up", "Share removed"]  # fmt: skip
-    return table(head, rows, numeric=range(2, 11), caption=f"Numbers of “{escape(record.title)}”, per {escape(record.unit)}")
+    return table(
+        head, rows, numeric=range(2, 11), caption=f"Numbers of “{escape(record.title)}”, per {escape(record.unit)}"
+    )
 
 
 def redundancy_block(record: Record, name: str) -> str:
@@ -140,7 +150,10 @@ def redundancy_block(record: Record, name: str) -> str:
     in_range = [v for v in values if 0 <= v[1] <= 1]
     figure = figures.bars(in_range, title=f"{measured.measure}: {record.title}", name=name)
     rest = "".join(f"<li>{escape(part)}: {number(v)}</li>" for part, v, _ in values if not 0 <= v <= 1)
-    all_rows = [[escape(p), number(v, 4)] for p, v in [*measured.where.items(), *((f"null: {p}", v) for p, v in measured.null.items())]]
+    all_rows = [
+        [escape(p), number(v, 4)]
+        for p, v in [*measured.where.items(), *((f"null: {p}", v) for p, v in measured.null.items())]
+    ]
     numbers = table(["Part", "Value"], all_rows, numeric=[1], caption=escape(measured.measure)) if all_rows else ""
     return (
         f"<p><b>{number(measured.value)}</b>{interval}: {escape(measured.measure)}, {escape(record.data)}.</p>"
@@ -168,7 +181,9 @@ def provenance(record: Record) -> str:
         f"Measure it again: <code>{escape(record.command)}</code>",
     ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in record.notes)
-    return (f'<ul class="atlas-notes">{notes}</ul>' if notes else "") + f'<p class="atlas-meta">{"<br>".join(filter(None, parts))}</p>'
+    return (
+        f'<ul class="atlas-notes">{notes}</ul>' if notes else ""
+    ) + f'<p class="atlas-meta">{"<br>".join(filter(None, parts))}</p>'
 
 
 Marks = list[tuple[Arm, str]]
@@ -176,7 +191,9 @@ Marks = list[tuple[Arm, str]]
 
 def _series(record: Record) -> list[tuple[str, figures.Kind, Marks, bool]]:
     """(name, kind, arms with their labels, joined): one line per value of the further knobs."""
-    found: list[tuple[str, figures.Kind, Marks, bool]] = [("baseline", "baseline", [(record.baseline, "baseline")], False)]
+    found: list[tuple[str, figures.Kind, Marks, bool]] = [
+        ("baseline", "baseline", [(record.baseline, "baseline")], False)
+    ]
     main, *others = record.knobs
     varying = [k for k in others if len({p.knobs[k] for p in record.with_}) > 1]
     groups: dict[tuple[object, ...], list[Point]] = {}
@@ -185,7 +202,12 @@ def _series(record: Record) -> list[tuple[str, figures.Kind, Marks, bool]]:
     if not varying or len(groups) > MAX_GROUPS or max(map(len, groups.values())) == 1:
         label = {True: f"{main} = {{}}", False: "{}"}[not varying]
         arms: Marks = [
-            (p, label.format(_value(p.knobs[main])) if not varying else "/".join(_value(p.knobs[k]) for k in record.knobs))
+            (
+                p,
+                label.format(_value(p.knobs[main]))
+                if not varying
+                else "/".join(_value(p.knobs[k]) for k in record.knobs),
+            )
             for p in record.with_
         ]
         found.append((record.technique.replace("-", " "), "technique", arms, not varying))
@@ -219,7 +241,9 @@ def _mark(record: Record, arm: Arm, label: str, what: str) -> Mark:
 def _describe(record: Record, what: str) -> str:
     base = record.baseline
     ends = [record.with_[0], record.with_[-1]] if len(record.with_) > 1 else [record.with_[0]]
-    cost = (lambda a: quantity(a.operations, "MACs")) if what == "operations" else (lambda a: duration(a.wall_ms.median))
+    cost = (
+        (lambda a: quantity(a.operations, "MACs")) if what == "operations" else (lambda a: duration(a.wall_ms.median))
+    )
     points = "; ".join(f"{knobs(p)}: {cost(p)}, {number(p.quality.value)}" for p in ends)
     controls = ", ".join(c.name for c in record.controls)
     return (
@@ -231,11 +255,19 @@ def _describe(record: Record, what: str) -> str:
 def _key(record: Record) -> str:
     """What the marks are, in words, below the panels."""
     bars = "Bars: 95 % interval of the quality, 10th to 90th percentile of the time."
-    rows = [(figures.swatch("baseline"), "Baseline", "the same result without the technique, in the best native dense way")]
+    rows = [
+        (figures.swatch("baseline"), "Baseline", "the same result without the technique, in the best native dense way")
+    ]
     for index, (name, kind, _, _) in enumerate((s for s in _series(record) if s[1] == "technique"), start=1):
-        rows.append((figures.swatch(kind, index), name.capitalize() if index == 1 else name, f"over {', '.join(record.knobs)}"))
-    rows += [(figures.swatch("control", i), f"Control: {c.name}", c.about) for i, c in enumerate(record.controls, start=1)]
-    lines = "".join(f"<div>{mark}<span><b>{escape(name)}</b>: {escape(about)}</span></div>" for mark, name, about in rows)
+        rows.append(
+            (figures.swatch(kind, index), name.capitalize() if index == 1 else name, f"over {', '.join(record.knobs)}")
+        )
+    rows += [
+        (figures.swatch("control", i), f"Control: {c.name}", c.about) for i, c in enumerate(record.controls, start=1)
+    ]
+    lines = "".join(
+        f"<div>{mark}<span><b>{escape(name)}</b>: {escape(about)}</span></div>" for mark, name, about in rows
+    )
     return f'<div class="atlas-key atlas-note">{lines}<div>{bars}</div></div>'
 
 

@@ -324,8 +324,9 @@ def _shape(shape: str, x: float, y: float, r: float = 4.6) -> str:
         "circle": lambda: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>',
         "square": lambda: f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"/>',
         "triangle": lambda: f'<path d="M{x:.1f} {y - r - 1:.1f}l{r + 1} {2 * r}h{-2 * r - 2}z"/>',
-        "diamond": lambda: f'<path d="M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-r - 1.5} {r + 1.5}'
-        f'l{-r - 1.5} {-r - 1.5}z"/>',
+        "diamond": lambda: (
+            f'<path d="M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-r - 1.5} {r + 1.5}l{-r - 1.5} {-r - 1.5}z"/>'
+        ),
         "cross": lambda: f'<path d="M{x - r:.1f} {y - r:.1f}l{2 * r} {2 * r}m0 {-2 * r}l{-2 * r} {2 * r}"/>',
     }
     return outline[shape]()

@@ -41,7 +41,9 @@ def _hero(atlas: Atlas) -> str:
         "exploit it, and gives <b>every number its source</b>: a place in a paper, or a machine, a date and a command.</p>"
         f"<p>{link(HERE, 'about.md', 'What counts as redundancy')} · {link(HERE, 'apply.md', 'Use it on your own model')} · "
         f"{link(HERE, 'evidence.md', 'How the numbers are made')}</p>"
-        '<p class="atlas-facts">' + "".join(f"<span><b>{n}</b> {one if n == 1 else many}</span>" for n, one, many in facts if n) + "</p></div>"
+        '<p class="atlas-facts">'
+        + "".join(f"<span><b>{n}</b> {one if n == 1 else many}</span>" for n, one, many in facts if n)
+        + "</p></div>"
     )
 
 
@@ -56,7 +58,10 @@ def _map(atlas: Atlas) -> str:
     head = "".join(f'<th scope="col">{_term_link(axes, COLUMNS, term)}</th>' for term in columns.terms)
     body = []
     for row, term in rows.terms.items():
-        cells = "".join(f"<td>{_cell(term.name, columns.terms[c].name, row, c, inside.get((row, c), []), most)}</td>" for c in columns.terms)
+        cells = "".join(
+            f"<td>{_cell(term.name, columns.terms[c].name, row, c, inside.get((row, c), []), most)}</td>"
+            for c in columns.terms
+        )
         body.append(f'<tr><th scope="row">{_term_link(axes, ROWS, row)}</th>{cells}</tr>')
     total = Counter(bool(inside.get((r, c))) for r in rows.terms for c in columns.terms)
     return (
@@ -64,7 +69,7 @@ def _map(atlas: Atlas) -> str:
         f"{sum(total.values())} cells have entries; the others are areas yet to explore. An entry counts once, by its main term on each axis.</p>"
         '<div class="atlas-map-box" tabindex="0" role="region" aria-label="Map of relation and location"><table class="atlas-map">'
         f'<thead><tr><th scope="col">{link(HERE, f"axes/{ROWS}.md", "why ↓")} '
-        f'{link(HERE, f"axes/{COLUMNS}.md", "where →")}</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f"{link(HERE, f'axes/{COLUMNS}.md', 'where →')}</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         f"{_legend(most)}"
     )
 
@@ -121,7 +126,9 @@ def _cards(atlas: Atlas) -> str:
 
 def card(atlas: Atlas, here: str, entry: Entry) -> str:
     """An entry as a card, linked from the page at `here`."""
-    chips = [atlas.term(axis, entry.axes[axis].primary) for axis in (ROWS, COLUMNS, "exploitation") if axis in entry.axes]
+    chips = [
+        atlas.term(axis, entry.axes[axis].primary) for axis in (ROWS, COLUMNS, "exploitation") if axis in entry.axes
+    ]
     marks = "".join(f'<span class="atlas-chip">{escape(c)}</span>' for c in chips)
     if entry.status != "stable":
         marks += f'<span class="atlas-chip draft">{entry.status}</span>'

@@ -54,7 +54,9 @@ def check(site: Path) -> list[str]:
                 continue
             if name == "404.html":
                 continue  # served for any path, so its links are absolute
-            path = posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(parts.path))) if parts.path else name
+            path = (
+                posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(parts.path))) if parts.path else name
+            )
             if path in ("", "."):
                 path = "index.html"
             if not (site / path).exists():

@@ -113,7 +113,9 @@ def table(
 
     header = "".join(cell("th", i, html, "col") for i, html in enumerate(head))
     body = "".join(
-        "<tr>" + "".join(cell("th" if i == 0 else "td", i, c, "row" if i == 0 else "") for i, c in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(cell("th" if i == 0 else "td", i, c, "row" if i == 0 else "") for i, c in enumerate(row))
+        + "</tr>"
         for row in rows
     )
     label = escape(re.sub(r"<[^>]+>", "", caption)) or "Table"
