@@ -19,7 +19,10 @@ LETTERS = {"ß": r"{\ss}", "ø": r"{\o}", "Ø": r"{\O}", "æ": r"{\ae}", "Æ": r
 def bibtex(paper: Paper) -> str:
     """The BibTeX record of a paper, in ASCII with LaTeX accents; only confirmed fields are written."""
     arxiv_only = paper.venue is None or paper.venue.lower().startswith("arxiv")
-    journal = bool(paper.venue and re.search(r"\b(journal|transactions|trans\.|surveys|letters|magazine|tmlr|jmlr)\b", paper.venue, re.I))
+    journal = bool(
+        paper.venue
+        and re.search(r"\b(journal|transactions|trans\.|surveys|letters|magazine|tmlr|jmlr)\b", paper.venue, re.I)
+    )
     kind = "misc" if arxiv_only else "article" if journal else "inproceedings"
     fields = {
         "title": "{" + escape(paper.title) + "}",

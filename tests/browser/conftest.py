@@ -1,0 +1,104 @@
+"""The built site and a headless Chromium.
+
+The Chromium is the one named by the environment variable CHROMIUM, else one on the PATH, else Playwright's own. Without
+any, these tests are skipped and say so; with ATLAS_REQUIRE_BROWSER=1 they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.site import build
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of the repository, built strictly; notebooks only where their run is cached."""
+    return build.build(ROOT, site_dir=tmp_path_factory.mktemp("built") / "site", run=False, progress=lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def address(site: Path) -> Iterator[str]:
+    """The site on a local server."""
+    with build.server(site, range(1)) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A running headless Chromium."""
+    why = "no Chromium: set CHROMIUM to one, or run `playwright install chromium`"
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        _without(f"{why} (the Python package playwright is missing as well)")
+    named = [os.environ["CHROMIUM"]] if os.environ.get("CHROMIUM") else [p for n in NAMES if (p := shutil.which(n))]
+    with sync_playwright() as playwright:
+        for path in [*named, None]:
+            try:
+                browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+            except Error:
+                continue
+            yield browser
+            browser.close()
+            return
+    _without(why)
+
+
+def _without(why: str) -> None:
+    if os.environ.get("ATLAS_REQUIRE_BROWSER") == "1":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+@dataclass
+class Visit:
+    """A tab, and what went wrong in it."""
+
+    tab: Any
+    home: str
+    faults: list[str] = field(default_factory=list)
+
+    def open(self, page: str) -> Any:
+        """Go to a page of the site, and wait until its scripts have run."""
+        self.tab.goto(f"{self.home}/{page}", wait_until="load")
+        self.tab.wait_for_selector("html.js")
+        return self.tab
+
+
+@pytest.fixture(params=["http", "file"])
+def visit(request: pytest.FixtureRequest, chromium: Any, site: Path) -> Iterator[Visit]:
+    """A visit to the site, from a server and from disk. Afterwards: no console error, no request to another host."""
+    home = request.getfixturevalue("address") if request.param == "http" else site.as_uri()
+    size = getattr(request, "node").get_closest_marker("viewport")  # noqa: B009
+    context = chromium.new_context(
+        viewport={"width": size.args[0] if size else 1280, "height": 900}, color_scheme="light"
+    )
+    context.set_default_timeout(15_000)
+    visit = Visit(context.new_page(), home)
+    visit.tab.on("console", lambda m: visit.faults.append(f"console: {m.text}") if m.type == "error" else None)
+    visit.tab.on("pageerror", lambda error: visit.faults.append(f"page: {error}"))
+    visit.tab.on(
+        "request",
+        lambda r: (
+            None if r.url.startswith((home, "data:", "blob:", "about:")) else visit.faults.append(f"request: {r.url}")
+        ),
+    )
+    yield visit
+    context.close()
+    assert visit.faults == []

@@ -1,0 +1,181 @@
+"""The built site, as a reader uses it: with a mouse, a keyboard, a phone, in the dark, from a server and from disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.knowledge import load
+from tools.site import links
+
+pytestmark = pytest.mark.browser
+ROOT = Path(__file__).parents[2]
+
+THEME_FAULTS = {"landmark-unique"}
+"""Rules of axe that the theme itself breaks (unnamed navigation around each copy button), as of 9.8.1."""
+
+
+@pytest.fixture(scope="module")
+def known() -> Any:
+    return load(ROOT)
+
+
+@pytest.fixture(scope="module")
+def entry(known: Any) -> Any:
+    """An entry with results, aliases and an implementation."""
+    found = [e for e in known.entries.values() if e.status == "stable" and e.aliases and known.results.get(e.id)]
+    assert found, "the atlas has an entry with everything"
+    return min(found, key=lambda e: e.id)
+
+
+@pytest.fixture(scope="module")
+def kinds(entry: Any) -> list[str]:
+    """One page of each kind."""
+    paper = entry.papers[0].key
+    return ["index.html", "techniques/index.html", f"techniques/{entry.id}.html", "axes/index.html", "axes/relation.html",
+            "papers/index.html", f"papers/{paper}.html", "about.html", "apply.html", "contract.html", "evidence.html",
+            "contribute.html"]  # fmt: skip
+
+
+def test_links_and_anchors_lead_somewhere_and_nothing_comes_from_another_host(site: Path) -> None:
+    assert links.check(site) == []
+
+
+def test_a_cell_of_the_map_leads_to_its_entries(visit: Any, entry: Any) -> None:
+    tab = visit.open("index.html")
+    name = entry.name
+    cell = tab.locator(f".atlas-map a[aria-label*='{name}']")
+    shown = int(cell.inner_text().split()[0])
+    cell.focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/techniques/index.html?*")
+    rows = tab.locator("table.atlas-index tbody tr:visible")
+    assert rows.count() == shown
+    assert name in " ".join(rows.all_inner_texts())
+    rows.filter(has_text=name).get_by_role("link", name=name, exact=True).click()
+    tab.wait_for_url(f"**/techniques/{entry.id}.html")
+    assert tab.locator("h1").inner_text().startswith(name)
+
+
+def test_empty_cells_say_that_they_are_unexplored(visit: Any) -> None:
+    cell = visit.open("index.html").locator(".atlas-map .cell.empty").first
+    assert "unexplored" in cell.inner_text()
+    assert "unexplored" in cell.get_attribute("title")
+
+
+def test_terms_carry_their_definition_and_lead_to_their_axis(visit: Any, known: Any, entry: Any) -> None:
+    tab = visit.open(f"techniques/{entry.id}.html")
+    primary = entry.axes["relation"].primary
+    term = known.axes["relation"].terms[primary]
+    abbreviation = tab.locator(".atlas-axes abbr", has_text=term.name).first
+    assert abbreviation.get_attribute("title").split()[0] == term.definition.split()[0].strip("`*")
+    abbreviation.click()
+    tab.wait_for_url(f"**/axes/relation.html#{primary.replace('_', '-')}")
+    assert tab.locator(f"#{primary.replace('_', '-')}").is_visible()
+
+
+def test_search_finds_an_alias(visit: Any, entry: Any) -> None:
+    tab = visit.open("about.html")
+    tab.keyboard.press("/")
+    tab.keyboard.type(entry.aliases[0])
+    result = tab.locator(".md-search-result__item", has_text=entry.name).first
+    result.wait_for(state="visible", timeout=15_000)
+    result.locator("a").first.click()
+    tab.wait_for_url(f"**/techniques/{entry.id}.html*")
+
+
+def test_the_citation_is_copied(visit: Any, entry: Any) -> None:
+    tab = visit.open(f"techniques/{entry.id}.html")
+    if visit.home.startswith("http"):
+        tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = tab.get_by_role("button", name="Copy the BibTeX records")
+    button.click()
+    tab.wait_for_function("[...document.querySelectorAll('[data-atlas-copy]')].some(b => b.textContent === 'Copied')")
+    if visit.home.startswith("http"):
+        assert entry.papers[0].key in tab.evaluate("navigator.clipboard.readText()")
+
+
+def test_the_table_filters_by_word_and_term_and_remembers_it(visit: Any, known: Any, entry: Any) -> None:
+    tab = visit.open("techniques/index.html")
+    rows = tab.locator("table.atlas-index tbody tr:visible")
+    assert rows.count() == len(known.entries)
+    tab.get_by_label("Name, alias or word").fill(entry.aliases[0])
+    assert entry.name in " ".join(rows.all_inner_texts())
+    assert f"{rows.count()} of" in tab.locator("[data-atlas-count]").inner_text()
+    tab.get_by_role("button", name="Clear the filter").click()
+    primary = entry.axes["relation"].primary
+    expected = sum(1 for e in known.entries.values() if "relation" in e.axes and e.axes["relation"].primary == primary)
+    tab.get_by_label("Relation").select_option(primary)
+    assert rows.count() == expected
+    if visit.home.startswith("http"):
+        tab.reload()
+        assert rows.count() == expected
+
+
+def test_the_table_is_whole_without_javascript(chromium: Any, site: Path, known: Any) -> None:
+    context = chromium.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(f"{site.as_uri()}/techniques/index.html")
+    assert tab.locator("table.atlas-index tbody tr:visible").count() == len(known.entries)
+    assert not tab.locator("[data-atlas-filter]").is_visible()
+    context.close()
+
+
+def test_dark_mode_changes_the_figures(visit: Any, entry: Any) -> None:
+    tab = visit.open(f"techniques/{entry.id}.html")
+    colours = (
+        "[...document.querySelectorAll('svg.atlas-figure :is(text.tick, .series.technique-1 circle)')]"
+        ".slice(0, 40).map(e => getComputedStyle(e).fill).sort()"
+    )
+    light = tab.evaluate(colours)
+    tab.locator("label[title='Switch to the dark scheme']").click()
+    tab.wait_for_selector("body[data-md-color-scheme=slate]")
+    dark = tab.evaluate(colours)
+    assert len(light) == len(dark) > 5
+    assert not set(light) & set(dark)
+
+
+def test_a_step_of_the_algorithm_opens_the_source_at_its_function(visit: Any, entry: Any) -> None:
+    tab = visit.open(f"techniques/{entry.id}.html")
+    step = tab.locator("ol a[href^='#src']").first
+    target = step.get_attribute("href")
+    assert not tab.locator(target).is_visible()
+    step.click()
+    tab.locator(target).wait_for(state="visible", timeout=5000)
+    assert (
+        step.inner_text().split(".")[-1] in tab.locator(target).inner_text() or "@" in tab.locator(target).inner_text()
+    )
+
+
+@pytest.mark.viewport(360)
+def test_no_page_is_wider_than_a_phone(visit: Any, kinds: list[str], site: Path) -> None:
+    notebooks = [p.relative_to(site).as_posix() for p in sorted((site / "notebooks").glob("*.html"))]
+    for page in [*kinds, *notebooks]:
+        tab = visit.open(page)
+        assert tab.evaluate("document.documentElement.scrollWidth") == 360, page
+    box = visit.open("index.html").locator(".atlas-map-box")
+    assert box.evaluate("e => e.scrollWidth > e.clientWidth"), "the map scrolls in its own box"
+    head = box.locator("tbody th").first
+    before = head.bounding_box()["x"]
+    box.evaluate("e => e.scrollTo(300, 0)")
+    assert head.bounding_box()["x"] == pytest.approx(before, abs=20), "its first column stays"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(chromium: Any, address: str, kinds: list[str], scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    tab = context.new_page()
+    found = {}
+    for page in kinds:
+        tab.goto(f"{address}/{page}")
+        tab.wait_for_timeout(400)  # the theme fades its tabs in
+        for violation in Axe().run(tab).response["violations"]:
+            if violation["id"] not in THEME_FAULTS:
+                found[f"{page} {violation['id']}"] = [node["html"][:160] for node in violation["nodes"][:3]]
+    context.close()
+    assert not found, json.dumps(found, indent=1)

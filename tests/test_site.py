@@ -1,0 +1,439 @@
+"""The site's pages, figures, notebooks and link check, without a browser and without mkdocs."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import urllib.request
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import site_fixture as fixture
+from tools.export.bibtex import bibtex
+from tools.site import build, evidence, figures, home, implementation, links, markup, notebooks
+from tools.site.figures import Axis, Mark, Series
+from tools.site.pages import Material, navigation, pages
+
+ROOT = Path(__file__).parents[1]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+# --- numbers and figures
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1.7e9, "1.70·10⁹"), (0.912, "0.912"), (12.04, "12"), (1234, "1\u202f230"), (-0.5, "−0.5"), (3e-7, "3.00·10⁻⁷")],
+)  # fmt: skip
+def test_numbers_read_as_people_write_them(value: float, text: str) -> None:
+    assert figures.number(value) == text
+
+
+def test_quantities_and_durations_choose_their_unit() -> None:
+    assert figures.quantity(1.7e9, "MACs") == "1.7\u00a0GMACs"
+    assert figures.quantity(950, "B") == "950\u00a0B"
+    assert [figures.duration(ms) for ms in (0.4, 12.04, 1500, 120_000)] == [
+        "400\u00a0µs",
+        "12\u00a0ms",
+        "1.5\u00a0s",
+        "2\u00a0min",
+    ]
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
+def test_ticks_are_few_even_and_cover_the_values(low: float, width: float) -> None:
+    high = low + width
+    if high - low < 1e-9 * max(abs(low), abs(high)):
+        return  # too close to tell apart
+    ticks = figures.nice_ticks(low, high)
+    assert 3 <= len(ticks) <= 9
+    step = ticks[1] - ticks[0]
+    assert all(math.isclose(b - a, step, rel_tol=1e-6) for a, b in zip(ticks, ticks[1:], strict=False))
+    assert ticks[0] <= low + 1e-6 * step
+    assert ticks[-1] >= high - 1e-6 * step
+
+
+def test_an_axis_over_a_wide_positive_range_is_logarithmic() -> None:
+    assert figures.make_scale([1, 1000], 0, 100, positive=True).log
+    assert not figures.make_scale([1, 10], 0, 100, positive=True).log
+    assert not figures.make_scale([0, 1000], 0, 100, positive=True).log
+    assert figures.make_scale([1, 10], 0, 100, positive=True).low == 0, "a linear axis of costs starts at zero"
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1e12), st.floats(-1e3, 1e3)), min_size=1, max_size=12))
+def test_a_figure_of_any_points_is_well_formed_and_inside_its_frame(points: list[tuple[float, float]]) -> None:
+    marks = [Mark(x, y, f"r = {i}", f"point <{i}>") for i, (x, y) in enumerate(points)]
+    series = [
+        Series("dense & co", "baseline", marks[:1]),
+        Series("ours", "technique", marks),
+        Series("random", "control", marks),
+    ]
+    svg = figures.trade_off(
+        series, Axis("MACs", positive=True), Axis("accuracy"), title="a < b", description="d", name="f"
+    )
+    tree = ET.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '))
+    assert tree.find(f"{SVG}title").text == "a < b"
+    circles = tree.findall(f".//{SVG}circle")
+    assert len(circles) == len(points)
+    assert all(0 <= float(c.get("cx")) <= figures.WIDTH and 0 <= float(c.get("cy")) <= figures.HEIGHT for c in circles)
+    assert not re.search(r"#[0-9a-f]{3,6}\b", svg), "colours come from the theme"
+
+
+def test_labels_cover_neither_marks_nor_each_other() -> None:
+    marks = [Mark(1 + i / 10, 0.9 - i / 1000, f"r = {i}") for i in range(12)]
+    labels = figures.Labels([])
+    boxes = [labels.place([(60 + 8 * i, 100 + i)], m.label, "knob") for i, m in enumerate(marks)]
+    assert 0 < sum(map(bool, boxes)) == len(labels.taken)
+    assert not any(figures._overlap(a, b) for i, a in enumerate(labels.taken) for b in labels.taken[i + 1 :])
+
+
+def test_a_figure_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="no mark"):
+        figures.trade_off([], Axis("x"), Axis("y"), title="", description="", name="f")
+
+
+# --- markup
+
+
+def test_math_becomes_mathml_and_code_stays() -> None:
+    html = markup.with_math("the cost $a_1 * b_2 < c$, `$x$`, 5$ and 6$, ```\n$y$\n```")
+    assert html.count("<math ") == 1
+    assert "`$x$`" in html
+    assert "5$ and 6$" in html
+    assert "*" not in re.sub(r"```.*", "", html, flags=re.DOTALL), "nothing that Markdown would read as emphasis"
+    assert ET.fromstring(re.search(r"<math .*</math>", html)[0]) is not None
+
+
+def test_words_set_upright_are_one_identifier() -> None:
+    assert "<mi>MACs</mi>" in markup.math(r"\mathrm{MACs}")
+
+
+@pytest.mark.parametrize("latex", [r"\frac{1}{2", r"\left( x", "x^", r"\nosuchcommand x", r"\begin{matrix} a"])
+def test_latex_that_cannot_be_read_is_named(latex: str) -> None:
+    with pytest.raises(markup.MathError) as error:
+        markup.math(latex)
+    assert repr(latex) in str(error.value)
+
+
+def test_foreign_html_keeps_its_table_and_loses_the_rest() -> None:
+    dirty = '<style>td{}</style><table border=1 onclick="x()"><tr><td><a href="http://x">1</a><script>y()</script></table><b>open'
+    assert markup.clean_html(dirty) == "<table><tr><td>1</td></tr></table><b>open</b>"
+
+
+def test_links_are_relative_and_end_in_html() -> None:
+    assert markup.href("techniques/a.md", "axes/relation.md", "merge") == "../axes/relation.html#merge"
+    assert markup.href("index.md", "techniques/index.md") == "techniques/index.html"
+    assert markup.href("a.md", "a.md", "x") == "#x"
+
+
+# --- evidence
+
+
+def test_the_headline_takes_the_cheapest_point_of_small_loss() -> None:
+    record = fixture.record()
+    assert evidence.best_point(record).knobs == {"r": 4}
+    rows = {what: (value, small) for what, value, small in evidence.headline([record])}
+    assert rows["Operations saved"][0] == "25\u00a0%"
+    assert rows["Wall-clock at these settings"][0] == "1.2×"
+    assert "one thread" in rows["Wall-clock at these settings"][1]
+    assert rows["Redundancy measured"][0] == "0.87"
+    assert "0.12" in rows["Redundancy measured"][1]
+
+
+def test_a_technique_that_only_loses_says_none() -> None:
+    bad = fixture.record(**{"with": [fixture.arm(3_000_000_000, 0.5, 120.0, knobs={"r": 4})]})
+    assert evidence.best_point(bad) is None
+    assert evidence.headline([bad])[0][1] == "none"
+    both = dict((w, (v, s)) for w, v, s in evidence.headline([fixture.record(), bad]))  # noqa: C402
+    assert "none in 1 of 2 scenarios" in both["Operations saved"][1]
+
+
+def test_a_slowdown_is_called_slower() -> None:
+    slow = fixture.record(**{"with": [fixture.arm(3_000_000_000, 0.9, 200.0, knobs={"r": 4})]})
+    assert evidence.headline([slow])[1][1:2] == ("0.5×",)
+    assert evidence.headline([slow])[1][2].startswith("slower")
+
+
+def test_lower_is_better_metrics_lose_upwards() -> None:
+    base, worse = fixture.record().baseline.quality, fixture.record().with_[1].quality
+    assert evidence.loss(base, worse) == pytest.approx(0.1)
+    flipped = [q.model_copy(update={"higher_is_better": False}) for q in (base, worse)]
+    assert evidence.loss(*flipped) == pytest.approx(-0.1)
+
+
+def test_every_number_of_a_figure_is_in_its_table() -> None:
+    html = evidence.figure_block(fixture.record(), "fig")
+    assert html.count('<svg class="atlas-figure"') == 2
+    table = html[html.index("<table") :]
+    for text in ("4\u202f000\u202f000\u202f000", "75.0\u00a0%", "1.25×", "Control: random merging", "0.89 to 0.91"):
+        assert text in table, text
+
+
+def test_a_sweep_over_two_knobs_is_one_line_per_rule() -> None:
+    points = [
+        fixture.arm(10**9 * (3 - i), 0.9, 50.0, knobs={"t": i / 10, "rule": rule})
+        for rule in ("a", "b")
+        for i in (0, 1)
+    ]
+    series = evidence._series(fixture.record(knobs=["t", "rule"], **{"with": points}))
+    assert [(name, len(marks), joined) for name, kind, marks, joined in series if kind == "technique"] == [
+        ("a", 2, True),
+        ("b", 2, True),
+    ]
+
+
+# --- pages
+
+
+SOURCE = '''"""A module."""
+def other(): pass
+
+def match(x):
+    return "</code>"
+
+class TokenMerging:
+    execution = "real"
+    waivers = {"no-drift": "it carries no state"}
+    def apply(self): pass
+'''
+
+
+@pytest.fixture
+def material(tmp_path: Path) -> Material:
+    path = tmp_path / "reference_impls" / "techniques" / "token_merging.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(SOURCE, encoding="utf-8")
+    one = implementation.read(tmp_path, "reference_impls.techniques.token_merging:TokenMerging")
+    cells = (
+        {"cell_type": "markdown", "source": "# The notebook\n\nAn $x$."},
+        {"cell_type": "code", "source": "print(1)", "outputs": [
+            {"output_type": "stream", "name": "stdout", "text": "a\n\n"}, {"output_type": "stream", "name": "stdout", "text": "<b>"}]},
+    )  # fmt: skip
+    return Material(
+        {"token-merging": one},
+        {"token-merging": notebooks.Notebook("token-merging", "notebooks/token_merging.py", cells, 3.2)},
+    )
+
+
+def test_an_implementation_is_read_without_importing_it(material: Material) -> None:
+    one = material.implementations["token-merging"]
+    assert one.find("match") == (0, 4)
+    assert one.find("TokenMerging.apply") == (0, 10)
+    assert one.find("absent") is None
+    assert one.attributes == {"execution": "real", "waivers": {"no-drift": "it carries no state"}}
+
+
+def test_pages_are_a_pure_function_with_unique_paths(material: Material) -> None:
+    known = fixture.knowledge(fixture.record())
+    first, second = pages(known, material), pages(known, material)
+    assert first == second
+    assert len({p.path for p in first}) == len(first)
+    assert {p.path for p in first} >= {
+        "index.md", "techniques/index.md", "techniques/token-merging.md", "techniques/token-dropping.md", "axes/relation.md",
+        "axes/index.md", "papers/index.md", "papers/bolya-2023-token.md", "notebooks/token-merging.md",
+    }  # fmt: skip
+    listed = re.findall(r"[\w/-]+\.md", str(navigation(first)))
+    assert {p.path for p in first} <= set(listed), "every page is in the navigation"
+
+
+def test_the_entry_answers_first_and_shows_everything(material: Material) -> None:
+    text = {p.path: p.markdown for p in pages(fixture.knowledge(fixture.record()), material)}[
+        "techniques/token-merging.md"
+    ]
+    order = ["# Token merging", '<p class="atlas-lead">Average the most similar', "ToMe", "atlas-strip", "## When to use it", "## When not to",
+             "## Measured trade-off", "## Measured redundancy", "## What the papers say", "## Definition", "## Algorithm",
+             "## Cost model", "## Classification", "## Limits", "## How ours departs", "## Checks that do not apply",
+             "## Implementation", "notebooks/token-merging.html", "## Relations", "## Papers and citation", "@inproceedings",
+             "taxonomy/techniques/token-merging.yml"]  # fmt: skip
+    positions = [text.index(part) for part in order]
+    assert positions == sorted(positions)
+    assert 'href="#src0-4"' in text
+    assert 'id="src0-4"' in text
+    assert 'title="About &lt;spatial_similarity&gt; &amp; &quot;more&quot;."' in text, "definitions on hover"
+    assert "it carries no state" in text
+    assert "redundancy run token-merging" in text
+    assert "A CPU" in text
+    assert "2026-11-22" in text
+
+
+def test_paper_numbers_and_ours_stand_in_separate_columns(material: Material) -> None:
+    text = {p.path: p.markdown for p in pages(fixture.knowledge(fixture.record()), material)}[
+        "techniques/token-merging.md"
+    ]
+    claims = text[text.index("## What the papers say") : text.index("## Definition")]
+    heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', claims)
+    assert heads == ["Claim, in our words", "Where", "In the paper", "Measured here", "Verdict"]
+    row = re.findall(r"<td[^>]*>(.*?)</td>", claims[claims.index("Twice as fast") :])
+    assert "section 5.1, table 4" in row[0]
+    assert row[1].startswith("2 times")
+    assert row[2].startswith("1.25")
+    assert "2 ± 0.2 or more" in row[2]
+    assert "partly" in row[3]
+
+
+def test_a_draft_says_that_nothing_was_measured(material: Material) -> None:
+    text = {p.path: p.markdown for p in pages(fixture.knowledge(), material)}["techniques/token-dropping.md"]
+    assert "nothing on this page was measured here" in text
+    assert "## Measured trade-off" not in text
+
+
+def test_the_map_links_its_cells_and_marks_the_empty_ones(material: Material) -> None:
+    text = pages(fixture.knowledge(), material)[0].markdown
+    assert text.count('class="cell empty"') == 3 * 2 - 2
+    assert 'href="techniques/index.html?relation=spatial_similarity&amp;location=tokens"' in text
+    assert "1 papers" not in re.sub(r"<[^>]+>", "", text)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 9, 40])
+def test_the_colour_scale_never_falls_and_uses_its_range(most: int) -> None:
+    steps = [home.heat(n, most) for n in range(1, most + 1)]
+    assert steps == sorted(steps)
+    assert steps[0] == 1
+    assert steps[-1] == min(4, most)
+
+
+def test_a_notebook_page_keeps_its_heading_first(material: Material) -> None:
+    text = {p.path: p.markdown for p in pages(fixture.knowledge(), material)}["notebooks/token-merging.md"]
+    assert re.search(r"---\n\n# The notebook\n", text)
+    assert "&lt;b&gt;" in text
+    assert "a\n&#8203;\n&lt;b&gt;" in text, "streams are joined, and no blank line ends the block"
+
+
+def test_bibtex_reads_back_with_an_independent_parser() -> None:
+    from pybtex.database import parse_string
+
+    found = parse_string(bibtex(fixture.PAPER), "bibtex").entries["bolya-2023-token"]
+    assert found.type == "inproceedings"
+    assert [p.last_names for p in found.persons["author"]] == [["Bolya"], [r"M{\"{u}}ller"], ["Dai"]]
+    assert found.fields["title"] == r"{Token Merging: Your ViT \& <More>}"
+    assert bibtex(fixture.PAPER).isascii()
+
+
+# --- notebooks
+
+
+NOTEBOOK = """# %% [markdown]
+# # A notebook
+# %%
+import os, matplotlib.pyplot as plt
+from reference_impls.shared import VALUE
+print(VALUE, os.environ["ATLAS_BUDGET"])
+# %%
+plt.plot([1, 2]); plt.title("a title"); plt.show()
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, text in {
+        "notebooks/a_note.py": NOTEBOOK, "reference_impls/__init__.py": "", "reference_impls/shared.py": "VALUE = 41\n",
+        "reference_impls/other.py": "",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_notebook_runs_once_and_again_only_when_something_it_reaches_changed(root: Path) -> None:
+    lines: list[str] = []
+    first = notebooks.executed(root, progress=lines.append)["a-note"]
+    assert [line.split(":")[1].split()[0] for line in lines] == ["running", "done"]
+    html = notebooks.render(first)
+    assert "41 smoke" in html
+    assert "a title" in html
+    assert "var(--atlas-technique-1)" in html
+    assert "currentColor" in html
+    assert "%config" not in html
+    assert notebooks.executed(root, run=False) == {"a-note": first}, "from the cache"
+
+    path = root / "notebooks" / "a_note.py"
+    key = notebooks.key(root, "a-note", path)
+    (root / "reference_impls" / "other.py").write_text("X = 1\n", encoding="utf-8")
+    assert notebooks.key(root, "a-note", path) == key, "a module that it does not reach"
+    (root / "reference_impls" / "shared.py").write_text("VALUE = 42\n", encoding="utf-8")
+    assert notebooks.key(root, "a-note", path) != key
+    assert notebooks.executed(root, run=False) == {}
+
+
+def test_a_damaged_cache_is_run_again_never_shown(root: Path) -> None:
+    path = root / "notebooks" / "a_note.py"
+    file = notebooks._cache_file(root, "a-note", path)
+    file.parent.mkdir(parents=True)
+    file.write_text('{"cells": [', encoding="utf-8")
+    assert notebooks.cached(root, "a-note", path) is None
+
+
+def test_a_failing_notebook_names_the_cell_and_the_error(root: Path) -> None:
+    (root / "notebooks" / "a_note.py").write_text("# %%\nx = 1\n# %%\nprint('before')\nx / 0\n", encoding="utf-8")
+    with pytest.raises(notebooks.NotebookError, match=r"a_note\.py, cell 2 \(print\('before'\)\)") as error:
+        notebooks.executed(root, progress=lambda _: None)
+    assert "ZeroDivisionError" in str(error.value)
+    assert not list((root / notebooks.CACHE).glob("*")), "nothing is cached"
+
+
+def test_a_missing_asset_is_said_in_one_line(root: Path) -> None:
+    code = "# %%\nclass MissingAsset(Exception): pass\nraise MissingAsset('run: redundancy assets get clips')\n"
+    (root / "notebooks" / "a_note.py").write_text(code, encoding="utf-8")
+    with pytest.raises(notebooks.NotebookError) as error:
+        notebooks.executed(root, progress=lambda _: None)
+    assert str(error.value) == "notebooks/a_note.py needs an asset that is not here: run: redundancy assets get clips"
+
+
+def test_every_notebook_is_plain_percent_script_without_outputs() -> None:
+    for path in notebooks.sources(ROOT).values():
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(("# %%", "# ---")), path
+        assert re.search(r"^# # \S", text, re.MULTILINE), f"{path} has no title"
+
+
+# --- the built site
+
+
+def test_the_link_check_finds_every_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<h1 id="x">A</h1><p id="x"></p><a href="b.html#y">ok</a><a href="b.html#z">anchor</a><a href="c.html">page</a>'
+        '<a href="https://elsewhere.org">fine</a><img src="https://elsewhere.org/i.png"><script src="s.js"></script>',
+        encoding="utf-8",
+    )
+    (tmp_path / "b.html").write_text('<p id="y"></p><a href="a.html?q=1#x">ok</a>', encoding="utf-8")
+    (tmp_path / "s.css").write_text(
+        "a { background: url('https://elsewhere.org/x.png') } b { background: url(data:x) }", encoding="utf-8"
+    )
+    assert links.check(tmp_path) == [
+        "a.html: the id 'x' occurs twice",
+        "a.html: b.html#z names an anchor that is not on b.html",
+        "a.html: c.html leads nowhere",
+        "a.html: loads https://elsewhere.org/i.png from another host",
+        "a.html: s.js leads nowhere",
+        "s.css: loads https://elsewhere.org/x.png from another host",
+    ]
+
+
+def test_the_server_takes_the_next_free_port_and_serves_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("hello", encoding="utf-8")
+    with build.server(tmp_path, range(1)) as first:
+        port = first.server_address[1]
+        with pytest.raises(build.SiteError, match="no free port"):
+            build.server(tmp_path, range(port, port + 1))
+        threading.Thread(target=first.serve_forever, daemon=True).start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/index.html", timeout=10) as answer:
+            assert answer.read() == b"hello"
+        first.shutdown()
+
+
+@pytest.mark.parametrize("name", ["apply", "contract"])
+def test_the_code_of_the_guides_runs(name: str) -> None:
+    text = (ROOT / "tools" / "site" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    exec(compile("\n".join(blocks), f"{name}.md", "exec"), {"__name__": f"guide_{name}"})
+
+
+def test_the_filter_and_copy_script_stays_small() -> None:
+    assert len((ROOT / "tools/site/docs/assets/atlas.js").read_text(encoding="utf-8").splitlines()) < 150

@@ -1,0 +1,148 @@
+"""Build, serve and materialise the site."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import yaml
+
+from tools.knowledge import load
+from tools.site import links, notebooks
+from tools.site.markup import MathError
+from tools.site.pages import Page, gather, navigation, pages
+
+Say = Callable[[str], None]
+PORTS = range(8000, 8020)
+
+
+class SiteError(RuntimeError):
+    """The site cannot be built; the message says what to mend."""
+
+
+def say(line: str) -> None:
+    """One line of progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def collect(root: Path, *, run: bool = True, progress: Say = say) -> list[Page]:
+    """The generated pages of the atlas at `root`; notebooks that changed are executed unless `run` is false."""
+    knowledge = load(root)
+    if errors := [f for f in knowledge.findings if f.severity == "error"]:
+        shown = "\n".join(str(f) for f in errors[:20])
+        raise SiteError(f"{len(errors)} errors in the knowledge, see `redundancy check`:\n{shown}")
+    try:
+        executed = notebooks.executed(root, run=run, progress=progress)
+        return pages(knowledge, gather(root, knowledge, executed))
+    except (notebooks.NotebookError, MathError) as error:
+        raise SiteError(str(error)) from error
+
+
+def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progress: Say = say) -> Path:
+    """Build the whole site strictly into `site_dir` (default `site/`) and check its links; the folder is returned.
+
+    Raises SiteError with every broken link, warning or failing notebook. An earlier site stays until the new one is whole.
+    """
+    started = time.monotonic()
+    target = site_dir or root / "site"
+    fresh = root / "build" / f"site-{os.getpid()}"
+    if run:
+        fetch_assets(root, progress)
+        try:
+            notebooks.executed(root, progress=progress)
+        except notebooks.NotebookError as error:
+            raise SiteError(str(error)) from error
+    progress("site: building pages")
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "ATLAS_NOTEBOOKS": "run" if run else "cached"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--clean",
+               "--config-file", str(root / "mkdocs.yml"), "--site-dir", str(fresh)]  # fmt: skip
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise SiteError(f"mkdocs found problems:\n{(done.stdout + done.stderr).strip()[-6000:]}")
+    if faults := links.check(fresh):
+        raise SiteError(f"{len(faults)} faults in the built pages (left in {fresh}):\n" + "\n".join(faults[:40]))
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.move(fresh, target)
+    progress(f"site: built in {time.monotonic() - started:.0f} s: {target / 'index.html'}")
+    return target
+
+
+def fetch_assets(root: Path, progress: Say = say) -> None:
+    """Fetch the pinned assets that notebooks use, where they are not in the cache yet.
+
+    Without a network nothing is raised here: notebooks whose run is cached need no asset, and one that does need it
+    says so itself.
+    """
+    todo = [i for i, path in notebooks.sources(root).items() if notebooks.cached(root, i, path) is None]
+    if not todo:
+        return
+    from reference_impls.data import assets
+
+    for name in sorted(assets.SMOKE):
+        try:
+            assets.path(name)
+        except assets.MissingAsset:
+            progress(f"asset {name}: fetching")
+            try:
+                assets.get(name)
+            except Exception as error:
+                progress(f"asset {name}: {type(error).__name__}: {error}")
+
+
+def materialise(root: Path, folder: Path | None = None, *, run: bool = True, progress: Say = say) -> Path:
+    """Write the same pages as files, with a configuration that needs no hook, for another generator to build from.
+
+    The folder (default `build/pages`, git-ignored) holds `mkdocs.yml` and `docs/`.
+    """
+    target = folder or root / "build" / "pages"
+    generated = collect(root, run=run, progress=progress)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(root / "tools" / "site" / "docs", target / "docs")
+    for page in generated:
+        file = target / "docs" / page.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(page.markdown, encoding="utf-8")
+    config = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))
+    del config["hooks"]
+    for extension in config["markdown_extensions"]:
+        if isinstance(extension, dict) and (snippets := extension.get("pymdownx.snippets")):
+            snippets["base_path"] = [str(root)]
+    config |= {"docs_dir": "docs", "site_dir": "site", "nav": navigation(generated)}
+    (target / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    progress(f"site: {len(generated)} generated pages written to {target}")
+    return target
+
+
+def serve(root: Path, *, run: bool = True, progress: Say = say) -> None:
+    """Build the site, then serve it on this machine until interrupted."""
+    folder = build(root, run=run, progress=progress)
+    with server(folder) as http:
+        progress(f"site: http://127.0.0.1:{http.server_address[1]}/ (Ctrl+C stops)")
+        try:
+            http.serve_forever()
+        except KeyboardInterrupt:
+            progress("site: stopped")
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+def server(folder: Path, ports: range = PORTS) -> ThreadingHTTPServer:
+    """A server of `folder` on the first free port of `ports`, reachable from this machine only."""
+    handler = partial(_Quiet, directory=str(folder))
+    for port in ports:
+        try:
+            return ThreadingHTTPServer(("127.0.0.1", port), handler)
+        except OSError:
+            continue
+    raise SiteError(f"no free port between {ports.start} and {ports.stop - 1}")

@@ -1,0 +1,257 @@
+"""The page of an entry, answer first, and the page of its notebook."""
+
+from __future__ import annotations
+
+from html import escape
+
+from tools.export.bibtex import bibtex
+from tools.knowledge.schema import Entry
+from tools.site import evidence
+from tools.site.catalogue import claims_table, short_reference
+from tools.site.home import anchor, plain
+from tools.site.implementation import Implementation
+from tools.site.markup import bullets, code, copyable, front_matter, link, math, paragraph, table, with_math
+from tools.site.notebooks import Notebook, render
+from tools.site.pages import Atlas, Page
+
+KINDS = {
+    "technique": "Technique: removes a redundancy",
+    "system": "System: composes techniques",
+    "study": "Study: measures and removes nothing",
+}
+ROLES = {
+    "introduces": "introduces it", "ancestor": "an ancestor", "extends": "extends it",
+    "analyses": "analyses it", "applies": "applies it",
+}  # fmt: skip
+
+
+def page(atlas: Atlas, entry: Entry) -> Page:
+    """The page of one entry."""
+    here = f"techniques/{entry.id}.md"
+    module = atlas.material.implementations.get(entry.id)
+    parts = [
+        front_matter(title=entry.name, description=entry.summary, search={"boost": 3}),
+        f"# {entry.name}",
+        f'<p class="atlas-lead">{escape(entry.summary)}</p>',
+        _names(atlas, here, entry),
+        _strip(atlas, entry, module),
+        _when(entry),
+        *_evidence(atlas, entry),
+        *_claims(atlas, here, entry),
+        *_definition(entry, module),
+        "## Classification\n\n" + _classification(atlas, here, entry),
+        *_limits(entry, module),
+        *_implementation(atlas, here, entry, module),
+        *_relations(atlas, here, entry),
+        *_papers(atlas, here, entry),
+        f'<p class="atlas-note">Edit this entry: <code>taxonomy/techniques/{entry.id}.yml</code> · added {entry.added}</p>',
+    ]
+    return Page(here, entry.name, "\n\n".join(p for p in parts if p) + "\n", f"taxonomy/techniques/{entry.id}.yml")
+
+
+def notebook_page(atlas: Atlas, notebook: Notebook) -> Page:
+    """An executed notebook as a page."""
+    here = f"notebooks/{notebook.id}.md"
+    entry = atlas.knowledge.entries.get(notebook.id)
+    back = f"The notebook of {link(here, f'techniques/{notebook.id}.md', escape(entry.name))}. " if entry else ""
+    # The first heading stays the first thing on the page; the note follows it.
+    text = render(notebook)
+    title, _, rest = text.partition("\n") if text.startswith("# ") else (f"# {notebook.title}", "", text)
+    note = (
+        f'<p class="atlas-note">{back}Executed from <code>{escape(notebook.path)}</code> in the smoke budget, in '
+        f"{notebook.seconds:.0f} seconds; open it with Jupyter through jupytext, or run it as a script.</p>"
+    )
+    meta = front_matter(title=f"Notebook: {notebook.title}", search={"boost": 0.7})
+    return Page(here, notebook.title, f"{meta}{title}\n\n{note}\n\n{rest}", notebook.path)
+
+
+def _names(atlas: Atlas, here: str, entry: Entry) -> str:
+    line = []
+    if entry.aliases:
+        line.append(f"Also known as {escape(', '.join(entry.aliases))}.")
+    if entry.kind != "technique":
+        line.append(f"{KINDS[entry.kind]}.")
+    if entry.founding:
+        line.append("One of the founding documents.")
+    text = f'<p class="atlas-note">{" ".join(line)}</p>' if line else ""
+    if entry.status == "draft":
+        text += (
+            '\n\n!!! note "Draft"\n    This entry has no implementation yet: nothing on this page was measured here.'
+        )
+    elif entry.status == "deprecated":
+        new = atlas.knowledge.entries.get(entry.replaced_by or "")
+        instead = f" Use {link(here, f'techniques/{new.id}.md', escape(new.name))} instead." if new else ""
+        text += f'\n\n!!! warning "Deprecated"\n    Kept for those who look for it.{instead}'
+    return text
+
+
+def _strip(atlas: Atlas, entry: Entry, module: Implementation | None) -> str:
+    tiles = [(what, value, "", small) for what, value, small in evidence.headline(atlas.records(entry.id))]
+    if "adaptation" in entry.axes:
+        term = atlas.knowledge.axes["adaptation"].terms.get(entry.axes["adaptation"].primary)
+        small = escape(plain(term.definition)) if term else ""
+        tiles.append(("Training needed", atlas.term("adaptation", entry.axes["adaptation"].primary), "words", small))
+    if module and (execution := module.attributes.get("execution")):
+        meaning = {
+            "real": "fewer operations are executed", "simulated": "everything is computed, the result is masked",
+        }.get(execution, "")  # fmt: skip
+        tiles.append(("Execution", str(execution).capitalize(), "words", meaning))
+    if not tiles:
+        return ""
+    return '<dl class="atlas-strip">' + "".join(
+        f'<div><dt>{escape(what)}</dt><dd class="{css}">{value}<small>{small}</small></dd></div>' for what, value, css, small in tiles
+    ) + "</dl>"  # fmt: skip
+
+
+def _when(entry: Entry) -> str:
+    if not (entry.when_to_use or entry.when_not_to_use):
+        return ""
+    parts = ['<div class="atlas-when" markdown>']
+    if entry.when_to_use:
+        parts += ["<div markdown>", "## When to use it", bullets(entry.when_to_use), "</div>"]
+    if entry.when_not_to_use:
+        parts += ["<div markdown>", "## When not to", bullets(entry.when_not_to_use), "</div>"]
+    return "\n\n".join([*parts, "</div>"])
+
+
+def _evidence(atlas: Atlas, entry: Entry) -> list[str]:
+    records = atlas.records(entry.id)
+    if not records:
+        return []
+    parts = ["## Measured trade-off"]
+    for record in records:
+        parts += [
+            f"### {record.title} {{#{record.scenario}}}",
+            evidence.figure_block(record, f"fig-{record.scenario}"),
+            evidence.provenance(record),
+        ]
+    parts.append("## Measured redundancy")
+    distinct = {record.redundancy.model_dump_json(): record for record in reversed(records)}  # the first record of each
+    for record in reversed(distinct.values()):
+        if len(distinct) > 1:
+            parts.append(f"### {record.title} {{#redundancy-{record.scenario}}}")
+        parts.append(evidence.redundancy_block(record, f"redundancy-fig-{record.scenario}"))
+    return parts
+
+
+def _claims(atlas: Atlas, here: str, entry: Entry) -> list[str]:
+    claims = atlas.claims(entry.id)
+    if not claims:
+        return []
+    return ["## What the papers say, and what we found", claims_table(atlas, here, claims)]
+
+
+def _definition(entry: Entry, module: Implementation | None) -> list[str]:
+    parts = []
+    if entry.definition:
+        parts += ["## Definition", with_math(entry.definition.strip())]
+    if entry.algorithm:
+        parts += [
+            "## Algorithm",
+            "\n".join(
+                f"{i}. {paragraph(s.step)}{_function(s.function, module)}" for i, s in enumerate(entry.algorithm, 1)
+            ),
+        ]
+    if entry.cost_model:
+        parts += [
+            "## Cost model",
+            f'<div class="atlas-math">{math(entry.cost_model.strip().strip("$"), display=True)}</div>',
+        ]
+    return parts
+
+
+def _function(name: str | None, module: Implementation | None) -> str:
+    if not name:
+        return ""
+    place = module.find(name) if module else None
+    if place is None:
+        return f" <code>{escape(name)}</code>"
+    return f' <a href="#src{place[0]}-{place[1]}"><code>{escape(name)}</code></a>'
+
+
+def _classification(atlas: Atlas, here: str, entry: Entry) -> str:
+    rows = []
+    for name, one in atlas.knowledge.axes.axes.items():
+        if name not in entry.axes:
+            continue
+        terms = []
+        for term in entry.axes[name]:
+            known = one.terms.get(term)
+            label = (
+                f'<abbr title="{escape(plain(known.definition))}">{escape(known.name)}</abbr>'
+                if known
+                else escape(term)
+            )
+            terms.append(link(here, f"axes/{name}.md", label, anchor=anchor(term)))
+        more = f" <small>also {', '.join(terms[1:])}</small>" if terms[1:] else ""
+        rows.append([link(here, f"axes/{name}.md", escape(one.name)), terms[0] + more, escape(plain(one.question))])
+    return table(
+        ["Axis", "Term", "The question"], rows, css="atlas-axes", caption="Place of this entry in the taxonomy"
+    )
+
+
+def _limits(entry: Entry, module: Implementation | None) -> list[str]:
+    parts = []
+    if entry.limits:
+        parts += ["## Limits", bullets(entry.limits)]
+    if entry.deviations:
+        parts += ["## How ours departs from the paper", bullets(entry.deviations)]
+    waivers = module.attributes.get("waivers") if module else None
+    if isinstance(waivers, dict) and waivers:
+        items = "".join(f"<dt><code>{escape(str(k))}</code></dt><dd>{escape(str(v))}</dd>" for k, v in waivers.items())
+        parts += [
+            "## Checks that do not apply",
+            f'<p>Waived in the battery of checks, with the reason:</p><dl class="atlas-waivers">{items}</dl>',
+        ]
+    return parts
+
+
+def _implementation(atlas: Atlas, here: str, entry: Entry, module: Implementation | None) -> list[str]:
+    parts = []
+    if module:
+        hosts = "".join(f"<li><code>{escape(h.path)}</code>: {escape(h.about)}</li>" for h in module.hosts)
+        parts += [
+            "## Implementation",
+            (f"<p>Adapters to the models of others:</p><ul>{hosts}</ul>\n\n" if hosts else "")
+            + copyable(f"redundancy run {entry.id} --budget smoke", "the command"),
+            *(
+                f'<details class="atlas-source" data-search-exclude><summary><code>{escape(f.path)}</code>, '
+                f"{len(f.source.splitlines())} lines</summary>{code(f.source, line_prefix=f'src{i}')}</details>"
+                for i, f in enumerate(module.files)
+            ),
+        ]
+    if notebook := atlas.material.notebooks.get(entry.id):
+        target = f"notebooks/{entry.id}.md"
+        parts.append(f"<p>{link(here, target, 'The notebook with its outputs', css='md-button')}</p>"
+                     f'<p class="atlas-note"><code>{escape(notebook.path)}</code>: runs as a script, or in Jupyter through jupytext.</p>')  # fmt: skip
+    return parts
+
+
+def _relations(atlas: Atlas, here: str, entry: Entry) -> list[str]:
+    known = atlas.knowledge.entries
+    items = []
+    for relation in entry.relations:
+        if relation.target in known:
+            name = link(here, f"techniques/{relation.target}.md", escape(known[relation.target].name))
+            items.append(f"{relation.type.replace('-', ' ')} {name}: {paragraph(relation.note)}")
+    for other in atlas.entries:
+        items += [
+            f"{link(here, f'techniques/{other.id}.md', escape(other.name))} {r.type.replace('-', ' ')} this: {paragraph(r.note)}"
+            for r in other.relations
+            if r.target == entry.id
+        ]
+    if entry.parts:
+        names = ", ".join(link(here, f"techniques/{p}.md", escape(known[p].name)) for p in entry.parts if p in known)
+        items.append(f"composed of {names}")
+    return ["## Relations", "\n".join(f"- {item}" for item in items)] if items else []
+
+
+def _papers(atlas: Atlas, here: str, entry: Entry) -> list[str]:
+    known = [(atlas.knowledge.papers[p.key], p.role) for p in entry.papers if p.key in atlas.knowledge.papers]
+    if not known:
+        return []
+    items = "\n".join(
+        f"- {link(here, f'papers/{p.key}.md', escape(p.title))} ({escape(short_reference(p))}): {ROLES[role]}"
+        for p, role in known
+    )
+    return ["## Papers and citation", items, copyable("\n".join(bibtex(p) for p, _ in known), "the BibTeX records")]

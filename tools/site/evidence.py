@@ -1,0 +1,308 @@
+"""Results on a page: the headline computed from the records, trade-off figures, data tables, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from itertools import groupby
+
+from reference_impls.accounting.record import Arm, Point, Quality, Record
+from tools.site import figures
+from tools.site.figures import Axis, Mark, Series, duration, number, quantity
+from tools.site.markup import table
+
+SMALL_LOSS = 0.01
+"""The headline looks at points that lose at most this share of the baseline's quality."""
+MAX_GROUPS = 4
+"""A sweep over further knobs is drawn as one line per value of these, up to so many lines."""
+
+
+def loss(baseline: Quality, quality: Quality) -> float:
+    """How much worse than the baseline, in the metric's own unit; negative when better."""
+    difference = baseline.value - quality.value
+    return difference if quality.higher_is_better else -difference
+
+
+def best_point(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
+    """The cheapest point of the sweep that loses at most `allowed` of the baseline's quality and saves operations."""
+    limit = allowed * abs(record.baseline.quality.value)
+    good = [
+        p
+        for p in record.with_
+        if loss(record.baseline.quality, p.quality) <= limit and p.operations < record.baseline.operations
+    ]
+    return min(good, key=lambda p: p.operations, default=None)
+
+
+def saved(record: Record, point: Arm) -> float:
+    """Share of the baseline's operations that a point does not execute."""
+    return 1 - point.operations / record.baseline.operations if record.baseline.operations else 0.0
+
+
+def speed_up(record: Record, point: Arm) -> float:
+    """Ratio of the median wall-clock times, above 1 when the point is faster."""
+    return record.baseline.wall_ms.median / point.wall_ms.median if point.wall_ms.median else 1.0
+
+
+def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
+    """The range of some values: "12–37 %", or one value."""
+    low, high = number(min(values), digits), number(max(values), digits)
+    return f"{low}{unit}" if low == high else f"{low}–{high}{unit}"
+
+
+def knobs(point: Point) -> str:
+    """The knobs of a point as a reader writes them: "r = 13, start = 2"."""
+    return ", ".join(f"{name} = {_value(value)}" for name, value in point.knobs.items())
+
+
+def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
+    """(what, value, explanation) of the strip: operations, wall-clock and redundancy, over all the records given."""
+    if not records:
+        return []
+    chosen = [(r, best_point(r)) for r in records]
+    found = [(r, p) for r, p in chosen if p is not None]
+    many = f"over {len(records)} scenarios" if len(records) > 1 else escape(records[0].title)
+    rows = []
+    if found:
+        where = "" if len(found) == len(chosen) else f"; none in {len(chosen) - len(found)} of {len(chosen)} scenarios"
+        at = f"{escape(knobs(found[0][1]))}, {many}" if len(records) == 1 else many
+        rows.append(
+            ("Operations saved", spread([100 * saved(r, p) for r, p in found], "\u00a0%"),
+             f"at a loss of at most {SMALL_LOSS:.0%} of the quality; {at}{where}")
+        )  # fmt: skip
+        for device, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
+            pairs = list(group)
+            ratios = [speed_up(r, p) for r, p in pairs]
+            pace = "faster" if min(ratios) > 1 else "slower" if max(ratios) < 1 else "slower to faster"
+            on = ", ".join(sorted({r.machine.accelerator or r.machine.cpu for r, _ in pairs}))
+            threads = "" if device != "cpu" else f", {_threads(pairs[0][0])}"
+            rows.append(
+                (
+                    "Wall-clock at these settings",
+                    spread(ratios, "×"),
+                    f"{pace} than the dense baseline on {escape(on)}{threads}",
+                )
+            )
+    else:
+        rows.append(("Operations saved", "none", f"at a loss of at most {SMALL_LOSS:.0%} of the quality; {many}"))
+    nulls = [v for r in records for v in r.redundancy.null.values()]
+    beside = f"null controls: {spread(nulls, '')}" if nulls else "no null control"
+    measures = sorted({r.redundancy.measure for r in records})
+    rows.append(
+        ("Redundancy measured", spread([r.redundancy.value for r in records], ""), f"{escape(measures[0])}; {beside}")
+    )
+    return rows
+
+
+def figure_block(record: Record, name: str) -> str:
+    """Both trade-off panels of a record, the key of their marks, and the table of the same numbers."""
+    series = _series(record)
+    metric = record.baseline.quality.metric
+    unit = record.unit.removeprefix("one ")
+    arms = [record.baseline, *record.with_, *(p for c in record.controls for p in c.points)]
+    ops_divisor, ops_prefix = figures.prefix(max(a.operations for a in arms))
+    ms_divisor, ms_unit = figures.time_unit(max(a.wall_ms.p90 for a in arms))
+    y = Axis(metric + ("" if record.baseline.quality.higher_is_better else " (lower is better)"))
+    panels = []
+    for what, axis in (
+        ("operations", Axis(f"{ops_prefix}MACs per {unit}", ops_divisor, positive=True)),
+        ("wall-clock", Axis(f"{ms_unit} per {unit}", ms_divisor, positive=True)),
+    ):
+        drawn = [
+            Series(label, kind, [_mark(record, arm, text, what) for arm, text in marks], joined)
+            for label, kind, marks, joined in series
+        ]
+        title = f"{metric} against {what}: {record.title}"
+        panels.append(
+            f'<figure class="atlas-panel-figure">'
+            f"{figures.trade_off(drawn, axis, y, title=title, description=_describe(record, what), name=f'{name}-{what}')}"
+            f"</figure>"
+        )
+    return (
+        f'<div class="atlas-figures">{"".join(panels)}</div>{_key(record)}'
+        f"<details><summary>The numbers of this figure</summary>{data_table(record)}</details>"
+    )
+
+
+def data_table(record: Record) -> str:
+    """Every arm of a record: exact operations, bytes, quality and wall-clock with their intervals."""
+    rows = [["Baseline", "", *_cells(record, record.baseline)]]
+    rows += [["Technique", escape(knobs(p)), *_cells(record, p)] for p in record.with_]
+    rows += [
+        [f"Control: {escape(c.name)}", escape(knobs(p)), *_cells(record, p)] for c in record.controls for p in c.points
+    ]
+    metric = escape(record.baseline.quality.metric)
+    head = ["Arm", "Setting", "MACs", "of baseline", "Bytes moved", metric, "95 % interval", "Wall-clock, median",
+            "p10 to p90", "Speed-up", "Share removed"]  # fmt: skip
+    return table(
+        head, rows, numeric=range(2, 11), caption=f"Numbers of “{escape(record.title)}”, per {escape(record.unit)}"
+    )
+
+
+def redundancy_block(record: Record, name: str) -> str:
+    """The measured redundancy, part by part, with its null controls."""
+    measured = record.redundancy
+    interval = f" (95 % interval {number(measured.low)} to {number(measured.high)})" if (
+        measured.low is not None and measured.high is not None) else ""  # fmt: skip
+    values = [("All", measured.value, False)] if len(measured.where) != 1 else []
+    values += [(part, value, False) for part, value in _thinned(list(measured.where.items()))]
+    values += [(f"null: {part}", value, True) for part, value in measured.null.items()]
+    in_range = [v for v in values if 0 <= v[1] <= 1]
+    figure = figures.bars(in_range, title=f"{measured.measure}: {record.title}", name=name)
+    rest = "".join(f"<li>{escape(part)}: {number(v)}</li>" for part, v, _ in values if not 0 <= v <= 1)
+    all_rows = [
+        [escape(p), number(v, 4)]
+        for p, v in [*measured.where.items(), *((f"null: {p}", v) for p, v in measured.null.items())]
+    ]
+    numbers = table(["Part", "Value"], all_rows, numeric=[1], caption=escape(measured.measure)) if all_rows else ""
+    return (
+        f"<p><b>{number(measured.value)}</b>{interval}: {escape(measured.measure)}, {escape(record.data)}.</p>"
+        f'<div class="atlas-figures one"><figure class="atlas-panel-figure">{figure}</figure></div>'
+        + (f"<ul>{rest}</ul>" if rest else "")
+        + (f"<details><summary>The numbers of this figure</summary>{numbers}</details>" if numbers else "")
+    )
+
+
+def provenance(record: Record) -> str:
+    """Where, when and with what a record was measured, and the command that measures it again."""
+    machine = record.machine
+    where = machine.accelerator or machine.cpu
+    on = f"{escape(where)}, {machine.cores} cores of {escape(machine.cpu)}" if machine.accelerator else (
+        f"{escape(where)}, {machine.cores} cores")  # fmt: skip
+    seeds = ", ".join(str(s) for s in record.seeds)
+    versions = ", ".join(f"{escape(k)} {escape(v)}" for k, v in record.versions.items())
+    uncounted = sorted({name for arm in (record.baseline, *record.with_) for name in arm.uncounted})
+    parts = [
+        f"Data: {escape(record.data)}.",
+        f"Model: {escape(record.model)}." if record.model else "",
+        f"Measured {record.date}, {record.budget} budget, seeds {seeds}, on {on}, {_threads(record)}, {machine.memory_gb:.0f} GiB.",
+        f"Versions: {versions}.",
+        f"Executed but not counted as operations: {escape(', '.join(uncounted))}." if uncounted else "",
+        f"Measure it again: <code>{escape(record.command)}</code>",
+    ]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in record.notes)
+    return (
+        f'<ul class="atlas-notes">{notes}</ul>' if notes else ""
+    ) + f'<p class="atlas-meta">{"<br>".join(filter(None, parts))}</p>'
+
+
+Marks = list[tuple[Arm, str]]
+
+
+def _series(record: Record) -> list[tuple[str, figures.Kind, Marks, bool]]:
+    """(name, kind, arms with their labels, joined): one line per value of the further knobs."""
+    found: list[tuple[str, figures.Kind, Marks, bool]] = [
+        ("baseline", "baseline", [(record.baseline, "baseline")], False)
+    ]
+    main, *others = record.knobs
+    varying = [k for k in others if len({p.knobs[k] for p in record.with_}) > 1]
+    groups: dict[tuple[object, ...], list[Point]] = {}
+    for point in record.with_:
+        groups.setdefault(tuple(point.knobs[k] for k in varying), []).append(point)
+    if not varying or len(groups) > MAX_GROUPS or max(map(len, groups.values())) == 1:
+        label = {True: f"{main} = {{}}", False: "{}"}[not varying]
+        arms: Marks = [
+            (
+                p,
+                label.format(_value(p.knobs[main]))
+                if not varying
+                else "/".join(_value(p.knobs[k]) for k in record.knobs),
+            )
+            for p in record.with_
+        ]
+        found.append((record.technique.replace("-", " "), "technique", arms, not varying))
+    else:
+        for values, points in groups.items():
+            name = ", ".join(_value(v) for v in values)
+            found.append((name, "technique", [(p, f"{main} = {_value(p.knobs[main])}") for p in points], True))
+    for control in record.controls:
+        found.append((control.name, "control", [(p, "") for p in control.points], len(control.points) > 1))
+    return found
+
+
+def _mark(record: Record, arm: Arm, label: str, what: str) -> Mark:
+    quality, wall = arm.quality, arm.wall_ms
+    setting = knobs(arm) if isinstance(arm, Point) else "baseline"
+    tooltip = (
+        f"{setting}: {quality.metric} {number(quality.value, 4)}, {quantity(arm.operations, 'MACs')} "
+        f"({100 * saved(record, arm):.0f} % saved), {duration(wall.median)} ({speed_up(record, arm):.2f}×)"
+    )
+    interval = (quality.low, quality.high) if quality.low is not None and quality.high is not None else None
+    return Mark(
+        x=float(arm.operations) if what == "operations" else wall.median,
+        y=quality.value,
+        label=label,
+        tooltip=tooltip,
+        x_interval=(wall.p10, wall.p90) if what == "wall-clock" else None,
+        y_interval=interval,
+    )
+
+
+def _describe(record: Record, what: str) -> str:
+    base = record.baseline
+    ends = [record.with_[0], record.with_[-1]] if len(record.with_) > 1 else [record.with_[0]]
+    cost = (
+        (lambda a: quantity(a.operations, "MACs")) if what == "operations" else (lambda a: duration(a.wall_ms.median))
+    )
+    points = "; ".join(f"{knobs(p)}: {cost(p)}, {number(p.quality.value)}" for p in ends)
+    controls = ", ".join(c.name for c in record.controls)
+    return (
+        f"{base.quality.metric} against {what} per {record.unit.removeprefix('one ')}. Baseline: {cost(base)}, "
+        f"{number(base.quality.value)}. Sweep from {points}." + (f" Controls: {controls}." if controls else "")
+    )
+
+
+def _key(record: Record) -> str:
+    """What the marks are, in words, below the panels."""
+    bars = "Bars: 95 % interval of the quality, 10th to 90th percentile of the time."
+    rows = [
+        (figures.swatch("baseline"), "Baseline", "the same result without the technique, in the best native dense way")
+    ]
+    for index, (name, kind, _, _) in enumerate((s for s in _series(record) if s[1] == "technique"), start=1):
+        rows.append(
+            (figures.swatch(kind, index), name.capitalize() if index == 1 else name, f"over {', '.join(record.knobs)}")
+        )
+    rows += [
+        (figures.swatch("control", i), f"Control: {c.name}", c.about) for i, c in enumerate(record.controls, start=1)
+    ]
+    lines = "".join(
+        f"<div>{mark}<span><b>{escape(name)}</b>: {escape(about)}</span></div>" for mark, name, about in rows
+    )
+    return f'<div class="atlas-key atlas-note">{lines}<div>{bars}</div></div>'
+
+
+def _cells(record: Record, arm: Arm) -> list[str]:
+    quality, wall = arm.quality, arm.wall_ms
+    interval = (
+        f"{number(quality.low, 4)} to {number(quality.high, 4)} <small>n = {quality.n}</small>"
+        if quality.low is not None and quality.high is not None
+        else f"<small>n = {quality.n}</small>"
+    )
+    return [
+        f"{arm.operations:,}".replace(",", "\u202f"),
+        f"{100 * arm.operations / record.baseline.operations:.1f}\u00a0%" if record.baseline.operations else "",
+        quantity(arm.bytes, "B"),
+        number(quality.value, 4),
+        interval,
+        duration(wall.median),
+        f"{duration(wall.p10)} to {duration(wall.p90)} <small>n = {wall.n}</small>",
+        f"{speed_up(record, arm):.2f}×",
+        number(arm.redundancy) if arm.redundancy is not None else "",
+    ]
+
+
+def _thinned(parts: Iterable[tuple[str, float]], most: int = 14) -> list[tuple[str, float]]:
+    """Evenly spaced parts when there are more than a figure can hold; the table has them all."""
+    listed = list(parts)
+    if len(listed) <= most:
+        return listed
+    step = (len(listed) - 1) / (most - 1)
+    return [listed[round(i * step)] for i in range(most)]
+
+
+def _threads(record: Record) -> str:
+    return "one thread" if record.machine.threads == 1 else f"{record.machine.threads} threads"
+
+
+def _value(value: object) -> str:
+    return number(value) if isinstance(value, float) else str(value)

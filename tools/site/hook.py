@@ -1,0 +1,38 @@
+"""The one hook between the pages and mkdocs: it hands over what `pages` returns, and nothing else.
+
+How notebooks are taken is said by the environment variable ATLAS_NOTEBOOKS: `run` (the default) executes those that
+changed, `cached` leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+if (_root := str(Path(__file__).parents[2])) not in sys.path:  # mkdocs loads this file without its package
+    sys.path.insert(0, _root)
+
+from tools.site.build import collect
+from tools.site.pages import Page, navigation
+
+_PAGES: list[Page] = []
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Generate the pages and their navigation."""
+    _PAGES[:] = collect(Path(config.config_file_path).parent, run=os.environ.get("ATLAS_NOTEBOOKS", "run") == "run")
+    config.nav = navigation(_PAGES)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages; "edit" leads to the file that a page comes from."""
+    for page in _PAGES:
+        file = File.generated(config, page.path, content=page.markdown)
+        file.edit_uri = page.source
+        files.append(file)
+    return files

@@ -1,0 +1,299 @@
+"""Notebooks: `notebooks/<id with underscores>.py` executed in the smoke budget and rendered as pages.
+
+A run is cached in `.cache/notebooks/` under a hash of everything it can depend on: the notebook, every module of
+`reference_impls` that it reaches through imports, the committed results of the technique, the assets' pins, and the
+versions of Python and torch. So editing one technique runs one notebook again.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import base64
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, cast
+
+import jupytext
+import nbformat
+
+from tools.site.markup import clean_html, code, with_math
+
+CACHE = Path(".cache/notebooks")
+RENDERING = 1
+"""Raised when the way notebooks are executed (not rendered) changes, so that cached runs are made again."""
+CELL_TIMEOUT = 600
+AT_ONCE = 2
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+MATPLOTLIBRC = Path(__file__).parent / "assets" / "matplotlibrc"
+SETUP = "%config InlineBackend.figure_formats = ['svg']\n%config InlineBackend.rc = {}"
+
+THEME_COLOURS = {"#123456": "currentColor"} | {
+    f"#{c}": f"var(--atlas-{name})"
+    for c, name in (
+        ("0072b2", "technique-1"), ("d55e00", "control-1"), ("009e73", "technique-2"), ("cc79a7", "control-2"),
+        ("e69f00", "technique-3"), ("56b4e9", "technique-4"), ("8a8f98", "muted"),
+    )
+}  # fmt: skip
+"""Colours that `assets/matplotlibrc` draws with -> what stands for them on the page, where they follow the theme."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook that failed, with the cell and the end of its traceback."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """An executed notebook."""
+
+    id: str
+    path: str
+    """Its source, relative to the root."""
+    cells: tuple[Mapping[str, Any], ...]
+    seconds: float
+
+    @property
+    def title(self) -> str:
+        """Its first heading, or the id."""
+        for cell in self.cells:
+            if cell["cell_type"] == "markdown" and (match := re.search(r"^# (.+)$", cell["source"], re.MULTILINE)):
+                return match[1].strip()
+        return self.id
+
+
+def sources(root: Path) -> dict[str, Path]:
+    """Id -> notebook, for every notebook of the atlas."""
+    return {p.stem.replace("_", "-"): p for p in sorted((root / "notebooks").glob("*.py"))}
+
+
+def executed(
+    root: Path,
+    *,
+    run: bool = True,
+    only: Iterable[str] | None = None,
+    progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> dict[str, Notebook]:
+    """Id -> executed notebook, from the cache where nothing changed; at most two run at once.
+
+    With `run=False` those that are not in the cache are left out. Raises NotebookError naming every failure.
+    """
+    wanted = sources(root)
+    if only is not None:
+        wanted = {id_: wanted[id_] for id_ in only if id_ in wanted}
+    done: dict[str, Notebook] = {}
+    todo: dict[str, Path] = {}
+    for id_, path in wanted.items():
+        hit = cached(root, id_, path)
+        if hit is not None:
+            done[id_] = hit
+        elif run:
+            todo[id_] = path
+    failures = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        jobs = {id_: pool.submit(_execute, root, id_, path, progress) for id_, path in todo.items()}
+        for id_, job in jobs.items():
+            try:
+                done[id_] = job.result()
+            except NotebookError as error:
+                failures.append(str(error))
+    if failures:
+        raise NotebookError("\n\n".join(failures))
+    return {id_: done[id_] for id_ in wanted if id_ in done}
+
+
+def reached(root: Path, start: Path) -> set[Path]:
+    """Files of `reference_impls` that the file `start` can import, directly or through others; `start` included."""
+    found: set[Path] = set()
+    todo = [start]
+    while todo:
+        path = todo.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for name in _imports(path, root):
+            parts = name.split(".")
+            for end in range(1, len(parts) + 1):
+                base = root.joinpath(*parts[:end])
+                todo += [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()]
+    return found
+
+
+def key(root: Path, id_: str, path: Path) -> str:
+    """Hash of everything that a run of the notebook can depend on."""
+    module = id_.replace("-", "_")
+    starts = [path, root / f"reference_impls/experiments/{module}.py", root / f"reference_impls/techniques/{module}.py"]
+    files = set().union(*(reached(root, p) for p in starts if p.is_file()))
+    files |= set((root / "reference_impls" / "results" / id_).glob("*.json"))
+    files |= set((root / "reference_impls" / "data").glob("*.yml"))
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    for fact in (RENDERING, SETUP, MATPLOTLIBRC.read_text(encoding="utf-8"), platform.python_version()):
+        digest.update(f"{fact}\0".encode())
+    for package in ("torch", "matplotlib", "numpy"):
+        digest.update(f"{package} {_version(package)}\0".encode())
+    return digest.hexdigest()[:20]
+
+
+def render(notebook: Notebook) -> str:
+    """The notebook as Markdown: prose as it is, code highlighted, outputs as HTML that follows the theme."""
+    parts = []
+    for index, cell in enumerate(notebook.cells):
+        if cell["cell_type"] == "markdown":
+            parts.append(with_math(cell["source"]))
+        elif cell["cell_type"] == "code" and cell["source"].strip():
+            parts.append(f'<div class="atlas-cell" data-search-exclude>{code(cell["source"])}</div>')
+            outputs = [_output(o, f"nb{index}-{i}") for i, o in enumerate(_joined(cell.get("outputs", [])))]
+            if shown := [o for o in outputs if o]:
+                parts.append('<div class="atlas-output" data-search-exclude>' + "".join(shown) + "</div>")
+    return "\n\n".join(parts) + "\n"
+
+
+def themed_svg(svg: str, name: str) -> str:
+    """A figure of matplotlib for inlining: ids made unique by `name`, colours of the theme, no fixed size."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
+    for colour, stand_in in THEME_COLOURS.items():
+        svg = re.sub(colour, stand_in, svg, flags=re.IGNORECASE)
+    head, rest = svg.split(">", 1)
+    width = re.search(r'width="([\d.]+)pt"', head)
+    head = re.sub(r' (width|height|version|xmlns(:\w+)?)="[^"]*"', "", head)
+    style = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
+    return f'{head} class="atlas-plot"{style} role="img">{rest.strip()}'.replace("\n\n", "\n")
+
+
+def _joined(outputs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Consecutive pieces of one stream as one output."""
+    joined: list[dict[str, Any]] = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output["output_type"] == "stream" and last.get("name") == output["name"] and "text" in last:
+            last["text"] += output["text"]
+        else:
+            joined.append(dict(output))
+    return joined
+
+
+def _output(output: Mapping[str, Any], name: str) -> str:
+    if output["output_type"] == "stream":
+        if output["name"] == "stderr":
+            return ""  # warnings of libraries and progress bars: no result
+        return _pre(output["text"])
+    data = output.get("data", {})
+    if "image/svg+xml" in data:
+        return f'<figure class="atlas-nbfig">{themed_svg(data["image/svg+xml"], name)}</figure>'
+    if "image/png" in data:
+        png = re.sub(r"\s", "", data["image/png"])
+        base64.b64decode(png, validate=True)
+        return f'<figure class="atlas-nbfig"><img alt="Output of the cell above" src="data:image/png;base64,{png}"></figure>'
+    if "text/html" in data:
+        return f'<div class="atlas-scroll" tabindex="0" role="region" aria-label="Output">{clean_html(data["text/html"])}</div>'
+    return _pre(data.get("text/plain", ""))
+
+
+def _pre(text: str) -> str:
+    text = ANSI.sub("", text).rstrip()
+    # "&#8203;" keeps a blank line from ending the HTML block.
+    return f'<pre class="atlas-stream" tabindex="0">{escape(text)}</pre>'.replace("\n\n", "\n&#8203;\n") if text else ""
+
+
+def _imports(path: Path, root: Path) -> set[str]:
+    """Dotted names of `reference_impls` that a file imports, anywhere in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    package = path.parent.relative_to(root).parts
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.startswith("reference_impls")}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _cache_file(root: Path, id_: str, path: Path) -> Path:
+    return root / CACHE / f"{id_}.{key(root, id_, path)}.ipynb"
+
+
+def cached(root: Path, id_: str, path: Path) -> Notebook | None:
+    file = _cache_file(root, id_, path)
+    try:
+        node = nbformat.read(file, as_version=4)
+    except (OSError, ValueError, nbformat.validator.NotebookValidationError):
+        return None  # absent, or damaged by something outside: run it again
+    return _notebook(root, id_, path, node)
+
+
+def _notebook(root: Path, id_: str, path: Path, node: Any) -> Notebook:
+    cells = tuple(cast("Mapping[str, Any]", cell) for cell in node.cells[1:])  # without the set-up cell
+    return Notebook(id_, path.relative_to(root).as_posix(), cells, float(node.metadata.get("atlas_seconds", 0.0)))
+
+
+def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) -> Notebook:
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    target = _cache_file(root, id_, path)  # before the run: a file edited meanwhile leaves a key that no longer matches
+    node = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
+    node.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
+    node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    environment = os.environ | {
+        "ATLAS_BUDGET": "smoke", "MATPLOTLIBRC": str(MATPLOTLIBRC), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH")))),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "ignore",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }  # fmt: skip
+    progress(f"notebook {id_}: running")
+    started = time.monotonic()
+    client = NotebookClient(node, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(root)}})
+    try:
+        asyncio.run(client.async_execute(env=environment))
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        progress(f"notebook {id_}: failed")
+        raise NotebookError(_explain(id_, path.relative_to(root), node, error)) from None
+    seconds = time.monotonic() - started
+    node.metadata["atlas_seconds"] = round(seconds, 1)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(nbformat.writes(node), encoding="utf-8")
+    partial.replace(target)
+    for old in target.parent.glob(f"{id_}.*.ipynb"):
+        if old != target:
+            old.unlink(missing_ok=True)
+    progress(f"notebook {id_}: done in {seconds:.0f} s")
+    return _notebook(root, id_, path, node)
+
+
+def _explain(id_: str, path: Path, node: Any, error: Exception) -> str:
+    """Which cell failed and the end of its traceback; for a missing asset, how to get it."""
+    for number, cell in enumerate(node.cells[1:], start=1):
+        for output in cell.get("outputs", ()):
+            if output["output_type"] != "error":
+                continue
+            if output["ename"] == "MissingAsset":
+                return f"{path} needs an asset that is not here: {output['evalue']}"
+            tail = "\n".join(ANSI.sub("", "\n".join(output["traceback"])).splitlines()[-15:])
+            first = cell["source"].strip().splitlines()[0]
+            return f"{path}, cell {number} ({first}):\n{tail}\n{output['ename']}: {output['evalue']}"
+    return f"{path}: {type(error).__name__}: {error}"
