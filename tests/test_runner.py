@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,6 @@ def test_a_record_comes_back_with_progress_and_the_output_apart(run: Run, capfd:
 def test_a_scenario_is_chosen_by_name(run: Run) -> None:
     body = "return make(ctx, scenario='other')"
     assert run(body, scenario="other").record is not None
-    wrong = run(body, scenario="default")
-    assert wrong.error == "invalid-record"
-    assert "scenario: 'other', but the run was of 'default'" in wrong.message
     unknown = run(body, scenario="third")
     assert unknown.error == "usage"
     assert "no scenario 'third'; there are: default, other" in unknown.message
@@ -94,33 +91,18 @@ FAILURES = {
     "an exception": ("raise KeyError('lost')", "exception", "KeyError: 'lost'"),
     "exit": ("sys.exit(0)", "exception", "SystemExit"),
     "a hard exit": ("os._exit(0)", "crash", "exit code 0"),
-    "a segmentation fault": ("import ctypes; ctypes.string_at(0)", "crash", "SIGSEGV"),
-    "an abort": ("os.abort()", "crash", "SIGABRT"),
     "no record": ("return float('nan')", "invalid-record", "must return a record"),
-    "NaN in a record": (
-        "return make(ctx, redundancy=Measured(measure='m', value=float('nan')))",
-        "invalid-record",
-        "finite",
-    ),
-    "NaN unchecked": (
-        "return make(ctx).model_copy(update={'extra': {'loss': float('nan')}})",
-        "invalid-record",
-        "extra.loss",
-    ),
-    "another technique": ("return make(ctx, technique='other')", "invalid-record", "technique: 'other'"),
+    "NaN": ("return make(ctx, redundancy=Measured(measure='m', value=float('nan')))", "invalid-record", "finite"),
     "the network": (
         "import urllib.request as u; u.urlopen('http://127.0.0.1:9')",
         "network",
         "experiments run offline",
     ),
-    "a socket": ("socket.socket().connect(('127.0.0.1', 9))", "network", "assets.yml"),
-    "a Unix socket": ("socket.socket(socket.AF_UNIX).connect('/nowhere')", "network", "assets.yml"),
-    "a swallowed refusal": (
-        "\ntry:\n    socket.create_connection(('127.0.0.1', 9))\nexcept OSError:\n    raise RuntimeError('hidden')",
+    "a hidden refusal": (
+        "try: socket.socket(socket.AF_UNIX).connect('/nowhere')\nexcept OSError: raise RuntimeError('hidden')",
         "network",
         "experiments run offline",
     ),
-    "an exception group": ("raise ExceptionGroup('both', [ValueError('a')])", "exception", "both"),
 }
 
 
@@ -132,23 +114,54 @@ def test_failures_have_a_kind_and_a_message(run: Run, name: str) -> None:
     assert (outcome.error, says in outcome.message) == (kind, True), outcome
 
 
-def test_the_log_ends_with_the_traceback(run: Run) -> None:
-    outcome = run("print('x' * 10**6)\nfor i in range(1000): print('line', i)\nraise KeyError('lost')")
-    assert outcome.log.splitlines()[-1] == "KeyError: 'lost'"
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, None),
+        ({"technique": "other"}, "technique: 'other', but the run was of 'made-up'"),
+        ({"scenario": "other"}, "scenario: 'other', but the run was of 'default'"),
+        ({"extra": {"loss": float("nan")}}, "extra.loss"),
+        ({"seeds": []}, "seeds"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_the_record_is_validated_again_outside_the_child(
+    tmp_path: Path, change: dict[str, Any], says: str | None
+) -> None:
+    time_ = {"median": 1.0, "p10": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "n": 15}
+    arm = {"operations": 1, "bytes": 1, "quality": {"metric": "accuracy", "value": 0.5}, "wall_ms": time_}
+    record = {
+        "technique": "made-up", "scenario": "default", "title": "Made up", "budget": "smoke", "data": "none",
+        "unit": "one image", "knobs": ["r"], "baseline": arm, "with": [arm | {"knobs": {"r": 1}}], "seeds": [0],
+        "redundancy": {"measure": "none", "value": 0.0}, "versions": {}, "command": "-", "date": "2026-11-22",
+        "machine": {"cpu": "any", "cores": 1, "threads": 1, "memory_gb": 1.0},
+    }  # fmt: skip
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps(record | change))
+    outcome = runner._delivered(result, 0, {"technique": "made-up", "scenario": "default", "budget": "smoke"})
+    if says is None:
+        assert outcome.record is not None
+    else:
+        assert (outcome.error, says in outcome.message) == ("invalid-record", True), outcome
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "null", "\x00"])
+def test_a_result_that_is_no_record(tmp_path: Path, text: str) -> None:
+    result = tmp_path / "result.json"
+    result.write_text(text)
+    assert runner._delivered(result, 0, {}).error == "invalid-record"
+
+
+def test_the_log_of_a_crash_names_the_line(run: Run) -> None:
+    outcome = run("print('x' * 10**6)\nfor i in range(1000): print('line', i)\nimport ctypes; ctypes.string_at(0)")
+    assert (outcome.error, "SIGSEGV" in outcome.message) == ("crash", True), outcome
+    assert "made_up.py" in outcome.log
     assert len(outcome.log) < 10**6
-    crash = run("import ctypes; ctypes.string_at(0)")
-    assert "made_up.py" in crash.log, "the fault handler names the line"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [
-        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
-        ("def run(:", "SyntaxError"),
-        ("raise RuntimeError('at import')", "at import"),
-        ("x = 1", "SCENARIOS"),
-        ("SCENARIOS = None", "not iterable"),
-    ],
+    [("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"), ("x = 1", "SCENARIOS")],
 )
 def test_modules_that_cannot_be_imported(run: Run, text: str, says: str) -> None:
     outcome = run(text, whole=True)
@@ -173,19 +186,17 @@ def test_a_missing_asset_says_how_to_get_it(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["while True: pass", "time.sleep(1000)", "signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait()"],
+    [
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: pass",
+        "while True: os.write(1, b'x' * 65536)",
+    ],
+    ids=["silently", "with a flood of output"],
 )
 def test_a_run_for_ever_is_stopped(run: Run, body: str) -> None:
-    start = time.monotonic()
-    outcome = run(body, seconds=6)
+    outcome = run(body, seconds=5)
     assert outcome.error == "timeout"
-    assert "within 6 s" in outcome.message
-    assert time.monotonic() - start < 30
-
-
-def test_a_flood_of_output_is_no_flood_here(run: Run) -> None:
-    outcome = run("while True: os.write(1, b'x' * 65536)", seconds=6)
-    assert outcome.error == "timeout"
+    assert "within 5 s" in outcome.message
+    assert outcome.seconds < 60
     assert len(outcome.log) <= runner.LOG_LINES * (runner.LINE_LENGTH + 1)
 
 
@@ -193,14 +204,15 @@ def test_a_flood_of_output_is_no_flood_here(run: Run) -> None:
     "body",
     [
         "kept = []\nwhile True: kept.append(bytearray(2**24))",
-        "import torch\nkept = []\nwhile True: kept.append(torch.ones(2**22))",
-        "import torch\ntorch.ones(2**31)",
-        "import numpy\nnumpy.ones(2**31)",
-        # each child stays under the limit of a process, all together do not
-        "hold = 'import time; kept = bytearray(b\"x\") * 2**28; time.sleep(100)'\n"
-        "children = [subprocess.Popen([sys.executable, '-c', hold]) for _ in range(6)]\ntime.sleep(100)",
+        "import torch; torch.ones(2**31)",
+        # each child stays under the limit, all together do not
+        """
+        hold = "import time; kept = bytearray(b'x') * 2**28; time.sleep(100)"
+        children = [subprocess.Popen([sys.executable, '-c', hold]) for _ in range(6)]
+        time.sleep(100)
+        """,
     ],
-    ids=["objects", "tensors", "one tensor", "one array", "children"],
+    ids=["objects", "one tensor", "children"],
 )
 def test_memory_without_end_is_stopped(run: Run, body: str) -> None:
     outcome = run(body, memory_gb=1.0)
@@ -218,12 +230,11 @@ def test_no_process_is_left_behind(run: Run, tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", sleep])
         orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
         subprocess.run([sys.executable, "-c", orphan, sleep])
-        while len(open({str(pids)!r}).read().split()) < 2: time.sleep(0.05)
-        time.sleep(1000)
-        """,
-        seconds=8,
+        while not os.path.exists({str(pids)!r}) or len(open({str(pids)!r}).read().split()) < 2: time.sleep(0.05)
+        return make(ctx)
+        """
     )
-    assert outcome.error == "timeout"
+    assert outcome.record is not None, outcome
     started = [int(pid) for pid in pids.read_text().split()]
     assert len(started) == 2
     assert not [pid for pid in started if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
