@@ -25,7 +25,10 @@ class Axis:
     kernel: int = 1
     stride: int = 1
     padding: int = 0
+    """Zeros before the first position."""
     dilation: int = 1
+    padding_after: int = 0
+    """Zeros after the last position."""
 
     def extent(self, outputs: int) -> int:
         """Length of the input that neighbouring outputs read."""
@@ -33,7 +36,7 @@ class Axis:
 
     def size_out(self, size: int) -> int:
         """Length of the output for an input of length `size`."""
-        return (size + 2 * self.padding - self.extent(1)) // self.stride + 1
+        return (size + self.padding + self.padding_after - self.extent(1)) // self.stride + 1
 
 
 POINTWISE = (Axis(), Axis())

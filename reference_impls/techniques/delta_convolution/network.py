@@ -190,6 +190,13 @@ class _Lowering:
             raise self._refuse(node)
         if self._module(node, *PASSED_THROUGH) is not None:
             self.maps[node] = source
+        elif (pad := self._module(node, nn.ZeroPad2d)) is not None:
+            follower = self._only_user(node)
+            layer = self._module(follower, nn.Conv2d)
+            if layer is None or follower is None:
+                raise self._unsupported(f"zero padding to be read by one convolution only; {node.name!r} is not")
+            self._convolution(follower, source, layer, pad.padding)  # type: ignore[arg-type]
+            self.maps[node] = source
         elif (layer := self._module(node, nn.Conv2d)) is not None:
             self._convolution(node, source, layer)  # type: ignore[arg-type]
         elif (norm := self._module(node, nn.BatchNorm2d)) is not None:
@@ -211,13 +218,15 @@ class _Lowering:
         )
         return named and len(node.args) == 2 and not node.kwargs and all(a in self.maps for a in node.args)
 
-    def _convolution(self, node: fx.Node, source: Stage, layer: nn.Conv2d) -> None:
+    def _convolution(
+        self, node: fx.Node, source: Stage, layer: nn.Conv2d, padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    ) -> None:
         if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or self._uneven(layer):
             raise self._unsupported(f"plain convolutions with zero padding; {node.name!r} is {layer}")
         follower = self._only_user(node)
         norm = self._module(follower, nn.BatchNorm2d)
         last = follower if norm is not None else node
-        stage = stages.Convolution(node.name, source, self.knobs, layer, norm and self._checked_norm(norm, node))
+        stage = stages.Convolution(node.name, source, self.knobs, layer, norm and self._checked_norm(norm, node), padding)
         self._add(node, stage)
         self.maps[last] = stage  # type: ignore[index]
         stage.activation = self._take_activation(last, stage, in_place=True)  # type: ignore[arg-type]
@@ -319,5 +328,5 @@ def _pair(value: Any) -> tuple[int, int]:
 def _axes(pool: nn.MaxPool2d | nn.AvgPool2d, dilation: Any) -> tuple[Axis, Axis]:
     stride = pool.kernel_size if pool.stride is None else pool.stride
     parts = zip(_pair(pool.kernel_size), _pair(stride), _pair(pool.padding), _pair(dilation), strict=True)
-    y, x = (Axis(*part) for part in parts)
+    y, x = (Axis(k, s, p, d, p) for k, s, p, d in parts)
     return y, x

@@ -13,7 +13,6 @@ W (x + d) + b = (W x + b) + W d.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from reference_impls.contract import check_tensor
 from reference_impls.techniques.delta_convolution.maps import POINTWISE, Axis, Map, Shape, Windows, margin
 
 
@@ -38,8 +36,8 @@ class Knobs:
 class Message:
     """What a stage sends in one frame: the positions that changed, with their differences or new values."""
 
-    def __init__(self, sender: Map, positions: Tensor, rows: Tensor | None) -> None:
-        self.sender = sender
+    def __init__(self, sender: Map, positions: Tensor, rows: Tensor | None, mask: Tensor | None = None) -> None:
+        self.sender, self._mask = sender, mask
         self.positions = positions
         """(m,) numbers of the changed positions."""
         self.rows = rows
@@ -48,12 +46,14 @@ class Message:
     def __len__(self) -> int:
         return len(self.positions)
 
-    @cached_property
+    @property
     def mask(self) -> Tensor:
         """The changed positions as a mask (B, H, W)."""
-        shape = self.sender.shape
-        mask = torch.zeros(shape.positions, dtype=torch.bool, device=self.positions.device)
-        return mask.index_fill_(0, self.positions, True).view(shape.batch, shape.height, shape.width)
+        if self._mask is None:
+            shape = self.sender.shape
+            mask = torch.zeros(shape.positions, dtype=torch.bool, device=self.positions.device)
+            self._mask = mask.index_fill_(0, self.positions, True).view(shape.batch, shape.height, shape.width)
+        return self._mask
 
 
 class Stage:
@@ -264,24 +264,34 @@ class Source(Stage):
             values = values.reshape(-1, self.frame_channels).index_select(0, positions)
         else:
             values = values[mask]
-        check_tensor("frame", values, "positions channels")
+        if not bool(values.sum().isfinite()):
+            raise ValueError("frame holds values that are not finite (NaN or infinity)")
         self.computed.append(len(positions))
-        self._replace(positions, values)
+        change = values - self.sent.read(positions) if self.knobs.update == "delta" else values
+        self.sent.write(positions, values)
+        self.message = Message(self.sent, positions, change, mask)
 
 
 class Convolution(Stage):
-    """A convolution, with a batch norm that follows folded into its weight and bias."""
+    """A convolution, with a batch norm that follows and zero padding that precedes (left, right, top, bottom) folded in."""
 
     def __init__(
-        self, name: str, source: Stage, knobs: Knobs, layer: nn.Conv2d, norm: nn.BatchNorm2d | None = None
+        self,
+        name: str,
+        source: Stage,
+        knobs: Knobs,
+        layer: nn.Conv2d,
+        norm: nn.BatchNorm2d | None = None,
+        padding: tuple[int, int, int, int] = (0, 0, 0, 0),
     ) -> None:
         super().__init__(name, [source], knobs)
         fused = layer if norm is None else fuse_conv_bn_eval(layer, norm)
         weight, self.groups = fused.weight.detach(), layer.groups
         self.bias = weight.new_zeros(len(weight)) if fused.bias is None else fused.bias.detach()
         self.weight = weight.contiguous(memory_format=torch.channels_last)
-        parts = zip(layer.kernel_size, layer.stride, padding_of(layer), layer.dilation, strict=True)
-        y, x = (Axis(*part) for part in parts)
+        (left, right, top, bottom), (down, across) = padding, padding_of(layer)
+        y = Axis(layer.kernel_size[0], layer.stride[0], top + down, layer.dilation[0], bottom + down)
+        x = Axis(layer.kernel_size[1], layer.stride[1], left + across, layer.dilation[1], right + across)
         self.axes = (y, x)
         self.macs = weight.numel()
 
