@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reference_impls.contract import Handle, Redundancy, Setting, Technique, check_range
 from reference_impls.redundancy.temporal_similarity import temporal_similarity
 from reference_impls.techniques.delta_convolution.network import DeltaNetwork
-from reference_impls.techniques.delta_convolution.stages import DENSE, Knobs
+from reference_impls.techniques.delta_convolution.stages import Knobs
 
 
 class DeltaConvolution(Technique):
@@ -55,10 +55,9 @@ class DeltaConvolution(Technique):
         return Handle(network, trace=network.trace, reset=network.reset)
 
     def saving(self, host: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
-        saved = 0
-        for layer in trace["layers"].values():
-            left_out = [
-                0 if n == DENSE else layer["positions"] - n * layer["positions_per_tile"] for n in layer["tiles"]
-            ]
-            saved += layer["macs_per_position"] * sum(left_out)
-        return saved + trace["head_macs"] * trace["head"].count(0)
+        layers = trace["layers"].values()
+        positions = (
+            layer["macs_per_position"] * (layer["positions"] * len(layer["computed"]) - sum(layer["computed"]))
+            for layer in layers
+        )
+        return sum(positions) + trace["head_macs"] * trace["head"].count(0)

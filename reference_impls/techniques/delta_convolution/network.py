@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from reference_impls.contract import UnsupportedHost, check_tensor
 from reference_impls.techniques.delta_convolution import stages
 from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
-from reference_impls.techniques.delta_convolution.tiles import POINTWISE, Axis
+from reference_impls.techniques.delta_convolution.maps import Axis
 
 TECHNIQUE = "delta-convolution"
 ACTIVATIONS = (
@@ -50,22 +50,20 @@ class DeltaNetwork(nn.Module):
         lowered = _lower(host, knobs)
         self.stages, self.head_inputs, self.head_macs = lowered.stages, lowered.head_inputs, lowered.head_macs
         self.head = fx.GraphModule(lowered.root, lowered.head)
+        self.head_is_empty = all(node.op in ("placeholder", "output") for node in lowered.head.nodes)
         self.eval()
         self.reset()
 
     def reset(self) -> None:
         """Forget the stream: the next frame is computed as a whole."""
         self.frame_shape: torch.Size | None = None
-        self.head_log: list[int] = []
-        self.frames = 0
+        self.head_runs: list[int] = []
 
     @torch.no_grad()
     def forward(self, frame: Tensor) -> Tensor:
         """frame: (B, C, H, W), the next frame of B streams. Returns what the host returns for it."""
-        check_tensor("frame", frame, "B C H W", finite=False)
-        if not bool(frame.sum().isfinite()):  # one pass; a sum cannot hide a NaN or an infinity
-            raise ValueError("frame holds values that are not finite (NaN or infinity)")
         first = self.frame_shape is None
+        check_tensor("frame", frame, "B C H W", finite=first)  # later frames are looked at where they changed
         if first:
             self._start(frame)
         elif frame.shape != self.frame_shape:
@@ -73,23 +71,22 @@ class DeltaNetwork(nn.Module):
                 f"frame must have shape {tuple(self.frame_shape)} as the frames before it, got {tuple(frame.shape)}: "
                 "call reset() to start a new stream"
             )
-        self.frames += 1
         self.stages[0].receive(frame)
         for stage in self.stages:
             stage.begin() if first else stage.step()
-        if first or any(stage.moved for stage in self.head_inputs):
+        if self.head_is_empty:
+            return self.head_inputs[0].output()
+        moved = first or any(len(stage.message) > 0 for stage in self.head_inputs)
+        self.head_runs.append(int(moved))
+        if moved:
             self.result = self.head(*(stage.output() for stage in self.head_inputs))
-            self.head_log.append(1)
-        else:
-            self.head_log.append(0)
         return self.result.clone()
 
     def _start(self, frame: Tensor) -> None:
         source, *others = self.stages
         source.start(frame)
         for stage in others:
-            stage.shape()
-        source.receive(frame)
+            stage.find_shape()
         for stage in self.stages:
             stage.allocate(frame)
         self.frame_shape = frame.shape
@@ -99,15 +96,14 @@ class DeltaNetwork(nn.Module):
         layers = {
             stage.name: {
                 "macs_per_position": stage.macs,
-                "positions": stage.grid.positions,
-                "positions_per_tile": stage.grid.tile**2,
-                "map_tiles": stage.grid.count,
-                "tiles": tuple(stage.log),
+                "positions": stage.shape.positions,
+                "computed": tuple(stage.computed),
             }
             for stage in self.stages
-            if not isinstance(stage, stages.GlobalAverage) and self.frames
+            if stage.computed
         }
-        return {"frames": self.frames, "layers": layers, "head": tuple(self.head_log), "head_macs": self.frame_shape[0]*self.head_macs}
+        images = self.frame_shape[0] if self.frame_shape else 0
+        return {"layers": layers, "head_macs": images * self.head_macs, "head": tuple(self.head_runs)}
 
 
 def _lower(host: nn.Module, knobs: Knobs) -> _Lowering:
@@ -117,7 +113,8 @@ def _lower(host: nn.Module, knobs: Knobs) -> _Lowering:
     if any(module.training for module in host.modules()):
         raise UnsupportedHost(TECHNIQUE, host, "a module in eval mode: call host.eval() first")
     try:
-        traced = fx.symbolic_trace(host)
+        single = fx.Tracer().is_leaf_module(host, "")  # a layer of torch.nn on its own would be traced into functions
+        traced = fx.symbolic_trace(nn.Sequential(host).eval() if single else host)
     except Exception as error:
         raise UnsupportedHost(TECHNIQUE, host, f"a module that torch.fx can trace ({error})") from error
     return _Lowering(host, traced, knobs).run()
@@ -144,7 +141,7 @@ class _Lowering:
             if node in self.maps:  # taken in by the stage of an earlier node
                 continue
             if node.op == "placeholder":
-                self._add(node, stages.Source(node.name, self.knobs))
+                self._add(node, stages.Source(node.name, [], self.knobs))
             elif node.op == "output":
                 self._output(node)
             elif any(self._is_map(argument) for argument in node.all_input_nodes):
@@ -193,6 +190,13 @@ class _Lowering:
             raise self._refuse(node)
         if self._module(node, *PASSED_THROUGH) is not None:
             self.maps[node] = source
+        elif (pad := self._module(node, nn.ZeroPad2d)) is not None:
+            follower = self._only_user(node)
+            layer = self._module(follower, nn.Conv2d)
+            if layer is None or follower is None:
+                raise self._unsupported(f"zero padding to be read by one convolution only; {node.name!r} is not")
+            self._convolution(follower, source, layer, pad.padding)  # type: ignore[arg-type]
+            self.maps[node] = source
         elif (layer := self._module(node, nn.Conv2d)) is not None:
             self._convolution(node, source, layer)  # type: ignore[arg-type]
         elif (norm := self._module(node, nn.BatchNorm2d)) is not None:
@@ -214,13 +218,15 @@ class _Lowering:
         )
         return named and len(node.args) == 2 and not node.kwargs and all(a in self.maps for a in node.args)
 
-    def _convolution(self, node: fx.Node, source: Stage, layer: nn.Conv2d) -> None:
+    def _convolution(
+        self, node: fx.Node, source: Stage, layer: nn.Conv2d, padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    ) -> None:
         if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or self._uneven(layer):
             raise self._unsupported(f"plain convolutions with zero padding; {node.name!r} is {layer}")
         follower = self._only_user(node)
         norm = self._module(follower, nn.BatchNorm2d)
         last = follower if norm is not None else node
-        stage = stages.Convolution(node.name, source, self.knobs, layer, norm and self._checked_norm(norm, node))
+        stage = stages.Convolution(node.name, source, self.knobs, layer, norm and self._checked_norm(norm, node), padding)
         self._add(node, stage)
         self.maps[last] = stage  # type: ignore[index]
         stage.activation = self._take_activation(last, stage, in_place=True)  # type: ignore[arg-type]
@@ -322,5 +328,5 @@ def _pair(value: Any) -> tuple[int, int]:
 def _axes(pool: nn.MaxPool2d | nn.AvgPool2d, dilation: Any) -> tuple[Axis, Axis]:
     stride = pool.kernel_size if pool.stride is None else pool.stride
     parts = zip(_pair(pool.kernel_size), _pair(stride), _pair(pool.padding), _pair(dilation), strict=True)
-    y, x = (Axis(*part) for part in parts)
+    y, x = (Axis(k, s, p, d, p) for k, s, p, d in parts)
     return y, x

@@ -1,8 +1,13 @@
 """The layers of a delta network, each with the state that it keeps from frame to frame.
 
-A stage computes `value = linear(sources) + bias`, then `f(value)`. What it has told its consumers so far stands in
-`sent`; the difference between f(value) and `sent` is what a truncation withheld, and it is sent as soon as it, with
-what has been added to it, exceeds the threshold. So errors stay bounded by the thresholds and do not accumulate.
+A stage computes `value = linear(source) + bias` and sends `f(value)` to its consumers. What they know stands in `sent`.
+The difference between f(value) and `sent` is what truncation has withheld so far; it goes out as soon as it exceeds the
+threshold at some channel. So the error at a position never exceeds the threshold, and does not grow with time.
+
+With `update="delta"` (DeltaCNN) a message holds differences: linear layers transform them without bias, and a stage
+with an activation accumulates them in `value`. With `update="value"` (CBinfer) it holds the new values, and outputs
+are computed anew from them. In exact arithmetic both send the same positions and store the same maps, because
+W (x + d) + b = (W x + b) + W d.
 """
 
 from __future__ import annotations
@@ -13,17 +18,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from reference_impls.redundancy.temporal_similarity import tile_maximum
-from reference_impls.techniques.delta_convolution.tiles import POINTWISE, Axis, Grid, TileMap, Windows, margin
-
-DENSE = -1
-"""In a stage's log: the whole map was computed, not single tiles."""
+from reference_impls.techniques.delta_convolution.maps import POINTWISE, Axis, Map, Shape, Windows, margin
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """See `DeltaConvolution.apply`."""
+    """The knobs of `DeltaConvolution.apply`."""
 
     threshold: float
     tile: int
@@ -31,200 +33,247 @@ class Knobs:
     update: Literal["delta", "value"]
 
 
+class Message:
+    """What a stage sends in one frame: the positions that changed, with their differences or new values."""
+
+    def __init__(self, sender: Map, positions: Tensor, rows: Tensor | None, mask: Tensor | None = None) -> None:
+        self.sender, self._mask = sender, mask
+        self.positions = positions
+        """(m,) numbers of the changed positions."""
+        self.rows = rows
+        """(m, C); None if nothing changed."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def mask(self) -> Tensor:
+        """The changed positions as a mask (B, H, W)."""
+        if self._mask is None:
+            shape = self.sender.shape
+            mask = torch.zeros(shape.positions, dtype=torch.bool, device=self.positions.device)
+            self._mask = mask.index_fill_(0, self.positions, True).view(shape.batch, shape.height, shape.width)
+        return self._mask
+
+
 class Stage:
-    """A layer on maps: one or more sources, a linear part, and an activation or none.
+    """A layer on maps. Subclasses say what its linear part does to windows of its source."""
 
-    Subclasses say how the linear part acts on windows of the sources; `nonlinear` ones (max pooling) need values.
-    """
-
+    axes: tuple[Axis, Axis] = POINTWISE
     macs = 0
     """Multiply-accumulates an output position."""
-    nonlinear = False
-    axes: tuple[Axis, Axis] = POINTWISE
+    from_values = False
+    """The layer is no linear one: it needs the accumulated values of its source (max pooling)."""
 
     def __init__(self, name: str, sources: list[Stage], knobs: Knobs, activation: nn.Module | None = None) -> None:
         self.name, self.sources, self.knobs, self.activation = name, sources, knobs, activation
-        self.consumers: list[Stage] = []
+        self.readers: list[Stage] = []
         for source in sources:
-            source.consumers.append(self)
-        self.log: list[int] = []  # tiles computed in each frame, or DENSE
-        self.grid: Grid
-        self.tiles: Tensor  # (n,) int64: tiles that changed in this frame
-        self.mask: Tensor  # (B, rows, columns) bool: the same as a mask
-        self.packed: Tensor  # (n, T, T, C): their differences, or their values, as `knobs.update` says
+            source.readers.append(self)
+        self.shape: Shape
+        self.sent: Map
+        self.message: Message
+        self.computed: list[int] = []
+        """Output positions computed in each frame."""
 
-    # The linear part, for subclasses ------------------------------------------------------------------------------
+    # What subclasses define ---------------------------------------------------------------------------------------
 
     def channels(self) -> int:
         """Channels of the output."""
         return self.sources[0].sent.channels
 
     def linear(self, windows: Tensor, bias: bool) -> Tensor:
-        """windows: (n, h, w, C), halo included, no further padding -> (n, h', w', C')."""
-        return windows
-
-    def inside(self, windows: Tensor, tiles: Tensor) -> Tensor:
-        """Prepare gathered windows; max pooling marks what lies beyond the map."""
-        return windows
+        """(n, h, w, C) windows with their halo, channels last -> (n, h', w', C') without further padding."""
+        raise NotImplementedError
 
     def whole(self) -> Tensor:
-        """`linear` of the sources' whole maps, with bias: (B, H, W, C)."""
-        return self.linear(self.windows.whole(self.windows.source.data), bias=True)
+        """The linear part of the whole map, with bias: (B, H, W, C')."""
+        return self.linear(self.windows.whole(self.sources[0].sent.data), bias=True)
 
-    # State --------------------------------------------------------------------------------------------------------
+    # The state ----------------------------------------------------------------------------------------------------
 
-    def shape(self) -> None:
-        """Derive the grid from the sources' grids."""
-        source = self.sources[0].grid
+    def find_shape(self) -> None:
+        """Derive the shape of the output from that of the source."""
+        source = self.sources[0].shape
         height, width = (axis.size_out(n) for axis, n in zip(self.axes, (source.height, source.width), strict=True))
         if min(height, width) < 1:
-            raise ValueError(f"the frame is too small: nothing of it is left at {self.name}")
-        self.grid = Grid(source.batch, height, width, min(self.knobs.tile, max(height, width)))
+            raise ValueError(f"the frame is too small: nothing of it is left at layer {self.name!r}")
+        self.shape = Shape(source.batch, height, width)
 
     def allocate(self, like: Tensor) -> None:
-        """Make the stored maps; every stage knows its grid by now."""
-        self.log = []
-        needs = [margin(self.grid, c.grid, c.axes) for c in self.consumers if not isinstance(c, GlobalAverage)]
-        sides = tuple(map(max, zip(*needs, (0, 0, 0, 0), strict=True)))
-        self.sent = TileMap(self.grid, self.channels(), sides, like)  # type: ignore[arg-type]
-        self.truncates = self.activation is not None or self.nonlinear
-        accumulates = self.knobs.update == "delta" and self.activation is not None and not self.nonlinear
-        self.value = TileMap(self.grid, self.channels(), (0, 0, 0, 0), like) if accumulates else self.sent
-        self.delta: TileMap | None = None  # zero but for this frame's differences; made when a consumer has a halo
-        self.delta_tiles: Tensor | None = None
+        """Make the stored maps for a new stream; every stage knows its shape by now."""
+        needs = [margin(self.shape, r.shape, r.axes, r.tile) for r in self.readers if not isinstance(r, GlobalAverage)]
+        top, bottom, left, right = (max(side) for side in zip(*needs, (0, 0, 0, 0), strict=True))
+        self.sent = Map(self.shape, self.channels(), (top, bottom, left, right), like)
+        self.truncates = self.activation is not None or self.from_values
+        accumulates = self.activation is not None and self.knobs.update == "delta"
+        self.value = Map(self.shape, self.channels(), (0, 0, 0, 0), like) if accumulates else self.sent
+        self.differences: Map | None = None
+        self.in_differences: Message | None = None
+        self.pointwise = self.axes == POINTWISE
+        self.computed = []
         if self.sources:
-            self.windows = Windows(self.sources[0].sent, self.grid, self.axes)
+            self.windows = Windows(self.sources[0].sent, self.shape, self.axes, self.tile)
+
+    @property
+    def tile(self) -> int:
+        """Side of an output tile; a map smaller than that is one tile."""
+        return min(self.knobs.tile, max(self.shape.height, self.shape.width))
 
     def begin(self) -> None:
-        """The first frame: compute the whole map, bias included."""
+        """The first frame: the whole map, the bias included for the only time."""
         value = self.whole()
         if self.value is not self.sent:
             self.value.interior.copy_(value)
-        result = self._activate(value)
+        result = self.activate(value)
         self.limit = self.knobs.threshold * result.std(correction=0).item() if self.truncates else 0.0
         self.sent.interior.copy_(result)
-        self.log.append(DENSE)
+        self.message = Message(self.sent, self.sent.all, None)
+        self.computed.append(self.shape.positions)
 
-    @property
-    def moved(self) -> bool:
-        """Something changed in this frame."""
-        return len(self.tiles) > 0
+    def activate(self, value: Tensor) -> Tensor:
+        """The activation, or the value itself."""
+        return value if self.activation is None else self.activation(value)
 
     def output(self) -> Tensor:
-        """What the stage has sent, as the host would give it: (B, C, H, W), a copy."""
-        return self.sent.interior.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+        """What has been sent, as the host would give it: (B, C, H, W), a copy."""
+        return self.sent.interior.clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
     # One frame ----------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Bring the stored maps up to date with what the sources sent in this frame."""
-        self.mask = self.windows.reached(self.sources[0].mask)
-        if self.windows.pointwise:
-            self.tiles = self.sources[0].tiles
+        """Take in what the source sent in this frame."""
+        source = self.sources[0]
+        if not len(source.message):
+            self._nothing()
+        elif self.pointwise:
+            self._step_by_positions(source.message.positions)
         else:
-            self.tiles = self.mask.flatten().nonzero()[:, 0]
-        self._update()
+            self._step_by_tiles(self.windows.reached(source.message.mask))
 
-    def _update(self) -> None:
-        if not len(self.tiles):
-            self.log.append(0)
+    def _nothing(self) -> None:
+        self.message = Message(self.sent, self.sent.all[:0], None)
+        self.computed.append(0)
+
+    def _step_by_positions(self, positions: Tensor) -> None:
+        self.computed.append(len(positions))
+        if self.knobs.update == "delta":
+            self._accumulate(positions, self.linear(self._received(positions), bias=False))
+        else:
+            self._replace(positions, self.linear(self._received(positions), bias=True))
+
+    def _received(self, positions: Tensor) -> Tensor:
+        """Rows that a pointwise layer works on, (m, C): what the source sent."""
+        rows = self.sources[0].message.rows
+        assert rows is not None
+        return rows
+
+    def _step_by_tiles(self, tiles: Tensor) -> None:
+        if len(tiles) * self.tile**2 > (1 - self.knobs.min_profitable) * self.shape.positions:
+            self.computed.append(self.shape.positions)
+            positions, values = self.sent.all, self.whole().reshape(self.shape.positions, -1)
+            if len(tiles) < self.windows.count:
+                positions = self.windows.positions_of(tiles)
+                values = values.index_select(0, positions)
+            self._replace(positions, values)
             return
-        share = len(self.tiles) * self.grid.tile**2 / self.grid.positions
-        dense = share >= 1 if self.windows.pointwise else share > 1 - self.knobs.min_profitable
-        self.log.append(DENSE if dense else len(self.tiles))
-        if dense:
-            value = self.grid.pack(self.whole(), self.tiles)
-        elif self.knobs.update == "delta" and not self.nonlinear:
-            change = self.sent.blank_outside(self.linear(self._differences(), bias=False), self.tiles)
-            if self.activation is None:  # what is sent is the value itself, so the change goes on as it is
-                self.sent.write(self.tiles, self.sent.read(self.tiles).add_(change))
-                self.packed = change
-                return
-            value = self.value.read(self.tiles).add_(change)
+        self.computed.append(len(tiles) * self.tile**2)
+        source = self.sources[0]
+        if self.knobs.update == "delta" and not self.from_values:
+            windows = self.windows.gather(tiles, source.difference_rows())
+            self._accumulate(*self.windows.unpack(tiles, self.linear(windows, bias=False)))
         else:
-            value = self.sent.blank_outside(self.linear(self._values(), bias=True), self.tiles)
+            windows = self.windows.gather(tiles, source.sent.rows)
+            self._replace(*self.windows.unpack(tiles, self.linear(self.pad(tiles, windows), bias=True)))
+
+    def pad(self, tiles: Tensor, windows: Tensor) -> Tensor:
+        """Give what lies beyond the source the value that the layer's padding has: zero, as stored."""
+        return windows
+
+    def _accumulate(self, positions: Tensor, change: Tensor) -> None:
+        """The value moves by `change` (m, C')."""
+        value = self.value.read(positions).add_(change)
+        if self.activation is None:  # what is sent is the value itself, so the change goes on as it is
+            self.sent.write(positions, value)
+            self.message = Message(self.sent, positions, change)
+        else:
+            self._replace(positions, value)
+
+    def _replace(self, positions: Tensor, value: Tensor) -> None:
+        """The value becomes `value` (m, C'); send what differs from what is known by more than the limit."""
         if self.value is not self.sent:
-            self.value.write(self.tiles, value)
-        self._send(self.sent.blank_outside(self._activate(value), self.tiles))
-
-    def _send(self, result: Tensor) -> None:
-        """Compare with what the consumers know, and tell them of the tiles that moved by more than the limit."""
-        change = None
+            self.value.write(positions, value)
+        result = self.activate(value)
         if self.truncates or self.knobs.update == "delta":
-            change = result - self.sent.read(self.tiles)
-        if self.truncates:
-            kept = change.abs().amax((1, 2, 3)) > self.limit
-            if not bool(kept.all()):
-                self.mask = torch.zeros_like(self.mask)
-                self.tiles, result, change = self.tiles[kept], result[kept], change[kept]
-                self.mask.view(-1)[self.tiles] = True
-        self.sent.write(self.tiles, result)
-        self.packed = change if self.knobs.update == "delta" else result
+            change = result - self.sent.read(positions)
+            if self.truncates:
+                moved = (change.abs().amax(1) > self.limit).nonzero()[:, 0]
+                if len(moved) < len(positions):
+                    positions = positions.index_select(0, moved)
+                    result, change = result.index_select(0, moved), change.index_select(0, moved)
+        self.sent.write(positions, result)
+        self.message = Message(self.sent, positions, change if self.knobs.update == "delta" else result)
 
-    def _activate(self, value: Tensor) -> Tensor:
-        return value if self.activation is None else self.activation(value)
-
-    def _values(self) -> Tensor:
-        """Windows of what the source has sent in all."""
-        source = self.sources[0]
-        if self.windows.pointwise and self.knobs.update == "value":
-            return source.packed
-        return self.inside(self.windows.gather(self.tiles), self.tiles)
-
-    def _differences(self) -> Tensor:
-        """Windows of what the source sent in this frame, zero where it sent nothing."""
-        source = self.sources[0]
-        return source.packed if self.windows.pointwise else self.windows.gather(self.tiles, source.delta_rows())
-
-    def delta_rows(self) -> Tensor:
-        """Rows of a map, laid out as `sent`, that holds this frame's differences and zeros elsewhere."""
-        if self.delta is None:
-            self.delta = self.sent.twin()
-        if self.delta_tiles is not self.tiles:
-            if self.delta_tiles is not None:
-                self.delta.clear(self.delta_tiles)
-            self.delta.write(self.tiles, self.packed)
-            self.delta_tiles = self.tiles
-        return self.delta.rows
+    def difference_rows(self) -> Tensor:
+        """Rows of a map, laid out as `sent`, that holds this frame's differences, and zeros everywhere else."""
+        if self.differences is None:
+            self.differences = self.sent.twin()
+        if self.in_differences is not self.message:
+            if self.in_differences is not None:
+                self.differences.clear(self.in_differences.positions)
+            self.differences.write(self.message.positions, self.message.rows)
+            self.in_differences = self.message
+        return self.differences.rows
 
 
 class Source(Stage):
-    """The frames as they come in: compared tile by tile with what has been sent before."""
-
-    def __init__(self, name: str, knobs: Knobs) -> None:
-        super().__init__(name, [], knobs)
+    """The frames as they come in: compared position by position with what has been sent before."""
 
     def start(self, frame: Tensor) -> None:
-        """Take the grid from the first frame: (B, C, H, W)."""
-        batch, _, height, width = frame.shape
-        self.grid = Grid(batch, height, width, min(self.knobs.tile, max(height, width)))
+        """Take the shape from a stream's first frame (B, C, H, W)."""
+        batch, self.frame_channels, height, width = frame.shape
+        self.shape = Shape(batch, height, width)
 
     def receive(self, frame: Tensor) -> None:
-        """frame: (B, C, H, W)."""
-        self.frame = self.grid.aligned(frame.permute(0, 2, 3, 1))  # (B, H', W', C)
+        """Take the next frame (B, C, H, W)."""
+        self.frame = frame
 
     def channels(self) -> int:
-        return self.frame.shape[-1]
+        return self.frame_channels
+
+    def whole(self) -> Tensor:
+        return self.frame.permute(0, 2, 3, 1)
 
     def begin(self) -> None:
-        self.sent.aligned.copy_(self.frame)
-        self.difference = torch.empty_like(self.frame)
-        self.limit = self.knobs.threshold * self.sent.interior.std(correction=0).item()
-        self.log.append(DENSE)
+        super().begin()
+        self.limit = self.knobs.threshold * self.frame.std(correction=0).item()
+        self.known = self.sent.interior.permute(0, 3, 1, 2)  # (B, C, H, W), a view
+        self.change = torch.empty_like(self.frame)
 
     def step(self) -> None:
-        torch.sub(self.frame, self.sent.aligned, out=self.difference)
-        self.mask = tile_maximum(self.difference.abs_(), self.grid.tile) > self.limit
-        self.tiles = self.mask.flatten().nonzero()[:, 0]
-        self.log.append(len(self.tiles))
-        if len(self.tiles):
-            values = self.grid.pack(self.frame, self.tiles)
-            self.packed = values - self.sent.read(self.tiles) if self.knobs.update == "delta" else values
-            self.sent.write(self.tiles, values)
+        torch.sub(self.frame, self.known, out=self.change)
+        mask = (self.change.abs_().amax(1) <= self.limit).logical_not_()  # (B, H, W); true where something is NaN
+        positions = mask.flatten().nonzero()[:, 0]
+        if not len(positions):
+            self._nothing()
+            return
+        values = self.frame.permute(0, 2, 3, 1)
+        if len(positions) == self.shape.positions:
+            positions, values = self.sent.all, values.reshape(-1, self.frame_channels)
+        elif values.is_contiguous():
+            values = values.reshape(-1, self.frame_channels).index_select(0, positions)
+        else:
+            values = values[mask]
+        if not bool(values.sum().isfinite()):
+            raise ValueError("frame holds values that are not finite (NaN or infinity)")
+        self.computed.append(len(positions))
+        change = values - self.sent.read(positions) if self.knobs.update == "delta" else values
+        self.sent.write(positions, values)
+        self.message = Message(self.sent, positions, change, mask)
 
 
 class Convolution(Stage):
-    """A convolution, with a batch norm that follows folded into its weight and bias."""
+    """A convolution, with a batch norm that follows and zero padding that precedes (left, right, top, bottom) folded in."""
 
     def __init__(
         self,
@@ -233,39 +282,37 @@ class Convolution(Stage):
         knobs: Knobs,
         layer: nn.Conv2d,
         norm: nn.BatchNorm2d | None = None,
+        padding: tuple[int, int, int, int] = (0, 0, 0, 0),
     ) -> None:
         super().__init__(name, [source], knobs)
-        weight = layer.weight.detach()
-        bias = layer.bias.detach() if layer.bias is not None else weight.new_zeros(len(weight))
-        if norm is not None:
-            scale, shift = scale_and_shift(norm)
-            weight, bias = weight * scale[:, None, None, None], bias * scale + shift
-        self.weight, self.bias, self.groups = weight.contiguous(memory_format=torch.channels_last), bias, layer.groups
-        padding = same_padding(layer)
-        axes = zip(layer.kernel_size, layer.stride, padding, layer.dilation, strict=True)
-        self.axes = tuple(Axis(*axis) for axis in axes)  # type: ignore[assignment]
+        fused = layer if norm is None else fuse_conv_bn_eval(layer, norm)
+        weight, self.groups = fused.weight.detach(), layer.groups
+        self.bias = weight.new_zeros(len(weight)) if fused.bias is None else fused.bias.detach()
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        (left, right, top, bottom), (down, across) = padding, padding_of(layer)
+        y = Axis(layer.kernel_size[0], layer.stride[0], top + down, layer.dilation[0], bottom + down)
+        x = Axis(layer.kernel_size[1], layer.stride[1], left + across, layer.dilation[1], right + across)
+        self.axes = (y, x)
         self.macs = weight.numel()
 
     def channels(self) -> int:
         return len(self.weight)
 
     def linear(self, windows: Tensor, bias: bool) -> Tensor:
-        if self.macs == len(self.weight) * windows.shape[-1] and self.axes == POINTWISE:
-            flat, weight = windows.reshape(-1, windows.shape[-1]), self.weight.flatten(1)
-            out = F.linear(flat, weight, self.bias if bias else None)
-            return out.view(*windows.shape[:-1], -1)
-        (_, sy, _, dy), (_, sx, _, dx) = ((a.kernel, a.stride, a.padding, a.dilation) for a in self.axes)
-        x = windows.permute(0, 3, 1, 2)  # channels last in memory
-        out = F.conv2d(x, self.weight, self.bias if bias else None, (sy, sx), 0, (dy, dx), self.groups)
-        return out.permute(0, 2, 3, 1)
+        b = self.bias if bias else None
+        if self.axes == POINTWISE and self.groups == 1:
+            return F.linear(windows, self.weight.flatten(1), b)
+        rows = windows.dim() == 2
+        x = windows[:, :, None, None] if rows else windows.permute(0, 3, 1, 2)  # channels last in memory
+        stride, dilation = ([getattr(axis, part) for axis in self.axes] for part in ("stride", "dilation"))
+        out = F.conv2d(x, self.weight, b, stride, 0, dilation, self.groups)
+        return out[:, :, 0, 0] if rows else out.permute(0, 2, 3, 1)
 
 
 class Affine(Stage):
-    """A batch norm that no convolution can take in: differences are scaled, and only values are shifted."""
+    """A batch norm that no convolution can take in: differences are scaled, and only values are shifted as well."""
 
-    def __init__(
-        self, name: str, source: Stage, knobs: Knobs, norm: nn.BatchNorm2d
-    ) -> None:
+    def __init__(self, name: str, source: Stage, knobs: Knobs, norm: nn.BatchNorm2d) -> None:
         super().__init__(name, [source], knobs)
         self.scale, self.shift = scale_and_shift(norm)
 
@@ -276,34 +323,47 @@ class Affine(Stage):
 class Activation(Stage):
     """An activation on its own."""
 
+    def linear(self, windows: Tensor, bias: bool) -> Tensor:
+        return windows
+
 
 class Addition(Stage):
-    """A residual addition: both sides' changes, on the tiles where either changed."""
+    """A residual addition: the differences of both sides, at the positions where either changed."""
 
     def whole(self) -> Tensor:
         a, b = (source.sent.interior for source in self.sources)
         return a + b
 
     def step(self) -> None:
-        a, b = self.sources
-        self.mask = a.mask | b.mask
-        self.tiles = self.mask.flatten().nonzero()[:, 0]
-        self._update()
+        a, b = (source.message for source in self.sources)
+        if not len(a) and not len(b):
+            self._nothing()
+            return
+        if not len(a) or not len(b):
+            positions = (a if len(a) else b).positions
+        else:
+            positions = (a.mask | b.mask).flatten().nonzero()[:, 0]
+        self._step_by_positions(positions)
 
-    def _values(self) -> Tensor:
-        a, b = self.sources
-        return a.sent.read(self.tiles).add_(b.sent.read(self.tiles))
+    def linear(self, windows: Tensor, bias: bool) -> Tensor:
+        return windows
 
-    def _differences(self) -> Tensor:
-        total = self.sent.data.new_zeros(len(self.tiles), self.grid.tile, self.grid.tile, self.sent.channels)
-        for source in self.sources:
-            if len(source.tiles):
-                total.index_add_(0, torch.searchsorted(self.tiles, source.tiles), source.packed)
+    def _received(self, positions: Tensor) -> Tensor:
+        if self.knobs.update == "value":
+            a, b = (source.sent.read(positions) for source in self.sources)
+            return a.add_(b)
+        messages = [source.message for source in self.sources]
+        if one := [m for m in messages if m.positions is positions]:  # the other side has not changed
+            return one[0].rows
+        total = self.sent.data.new_zeros(len(positions), self.sent.channels)
+        for message in messages:
+            if message.rows is not None:
+                total.index_add_(0, torch.searchsorted(positions, message.positions), message.rows)
         return total
 
 
 class AveragePool(Stage):
-    """Average pooling over windows that the padding is part of."""
+    """Average pooling; zeros of the padding count as values."""
 
     def __init__(self, name: str, source: Stage, knobs: Knobs, axes: tuple[Axis, Axis]) -> None:
         super().__init__(name, [source], knobs)
@@ -314,18 +374,10 @@ class AveragePool(Stage):
         return F.avg_pool2d(windows.permute(0, 3, 1, 2), kernel, stride).permute(0, 2, 3, 1)
 
 
-class MaxPool(Stage):
-    """Max pooling: from the values, because the maximum of differences says nothing."""
+class MaxPool(AveragePool):
+    """Max pooling, from accumulated values: the maximum of differences says nothing."""
 
-    nonlinear = True
-
-    def __init__(self, name: str, source: Stage, knobs: Knobs, axes: tuple[Axis, Axis]) -> None:
-        super().__init__(name, [source], knobs)
-        self.axes = axes
-
-    def linear(self, windows: Tensor, bias: bool) -> Tensor:
-        kernel, stride, dilation = ([getattr(a, part) for a in self.axes] for part in ("kernel", "stride", "dilation"))
-        return F.max_pool2d(windows.permute(0, 3, 1, 2), kernel, stride, 0, dilation).permute(0, 2, 3, 1)
+    from_values = True
 
     def allocate(self, like: Tensor) -> None:
         super().allocate(like)
@@ -333,17 +385,22 @@ class MaxPool(Stage):
         on_map.interior.fill_(1)
         self.beyond = on_map.rows[:, :1] == 0  # (rows, 1)
 
-    def inside(self, windows: Tensor, tiles: Tensor) -> Tensor:
-        if all(axis.padding == 0 for axis in self.axes):
+    def pad(self, tiles: Tensor, windows: Tensor) -> Tensor:
+        if not any(axis.padding for axis in self.axes):
             return windows
         return windows.masked_fill_(self.windows.gather(tiles, self.beyond), -torch.inf)
 
+    def linear(self, windows: Tensor, bias: bool) -> Tensor:
+        return self._pool(windows, padded=True)
+
     def whole(self) -> Tensor:
+        return self._pool(self.sources[0].sent.interior, padded=False)
+
+    def _pool(self, x: Tensor, padded: bool) -> Tensor:
         kernel, stride, padding, dilation = (
-            [getattr(a, part) for a in self.axes] for part in ("kernel", "stride", "padding", "dilation")
+            [getattr(axis, part) for axis in self.axes] for part in ("kernel", "stride", "padding", "dilation")
         )
-        x = self.sources[0].sent.interior.permute(0, 3, 1, 2)
-        return F.max_pool2d(x, kernel, stride, padding, dilation).permute(0, 2, 3, 1)
+        return F.max_pool2d(x.permute(0, 3, 1, 2), kernel, stride, 0 if padded else padding, dilation).permute(0, 2, 3, 1)
 
 
 class GlobalAverage(Stage):
@@ -353,26 +410,28 @@ class GlobalAverage(Stage):
         super().__init__(name, [source], knobs)
         self.keep_axes = keep_axes
 
-    def shape(self) -> None:
-        self.grid = self.sources[0].grid
+    def find_shape(self) -> None:
+        self.shape = self.sources[0].shape
 
     def allocate(self, like: Tensor) -> None:
-        self.log = []
+        self.computed = []
 
     def begin(self) -> None:
         self.mean = self.sources[0].sent.interior.mean((1, 2))  # (B, C)
+        self.message = self.sources[0].message
 
     def step(self) -> None:
-        source = self.sources[0]
-        self.tiles = source.tiles
-        if not self.moved:
+        self.message = message = self.sources[0].message
+        if message.rows is None:
             return
         if self.knobs.update == "value":
             self.begin()
+            return
+        area = self.shape.height * self.shape.width
+        if self.shape.batch == 1:
+            self.mean += message.rows.sum(0) / area
         else:
-            _, rows, columns = self.grid.shape
-            moved = source.packed.sum((1, 2)) / (self.grid.height * self.grid.width)
-            self.mean.index_add_(0, source.tiles // (rows * columns), moved)
+            self.mean.index_add_(0, message.positions // area, message.rows / area)
 
     def output(self) -> Tensor:
         """(B, C, 1, 1), or (B, C)."""
@@ -390,9 +449,12 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias.detach()
 
 
-def same_padding(layer: nn.Conv2d) -> tuple[int, int]:
-    """The layer's padding in positions."""
+def padding_of(layer: nn.Conv2d) -> tuple[int, int]:
+    """The layer's padding in positions, down and across."""
     if layer.padding == "same":
-        spans = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-        return spans[0] // 2, spans[1] // 2
-    return (0, 0) if layer.padding == "valid" else tuple(layer.padding)  # type: ignore[return-value]
+        down, across = (d * (k - 1) // 2 for k, d in zip(layer.kernel_size, layer.dilation, strict=True))
+        return down, across
+    if isinstance(layer.padding, str):
+        return 0, 0
+    down, across = layer.padding
+    return down, across
