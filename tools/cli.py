@@ -1,0 +1,473 @@
+"""The command `redundancy`.
+
+Standard output holds what was asked for, and with `--json` one JSON document and nothing else; progress and messages go
+to standard error. Exit codes: 0 fine, 1 findings or a failed run, 2 wrong usage.
+
+Whatever is not needed to answer is imported where it is used, so that `list`, `show` and `check` start without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from tools.knowledge import Knowledge, find_root, load
+from tools.knowledge.findings import did_you_mean, render
+
+if TYPE_CHECKING:
+    from reference_impls.accounting.record import Arm, Record
+    from tools.knowledge.schema import Claim, Entry, Paper
+
+FLAT_AXES = ("scope", "relation", "location", "granularity", "exploitation", "stage")
+"""Axes whose primary term stands in every row of `list`."""
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON document.")
+budgets = click.Choice(["smoke", "full"])
+
+
+class Failure(click.ClickException):
+    """Something that went wrong, told on standard error; exit code 1."""
+
+    exit_code = 1
+
+
+def wrong_usage(message: str, hint: str = "") -> NoReturn:
+    raise click.UsageError(f"{message}; {hint}" if hint else message)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def knowledge_of(ctx: click.Context, *, check: bool = False) -> Knowledge:
+    """The knowledge at the root; what cannot be read is told on standard error, and the rest is there."""
+    knowledge = load(ctx.obj, check=check)
+    if knowledge.findings and not check:
+        click.echo(f"note: {len(knowledge.findings)} findings in the knowledge, see `redundancy check`", err=True)
+    return knowledge
+
+
+def entry_of(knowledge: Knowledge, entry_id: str) -> Entry:
+    """The entry of that id or alias; wrong usage, with a suggestion, if there is none."""
+    entry = knowledge.entries.get(entry_id)
+    if entry is None:
+        by_name = {name.lower(): e for e in knowledge.entries.values() for name in (e.name, *e.aliases)}
+        entry = by_name.get(entry_id.lower())
+    if entry is None:
+        wrong_usage(f"there is no entry {entry_id!r}", did_you_mean(entry_id, knowledge.entries))
+    return entry
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="redundancy-atlas", prog_name="redundancy")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the atlas; the one around here by default.")
+@click.pass_context
+def main(ctx: click.Context, root: Path | None) -> None:
+    """The executable survey of data redundancy in deep learning."""
+    try:
+        ctx.obj = find_root(root)
+    except FileNotFoundError as error:
+        wrong_usage(str(error))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The knowledge
+
+
+@main.command("list")
+@click.option("--where", multiple=True, metavar="AXIS=TERM", help="Only entries with this term; may be repeated.")
+@as_json
+@click.pass_context
+def list_(ctx: click.Context, where: tuple[str, ...], json_: bool) -> None:
+    """List the entries, one a line."""
+    knowledge = knowledge_of(ctx)
+    conditions = [condition(knowledge, text) for text in where]
+    rows = [
+        row(knowledge, entry)
+        for entry in knowledge.entries.values()
+        if all(term in terms_of(entry, axis) for axis, term in conditions)
+    ]
+    if json_:
+        print_json(rows)
+        return
+    shown = ("id", "status", "relation", "location", "exploitation", "execution")
+    table(shown, [[one[name] or "-" for name in shown] for one in rows])
+
+
+def condition(knowledge: Knowledge, text: str) -> tuple[str, str]:
+    """`axis=term`, both known; `status` and `kind` count as axes."""
+    axis, equals, term = text.partition("=")
+    if not equals:
+        wrong_usage(f"--where takes axis=term, got {text!r}")
+    fields = {"status": ("draft", "stable", "deprecated"), "kind": ("technique", "system", "study")}
+    axes = knowledge.axes.axes
+    if axis not in axes and axis not in fields:
+        wrong_usage(f"there is no axis {axis!r}", did_you_mean(axis, [*axes, *fields]))
+    terms = fields[axis] if axis in fields else tuple(axes[axis].terms)
+    if term not in terms:
+        wrong_usage(f"the axis {axis} has no term {term!r}", did_you_mean(term, terms))
+    return axis, term
+
+
+def terms_of(entry: Entry, axis: str) -> tuple[str, ...]:
+    if axis in ("status", "kind"):
+        return (str(getattr(entry, axis)),)
+    return tuple(entry.axes[axis]) if axis in entry.axes else ()
+
+
+def row(knowledge: Knowledge, entry: Entry) -> dict[str, Any]:
+    """An entry in a row: the primary terms, and all terms under `axes`."""
+    source = knowledge.sources.get(entry.id)
+    return {
+        "id": entry.id,
+        "kind": entry.kind,
+        "name": entry.name,
+        "status": entry.status,
+        **{axis: entry.axes[axis].primary if axis in entry.axes else None for axis in FLAT_AXES},
+        "execution": source.execution if source else None,
+        "implementation": entry.implementation,
+        "aliases": list(entry.aliases),
+        "summary": entry.summary,
+        "axes": {axis: list(terms) for axis, terms in entry.axes.items()},
+    }
+
+
+@main.command()
+@click.argument("id_", metavar="ID")
+@as_json
+@click.pass_context
+def show(ctx: click.Context, id_: str, json_: bool) -> None:
+    """Show an entry with its papers, claims and results. ID may be an alias."""
+    knowledge = knowledge_of(ctx)
+    entry = entry_of(knowledge, id_)
+    claims = knowledge.claims(entry.id)
+    papers = [knowledge.papers[link.key] for link in entry.papers if link.key in knowledge.papers]
+    results = knowledge.results.get(entry.id, [])
+    if json_:
+        source = knowledge.sources.get(entry.id)
+        print_json(
+            row(knowledge, entry)
+            | entry.model_dump(mode="json")
+            | {
+                "waivers": dict(source.waivers) if source else {},
+                "papers": [
+                    {"role": link.role, **knowledge.papers[link.key].model_dump(mode="json", exclude={"claims"})}
+                    for link in entry.papers
+                    if link.key in knowledge.papers
+                ],
+                "claims": [
+                    {
+                        "paper": paper.key,
+                        **claim.model_dump(mode="json", exclude_none=True),
+                        "verdict": judgement.verdict,
+                        "because": judgement.because,
+                        "measured": judgement.value,
+                    }
+                    for paper, claim, judgement in claims
+                ],
+                "results": [json.loads(record.to_json()) for record in results],
+            }
+        )
+        return
+    heading(entry.name)
+    click.echo(f"{entry.summary}\n")
+    for axis, terms in entry.axes.items():
+        click.echo(f"  {axis:22}{', '.join(terms)}")
+    for title, items in (
+        ("Algorithm", [f"{n}. {step.step}" for n, step in enumerate(entry.algorithm, 1)]),
+        ("When to use it", entry.when_to_use),
+        ("When not to", entry.when_not_to_use),
+        ("Limits", entry.limits),
+        ("How ours departs from the paper", entry.deviations),
+        ("Papers", [cite(paper) for paper in papers]),
+        ("Claims, and what we found", [told(paper, claim, judged.verdict) for paper, claim, judged in claims]),
+    ):
+        if items:
+            heading(title)
+            for item in items:
+                click.echo(f"- {item.strip()}" if title != "Algorithm" else item.strip())
+    for record in results:
+        print_record(record)
+
+
+def heading(text: str) -> None:
+    click.echo(f"\n{click.style(text, bold=True)}")
+
+
+def cite(paper: Paper) -> str:
+    who = ", ".join(author.family for author in paper.authors) or "authors not confirmed"
+    where = ", ".join(str(part) for part in (paper.venue, paper.year) if part)
+    return f"{who}: {paper.title}{f' ({where})' if where else ''} [{paper.key}]"
+
+
+def told(paper: Paper, claim: Claim, verdict: str) -> str:
+    where = ", ".join(f"{name} {value}" for name, value in claim.locator.model_dump(exclude_none=True).items())
+    return f"[{verdict}] {claim.statement} ({paper.key}, {where})"
+
+
+@main.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["text", "json", "github"]), default="text")
+@click.pass_context
+def check(ctx: click.Context, paths: tuple[Path, ...], form: str) -> None:
+    """Check the knowledge, or report only what is found in PATHS."""
+    knowledge = knowledge_of(ctx, check=True)
+    findings = knowledge.findings
+    if paths:
+        wanted = []
+        for path in paths:
+            if not path.exists():
+                wrong_usage(f"there is no file or folder {path}")
+            wanted.append(path.resolve())
+        places = [(f, (knowledge.root / f.file).resolve()) for f in findings]
+        findings = [f for f, place in places if any(place.is_relative_to(path) for path in wanted)]
+    if text := render(findings, form):
+        click.echo(text)
+    counted = f"{len(knowledge.entries)} entries, {len(knowledge.papers)} papers"
+    click.echo(f"{len(findings)} findings in {counted}" if findings else f"no findings in {counted}", err=True)
+    ctx.exit(1 if findings else 0)
+
+
+@main.command()
+@click.argument("code")
+def explain(code: str) -> None:
+    """Explain the CODE of a finding, with an example of wrong and right."""
+    from tools.knowledge.codes import CODES
+
+    one = CODES.get(code.upper())
+    if one is None:
+        wrong_usage(f"there is no code {code!r}", did_you_mean(code, CODES))
+    click.echo(one.text())
+
+
+@main.command()
+@click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a schema is out of date.")
+@click.pass_context
+def schema(ctx: click.Context, only_check: bool) -> None:
+    """Write the JSON Schemas for editors anew."""
+    from tools.knowledge import editor
+
+    stale = editor.stale(ctx.obj)
+    if stale and only_check:
+        raise Failure(f"out of date: {', '.join(stale)}; run `redundancy schema`")
+    for name in editor.write(ctx.obj) if stale else ():
+        click.echo(name)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Running
+
+
+@main.command()
+@click.argument("id_", metavar="ID")
+@click.option("--budget", type=budgets, default="smoke", show_default=True)
+@click.option("--scenario", metavar="S", help="A scenario by name; the first one by default.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seconds", type=float, help="Time limit; the budget's own by default.")
+@as_json
+@click.pass_context
+def run(
+    ctx: click.Context, id_: str, budget: Any, scenario: str | None, device: str, seconds: float | None, json_: bool
+) -> None:
+    """Run an experiment of a technique beside its baseline, in a guarded process without network."""
+    from tools import runner
+    from tools.progress import progress
+
+    entry = entry_of(knowledge_of(ctx), id_)
+    if entry.implementation is None:
+        wrong_usage(f"{entry.id} is a {entry.status} {entry.kind} without an implementation")
+    with progress() as report:
+        outcome = runner.run(
+            entry.id, scenario=scenario, budget=budget, device=device, seconds=seconds, progress=report
+        )
+    if outcome.record is None:
+        if outcome.error == "usage":
+            wrong_usage(outcome.message)
+        if outcome.log and outcome.error != "missing-asset":
+            click.echo(outcome.log, err=True)
+        raise Failure(f"{outcome.error}: {outcome.message}")
+    if json_:
+        click.echo(outcome.record.to_json(), nl=False)
+    else:
+        print_record(outcome.record)
+
+
+@main.command()
+@click.argument("ids", nargs=-1, metavar="[ID ...]")
+@click.option("--save", is_flag=True, help="Write the records into reference_impls/results/.")
+@click.option("--budget", type=budgets, default="full", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.pass_context
+def bench(ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, device: str) -> None:
+    """Measure every scenario of the techniques again; all of them by default."""
+    from tools import bench as benchmarks
+    from tools.progress import progress
+
+    knowledge = knowledge_of(ctx)
+    chosen = [entry_of(knowledge, i).id for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
+    failed = []
+    with progress() as report:
+
+        def started(technique: str, scenario: str) -> Any:
+            return lambda label, done, total: report(f"{technique} {scenario}: {label}", done, total)
+
+        for result in benchmarks.run_all(chosen, save, budget=budget, device=device, started=started):
+            if result.outcome.record is None:
+                failed.append(f"{result.technique} {result.scenario}: {result.outcome.message}")
+            else:
+                print_record(result.outcome.record)
+    if failed:
+        raise Failure("\n".join(failed))
+
+
+def print_record(record: Record) -> None:
+    """A record as a table, the baseline in the first line."""
+    heading(f"{record.title} ({record.scenario}, {record.budget})")
+    redundancy = record.redundancy
+    null = "".join(f"; {name}: {value:.3f}" for name, value in redundancy.null.items())
+    click.echo(f"  data: {record.data}\n  {redundancy.measure}: {redundancy.value:.3f}{null}")
+    names = (*record.knobs, "MACs", "bytes", record.baseline.quality.metric, "ms (p10 to p90)")
+    rows = [["baseline", *[""] * (len(record.knobs) - 1), *figures(record.baseline)]]
+    rows += [[*(str(point.knobs[knob]) for knob in record.knobs), *figures(point)] for point in record.with_]
+    for control in record.controls:
+        for point in control.points:
+            knobs = " ".join(str(point.knobs.get(knob, "")) for knob in record.knobs)
+            rows.append([f"{control.name} {knobs}".strip(), *[""] * (len(record.knobs) - 1), *figures(point)])
+    table(names, rows)
+    for note in record.notes:
+        click.echo(f"  note: {note}")
+
+
+def figures(arm: Arm) -> list[str]:
+    quality, wall = arm.quality, arm.wall_ms
+    spread = "" if quality.low is None or quality.high is None else f" ({quality.low:.4g} to {quality.high:.4g})"
+    time = f"{wall.median:.3g} ({wall.p10:.3g} to {wall.p90:.3g})"
+    return [f"{arm.operations:,}", f"{arm.bytes:,}", f"{quality.value:.4g}{spread}", time]
+
+
+def table(names: Iterable[str], rows: Iterable[list[str]]) -> None:
+    """Left-aligned columns; plain text, so that it can be piped."""
+    lines = [[str(name) for name in names], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for n, line in enumerate(lines):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        click.echo(click.style(text, bold=True) if n == 0 else text)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Assets and the site
+
+
+@main.group()
+def assets() -> None:
+    """Pinned data and weights in the user's cache."""
+
+
+@assets.command("list")
+@as_json
+def assets_list(json_: bool) -> None:
+    """List the assets with their state, size and licence."""
+    from reference_impls.data import assets as room
+
+    rows = [status._asdict() | {"folder": str(status.folder)} for status in room.status()]
+    if json_:
+        print_json(rows)
+        return
+    cells = [
+        [s["name"], s["state"], f"{s['download'] / 1e6:.1f} MB", "yes" if s["smoke"] else "", s["licence"], s["title"]]
+        for s in rows
+    ]
+    table(("name", "state", "download", "smoke", "licence", "what"), cells)
+
+
+def asset_names(names: tuple[str, ...]) -> list[str]:
+    from reference_impls.data import assets as room
+
+    for name in names:
+        if name not in room.catalogue():
+            wrong_usage(f"there is no asset {name!r}", did_you_mean(name, room.catalogue()))
+    return list(names) or list(room.catalogue())
+
+
+@assets.command("get")
+@click.argument("names", nargs=-1, metavar="[NAME ...]")
+@click.option("--smoke", is_flag=True, help="Those that smoke runs and the notebooks need.")
+def assets_get(names: tuple[str, ...], smoke: bool) -> None:
+    """Fetch assets that are not in the cache; all of them by default. An interrupted download is resumed."""
+    from reference_impls.data import assets as room
+    from tools.progress import progress
+
+    chosen = list(room.smoke()) if smoke and not names else asset_names(names)
+    failures = []
+    with progress(unit="bytes") as report:
+        for name in chosen:
+            try:
+                room.get(name, progress=report)
+            except room.AssetError as error:
+                failures.append(str(error))
+    if failures:
+        raise Failure("\n".join(failures))
+
+
+@assets.command("verify")
+@click.argument("names", nargs=-1, metavar="[NAME ...]")
+def assets_verify(names: tuple[str, ...]) -> None:
+    """Hash the files of the assets in the cache again."""
+    from reference_impls.data import assets as room
+
+    states = {status.name: status.state for status in room.status()}
+    faults = []
+    for name in asset_names(names):
+        if states[name] == "missing":
+            click.echo(f"{name}: missing")
+            faults += [name] if names else []
+            continue
+        problems = room.verify(name)
+        click.echo(f"{name}: {'; '.join(problems) or 'intact'}")
+        faults += [name] if problems else []
+    if faults:
+        raise Failure(f"to mend it, run `redundancy assets get {' '.join(faults)}`")
+
+
+@main.group()
+def site() -> None:
+    """The documentation site."""
+
+
+def site_call(ctx: click.Context, name: str) -> None:
+    from tools.site import build
+
+    try:
+        getattr(build, name)(ctx.obj)
+    except build.SiteError as error:
+        raise Failure(str(error)) from error
+
+
+@site.command("build")
+@click.pass_context
+def site_build(ctx: click.Context) -> None:
+    """Run what the pages need and build the site into site/."""
+    site_call(ctx, "build")
+
+
+@site.command("serve")
+@click.pass_context
+def site_serve(ctx: click.Context) -> None:
+    """Build the site and serve it on localhost."""
+    site_call(ctx, "serve")
+
+
+@site.command("materialise")
+@click.pass_context
+def site_materialise(ctx: click.Context) -> None:
+    """Write the generated pages as Markdown files, for another generator."""
+    site_call(ctx, "materialise")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

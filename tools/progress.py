@@ -1,0 +1,68 @@
+"""Progress of long work on standard error: bars on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Report = Callable[[str, int, int], None]
+"""`report(label, done, total)`; every label has a bar of its own."""
+
+EVERY_S = 5.0
+
+
+@contextmanager
+def progress(*, unit: str = "steps") -> Iterator[Report]:
+    """Report progress inside the block. `unit="bytes"` shows sizes and speed."""
+    if sys.stderr.isatty():
+        with _bars(unit) as report:
+            yield report
+    else:
+        yield _lines(unit)
+
+
+@contextmanager
+def _bars(unit: str) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    amount: tuple[ProgressColumn, ...] = (MofNCompleteColumn(),)
+    if unit == "bytes":
+        amount = (DownloadColumn(), TransferSpeedColumn())
+    text = TextColumn("{task.description}")
+    bars = Progress(text, BarColumn(), *amount, TimeRemainingColumn(), console=Console(stderr=True))
+    tasks = {}
+    with bars:
+
+        def report(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total)
+            bars.update(tasks[label], completed=done, total=total)
+
+        yield report
+
+
+def _lines(unit: str) -> Report:
+    """A line when a label first appears, every few seconds, and when it is done."""
+    shown: dict[str, float] = {}
+
+    def report(label: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if label in shown and done < total and now - shown[label] < EVERY_S:
+            return
+        shown[label] = now
+        amount = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if unit == "bytes" else f"{done} of {total}"
+        print(f"{label}: {amount}", file=sys.stderr, flush=True)
+
+    return report
