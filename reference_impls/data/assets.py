@@ -37,7 +37,6 @@ from reference_impls.data.download import fetch
 from reference_impls.data.sources import AssetError, Source, locate
 
 __all__ = [
-    "SMOKE",
     "Asset",
     "AssetError",
     "MissingAsset",
@@ -46,6 +45,7 @@ __all__ = [
     "catalogue",
     "get",
     "path",
+    "smoke",
     "status",
     "verify",
 ]
@@ -108,6 +108,11 @@ def catalogue() -> dict[str, Asset]:
     """All assets of `assets.yml` by name."""
     entries = yaml.safe_load(Path(__file__).with_name("assets.yml").read_text(encoding="utf-8"))
     return {name: _read(name, entry) for name, entry in entries.items()}
+
+
+def smoke() -> tuple[str, ...]:
+    """Names of the assets that the pages of the site may download."""
+    return tuple(name for name, asset in catalogue().items() if asset.smoke)
 
 
 def path(name: str) -> Path:
@@ -329,6 +334,3 @@ def _extract(asset: Asset, source: Source, archive: Path) -> None:
         raise AssetError(f"the archive cannot be read ({error}); it was removed") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-SMOKE = frozenset(name for name, asset in catalogue().items() if asset.smoke)  # what the pages of the site may download
