@@ -37,15 +37,15 @@ from reference_impls.data.download import fetch
 from reference_impls.data.sources import AssetError, Source, locate
 
 __all__ = [
-    "SMOKE",
     "Asset",
     "AssetError",
     "MissingAsset",
     "Status",
-    "cache_root",
+    "cache_folder",
     "catalogue",
     "get",
     "path",
+    "smoke",
     "status",
     "verify",
 ]
@@ -80,7 +80,7 @@ class Asset:
     @property
     def folder(self) -> Path:
         """Where the files are, or would be."""
-        return cache_root() / f"{self.name}-{self.sha256[:8]}"
+        return cache_folder() / f"{self.name}-{self.sha256[:8]}"
 
 
 class Status(NamedTuple):
@@ -96,7 +96,7 @@ class Status(NamedTuple):
     folder: Path
 
 
-def cache_root() -> Path:
+def cache_folder() -> Path:
     """The folder that holds everything that is cached: `$ATLAS_CACHE`, else the user's cache folder."""
     return (
         Path(os.environ.get("ATLAS_CACHE") or platformdirs.user_cache_dir("redundancy-atlas")).expanduser().absolute()
@@ -108,6 +108,11 @@ def catalogue() -> dict[str, Asset]:
     """All assets of `assets.yml` by name."""
     entries = yaml.safe_load(Path(__file__).with_name("assets.yml").read_text(encoding="utf-8"))
     return {name: _read(name, entry) for name, entry in entries.items()}
+
+
+def smoke() -> tuple[str, ...]:
+    """Names of the assets that the pages of the site may download."""
+    return tuple(name for name, asset in catalogue().items() if asset.smoke)
 
 
 def path(name: str) -> Path:
@@ -163,7 +168,7 @@ def get(name: str, progress: Progress | None = None) -> Path:
     with _disk(asset), _lock(name):
         if asset.folder.is_dir() and not _problems(asset, content=True):
             return asset.folder
-        for left_over in cache_root().glob(f".{name}-*"):
+        for left_over in cache_folder().glob(f".{name}-*"):
             shutil.rmtree(left_over, ignore_errors=True)
         reasons, by_hand = [], []
         for source in asset.sources:
@@ -231,13 +236,13 @@ def _sha256(file: Path) -> str:
 
 
 def _archive(name: str, source: Source) -> Path:
-    return cache_root() / "downloads" / f"{name}-{source.registry}-{source.version}.archive"
+    return cache_folder() / "downloads" / f"{name}-{source.registry}-{source.version}.archive"
 
 
 @contextmanager
 def _lock(name: str) -> Iterator[None]:
     """Keeps a second process out; the system frees the lock of a process that died."""
-    file = cache_root() / "locks" / f"{name}.lock"
+    file = cache_folder() / "locks" / f"{name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
@@ -264,7 +269,7 @@ def _disk(asset: Asset) -> Iterator[None]:
             hint = "set ATLAS_CACHE to a folder that you may write to"
         else:
             raise
-        raise AssetError(f"{asset.name!r} cannot be stored in {cache_root()}: {error.strerror}; {hint}") from error
+        raise AssetError(f"{asset.name!r} cannot be stored in {cache_folder()}: {error.strerror}; {hint}") from error
 
 
 # --- getting an asset -------------------------------------------------------------------------------------------------
@@ -277,7 +282,7 @@ def _download(name: str, source: Source, progress: Progress) -> Path:
         if _sha256(archive) == source.sha256:
             return archive
         archive.unlink()
-    location = locate(source, cache_root())
+    location = locate(source, cache_folder())
     part = archive.with_suffix(".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     free, need = shutil.disk_usage(part.parent).free, location.bytes - (part.stat().st_size if part.exists() else 0)
@@ -300,7 +305,7 @@ def _download(name: str, source: Source, progress: Progress) -> Path:
 
 def _extract(asset: Asset, source: Source, archive: Path) -> None:
     """Put the wanted members of an archive into the asset's folder, all at once."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=cache_root()))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=cache_folder()))
     try:
         lines = []
         with archive.open("rb") as stream:
@@ -329,6 +334,3 @@ def _extract(asset: Asset, source: Source, archive: Path) -> None:
         raise AssetError(f"the archive cannot be read ({error}); it was removed") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-SMOKE = frozenset(name for name, asset in catalogue().items() if asset.smoke)  # what the pages of the site may download

@@ -86,7 +86,7 @@ def fetch_assets(root: Path, progress: Say = say) -> None:
         return
     from reference_impls.data import assets
 
-    for name in sorted(assets.SMOKE):
+    for name in sorted(assets.smoke()):
         try:
             assets.path(name)
         except assets.MissingAsset:
