@@ -98,6 +98,6 @@ def test_an_atlas_without_entries_cannot_be_varied(tmp_path: Path) -> None:
 
 def test_the_check_of_a_generated_atlas_finds_nothing() -> None:
     cost = bench.check_cost(entries=30, repetitions=1)
-    assert (cost.entries, cost.findings) == (30, 0)
+    assert (cost.entries, cost.findings) == (30, ())
     assert len(cost.seconds) == 1
     assert cost.peak_mb > 1

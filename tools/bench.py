@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from tools import runner
+from tools.knowledge.reader import read_yaml
 from tools.runner import Budget, Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,16 +100,16 @@ class CheckCost:
     """Wall-clock of each repetition, interpreter start included."""
     peak_mb: float
     """Largest memory of the interpreter, in MiB."""
-    findings: int
-    """Findings it reported: 0, or the generator does not follow the schema."""
+    findings: tuple[str, ...]
+    """What it reported: nothing, or the generator does not follow the schema."""
 
 
 CHECK = """
 import json, resource, sys
 from pathlib import Path
-from tools.knowledge import check
-findings = check(Path(sys.argv[1]))
-print(json.dumps([len(findings), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+from tools.knowledge import load
+findings = load(Path(sys.argv[1])).findings
+print(json.dumps([[str(finding) for finding in findings], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
 
 
@@ -116,7 +117,7 @@ def check_cost(entries: int = 200, repetitions: int = 5, root: Path = ROOT) -> C
     """Time the check of an atlas of `entries` drafts, each with a paper of its own, in fresh interpreters."""
     with tempfile.TemporaryDirectory(prefix="atlas-check-") as folder:
         generate(Path(folder), entries, root)
-        seconds, peaks, findings = [], [], 0
+        seconds, peaks, findings = [], [], []
         for _ in range(repetitions):
             start = time.perf_counter()
             command = [sys.executable, "-c", CHECK, folder]
@@ -124,7 +125,7 @@ def check_cost(entries: int = 200, repetitions: int = 5, root: Path = ROOT) -> C
             seconds.append(time.perf_counter() - start)
             findings, peak = json.loads(answer)
             peaks.append(peak * (1 if sys.platform == "darwin" else 1024) / 2**20)
-        return CheckCost(entries, tuple(seconds), max(peaks), findings)
+        return CheckCost(entries, tuple(seconds), max(peaks), tuple(findings))
 
 
 def generate(folder: Path, entries: int, root: Path = ROOT) -> None:
@@ -140,9 +141,9 @@ def generate(folder: Path, entries: int, root: Path = ROOT) -> None:
     for axes in (root / "taxonomy").glob("*.yml"):
         (folder / "taxonomy" / axes.name).write_text(axes.read_text(encoding="utf-8"), encoding="utf-8")
     for number, source in enumerate(islice(cycle(sources), entries)):
-        entry: dict[str, Any] = yaml.safe_load(source.read_text(encoding="utf-8"))
+        entry: dict[str, Any] = read_yaml(source, source.name).data
         original = root / "papers" / f"{entry['papers'][0]['key']}.yml"
-        paper: dict[str, Any] = yaml.safe_load(original.read_text(encoding="utf-8"))
+        paper: dict[str, Any] = read_yaml(original, original.name).data
         name, key = f"{entry['id']}-{number}", f"generated-{1900 + number % 200}-paper{number}"
         entry = {k: v for k, v in entry.items() if k not in {"implementation", "relations", "parts", "replaced_by"}}
         entry |= {"id": name, "kind": "technique", "name": f"{entry['name'][:70]} {number}", "status": "draft"}
