@@ -536,12 +536,12 @@ def test_threads_and_garbage_collector_are_restored():
     assert (torch.get_num_threads(), gc.isenabled()) == (2, True)
 
 
-def test_times_are_in_milliseconds(monkeypatch):
+def test_times_are_per_unit_and_in_milliseconds(monkeypatch):
     clock = itertools.count(0, 6_000_000)  # nanoseconds: every call takes 6 ms
     monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: next(clock))
-    times = interleave({"dense": lambda: None, "r=13": lambda: None}, repetitions=15)
+    times = interleave({"dense": lambda: None, "r=13": lambda: None}, repetitions=15, units=4)
     assert list(times) == ["dense", "r=13"]
-    assert all(t.median == t.p10 == t.p50 == t.p90 == t.p99 == 6 and t.n == 15 for t in times.values())
+    assert all(t.median == t.p10 == t.p50 == t.p90 == t.p99 == 1.5 and t.n == 15 for t in times.values())
 
 
 def test_percentiles_of_wall_time():
@@ -566,6 +566,7 @@ def test_speed_up_compares_within_rounds():
         (lambda: interleave({}), "no arms"),
         (lambda: interleave({"a": int}, repetitions=0), "repetitions must be at least 1"),
         (lambda: interleave({"a": int}, warmup=-1), "warmup must be at least 0"),
+        (lambda: interleave({"a": int}, units=0), "units must be at least 1"),
         (lambda: speed_up([1.0], [1.0, 2.0]), "paired repetitions"),
         (lambda: speed_up([], []), "paired repetitions"),
     ],

@@ -82,6 +82,7 @@ def test_a_record_comes_back_with_progress_and_the_output_apart(run: Run, capfd:
 def test_a_scenario_is_chosen_by_name(run: Run) -> None:
     body = "return make(ctx, scenario='other')"
     assert run(body, scenario="other").record is not None
+    assert runner.scenarios("made-up", package="contributed") == {"default": "Made up", "other": "Made up"}
     unknown = run(body, scenario="third")
     assert unknown.error == "usage"
     assert "no scenario 'third'; there are: default, other" in unknown.message
@@ -136,20 +137,22 @@ def test_the_record_is_validated_again_outside_the_child(
         "redundancy": {"measure": "none", "value": 0.0}, "versions": {}, "command": "-", "date": "2026-11-22",
         "machine": {"cpu": "any", "cores": 1, "threads": 1, "memory_gb": 1.0},
     }  # fmt: skip
-    result = tmp_path / "result.json"
-    result.write_text(json.dumps(record | change))
-    outcome = runner._delivered(result, 0, {"technique": "made-up", "scenario": "default", "budget": "smoke"})
+    text, wanted = json.dumps(record | change), {"technique": "made-up", "scenario": "default", "budget": "smoke"}
     if says is None:
-        assert outcome.record is not None
+        assert runner._record(text, wanted).title == "Made up"
     else:
-        assert (outcome.error, says in outcome.message) == ("invalid-record", True), outcome
+        with pytest.raises(ValueError, match=says):
+            runner._record(text, wanted)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "null", "\x00"])
 def test_a_result_that_is_no_record(tmp_path: Path, text: str) -> None:
     result = tmp_path / "result.json"
     result.write_text(text)
-    assert runner._delivered(result, 0, {}).error == "invalid-record"
+    _, delivered = runner._delivered(Outcome(), result, 0)
+    assert delivered == text
+    with pytest.raises(ValueError):
+        runner._record(text, {})
 
 
 def test_the_log_of_a_crash_names_the_line(run: Run) -> None:
@@ -169,9 +172,8 @@ def test_modules_that_cannot_be_imported(run: Run, text: str, says: str) -> None
 
 
 def test_an_unknown_technique() -> None:
-    outcome = runner.run("no-such-technique", seconds=60)
-    assert outcome.error == "import"
-    assert "no_such_technique" in outcome.message
+    with pytest.raises(RuntimeError, match="no_such_technique"):
+        runner.scenarios("no-such-technique")
 
 
 def test_a_missing_asset_says_how_to_get_it(run: Run) -> None:

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -82,16 +82,42 @@ def run(
         progress: told how far the experiment is.
         package: the package that holds the experiment's module.
     """
-    limit_s = SECONDS[budget] if seconds is None else seconds
+    arguments = [technique, "--budget", budget, "--device", device, "--package", package]
+    if scenario:
+        arguments += ["--scenario", scenario]
+    outcome, text = _guarded(arguments, SECONDS[budget] if seconds is None else seconds, memory_gb, progress)
+    if text is None:
+        return outcome
+    wanted = {"technique": technique, "budget": budget} | ({"scenario": scenario} if scenario else {})
+    try:
+        return replace(outcome, record=_record(text, wanted))
+    except ValueError as error:
+        return replace(outcome, error="invalid-record", message=f"the result record is not valid: {_problems(error)}")
+
+
+def scenarios(
+    technique: str, *, seconds: float = 60, memory_gb: float = MEMORY_GB, package: str = "reference_impls.experiments"
+) -> dict[str, str]:
+    """Name -> title of the scenarios of a technique; RuntimeError when its module cannot be imported."""
+    arguments = [technique, "--list", "--package", package]
+    outcome, text = _guarded(arguments, seconds, memory_gb, lambda label, done, total: None)
+    if text is None:
+        raise RuntimeError(outcome.message)
+    return {str(name): str(title) for name, title in json.loads(text).items()}
+
+
+def _guarded(
+    arguments: Sequence[str], limit_s: float, memory_gb: float, progress: Progress
+) -> tuple[Outcome, str | None]:
+    """Run the child; what it delivered, or None when the outcome holds an error."""
     limit_bytes = int(min(memory_gb * 2**30, 0.75 * psutil.virtual_memory().total))
     with tempfile.TemporaryDirectory(prefix="atlas-run-", ignore_cleanup_errors=True) as folder:
         result = Path(folder) / "result.json"
-        arguments = [technique, "--budget", budget, "--device", device, "--result", str(result), "--package", package]
-        arguments += ["--memory", str(limit_bytes), *(["--scenario", scenario] if scenario else [])]
+        options = [*arguments, "--result", str(result), "--memory", str(limit_bytes)]
         token = uuid.uuid4().hex
         start = time.monotonic()
         child = subprocess.Popen(
-            [sys.executable, "-m", "reference_impls.experiments", *arguments],
+            [sys.executable, "-m", "reference_impls.experiments", *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -106,19 +132,17 @@ def run(
             tree.end()
             output.close()
         output.pass_on(progress)
+        about = Outcome(
+            log="\n".join(output.lines), seconds=time.monotonic() - start, peak_mb=round(tree.peak / 2**20, 1)
+        )
         if stopped == "timeout":
-            done, remedy = f"did not finish within {limit_s:g} s", "allow more time"
-        else:
-            done, remedy = f"used more than {limit_bytes / 2**30:.1f} GiB of memory", "allow more memory"
-        if stopped is None:
-            wanted = {"technique": technique, "budget": budget} | ({"scenario": scenario} if scenario else {})
-            outcome = _delivered(result, child.returncode, wanted)
-        else:
-            message = f"the {budget} run of {technique} {done} and was stopped; make the run smaller, or {remedy}"
-            outcome = Outcome(error=stopped, message=message)
-    return replace(
-        outcome, log="\n".join(output.lines), seconds=time.monotonic() - start, peak_mb=round(tree.peak / 2**20, 1)
-    )
+            remedy = f"did not finish within {limit_s:g} s and was stopped; make it smaller, or allow more time"
+            return replace(about, error=stopped, message=f"{arguments[0]} {remedy}"), None
+        if stopped == "memory":
+            remedy = f"used more than {limit_bytes / 2**30:.1f} GiB of memory and was stopped"
+            advice = "make it smaller, or allow more memory"
+            return replace(about, error=stopped, message=f"{arguments[0]} {remedy}; {advice}"), None
+        return _delivered(about, result, child.returncode)
 
 
 def _environment(token: str) -> dict[str, str]:
@@ -240,25 +264,29 @@ def _watch(
     return None
 
 
-def _delivered(result: Path, code: int, wanted: Mapping[str, str]) -> Outcome:
-    """The outcome of a child that ended by itself, or that has written its result."""
+def _delivered(about: Outcome, result: Path, code: int) -> tuple[Outcome, str | None]:
+    """What a child left that ended by itself, or that has written its result."""
     if not result.exists():
-        return Outcome(error="crash", message=f"the process ended without a result ({_ending(code)}); see its log")
+        message = f"the process ended without a result ({_ending(code)}); see its log"
+        return replace(about, error="crash", message=message), None
     if result.stat().st_size > RECORD_MB * 2**20:
-        return Outcome(error="invalid-record", message=f"the record is larger than {RECORD_MB} MiB; keep to summaries")
-    try:
-        text = result.read_text(encoding="utf-8")
+        message = f"the result record is larger than {RECORD_MB} MiB; keep to summaries"
+        return replace(about, error="invalid-record", message=message), None
+    text = result.read_text(encoding="utf-8", errors="replace")
+    with contextlib.suppress(ValueError, TypeError):
         found = json.loads(text)
         if set(found) == {"error", "message"}:
-            return Outcome(error=found["error"], message=found["message"])
-        record = Record.model_validate_json(text)
-    except (ValueError, TypeError) as error:
-        return Outcome(error="invalid-record", message=f"the result record is not valid: {_problems(error)}")
+            return replace(about, error=found["error"], message=found["message"]), None
+    return about, text
+
+
+def _record(text: str, wanted: Mapping[str, str]) -> Record:
+    """The record, validated; ValueError if it is none, or is not what was asked for."""
+    record = Record.model_validate_json(text)
     for field, value in wanted.items():
         if (got := getattr(record, field)) != value:
-            message = f"the result record says {field}: {got!r}, but the run was of {value!r}"
-            return Outcome(error="invalid-record", message=message)
-    return Outcome(record)
+            raise ValueError(f"it says {field}: {got!r}, but the run was of {value!r}")
+    return record
 
 
 def _ending(code: int) -> str:

@@ -28,29 +28,30 @@ Arms = Mapping[str, Callable[[], object]]
 
 
 def interleave(
-    arms: Arms, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1
+    arms: Arms, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1, units: int = 1
 ) -> dict[str, WallTime]:
-    """Wall-clock of one call of each arm in milliseconds; the arguments are those of `repeat`."""
-    times = repeat(arms, repetitions=repetitions, warmup=warmup, threads=threads)
+    """Wall-clock of each arm in milliseconds per unit of work; the arguments are those of `repeat`."""
+    times = repeat(arms, repetitions=repetitions, warmup=warmup, threads=threads, units=units)
     return {label: wall_time(samples) for label, samples in times.items()}
 
 
 def repeat(
-    arms: Arms, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1
+    arms: Arms, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1, units: int = 1
 ) -> dict[str, list[float]]:
-    """Wall-clock of every call in milliseconds; repetition i of all arms belongs to the same round.
+    """Wall-clock of every repetition in milliseconds per unit; repetition i of all arms belongs to the same round.
 
     Args:
         arms: what to time; each call does the arm's whole work.
         repetitions: timed rounds.
         warmup: rounds before them that are not timed.
         threads: threads that torch may use, for the time of the measurement.
+        units: units of work that one call does (images in the batch, say).
 
     Raises: ValueError for no arms, or for numbers that are too small.
     """
     if not arms:
         raise ValueError("there are no arms to time: give at least one label with its call")
-    for name, value, least in (("repetitions", repetitions, 1), ("warmup", warmup, 0)):
+    for name, value, least in (("repetitions", repetitions, 1), ("warmup", warmup, 0), ("units", units, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     labels = list(arms)
@@ -61,7 +62,7 @@ def repeat(
             for label in labels[first:] + labels[:first]:
                 elapsed = _elapsed(arms[label])
                 if round_ >= 0:
-                    times[label].append(elapsed)
+                    times[label].append(elapsed / units)
     return times
 
 

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reference_impls.experiments", description=__doc__)
     parser.add_argument("technique", help="id of the technique")
     parser.add_argument("--scenario", help="name of the scenario; the first one when left out")
+    parser.add_argument("--list", action="store_true", help="write the scenarios, {name: title}, and run none")
     parser.add_argument("--budget", choices=("smoke", "full"), default="smoke")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--result", type=Path, required=True, help="the file to write")
@@ -80,6 +81,8 @@ def _run(options: argparse.Namespace) -> str:
         raise ExperimentError(
             "import", f"the experiment of {options.technique!r} cannot be imported: {_name(error)}"
         ) from error
+    if options.list:
+        return json.dumps({name: scenario.title for name, scenario in scenarios.items()})
     name = options.scenario or next(iter(scenarios), None)
     if name not in scenarios:
         there = ", ".join(scenarios) or "none"

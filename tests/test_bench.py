@@ -1,0 +1,103 @@
+"""Measuring every technique again, and the generated atlas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reference_impls.accounting.record import Record
+from tools import bench
+from tools.runner import Outcome
+
+RECORD = {
+    "technique": "made-up", "scenario": "good", "title": "Made up", "budget": "full", "data": "none",
+    "unit": "one image", "knobs": ["r"], "seeds": [0], "versions": {}, "command": "-", "date": "2026-11-22",
+    "redundancy": {"measure": "none", "value": 0.0},
+    "machine": {"cpu": "any", "cores": 1, "threads": 1, "memory_gb": 1.0},
+}  # fmt: skip
+ARM = {
+    "operations": 1, "bytes": 1, "quality": {"metric": "accuracy", "value": 0.5},
+    "wall_ms": {"median": 1.0, "p10": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "n": 15},
+}  # fmt: skip
+
+
+def a_record(**changes: str) -> Record:
+    return Record.model_validate(RECORD | {"baseline": ARM, "with": [ARM | {"knobs": {"r": 1}}]} | changes)
+
+
+@pytest.fixture
+def techniques(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One technique with a scenario that works and one that fails, and one that cannot be imported."""
+
+    def scenarios(technique: str, **_: object) -> dict[str, str]:
+        if technique == "broken":
+            raise RuntimeError("cannot be imported")
+        return {"bad": "Bad", "good": "Good"}
+
+    def run(technique: str, *, scenario: str, device: str, **_: object) -> Outcome:
+        if scenario == "bad":
+            return Outcome(error="timeout", message="did not finish")
+        return Outcome(record=a_record(technique=technique, scenario=scenario, device=device))
+
+    monkeypatch.setattr(bench.runner, "scenarios", scenarios)
+    monkeypatch.setattr(bench.runner, "run", run)
+
+
+@pytest.mark.usefixtures("techniques")
+def test_every_scenario_is_run_and_failures_do_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "made-up").mkdir()
+    (tmp_path / "made-up" / "bad.json").write_text("an earlier record")
+    results = list(bench.run_all(["broken", "made-up"], True, folder=tmp_path))
+    assert [(r.technique, r.scenario, r.outcome.error) for r in results] == [
+        ("broken", "", "import"),
+        ("made-up", "bad", "timeout"),
+        ("made-up", "good", None),
+    ]
+    assert results[-1].file == tmp_path / "made-up" / "good.json"
+    assert Record.model_validate_json(results[-1].file.read_text()) == a_record()
+    assert (tmp_path / "made-up" / "bad.json").read_text() == "an earlier record"
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["bad.json", "good.json"]
+
+
+@pytest.mark.usefixtures("techniques")
+def test_nothing_is_saved_unasked_and_devices_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    assert [r.file for r in bench.run_all(["made-up"], False, folder=tmp_path)] == [None, None]
+    assert not list(tmp_path.iterdir())
+    assert [r.file for r in bench.run_all(["made-up"], True, folder=tmp_path, device="cuda:0")][1] == (
+        tmp_path / "made-up" / "good.cuda.json"
+    )
+
+
+def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+    file = tmp_path / "results" / "record.json"
+    bench.write_atomically(file, "first")
+    with pytest.raises(UnicodeEncodeError):
+        bench.write_atomically(file, "second \ud800")
+    assert file.read_text() == "first"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_generated_atlas_is_as_large_as_asked_and_consistent(tmp_path: Path) -> None:
+    bench.generate(tmp_path, 25)
+    entries = [yaml.safe_load(p.read_text()) for p in (tmp_path / "taxonomy" / "techniques").glob("*.yml")]
+    papers = {p.stem: yaml.safe_load(p.read_text()) for p in (tmp_path / "papers").glob("*.yml")}
+    assert len(entries) == len({entry["id"] for entry in entries}) == 25
+    assert {entry["papers"][0]["key"] for entry in entries} == set(papers)
+    assert len({paper["ids"]["arxiv"] for paper in papers.values()}) == 25
+    for entry in entries:
+        claims = papers[entry["papers"][0]["key"]]["claims"]
+        assert {claim["technique"] for claim in claims} <= {entry["id"]}
+
+
+def test_an_atlas_without_entries_cannot_be_varied(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no entry to vary"):
+        bench.generate(tmp_path / "new", 3, root=tmp_path)
+
+
+def test_the_check_of_a_generated_atlas_finds_nothing() -> None:
+    cost = bench.check_cost(entries=30, repetitions=1)
+    assert (cost.entries, cost.findings) == (30, ())
+    assert len(cost.seconds) == 1
+    assert cost.peak_mb > 1

@@ -1,0 +1,162 @@
+"""`redundancy bench`: measures every technique again, and how long `redundancy check` takes on a large atlas."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tools import runner
+from tools.knowledge.reader import read_yaml
+from tools.runner import Budget, Outcome
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "reference_impls" / "results"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One scenario that was run."""
+
+    technique: str
+    scenario: str
+    outcome: Outcome
+    file: Path | None = None
+    """Where the record was saved."""
+
+
+def run_all(
+    ids: Iterable[str],
+    save: bool,
+    *,
+    budget: Budget = "full",
+    device: str = "cpu",
+    folder: Path = RESULTS,
+    seconds: float | None = None,
+    memory_gb: float = runner.MEMORY_GB,
+    started: Callable[[str, str], runner.Progress] = lambda technique, scenario: lambda label, done, total: None,
+    package: str = "reference_impls.experiments",
+) -> Iterator[Result]:
+    """Run every scenario of the techniques, yielding each as it ends; a failure does not keep the others from running.
+
+    Args:
+        ids: the techniques.
+        save: write each record to `folder/<id>/<scenario>.json` (on another device than the CPU,
+            `<scenario>.<device>.json`). A failed run leaves an earlier record as it is.
+        started: called before each scenario; returns what is told of its progress.
+    """
+    for technique in ids:
+        try:
+            names = runner.scenarios(technique, package=package)
+        except RuntimeError as error:
+            yield Result(technique, "", Outcome(error="import", message=str(error)))
+            continue
+        for name in names:
+            outcome = runner.run(
+                technique,
+                scenario=name,
+                budget=budget,
+                device=device,
+                seconds=seconds,
+                memory_gb=memory_gb,
+                progress=started(technique, name),
+                package=package,
+            )
+            file = None
+            if save and outcome.record is not None:
+                kind = device.partition(":")[0]
+                file = folder / technique / (f"{name}.json" if kind == "cpu" else f"{name}.{kind}.json")
+                write_atomically(file, outcome.record.to_json())
+            yield Result(technique, name, outcome, file)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file whole or not at all, making its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class CheckCost:
+    """What `redundancy check` cost on a generated atlas."""
+
+    entries: int
+    seconds: tuple[float, ...]
+    """Wall-clock of each repetition, interpreter start included."""
+    peak_mb: float
+    """Largest memory of the interpreter, in MiB."""
+    findings: tuple[str, ...]
+    """What it reported: nothing, or the generator does not follow the schema."""
+
+
+CHECK = """
+import json, resource, sys
+from pathlib import Path
+from tools.knowledge import load
+findings = load(Path(sys.argv[1])).findings
+print(json.dumps([[str(finding) for finding in findings], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+
+
+def check_cost(entries: int = 200, repetitions: int = 5, root: Path = ROOT) -> CheckCost:
+    """Time the check of an atlas of `entries` drafts, each with a paper of its own, in fresh interpreters."""
+    with tempfile.TemporaryDirectory(prefix="atlas-check-") as folder:
+        generate(Path(folder), entries, root)
+        seconds, peaks, findings = [], [], []
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            command = [sys.executable, "-c", CHECK, folder]
+            answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+            seconds.append(time.perf_counter() - start)
+            findings, peak = json.loads(answer)
+            peaks.append(peak * (1 if sys.platform == "darwin" else 1024) / 2**20)
+        return CheckCost(entries, tuple(seconds), max(peaks), tuple(findings))
+
+
+def generate(folder: Path, entries: int, root: Path = ROOT) -> None:
+    """Write an atlas of `entries` valid drafts with their papers and claims, varied from the entries of `root`.
+
+    Raises: FileNotFoundError if `root` has no entry to vary.
+    """
+    sources = sorted((root / "taxonomy" / "techniques").glob("*.yml"))
+    if not sources:
+        raise FileNotFoundError(f"{root / 'taxonomy' / 'techniques'} holds no entry to vary")
+    (folder / "taxonomy" / "techniques").mkdir(parents=True)
+    (folder / "papers").mkdir()
+    for axes in (root / "taxonomy").glob("*.yml"):
+        (folder / "taxonomy" / axes.name).write_text(axes.read_text(encoding="utf-8"), encoding="utf-8")
+    for number, source in enumerate(islice(cycle(sources), entries)):
+        entry: dict[str, Any] = read_yaml(source, source.name).data
+        original = root / "papers" / f"{entry['papers'][0]['key']}.yml"
+        paper: dict[str, Any] = read_yaml(original, original.name).data
+        name, key = f"{entry['id']}-{number}", f"generated-{1900 + number % 200}-paper{number}"
+        entry = {k: v for k, v in entry.items() if k not in {"implementation", "relations", "parts", "replaced_by"}}
+        entry |= {"id": name, "kind": "technique", "name": f"{entry['name'][:70]} {number}", "status": "draft"}
+        entry |= {"aliases": [], "founding": False, "papers": [{"key": key, "role": "introduces"}]}
+        entry["algorithm"] = [{"step": step["step"]} for step in entry.get("algorithm", [])]
+        arxiv = f"{1001 + number // 9999:04d}.{1 + number % 9999:04d}"
+        paper |= {"key": key, "title": f"{paper['title']} {number}", "ids": {"arxiv": arxiv}, "founding": False}
+        paper["claims"] = [
+            {k: v for k, v in claim.items() if k != "check"} | {"technique": name} for claim in paper.get("claims", [])
+        ]
+        _dump(folder / "taxonomy" / "techniques" / f"{name}.yml", entry)
+        _dump(folder / "papers" / f"{key}.yml", paper)
+
+
+def _dump(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
