@@ -1,0 +1,349 @@
+"""A strict reader for the YAML and JSON files of the atlas, which knows the line and column of every value.
+
+It works on PyYAML's stream of events, from which PyYAML's own `compose` builds its nodes, without recursion: a file
+nested a million deep is a finding like any other. Scalars follow the core schema of YAML 1.2, narrowed so that nothing
+surprises: `true` and `false` are the only booleans, `null`, `~` and nothing are null, integers are decimal without
+leading zeros, floats need a point or an exponent, and all else is a string. So `no`, `on`, `2024-01-02`, `1:30` and
+`0777` stay the strings that they look like, and `1e-3` is a number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from tools.knowledge.findings import Finding, finding
+
+MAX_BYTES: Final = 1_000_000
+MAX_DEPTH: Final = 40
+MAX_FINDINGS: Final = 50  # of one kind in one file: a file full of tabs is said to be so, not listed in full
+
+Keys = tuple[str | int, ...]
+"""Path of a value inside a document: keys and list indices."""
+
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)|[-+]?\.[0-9]+([eE][-+]?[0-9]+)?")
+_BREAKS = "\x85\u2028\u2029"  # YAML counts these as line breaks, editors do not: positions would drift
+_FORBIDDEN = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_BREAKS}\ufeff\ufffe\uffff]")
+_TAB_OR_FORBIDDEN = re.compile(f"\t+|{_FORBIDDEN.pattern}")
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_LOADER: Any = getattr(yaml, "CLoader", yaml.Loader)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position in a file, both counted from 1."""
+
+    line: int = 1
+    column: int = 1
+
+
+@dataclass
+class Document:
+    """What a file holds, and where."""
+
+    file: str
+    data: Any = None
+    values: dict[Keys, Place] = field(default_factory=dict)
+    """Place of every value, by its path; the path `()` is the document itself."""
+    keys: dict[Keys, Place] = field(default_factory=dict)
+    """Place of the key of every value in a mapping."""
+    raw: dict[Keys, str] = field(default_factory=dict)
+    """The text of every plain scalar that was not read as a string: `2210.09460` loses its last digit as a number."""
+    tainted: set[Keys] = field(default_factory=set)
+    """Values that could not be read, so that nothing more should be said about them."""
+    findings: list[Finding] = field(default_factory=list)
+    readable: bool = True
+    """False if nothing of the file could be read."""
+
+    def add(self, code: str, message: str, place: Place | None = None, path: Keys = (), hint: str = "") -> None:
+        if sum(f.code == code for f in self.findings[-MAX_FINDINGS:]) == MAX_FINDINGS:
+            return
+        self.findings.append(self.finding(code, message, path, place=place, hint=hint))
+
+    def finding(
+        self, code: str, message: str, path: Keys = (), *, key: bool = False, place: Place | None = None, hint: str = ""
+    ) -> Finding:
+        """A finding at the value of `path`, or at its key; at the nearest enclosing value if it is not in the file."""
+        place = place or self.place(path, key=key)
+        return finding(code, self.file, message, line=place.line, column=place.column, path=dotted(path), hint=hint)
+
+    def place(self, path: Keys, *, key: bool = False) -> Place:
+        """Where the value of `path` (or its key) stands; for a value that is absent, where its parent's key stands."""
+        if key and path in self.keys:
+            return self.keys[path]
+        if path in self.values:
+            return self.values[path]
+        while path:
+            path = path[:-1]
+            if path in self.keys:
+                return self.keys[path]
+            if path in self.values:
+                return self.values[path]
+        return Place()
+
+    def is_tainted(self, path: Keys) -> bool:
+        """Whether this value, or one that holds it, could not be read."""
+        return any(path[:n] in self.tainted for n in range(len(path) + 1))
+
+
+def dotted(path: Keys) -> str:
+    """`("claims", 0, "id")` -> `claims[0].id`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def read_yaml(path: Path, file: str) -> Document:
+    """Read the YAML file at `path`, called `file` in findings. Never raises for what the file holds."""
+    document = Document(file)
+    text = _text(path, document)
+    if text is not None:
+        parse_yaml(text, document)
+    return document
+
+
+def read_json(path: Path, file: str) -> Document:
+    """Read the JSON file at `path`, called `file` in findings. Never raises for what the file holds."""
+    document = Document(file)
+    text = _text(path, document)
+    if text is None:
+        return document
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        document.readable = False
+        document.add("E115", f"not JSON: {error.msg}", Place(error.lineno, error.colno))
+        return document
+    except (RecursionError, ValueError) as error:
+        document.readable = False
+        document.add("E115", f"not JSON that can be read: {str(error).splitlines()[0]}")
+        return document
+    parse_yaml(text, document)  # what is JSON is YAML, and this reader knows the places
+    return document
+
+
+def read_text(path: Path, file: str) -> tuple[str | None, list[Finding]]:
+    """The text of a UTF-8 file, or the findings that say why there is none."""
+    document = Document(file)
+    return _text(path, document, characters=False), document.findings
+
+
+def _text(path: Path, document: Document, *, characters: bool = True) -> str | None:
+    document.readable = False
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            document.add("E104", f"the file is larger than {MAX_BYTES:,} bytes")
+            return None
+        content = path.read_bytes()
+    except OSError as error:
+        document.add("E101", f"cannot be read: {error.strerror or error}")
+        return None
+    if content.startswith(b"\xef\xbb\xbf"):
+        document.add("E103", "the file starts with a byte order mark")
+        content = content[3:]
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        start = before.rfind(b"\n") + 1
+        place = Place(before.count(b"\n") + 1, len(before[start:].decode("utf-8", "replace")) + 1)
+        document.add("E102", f"not UTF-8: byte 0x{content[error.start]:02x}", place)
+        return None
+    if characters and not _characters(text, document):
+        return None
+    document.readable = True
+    return text
+
+
+def _characters(text: str, document: Document) -> bool:
+    """Add findings for tabs and characters that do not belong in a text file; False if there are any."""
+    if "\t" not in text and not _FORBIDDEN.search(text):
+        return True
+    line, start = 1, 0
+    for match in itertools.islice(_TAB_OR_FORBIDDEN.finditer(text), MAX_FINDINGS):
+        line += text.count("\n", start, match.start())
+        start = match.start()
+        place = Place(line, start - text.rfind("\n", 0, start))
+        if match.group()[0] == "\t":
+            document.add("E105", "a tab: indent and align with spaces", place)
+        else:
+            document.add("E106", f"the character U+{ord(match.group()):04X} does not belong in a text file", place)
+    return False
+
+
+def scalar(text: str) -> Any:
+    """The value of a plain (unquoted) scalar."""
+    if text in ("", "~", "null"):
+        return None
+    if text == "true":
+        return True
+    if text == "false":
+        return False
+    if text[0] in "+-.0123456789":
+        if _INTEGER.fullmatch(text) and len(text) <= 30:
+            return int(text)
+        if _FLOAT.fullmatch(text) and abs(value := float(text)) != float("inf"):
+            return value
+    return text
+
+
+@dataclass
+class _Open:
+    """A collection that is being read."""
+
+    data: Any
+    path: Keys
+    key: str | None = None
+    seen: set[str] = field(default_factory=set)
+    ignored: bool = False
+    """Below a duplicate key or an unreadable one: read to the end, kept nowhere."""
+    is_key: bool = False
+
+
+def parse_yaml(text: str, document: Document) -> None:
+    """Fill `document` from YAML text."""
+    try:
+        _parse(text, document)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Place(mark.line + 1, mark.column + 1) if mark else Place()
+        document.readable = False
+        document.add("E107", f"not YAML: {' '.join(filter(None, (error.context, error.problem)))}", place, hint=_guess(text, place))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        document.readable = False
+        document.add("E107", f"not YAML: {' '.join(str(error).split())}")
+
+
+def _guess(text: str, place: Place) -> str:
+    """What a syntax error most often means, from the line that it is on."""
+    lines = text.split("\n")
+    line = lines[place.line - 1] if place.line <= len(lines) else ""
+    if ": " in line.strip().removeprefix("- ").partition(": ")[2]:
+        return "a text that holds `: ` needs quotes, or its own lines below `>-`"
+    if re.search(r"[:-] [@`%&*!|>{\[]", line):
+        return "a text that starts with one of @ ` % & * ! | > { [ needs quotes"
+    if "\\" in line and '"' in line:
+        return "a backslash inside double quotes starts an escape: use single quotes for LaTeX"
+    return "look at the indentation and the quotes of this line and of the one before"
+
+
+def _parse(text: str, document: Document) -> None:
+    stack: list[_Open] = []
+    documents = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        place = Place(event.start_mark.line + 1, event.start_mark.column + 1)
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                document.add("E111", "a second document starts here", place)
+                return
+            if event.version or event.tags:
+                document.add("E110", "a directive (%YAML or %TAG)", place)
+            continue
+        if isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            closed = stack.pop()
+            if stack and not closed.is_key:
+                stack[-1].key = None
+            continue
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        top = stack[-1] if stack else None
+        if top is not None and isinstance(top.data, dict) and top.key is None:
+            _key(event, top, place, document, stack)
+        else:
+            _value(event, top, place, document, stack)
+        if len(stack) > MAX_DEPTH:
+            document.readable = False
+            document.add("E112", f"nested more than {MAX_DEPTH} deep", place)
+            return
+    if not document.values:
+        document.readable = False
+        document.add("E114", "the file is empty")
+
+
+def _odd(event: Any, path: Keys, place: Place, document: Document) -> None:
+    """Findings for what YAML allows on any node and the atlas does not."""
+    if isinstance(event, yaml.AliasEvent):
+        document.add("E109", f"the alias *{event.anchor}", place, path)
+        document.tainted.add(path)
+        return
+    if event.anchor is not None:
+        document.add("E109", f"the anchor &{event.anchor}", place, path)
+    if event.tag is not None:
+        document.add("E110", f"the tag {event.tag}", place, path)
+        document.tainted.add(path)
+
+
+def _key(event: Any, top: _Open, place: Place, document: Document, stack: list[_Open]) -> None:
+    """Take the key of the next value of a mapping."""
+    if not isinstance(event, yaml.ScalarEvent):
+        _odd(event, top.path, place, document)
+        document.add("E113", "a key must be plain text, not a list or a mapping", place, top.path)
+        document.tainted.add(top.path)
+        if isinstance(event, yaml.CollectionStartEvent):
+            stack.append(_Open([], (*top.path, "?"), ignored=True, is_key=True))
+        top.key = "?"
+        return
+    key = event.value
+    path = (*top.path, key)
+    _odd(event, path, place, document)
+    if key == "<<" and event.style is None:
+        document.add("E109", "the merge key <<", place, path)
+        document.tainted.add(top.path)
+    elif not key or _CONTROL.search(key) or "\n" in key:
+        document.add("E113", "a key must be plain text on one line", place, top.path)
+    top.key = key
+    if key in top.seen:
+        first = document.keys.get(path, Place())
+        document.add("E108", f'the key "{key}" stands here for the second time', place, path, f"the first is on line {first.line}")
+        return
+    top.seen.add(key)
+    if not top.ignored:
+        document.keys[path] = place
+
+
+def _value(event: Any, top: _Open | None, place: Place, document: Document, stack: list[_Open]) -> None:
+    """Take a value: of the document, of a list, or of the key that came before."""
+    path: Keys = ()
+    if top is not None:
+        path = (*top.path, len(top.data) if isinstance(top.data, list) else str(top.key))
+    ignored = top is not None and (top.ignored or path in document.values)
+    if not ignored:
+        _odd(event, path, place, document)
+        document.values[path] = place
+    data: Any = None
+    if isinstance(event, yaml.ScalarEvent):
+        plain = event.style is None
+        data = scalar(event.value) if plain else event.value
+        if not ignored and not isinstance(data, str):
+            document.raw[path] = event.value
+        if not plain and _CONTROL.search(event.value):
+            document.add(
+                "E106",
+                "a backslash escape in double quotes made a control character of this text",
+                place,
+                path,
+                "use single quotes or a block (`|`, `>-`) for LaTeX: there a backslash is a backslash",
+            )
+    elif isinstance(event, yaml.SequenceStartEvent):
+        data = []
+    elif isinstance(event, yaml.MappingStartEvent):
+        data = {}
+    if top is None:
+        document.data = data
+    elif isinstance(top.data, list):
+        top.data.append(data)
+    elif not ignored:
+        top.data[top.key] = data
+    if isinstance(event, yaml.CollectionStartEvent):
+        stack.append(_Open(data, path, ignored=ignored))
+    elif top is not None and isinstance(top.data, dict):
+        top.key = None

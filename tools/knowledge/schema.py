@@ -1,0 +1,427 @@
+"""The models of what `taxonomy/` and `papers/` hold. The schema of results is `reference_impls.accounting.record`.
+
+Unknown keys are refused, and every field has a description and an example, because the JSON Schemas that editors use
+are generated from here (`tools.knowledge.editor`). Terms are not listed here: they stand in `taxonomy/axes.yml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    RootModel,
+    WithJsonSchema,
+    model_validator,
+)
+
+ID = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+KEY = r"^[a-z]+(-[a-z]+)*-(19|20)[0-9]{2}-[a-z0-9]+$"
+TERM = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
+DATE = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$"
+URL = r"^https?://[^\s<>\"]+$"
+
+Status = Literal["draft", "stable", "deprecated"]
+Verdict = Literal["reproduced", "partly", "contradicted", "not attempted"]
+
+
+def _no_bool(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Prose = Annotated[str, Field(min_length=1)]
+"""Markdown, which may hold $LaTeX$; no raw HTML."""
+Label = Annotated[
+    str, BeforeValidator(_no_bool), Field(min_length=1), WithJsonSchema({"type": ["string", "integer"], "minLength": 1})
+]
+"""A text that may be written as a bare integer: `table: 4`."""
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Date = Annotated[str, Field(pattern=DATE)]
+Url = Annotated[str, Field(pattern=URL)]
+Id = Annotated[str, Field(pattern=ID)]
+PaperKey = Annotated[str, Field(pattern=KEY)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+# --- taxonomy/axes.yml
+
+
+class Term(Model):
+    """One term of an axis."""
+
+    name: Text = Field(examples=["Temporal similarity"])
+    """The term as a reader sees it."""
+    definition: Prose = Field(examples=["Close to what the same source gave at an earlier time."])
+    """What it means."""
+    question: Prose | None = Field(default=None, examples=["Is the reference the past of the same stream?"])
+    """The question whose answer is yes exactly for this term."""
+    tie_break: Prose | None = Field(default=None, examples=["It needs state carried from one input to the next."])
+    """What decides when another term seems to fit as well."""
+
+
+class Axis(Model):
+    """One question about a technique, and the terms that answer it."""
+
+    name: Text = Field(examples=["Relation"])
+    """The axis as a reader sees it."""
+    choice: Literal["single", "primary", "multi"] = Field(examples=["primary"])
+    """`single`: exactly one term. `primary`: one term decides, others may follow as secondary. `multi`: all that
+    apply, the main one first."""
+    question: Prose = Field(examples=["Why is it redundant?"])
+    """The question that the axis answers."""
+    definition: Prose = Field(examples=["The reason why the unit can go without harm."])
+    """What the axis is about."""
+    rule: Prose | None = Field(default=None, examples=["Name the signal that is thresholded or ranked."])
+    """How to choose among its terms."""
+    tie_breaks: tuple[Prose, ...] = Field(default=(), examples=[["An equality test would find it: exact repetition."]])
+    """What decides when two terms fit, in the order in which to ask."""
+    rulings: tuple[Prose, ...] = Field(default=(), examples=[["Uniform stride sampling: over-resolution, rescale."]])
+    """Hard cases that were decided."""
+    optional_for: tuple[Literal["technique", "system", "study"], ...] = Field(default=(), examples=[["study"]])
+    """Kinds of entry that need no term on this axis."""
+    terms: dict[Annotated[str, Field(pattern=TERM)], Term] = Field(min_length=2, examples=[{}])
+    """The terms, in the order in which to show them."""
+
+
+class Step(Model):
+    """One step of the decision card."""
+
+    ask: Prose = Field(examples=["What unit is removed, shared or made cheaper?"])
+    """The question."""
+    axes: tuple[Text, ...] = Field(default=(), examples=[["granularity"]])
+    """The axes that the answer fills."""
+
+
+class Axes(Model):
+    """`taxonomy/axes.yml`: the vocabulary of the atlas."""
+
+    about: Prose = Field(examples=["The vocabulary of the atlas, inspired by Chen et al. (2023)."])
+    """Where the vocabulary comes from."""
+    scope_rule: Prose = Field(examples=["Would the saving vanish on independent noise?"])
+    """What belongs into the atlas, and what does not."""
+    decision_card: tuple[Step, ...] = Field(min_length=1, examples=[[{"ask": "Which unit?", "axes": ["granularity"]}]])
+    """The order in which to classify a technique."""
+    axes: dict[Annotated[str, Field(pattern=TERM)], Axis] = Field(min_length=1, examples=[{}])
+    """The axes, in the order in which to show them."""
+
+    def __getitem__(self, axis: str) -> Axis:
+        return self.axes[axis]
+
+    def __contains__(self, axis: object) -> bool:
+        return axis in self.axes
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return iter(self.axes)
+
+    def __len__(self) -> int:
+        return len(self.axes)
+
+
+# --- taxonomy/techniques/<id>.yml
+
+
+class Terms(RootModel[tuple[str, ...]]):
+    """The terms of an entry on one axis: a term, or a list whose first term is the primary one."""
+
+    model_config = ConfigDict(frozen=True)
+    root: Annotated[
+        tuple[Annotated[str, Field(pattern=TERM)], ...],
+        BeforeValidator(_listed),
+        Field(min_length=1),
+        PlainSerializer(lambda terms: terms[0] if len(terms) == 1 else list(terms), return_type=Any),
+    ]
+
+    @property
+    def primary(self) -> str:
+        """The term that classifies the entry."""
+        return self.root[0]
+
+    @property
+    def secondary(self) -> tuple[str, ...]:
+        """The further terms."""
+        return self.root[1:]
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return iter(self.root)
+
+    def __contains__(self, term: object) -> bool:
+        return term in self.root
+
+    def __len__(self) -> int:
+        return len(self.root)
+
+
+class AlgorithmStep(Model):
+    """One step of the algorithm, and the function that does it."""
+
+    step: Prose = Field(examples=["Split the tokens into two sets, alternating."])
+    """What is done."""
+    function: str | None = Field(
+        default=None, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", examples=["bipartite_soft_matching"]
+    )
+    """The function, class or `Class.method` of the implementation that does it."""
+
+
+class PaperLink(Model):
+    """A paper of an entry."""
+
+    key: PaperKey = Field(examples=["bolya-2023-token"])
+    """Key of the paper: the name of its file in `papers/`."""
+    role: Literal["introduces", "ancestor", "extends", "analyses", "applies"] = Field(examples=["introduces"])
+    """What the paper is to the technique."""
+
+
+class Relation(Model):
+    """A relation to another entry."""
+
+    type: Literal["generalises", "variant-of", "composes-with", "conflicts-with", "supersedes"] = Field(
+        examples=["composes-with"]
+    )
+    """Kind of relation, read from this entry to the target."""
+    target: Id = Field(examples=["confidence-early-exit"])
+    """Id of the other entry."""
+    note: Prose = Field(examples=["Merging makes each block cheaper, exiting leaves blocks out."])
+    """Why, or under which condition."""
+
+
+class Entry(Model):
+    """`taxonomy/techniques/<id>.yml`: a technique, a system of techniques, or a study."""
+
+    id: Id = Field(examples=["token-merging"])
+    """Name of this file, of the page, and with underscores of the module, the notebook and the test. Never renamed."""
+    kind: Literal["technique", "system", "study"] = Field(examples=["technique"])
+    """`technique` removes a redundancy, `system` composes techniques, `study` measures and removes nothing."""
+    name: Text = Field(max_length=80, examples=["Token merging"])
+    """The name as a reader sees it."""
+    aliases: tuple[Text, ...] = Field(default=(), examples=[["ToMe"]])
+    """Other names that readers may look for."""
+    status: Status = Field(examples=["draft"])
+    """`draft` has no implementation yet, `stable` has everything, `deprecated` is kept for those who look for it."""
+    replaced_by: Id | None = Field(default=None, examples=["token-merging"])
+    """For a deprecated entry: the id of the entry to use in its place."""
+    added: Date = Field(examples=["2026-11-22"])
+    """Day on which the entry was added."""
+    founding: bool = Field(default=False, examples=[False])
+    """Whether the entry stands for one of the founding documents."""
+    axes: dict[str, Terms] = Field(examples=[{"scope": "core", "relation": ["spatial_similarity", "irrelevance"]}])
+    """Classification: for each axis of `taxonomy/axes.yml` a term, or a list whose first term is the primary one."""
+    summary: Text = Field(max_length=160, examples=["Average the most similar tokens in every block, dropping none."])
+    """What it does, in one sentence of at most 160 characters."""
+    definition: Prose | None = Field(default=None, examples=["Between attention and MLP, $r$ tokens are merged."])
+    """What exactly it is, in Markdown with $LaTeX$."""
+    algorithm: tuple[AlgorithmStep, ...] = Field(
+        default=(), examples=[[{"step": "Match the tokens.", "function": "bipartite_soft_matching"}]]
+    )
+    """The algorithm, step by step."""
+    cost_model: Text | None = Field(default=None, examples=[r"N^2 C \to (N - r)^2 C"])
+    """Operations with and without, overhead included, as LaTeX without dollar signs."""
+    when_to_use: tuple[Prose, ...] = Field(default=(), examples=[["Many tokens show the same thing."]])
+    """Conditions under which it pays."""
+    when_not_to_use: tuple[Prose, ...] = Field(default=(), examples=[["The input has fewer than 100 tokens."]])
+    """Conditions under which it does not pay, or harms."""
+    limits: tuple[Prose, ...] = Field(default=(), examples=[["Dense prediction needs the tokens back."]])
+    """What it cannot do."""
+    deviations: tuple[Prose, ...] = Field(default=(), examples=[["Ties go to the lower index."]])
+    """Where our implementation departs from the paper."""
+    papers: tuple[PaperLink, ...] = Field(
+        min_length=1, examples=[[{"key": "bolya-2023-token", "role": "introduces"}]]
+    )
+    """The papers behind it."""
+    relations: tuple[Relation, ...] = Field(default=(), examples=[[]])
+    """Relations to other entries."""
+    parts: tuple[Id, ...] = Field(default=(), examples=[["token-merging", "confidence-early-exit"]])
+    """For a system: the ids of the techniques that it composes."""
+    implementation: str | None = Field(
+        default=None,
+        pattern=r"^reference_impls(\.[a-z_][a-z0-9_]*)+:[A-Za-z_]\w*$",
+        examples=["reference_impls.techniques.token_merging:TokenMerging"],
+    )
+    """`module:Class` of the implementation; absent for a draft."""
+
+
+# --- papers/<key>.yml
+
+
+class Author(Model):
+    """An author of a paper."""
+
+    family: Text = Field(examples=["Bolya"])
+    """Family name."""
+    given: Text | None = Field(default=None, examples=["Daniel"])
+    """Given names, as the paper has them."""
+
+
+class Ids(Model):
+    """Identifiers of a paper; at least one."""
+
+    arxiv: str | None = Field(
+        default=None, pattern=r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$", examples=["2210.09461"]
+    )
+    """arXiv id without version, in quotes."""
+    doi: str | None = Field(default=None, pattern=r"^10\.\d{4,9}/\S+$", examples=["10.1145/3564663"])
+    """DOI without `https://doi.org/`."""
+    url: Url | None = Field(default=None, examples=["https://openreview.net/forum?id=JroZRaRw7Eu"])
+    """Page of the paper, where it has no arXiv id or DOI, or a better one."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Ids:
+        if not (self.arxiv or self.doi or self.url):
+            raise ValueError("give at least one of arxiv, doi, url")
+        return self
+
+
+class Code(Model):
+    """A repository with code of the paper."""
+
+    url: Url = Field(examples=["https://github.com/facebookresearch/ToMe"])
+    """Address."""
+    official: bool = Field(examples=[True])
+    """Whether the authors published it."""
+    licence: Text | None = Field(default=None, examples=["CC-BY-NC-4.0"])
+    """SPDX identifier of its licence, or what it says of it."""
+
+
+class Verified(Model):
+    """Who vouches for the bibliographic data."""
+
+    source: Text = Field(examples=["arXiv listing"])
+    """Where title, authors, year and venue were read."""
+    on: Date = Field(examples=["2026-11-22"])
+    """Day on which they were read."""
+
+
+class Quantity(Model):
+    """The number of a claim."""
+
+    metric: Text = Field(examples=["throughput"])
+    """What is measured."""
+    value: Number = Field(examples=[2.0])
+    """The number."""
+    unit: Text = Field(examples=["times"])
+    """Its unit: `times`, `percent`, `percentage points`, `GFLOPs`, `ms`..."""
+    baseline: Label | None = Field(default=None, examples=["the same model without merging"])
+    """What it is compared with, in words."""
+
+
+class Setting(Model):
+    """The setting in which the number was obtained."""
+
+    task: Label | None = Field(default=None, examples=["image classification"])
+    """Task."""
+    dataset: Label | None = Field(default=None, examples=["ImageNet-1k"])
+    """Data set and split."""
+    model: Label | None = Field(default=None, examples=["ViT-L at 512 px"])
+    """Model."""
+    hardware: Label | None = Field(default=None, examples=["V100"])
+    """Machine."""
+    batch: Label | None = Field(default=None, examples=[32])
+    """Batch size."""
+    precision: Label | None = Field(default=None, examples=["fp16"])
+    """Number format."""
+
+
+class Locator(Model):
+    """Where in the paper a reader finds the claim; at least one."""
+
+    section: Label | None = Field(default=None, examples=["abstract"])
+    """Number or name of the section; a number with a point in quotes."""
+    table: Label | None = Field(default=None, examples=[4])
+    """Number of the table."""
+    figure: Label | None = Field(default=None, examples=[2])
+    """Number of the figure."""
+    equation: Label | None = Field(default=None, examples=[3])
+    """Number of the equation."""
+    page: Label | None = Field(default=None, examples=[7])
+    """Page."""
+    file: Label | None = Field(default=None, examples=["README.md"])
+    """File of the official repository."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Locator:
+        if not self.model_fields_set:
+            raise ValueError("give at least one of section, table, figure, equation, page, file")
+        return self
+
+
+class Check(Model):
+    """How a claim is compared with our own results. The verdict is computed from it, never typed."""
+
+    scenario: Id = Field(examples=["speed-vit-s16"])
+    """Scenario of the claim's technique: `reference_impls/results/<technique>/<scenario>.json`."""
+    field: Text = Field(examples=["baseline.wall_ms.median / with[r=13].wall_ms.median"])
+    """The number in the result record: a path, or the ratio or difference of two (see `tools.knowledge.claims`)."""
+    target: Number = Field(examples=[2.0])
+    """What the number should be if the claim holds."""
+    tolerance: Annotated[Number, Field(ge=0)] = Field(examples=[0.2])
+    """How far from the target it may lie, in the number's own unit."""
+    better: Literal["higher", "lower"] | None = Field(default=None, examples=["higher"])
+    """The side of the target on which the claim holds even more; absent if both sides are failures."""
+    note: Prose | None = Field(default=None, examples=["On a CPU; the paper's is a V100."])
+    """In what our setting differs from the paper's."""
+
+
+class Claim(Model):
+    """A claim of a paper, in our own words, with the place where it is made."""
+
+    id: str = Field(pattern=r"^c[1-9][0-9]*$", examples=["c1"])
+    """`c1`, `c2`...: never renumbered."""
+    technique: Id = Field(examples=["token-merging"])
+    """Id of the entry that the claim is about."""
+    kind: Literal[
+        "speedup", "operations", "accuracy", "memory", "energy", "definition", "applicability", "negative"
+    ] = Field(examples=["speedup"])
+    """What sort of claim it is."""
+    statement: Prose = Field(examples=["Doubles the throughput of ViT-L at 512 px without training."])
+    """The claim, in our own words."""
+    quantity: Quantity | None = Field(default=None, examples=[{"metric": "throughput", "value": 2.0, "unit": "times"}])
+    """The number, where there is one."""
+    setting: Setting | None = Field(default=None, examples=[{"dataset": "ImageNet-1k", "model": "ViT-L"}])
+    """The setting of the number."""
+    locator: Locator = Field(examples=[{"section": "abstract"}])
+    """Where the paper makes the claim."""
+    seen_at: Text | None = Field(default=None, examples=["README of the official repository"])
+    """Where it was read, if not in the paper itself."""
+    check: Check | None = Field(
+        default=None, examples=[{"scenario": "speed-vit-s16", "field": "redundancy.value", "target": 2, "tolerance": 0.2}]
+    )
+    """How our results bear on it; absent as long as nothing here can speak for or against it."""
+
+
+class Paper(Model):
+    """`papers/<key>.yml`: a paper and its claims."""
+
+    key: PaperKey = Field(examples=["bolya-2023-token"])
+    """Name of this file: first author's family name, year, first telling word of the title."""
+    title: Text = Field(examples=["Token Merging: Your ViT But Faster"])
+    """Title."""
+    authors: tuple[Author, ...] = Field(default=(), examples=[[{"family": "Bolya", "given": "Daniel"}]])
+    """Authors in the paper's order; empty as long as they are not confirmed."""
+    year: Annotated[int, Field(ge=1900, le=2100)] | None = Field(default=None, examples=[2023])
+    """Year of the publication named in `venue`."""
+    venue: Text | None = Field(default=None, examples=["ICLR 2023"])
+    """Where it was published."""
+    ids: Ids = Field(examples=[{"arxiv": "2210.09461"}])
+    """Identifiers."""
+    code: tuple[Code, ...] = Field(default=(), examples=[[]])
+    """Repositories with its code."""
+    summary: Prose = Field(examples=["Shows that merging similar tokens speeds up a ViT without training it again."])
+    """One or two sentences, in our own words."""
+    founding: bool = Field(default=False, examples=[False])
+    """Whether it is one of the founding documents."""
+    verified: Verified = Field(examples=[{"source": "arXiv listing", "on": "2026-11-22"}])
+    """Where the bibliographic data were confirmed."""
+    claims: tuple[Claim, ...] = Field(default=(), examples=[[]])
+    """Its claims."""

@@ -1,0 +1,222 @@
+"""What the source of an implementation says, read with `ast` and never imported.
+
+Importing would need torch, take seconds, and run code of a contribution that nobody has looked at yet.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tools.knowledge.findings import Finding, finding
+from tools.knowledge.reader import read_text
+
+TECHNIQUES: Final = "reference_impls/techniques"
+EXPERIMENTS: Final = "reference_impls/experiments"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Where a function or class stands."""
+
+    file: str
+    line: int
+    end: int
+    docstring: str = ""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A class attribute: its value if it is written as a literal, and where it stands."""
+
+    value: Any
+    literal: bool
+    line: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """The implementation of one entry."""
+
+    id: str
+    module: str
+    """`reference_impls.techniques.token_merging`."""
+    file: str
+    """File of the class, or of the module where no class was found."""
+    files: tuple[str, ...]
+    """All files of the implementation: one, or those of its folder."""
+    text: str
+    """Text of `file`."""
+    docstring: str
+    """Docstring of the module."""
+    class_name: str | None
+    """The class on the contract."""
+    class_docstring: str
+    class_line: int
+    bases: tuple[str, ...]
+    """Names of the base classes, as written."""
+    attributes: Mapping[str, Attribute]
+    """Class attributes, by name."""
+    definitions: Mapping[str, Definition] = field(default_factory=dict)
+    """Functions, classes and `Class.method`s, by name."""
+
+    def _literal(self, name: str, default: Any) -> Any:
+        attribute = self.attributes.get(name)
+        return attribute.value if attribute is not None and attribute.literal else default
+
+    @property
+    def execution(self) -> str | None:
+        """`real`, `simulated`, or None if the class does not say."""
+        value = self._literal("execution", None)
+        return value if value in ("real", "simulated") else None
+
+    @property
+    def stateful(self) -> bool:
+        """Whether state is carried from one input to the next."""
+        return self._literal("stateful", False) is True
+
+    @property
+    def waivers(self) -> dict[str, str]:
+        """Name of a check of the battery that does not apply -> the reason."""
+        value = self._literal("waivers", {})
+        return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+@dataclass
+class _Module:
+    file: str
+    text: str
+    tree: ast.Module
+
+
+def module_name(entry_id: str) -> str:
+    """`token-merging` -> `token_merging`."""
+    return entry_id.replace("-", "_")
+
+
+def parse(path: Path, file: str, findings: list[Finding]) -> ast.Module | None:
+    """The syntax tree of a Python file, or None and a finding."""
+    text, problems = read_text(path, file)
+    findings.extend(problems)
+    return None if text is None else parse_text(text, file, findings)
+
+
+def parse_text(text: str, file: str, findings: list[Finding]) -> ast.Module | None:
+    """The syntax tree of Python text, or None and a finding."""
+    try:
+        return ast.parse(text)
+    except SyntaxError as error:
+        message = f"not Python: {error.msg}"
+        findings.append(finding("E704", file, message, line=error.lineno or 1, column=max(error.offset or 1, 1)))
+    except (ValueError, RecursionError, MemoryError) as error:
+        findings.append(finding("E704", file, f"not Python: {error}"))
+    return None
+
+
+def read_source(root: Path, entry_id: str, implementation: str | None, findings: list[Finding]) -> Source | None:
+    """The implementation of an entry; None if there is none or it is not Python. Adds to `findings`."""
+    name = module_name(entry_id)
+    base = root / TECHNIQUES
+    folder = base / name
+    if folder.is_dir():
+        paths = sorted(folder.rglob("*.py"), key=lambda p: (p.name != "__init__.py", p))
+    elif (base / f"{name}.py").is_file():
+        paths = [base / f"{name}.py"]
+    else:
+        return None
+    modules: list[_Module] = []
+    for path in paths:
+        file = path.relative_to(root).as_posix()
+        text, problems = read_text(path, file)
+        findings.extend(problems)
+        if text is not None and (tree := parse_text(text, file, findings)) is not None:
+            modules.append(_Module(file, text, tree))
+    if not modules:
+        return None
+    wanted = implementation.partition(":")[2] if implementation else None
+    home, node = _class(modules, entry_id, wanted)
+    definitions: dict[str, Definition] = {}
+    for module in modules:
+        for known, definition in _definitions(module).items():
+            definitions.setdefault(known, definition)
+    return Source(
+        id=entry_id,
+        module=f"{TECHNIQUES.replace('/', '.')}.{name}",
+        file=home.file,
+        files=tuple(m.file for m in modules),
+        text=home.text,
+        docstring=next(filter(None, (ast.get_docstring(m.tree) for m in [home, *modules])), ""),
+        class_name=node.name if node else None,
+        class_docstring=(ast.get_docstring(node) or "") if node else "",
+        class_line=node.lineno if node else 1,
+        bases=tuple(ast.unparse(b) for b in node.bases) if node else (),
+        attributes=_attributes(node) if node else {},
+        definitions=definitions,
+    )
+
+
+def _class(modules: list[_Module], entry_id: str, wanted: str | None) -> tuple[_Module, ast.ClassDef | None]:
+    """The class that the entry names; where it names none, the one whose `id` is the entry's."""
+    for module in modules:
+        for node in module.tree.body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            if node.name == wanted:
+                return module, node
+            attribute = _attributes(node).get("id") if wanted is None else None
+            if attribute is not None and attribute.value == entry_id:
+                return module, node
+    return modules[0], None
+
+
+def _attributes(node: ast.ClassDef) -> dict[str, Attribute]:
+    attributes: dict[str, Attribute] = {}
+    for statement in node.body:
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target, value = statement.targets[0], statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            target, value = statement.target, statement.value
+        else:
+            continue
+        if not isinstance(target, ast.Name):
+            continue
+        try:
+            literal, known = ast.literal_eval(value), True
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            literal, known = None, False
+        attributes[target.id] = Attribute(literal, known, statement.lineno, statement.col_offset + 1)
+    return attributes
+
+
+def _definitions(module: _Module) -> dict[str, Definition]:
+    found: dict[str, Definition] = {}
+
+    def add(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, prefix: str) -> None:
+        found[prefix + node.name] = Definition(
+            module.file, node.lineno, node.end_lineno or node.lineno, ast.get_docstring(node) or ""
+        )
+
+    for node in module.tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            add(node, "")
+        elif isinstance(node, ast.ClassDef):
+            add(node, "")
+            for inner in node.body:
+                if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    add(inner, f"{node.name}.")
+    return found
+
+
+def scenarios(tree: ast.Module) -> set[str]:
+    """Names of the scenarios that an experiments module defines: first argument or `name=` of every `Scenario(...)`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func).rpartition(".")[2] != "Scenario":
+            continue
+        values = [k.value for k in node.keywords if k.arg == "name"] or node.args[:1]
+        names.update(v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str))
+    return names
