@@ -202,13 +202,17 @@ def upper_bound(harmed: int, n: int, delta: float) -> float:
     if harmed >= n:
         return 1.0
     low, high = harmed / n, 1.0
-    terms = torch.arange(harmed + 1, dtype=torch.float64)
-    choose = math.lgamma(n + 1) - torch.lgamma(terms + 1) - torch.lgamma(n - terms + 1)
     for _ in range(50):
         p = (low + high) / 2
-        tail = torch.logsumexp(choose + terms * math.log(p) + (n - terms) * math.log1p(-p), 0).exp().item()
-        low, high = (p, high) if tail > delta else (low, p)
+        low, high = (p, high) if binomial_tail(harmed, n, p) > delta else (low, p)
     return high
+
+
+def binomial_tail(k: int, n: int, p: float) -> float:
+    """Probability of k or fewer successes in n trials of probability p in (0, 1)."""
+    terms = torch.arange(k + 1, dtype=torch.float64)
+    choose = math.lgamma(n + 1) - torch.lgamma(terms + 1) - torch.lgamma(n - terms + 1)
+    return torch.logsumexp(choose + terms * math.log(p) + (n - terms) * math.log1p(-p), 0).exp().item()
 
 
 def grid(rule: Rule, exits: int, classes: int) -> list[float]:

@@ -1,0 +1,431 @@
+"""Early exit: the rules, compaction of the batch, the closed form of its cost, calibration, and the BERT host."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reference_impls.accounting.count import count
+from reference_impls.contract import UnsupportedHost
+from reference_impls.experiments.confidence_early_exit import (
+    EXITS,
+    AllExits,
+    joint_loss,
+    residual_cnn,
+    ring,
+    ring_inputs,
+)
+from reference_impls.experiments.harness import fork_seed
+from reference_impls.hosts.bert import staged_bert
+from reference_impls.hosts.staged import Staged, batch_size, count_stages, select
+from reference_impls.models.minilm import MiniLM
+from reference_impls.redundancy.sufficiency import settled, sufficiency
+from reference_impls.techniques.confidence_early_exit import (
+    ConfidenceEarlyExit,
+    EarlyExit,
+    at_exits,
+    calibrate,
+    confidence,
+    count_agreements,
+    entropy,
+    exit_decisions,
+    expected_operations,
+    grid,
+    never,
+    upper_bound,
+)
+
+RULES = (("confidence", 0.8), ("entropy", 0.5), ("patience", 1))
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    """(E, B, C) logits that grow surer with depth."""
+    draw = torch.Generator().manual_seed(3)
+    return torch.randn(EXITS, 200, 5, generator=draw) * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
+
+
+@pytest.fixture
+def network() -> Staged:
+    """An untrained CNN whose exits are sure of some inputs and not of others."""
+    with fork_seed(1):
+        built = residual_cnn(8, width=4)
+        with torch.no_grad():
+            for head in built.heads:
+                head[-1].weight.mul_(30)
+    return built.eval()
+
+
+@pytest.fixture
+def digits() -> Tensor:
+    return torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The rules
+
+
+def test_scores_are_those_of_torch_distributions(logits: Tensor) -> None:
+    categorical = torch.distributions.Categorical(logits=logits)
+    torch.testing.assert_close(entropy(logits), categorical.entropy())
+    torch.testing.assert_close(entropy(logits, normalised=True), categorical.entropy() / math.log(5))
+    torch.testing.assert_close(confidence(logits), categorical.probs.max(-1).values)
+
+
+def test_scores_at_their_ends() -> None:
+    sure, unsure = torch.tensor([[1e4, 0.0, 0.0]]), torch.zeros(1, 3)
+    assert confidence(sure).item() == 1
+    assert entropy(sure).item() == 0
+    assert entropy(unsure, normalised=True).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "patience"])
+def test_extreme_thresholds_give_the_first_and_the_last_exit(logits: Tensor, rule: str) -> None:
+    always = {"confidence": 0.0, "entropy": math.inf, "patience": 0}[rule]
+    assert exit_decisions(logits, rule, always).tolist() == [0] * 200
+    assert exit_decisions(logits, rule, never(rule, EXITS)).tolist() == [EXITS - 1] * 200
+
+
+def test_certain_logits_never_leave_at_the_off_threshold() -> None:
+    certain = torch.zeros(3, 4, 2)
+    certain[..., 0] = 1e4  # probability 1 and entropy 0 in float32
+    for rule in ("confidence", "entropy"):
+        assert exit_decisions(certain, rule, never(rule, 3)).tolist() == [2] * 4
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "patience"])
+def test_exits_are_monotone_in_the_threshold(logits: Tensor, rule: str) -> None:
+    careful_to_bold = [exit_decisions(logits, rule, t) for t in grid(rule, EXITS, 5)]
+    assert all(bool((a >= b).all()) for a, b in pairwise(careful_to_bold))
+    assert careful_to_bold[0].sum() > careful_to_bold[-1].sum() == 0
+
+
+def test_patience_by_brute_force(logits: Tensor) -> None:
+    answers = logits.argmax(-1).T.tolist()
+    for patience in range(EXITS + 1):
+        expected = []
+        for given in answers:
+            exit_taken = next(
+                (e for e in range(patience, EXITS - 1) if len(set(given[e - patience : e + 1])) == 1), EXITS - 1
+            )
+            expected.append(exit_taken)
+        assert exit_decisions(logits, "patience", patience).tolist() == expected
+
+
+def test_agreements_start_again_after_a_change() -> None:
+    previous = agreements = None
+    seen = []
+    for answer in (2, 2, 2, 1, 1, 2):
+        answers = torch.tensor([answer])
+        agreements, previous = count_agreements(answers, previous, agreements), answers
+        seen.append(agreements.item())
+    assert seen == [0, 1, 2, 0, 1, 0]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Compaction
+
+
+@pytest.mark.parametrize(("rule", "threshold"), RULES)
+@pytest.mark.parametrize("batch", [1, 32])
+def test_compaction_equals_a_loop_over_samples(network: Staged, digits: Tensor, rule, threshold, batch) -> None:
+    runner, alone = EarlyExit(network, rule, threshold), EarlyExit(network, rule, threshold)
+    together = runner(digits[:batch])
+    for i, x in enumerate(digits[:batch]):
+        torch.testing.assert_close(alone(x.unsqueeze(0))[0], together[i], rtol=1e-5, atol=1e-4)
+        assert alone.left.item() == runner.left[i].item()
+    if batch == 32:
+        assert len(runner.left.unique()) > 1  # the case is not a trivial one
+    with torch.no_grad():
+        every = network.exits(digits[:batch])
+    assert torch.equal(exit_decisions(every, rule, threshold), runner.left)
+    torch.testing.assert_close(at_exits(every, runner.left), together, rtol=1e-5, atol=1e-4)
+
+
+def test_all_at_once_and_none(network: Staged, digits: Tensor) -> None:
+    with torch.no_grad():
+        every, plain = network.exits(digits), network(digits)
+    first, last = EarlyExit(network, "confidence", 0.0), EarlyExit(network, "confidence", 1.0)
+    assert torch.equal(first(digits), every[0])
+    assert torch.equal(last(digits), plain)
+    assert first.left.tolist() == [0] * 32
+    assert last.left.tolist() == [EXITS - 1] * 32
+
+
+def test_stages_see_only_the_samples_that_stayed(logits: Tensor) -> None:
+    host = ring(EXITS, 5).eval()
+    seen: list[int] = []
+    for stage in host.stages:
+        stage.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    runner = EarlyExit(host, "confidence", 0.8)
+    runner(ring_inputs(logits))
+    assert seen == [int((runner.left >= e).sum()) for e in range(EXITS)]
+    assert 200 == seen[0] > seen[1] > seen[2] > seen[3] > 0
+
+
+def test_select_keeps_the_structure_of_a_state() -> None:
+    x = torch.arange(6).view(3, 2)
+    state = {"x": x, "more": (x + 10, [x + 20]), "name": "kept", "nothing": None}
+    picked = select(state, torch.tensor([2, 0]))
+    assert picked["x"].tolist() == [[4, 5], [0, 1]]
+    assert isinstance(picked["more"], tuple)
+    assert picked["more"][1][0].tolist() == [[24, 25], [20, 21]]
+    assert (picked["name"], picked["nothing"]) == ("kept", None)
+    assert batch_size(state) == 3
+    with pytest.raises(ValueError, match="first axis"):
+        batch_size({"x": x, "table": torch.zeros(5)})
+
+
+def test_a_state_without_batch_axis_is_refused() -> None:
+    class WithTable(nn.Module):
+        def forward(self, x):
+            return {"x": x, "table": torch.zeros(7)}
+
+    class Read(nn.Module):
+        def forward(self, state):
+            return state["x"]
+
+    host = Staged([WithTable(), nn.Identity()], [Read(), Read()]).eval()
+    with pytest.raises(ValueError, match="first axis of every tensor"):
+        EarlyExit(host, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
+
+
+def test_training_mode_is_refused(network: Staged, digits: Tensor) -> None:
+    technique = ConfidenceEarlyExit()
+    runner = technique.apply(network, rule="confidence", threshold=0.5).host
+    network.train()
+    with pytest.raises(UnsupportedHost, match="batch norm in eval mode"):
+        technique.apply(network, rule="confidence", threshold=0.5)
+    with pytest.raises(ValueError, match=r"Call network\.eval\(\) first"):
+        runner(digits)
+
+
+def test_applying_leaves_the_mode_of_every_module(network: Staged) -> None:
+    network.stages[0].train()
+    modes = [m.training for m in network.modules()]
+    EarlyExit(network, "entropy", 0.5)
+    assert [m.training for m in network.modules()] == modes
+
+
+def test_staged_needs_a_head_for_each_stage() -> None:
+    with pytest.raises(ValueError, match="a head is due after each of at least 2 stages"):
+        Staged([nn.Identity(), nn.Identity()], [nn.Identity()])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cost
+
+
+@pytest.mark.parametrize("size", [8, 28])
+def test_closed_form_of_the_cnn_equals_the_counter(size: int) -> None:
+    network = residual_cnn(size, width=4).eval()
+    assert count_stages(network, torch.zeros(2, 1, size, size)) == network.operations
+
+
+@pytest.mark.parametrize(("rule", "threshold"), RULES)
+def test_operations_are_the_shares_times_the_costs(network: Staged, digits: Tensor, rule, threshold) -> None:
+    runner = EarlyExit(network, rule, threshold)
+    with count() as tally:
+        runner(digits)
+    stages, heads = network.operations.stages, network.operations.heads
+    shares = runner.left.bincount(minlength=EXITS).double() / 32
+    per_exit = torch.tensor([sum(stages[: e + 1]) + sum(heads[: e + 1]) for e in range(EXITS)], dtype=torch.float64)
+    assert tally.operations == round(32 * (shares * per_exit).sum().item())
+    assert tally.operations == expected_operations(runner.left, stages, heads)
+
+
+def test_saving_asks_for_the_costs(network: Staged, digits: Tensor) -> None:
+    network.operations = None
+    with pytest.raises(ValueError, match="count_stages"):
+        ConfidenceEarlyExit().saving(network, digits, {"left": torch.zeros(32)})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Sufficiency
+
+
+def test_settled_by_brute_force(logits: Tensor) -> None:
+    answers = logits.argmax(-1)
+    for given, found in zip(answers.T.tolist(), settled(answers).tolist(), strict=True):
+        assert found == next(e for e in range(EXITS) if set(given[e:]) == {given[-1]})
+
+
+def test_sufficiency_by_hand() -> None:
+    answers = torch.tensor([[1, 0, 2], [1, 1, 2], [1, 1, 0]])  # settled at exits 0, 1 and 2
+    found = sufficiency(answers, operations=(50, 30, 10))
+    assert found.value == pytest.approx((40 / 40 + 10 / 40 + 0) / 3)
+    assert found.where == pytest.approx({"exit 1": 1 / 3, "exit 2": 2 / 3, "exit 3": 1.0})
+    for costs in ((1, 2), (1, 0, 0), (1, -1, 3)):
+        with pytest.raises(ValueError, match=r"cost"):
+            sufficiency(answers, costs)
+
+
+def test_no_rule_saves_more_than_sufficiency_without_changing_an_answer(logits: Tensor) -> None:
+    answers = logits.argmax(-1)
+    limit = settled(answers)
+    kept_all = [
+        left
+        for rule in ("confidence", "entropy", "patience")
+        for left in (exit_decisions(logits, rule, t) for t in grid(rule, EXITS, 5))
+        if torch.equal(at_exits(logits, left).argmax(-1), answers[-1])
+    ]
+    assert kept_all
+    assert all(left.sum() >= limit.sum() for left in kept_all)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Calibration
+
+
+@pytest.fixture
+def easy() -> tuple[Tensor, Tensor]:
+    """Logits of 2,000 samples that are right more often, and surer, with depth; and their labels."""
+    draw = torch.Generator().manual_seed(7)
+    y = torch.randint(5, (2000,), generator=draw)
+    strength = torch.tensor([2.0, 3.0, 5.0, 8.0])[:, None, None]
+    return strength * nn.functional.one_hot(y, 5) + 1.3 * torch.randn(EXITS, 2000, 5, generator=draw), y
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "patience"])
+@pytest.mark.parametrize("budget", [0.0, 0.005, 0.02])
+def test_calibration_meets_its_budget_on_the_held_out_data(easy, rule: str, budget: float) -> None:
+    logits, y = easy
+    found = calibrate(logits, y, rule, budget)
+    kept = at_exits(logits, exit_decisions(logits, rule, found.threshold)).argmax(-1) == y
+    loss = ((logits[-1].argmax(-1) == y).double().mean() - kept.double().mean()).item()
+    assert found.loss == pytest.approx(loss)
+    assert loss <= budget + 1e-12
+    assert found.loss <= found.harm
+
+
+def test_a_larger_budget_is_never_more_careful(easy) -> None:
+    logits, y = easy
+    depths = [calibrate(logits, y, "confidence", budget).depth for budget in (0.0, 0.005, 0.02, 0.1, 1.0)]
+    assert depths == sorted(depths, reverse=True)
+    assert depths[-1] == 0 < depths[0]
+
+
+def test_a_certified_budget_is_more_careful_and_holds_the_bound(easy) -> None:
+    logits, y = easy
+    plain, certified = calibrate(logits, y, "confidence", 0.02), calibrate(logits, y, "confidence", 0.02, delta=0.05)
+    assert certified.depth > plain.depth
+    assert certified.harm < certified.bound <= 0.02
+
+
+def test_certified_budgets_hold_on_new_data_as_often_as_stated(easy) -> None:
+    logits, y = easy
+    vulnerable = logits[-1].argmax(-1) == y
+    broken = 0
+    for seed in range(30):
+        order = torch.randperm(2000, generator=torch.Generator().manual_seed(seed))
+        held, rest = order[:700], order[700:]
+        found = calibrate(logits[:, held], y[held], "confidence", 0.03, delta=0.1)
+        kept = at_exits(logits, exit_decisions(logits, "confidence", found.threshold)).argmax(-1) == y
+        broken += (vulnerable & ~kept)[rest].double().mean().item() > 0.03
+    assert broken <= 0.1 * 30 + 3
+
+
+def test_without_labels_the_loss_counts_changed_answers(easy) -> None:
+    logits, _ = easy
+    found = calibrate(logits, None, "entropy", 0.01)
+    left = exit_decisions(logits, "entropy", found.threshold)
+    changed = (at_exits(logits, left).argmax(-1) != logits[-1].argmax(-1)).double().mean().item()
+    assert found.loss == found.harm == pytest.approx(changed)
+    assert changed <= 0.01
+
+
+def test_calibration_says_how_many_samples_a_bound_needs(easy) -> None:
+    logits, y = easy
+    with pytest.raises(ValueError, match="299 samples are needed"):
+        calibrate(logits[:, :298], y[:298], "confidence", 0.01, delta=0.05)
+    assert calibrate(logits[:, :299], y[:299], "confidence", 0.01, delta=0.05).bound <= 0.01
+    with pytest.raises(ValueError, match="budget must be"):
+        calibrate(logits, y, "confidence", -0.1)
+
+
+def test_upper_bound_is_clopper_pearson() -> None:
+    assert upper_bound(0, 50, 0.05) == pytest.approx(1 - 0.05 ** (1 / 50))
+    assert upper_bound(50, 50, 0.05) == 1
+    for k, n in ((1, 20), (7, 90)):
+        p = upper_bound(k, n, 0.05)
+        assert sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)) == pytest.approx(0.05)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Hosts and training
+
+
+def bert_inputs(vocabulary: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    real = torch.arange(9) < torch.tensor([9, 5, 7, 2, 9, 3]).unsqueeze(1)
+    return {"ids": torch.randint(1, vocabulary, (6, 9), generator=draw) * real, "real": real}
+
+
+def small_minilm() -> MiniLM:
+    return MiniLM(vocabulary=50, positions=16, dim=24, depth=3, num_heads=2, hidden=48).eval()
+
+
+@torch.no_grad()
+def test_minilm_in_stages_is_minilm() -> None:
+    with fork_seed(0):
+        model = small_minilm()
+        network = staged_bert(model, classes=3)
+    inputs = bert_inputs(50)
+    state = inputs
+    for stage in network.stages:
+        state = stage(state)
+    expected = model(inputs["ids"], inputs["real"])
+    torch.testing.assert_close(state["x"][inputs["real"]], expected[inputs["real"]])
+    assert network.exits(inputs).shape == (3, 6, 3)
+
+
+@torch.no_grad()
+def test_masks_leave_the_batch_with_their_tokens() -> None:
+    with fork_seed(0):
+        network = staged_bert(small_minilm(), classes=3)
+        for ramp in network.heads:
+            ramp.classifier.weight.mul_(8)
+    inputs = bert_inputs(50)
+    runner = EarlyExit(network, "confidence", 0.75)
+    together = runner(inputs)
+    left = runner.left.clone()
+    assert len(left.unique()) > 1
+    for i in range(6):
+        n = int(inputs["real"][i].sum())  # alone and without padding
+        alone = runner({"ids": inputs["ids"][i : i + 1, :n], "real": inputs["real"][i : i + 1, :n]})
+        assert runner.left.item() == left[i].item()
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hugging_face_bert_in_stages() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48
+    )
+    with fork_seed(0):
+        model = transformers.BertModel(config).eval()
+        network = staged_bert(model, classes=3)
+    inputs = bert_inputs(50)
+    state = inputs
+    for stage in network.stages:
+        state = stage(state)
+    expected = model(input_ids=inputs["ids"], attention_mask=inputs["real"].long()).last_hidden_state
+    torch.testing.assert_close(state["x"][inputs["real"]], expected[inputs["real"]], rtol=1e-4, atol=1e-5)
+
+
+def test_staged_bert_says_what_it_needs() -> None:
+    with pytest.raises(UnsupportedHost, match=r"needs an encoder with \.embeddings"):
+        staged_bert(nn.Linear(2, 2), classes=2)
+
+
+def test_joint_loss_reaches_every_exit() -> None:
+    with fork_seed(0):
+        network = residual_cnn(8, width=2)
+    loss = joint_loss(AllExits(network)(torch.zeros(4, 1, 8, 8)), torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    assert all(head[-1].bias.grad.abs().sum() > 0 for head in network.heads)
