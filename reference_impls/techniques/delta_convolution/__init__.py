@@ -43,7 +43,7 @@ class DeltaConvolution(Technique):
         *,
         threshold: float = 0.1,
         tile: int = 8,
-        min_profitable: float = 0.5,
+        min_profitable: float = 0.4,
         update: Literal["delta", "value"] = "delta",
     ) -> Handle:
         check_range("threshold", threshold, 0)
