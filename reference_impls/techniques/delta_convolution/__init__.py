@@ -1,9 +1,24 @@
-"""Delta convolution: compute only what changed since the frame before, from the first layer to the last.
+"""Delta convolution: follow a video stream through a whole network and compute only what changed since the last frame.
 
 References
 - parger-2022-deltacnn, "DeltaCNN: End-to-End CNN Inference of Sparse Frame Differences in Videos", arXiv 2203.03996.
 - cavigelli-2017-cbinfer, "CBinfer: Change-Based Inference for Convolutional Neural Networks on Video Data",
-  arXiv 1704.04313 (the ancestor: changed outputs are computed anew from values).
+  arXiv 1704.04313, the ancestor: changed outputs are computed anew, layer by layer, from values.
+
+The idea. Convolutions, batch norms, average pooling and additions are linear but for a constant, so their output moves by
+W d when their input moves by d; the bias has been added in the first frame, once and for all. Activations and max
+pooling need the accumulated value and send on the difference of their results. Positions at which no difference
+exceeds a threshold are not sent. What was withheld is not lost: the difference is always taken to what has been sent,
+so the error stays below the threshold in each layer however long the stream is.
+
+From the source of frames to the head only changed positions travel. Layers on single positions (1 x 1 convolutions,
+activations, additions) work on exactly those. Convolutions and pooling gather, for each tile of their output that a
+changed position can reach, the input with its halo, compute it densely, and scatter the result. Where the reached
+tiles are more than pays, the layer computes the whole map; where that happens to most of the network, whole frames go
+through the dense network for a while.
+
+The modules: `maps` (stored maps, gathering and scattering), `stages` (the layers and their state), `network` (from any
+traceable module to a delta network). Below stands the class of the contract.
 """
 
 from __future__ import annotations
@@ -11,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from reference_impls.contract import Handle, Redundancy, Setting, Technique, check_range
 from reference_impls.redundancy.temporal_similarity import temporal_similarity
@@ -20,21 +35,24 @@ from reference_impls.techniques.delta_convolution.stages import Knobs
 
 
 class DeltaConvolution(Technique):
-    """DeltaCNN on any module made of convolutions, batch norms, activations, additions, pooling and a head."""
+    """DeltaCNN (parger-2022-deltacnn) on any module of convolutions, batch norms, activations, additions and pooling."""
 
     id = "delta-convolution"
     execution = "real"
     stateful = True
-    waivers = {}  # noqa: RUF012
 
     def settings(self) -> list[Setting]:
         return [
             Setting("threshold 0", {"threshold": 0.0}, off=True),
-            Setting("threshold 0.1", {"threshold": 0.1}, adaptive=True),
-            Setting("threshold 0.3", {"threshold": 0.3}, adaptive=True),
+            Setting("threshold 0.05, differences", {"threshold": 0.05, "update": "delta"}, adaptive=True),
+            Setting("threshold 0.2", {"threshold": 0.2}, adaptive=True),
         ]
 
     def measure(self, host: Any, inputs: Sequence[Tensor]) -> Redundancy:
+        """Temporal similarity of the frames: the share of 8 x 8 tiles that stay as they were in the frame before.
+
+        inputs: successive frames, each (B, C, H, W).
+        """
         return temporal_similarity(inputs)
 
     def apply(
@@ -43,21 +61,46 @@ class DeltaConvolution(Technique):
         *,
         threshold: float = 0.1,
         tile: int = 8,
-        min_profitable: float = 0.5,
-        update: Literal["delta", "value"] = "delta",
+        min_profitable: float = 0.4,
+        update: Literal["value", "delta"] = "value",
     ) -> Handle:
+        """A delta network in the place of `host`, which is left as it is; call it with one frame (B, C, H, W) at a time.
+
+        Args:
+            host: an `nn.Module` in eval mode that `torch.fx` can trace, of one input and one output, made of plain
+                convolutions, batch norms, element-wise activations, additions, pooling, and a head on vectors.
+            threshold: largest change, at any channel, that a position may keep to itself. It is relative: the unit is
+                the standard deviation of the frame, or of the layer's output, in the first frame. 0 loses nothing.
+            tile: side of the square output tiles that convolutions and pooling compute, in positions of their own map.
+            min_profitable: least share of a layer's map that must be idle for work by tiles to pay, in [0, 1]. With
+                less, the layer computes its whole map; when less of the network's work falls away in a frame, the next
+                frames go through the dense network, 1, 2, 4, ... up to 32 of them before the stream is taken up again.
+                0: always by tiles; 1: never.
+            update: "delta" sends differences through the layers, as DeltaCNN; "value" sends the positions that changed
+                with their new values, and computes reached tiles anew from values, as CBinfer. They are equal in exact
+                arithmetic. "value" moves less memory and adds up no rounding; "delta" tells untouched positions of a
+                computed tile from changed ones exactly, which matters at threshold 0.
+
+        Raises: UnsupportedHost, which names the operator; TypeError or ValueError for a bad knob.
+        """
         check_range("threshold", threshold, 0)
         check_range("tile", tile, 1, integer=True)
         check_range("min_profitable", min_profitable, 0, 1)
-        if update not in ("delta", "value"):
-            raise ValueError(f"update must be 'delta' or 'value', got {update!r}")
+        if update not in ("value", "delta"):
+            raise ValueError(f"update must be 'value' or 'delta', got {update!r}")
         network = DeltaNetwork(host, Knobs(threshold, tile, min_profitable, update))
-        return Handle(network, trace=network.trace, reset=network.reset)
+        return Handle(network, trace=network.trace, reset=network.reset, undo=network.reset)
 
     def saving(self, host: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
+        """Sum over layers of (positions of all frames - positions computed) x operations a position, and over frames
+        of the head where nothing reached it.
+
+        A position of a k x k convolution takes C_out C_in k^2 / groups multiply-accumulates. Positions computed count
+        whole tiles, also where these reach beyond the map.
+        """
         layers = trace["layers"].values()
-        positions = (
+        saved = sum(
             layer["macs_per_position"] * (layer["positions"] * len(layer["computed"]) - sum(layer["computed"]))
             for layer in layers
         )
-        return sum(positions) + trace["head_macs"] * trace["head"].count(0)
+        return int(saved) + trace["head_macs"] * trace["head"].count(0)

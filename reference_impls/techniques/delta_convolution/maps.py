@@ -119,11 +119,9 @@ class Windows:
         on_map = on_map.view(len(down), tile, len(across), tile).transpose(1, 2).reshape(-1, tile * tile)
         self.on_map = on_map.repeat(shape.batch, 1)  # (tiles, T * T)
         self.ragged = bool(shape.height % tile or shape.width % tile)
-        limits = source.shape.height, source.shape.width
-        self.ranges = [
-            _range(axis, n, tile, size, device)
-            for axis, n, size in zip(axes, (len(down), len(across)), limits, strict=True)
-        ]
+        source_size = source.shape.height, source.shape.width
+        sizes = zip(axes, (shape.height, shape.width), source_size, strict=True)
+        self.ranges = [_ranges(axis, outputs, tile, positions, device) for axis, outputs, positions in sizes]
 
     def reached(self, changed: Tensor) -> Tensor:
         """Numbers of the tiles whose window holds a changed position. changed: (B, H, W) bool of the source."""
@@ -163,10 +161,12 @@ def _raster(height: int, width: int, pitch: int, device: torch.device) -> Tensor
     return (down[:, None] * pitch + across).flatten()
 
 
-def _range(axis: Axis, tiles: int, tile: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First source position in a line, and the one after the last, that the window of each tile covers."""
-    start = torch.arange(tiles, device=device) * tile * axis.stride - axis.padding
-    return start.clamp(0, size), (start + axis.extent(tile)).clamp(0, size)
+def _ranges(axis: Axis, outputs: int, tile: int, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each tile of a line of outputs, the first source position that it reads, and the one after the last."""
+    first = torch.arange(0, outputs, tile, device=device)
+    last = (first + tile).clamp(max=outputs) - 1
+    start, stop = first * axis.stride - axis.padding, last * axis.stride - axis.padding + axis.extent(1)
+    return start.clamp(0, positions), stop.clamp(0, positions)
 
 
 def margin(source: Shape, shape: Shape, axes: tuple[Axis, Axis], tile: int) -> Margin:

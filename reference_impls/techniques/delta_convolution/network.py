@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from reference_impls.contract import UnsupportedHost, check_tensor
@@ -18,6 +19,7 @@ from reference_impls.techniques.delta_convolution import stages
 from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
 from reference_impls.techniques.delta_convolution.maps import Axis
 
+LONGEST_REST = 32
 TECHNIQUE = "delta-convolution"
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
@@ -42,45 +44,58 @@ HEAD_METHODS = ("squeeze", "contiguous", "softmax", "log_softmax", *METHODS)
 class DeltaNetwork(nn.Module):
     """A host that takes the frames of a stream one after the other and does the work of what changed.
 
+    Where the work of a whole frame hardly fell, the stream is not worth following at the moment: the next frames go
+    through the dense network, 1, 2, 4, ... and at most `LONGEST_REST` of them before the stream is taken up again.
+
     The host's weights are copied, with batch norms folded; later changes of the host are not seen.
     """
 
     def __init__(self, host: nn.Module, knobs: Knobs) -> None:
         super().__init__()
         lowered = _lower(host, knobs)
+        self.knobs = knobs
         self.stages, self.head_inputs, self.head_macs = lowered.stages, lowered.head_inputs, lowered.head_macs
+        self.layers = [stage for stage in self.stages if not isinstance(stage, stages.GlobalAverage)]
         self.head = fx.GraphModule(lowered.root, lowered.head)
         self.head_is_empty = all(node.op in ("placeholder", "output") for node in lowered.head.nodes)
+        self.dense = fuse(lowered.root).to(memory_format=torch.channels_last)
+        self.dtype = next((p.dtype for p in host.parameters()), None)
         self.eval()
         self.reset()
 
     def reset(self) -> None:
         """Forget the stream: the next frame is computed as a whole."""
         self.frame_shape: torch.Size | None = None
+        self.follows = False  # the stored maps belong to the frame before
+        self.rest, self.next_rest = 0, 1
         self.head_runs: list[int] = []
 
     @torch.no_grad()
     def forward(self, frame: Tensor) -> Tensor:
         """frame: (B, C, H, W), the next frame of B streams. Returns what the host returns for it."""
-        first = self.frame_shape is None
-        check_tensor("frame", frame, "B C H W", finite=first)  # later frames are looked at where they changed
-        if first:
+        check_tensor("frame", frame, "B C H W", finite=not self.follows)  # else it is looked at where it changed
+        if self.dtype not in (None, frame.dtype):
+            raise TypeError(f"frame must have the dtype of the host's weights, {self.dtype}, got {frame.dtype}")
+        if self.frame_shape is None:
             self._start(frame)
-        elif frame.shape != self.frame_shape:
+        if frame.shape != self.frame_shape:
             raise ValueError(
                 f"frame must have shape {tuple(self.frame_shape)} as the frames before it, got {tuple(frame.shape)}: "
                 "call reset() to start a new stream"
             )
+        if self.rest:
+            self.rest -= 1
+            for stage in self.layers:
+                stage.computed.append(stage.shape.positions)
+            self.head_runs.append(1)
+            return self.dense(frame.contiguous(memory_format=torch.channels_last))
+        first, self.follows = not self.follows, True
         self.stages[0].receive(frame)
         for stage in self.stages:
             stage.begin() if first else stage.step()
-        if self.head_is_empty:
-            return self.head_inputs[0].output()
-        moved = first or any(len(stage.message) > 0 for stage in self.head_inputs)
-        self.head_runs.append(int(moved))
-        if moved:
-            self.result = self.head(*(stage.output() for stage in self.head_inputs))
-        return self.result.clone()
+        if not first:
+            self._judge()
+        return self._output(first)
 
     def _start(self, frame: Tensor) -> None:
         source, *others = self.stages
@@ -91,6 +106,25 @@ class DeltaNetwork(nn.Module):
             stage.allocate(frame)
         self.frame_shape = frame.shape
 
+    def _judge(self) -> None:
+        """Decide whether the stream is worth following, by the work of this frame."""
+        done = sum(stage.macs * stage.computed[-1] for stage in self.layers)
+        whole = sum(stage.macs * stage.shape.positions for stage in self.layers)
+        if done > (1 - self.knobs.min_profitable) * whole:
+            self.follows = False
+            self.rest, self.next_rest = self.next_rest, min(2 * self.next_rest, LONGEST_REST)
+        else:
+            self.next_rest = 1
+
+    def _output(self, first: bool) -> Tensor:
+        moved = first or any(len(stage.message) > 0 for stage in self.head_inputs)
+        self.head_runs.append(int(moved))
+        if self.head_is_empty:
+            return self.head_inputs[0].output()
+        if moved:
+            self.result = self.head(*(stage.output() for stage in self.head_inputs))
+        return self.result.clone()
+
     def trace(self) -> dict[str, Any]:
         """What was computed since the stream began, in the terms of `DeltaConvolution.saving`."""
         layers = {
@@ -99,10 +133,10 @@ class DeltaNetwork(nn.Module):
                 "positions": stage.shape.positions,
                 "computed": tuple(stage.computed),
             }
-            for stage in self.stages
-            if stage.computed
+            for stage in self.layers
+            if self.frame_shape is not None
         }
-        images = self.frame_shape[0] if self.frame_shape else 0
+        images = self.frame_shape[0] if self.frame_shape is not None else 0
         return {"layers": layers, "head_macs": images * self.head_macs, "head": tuple(self.head_runs)}
 
 

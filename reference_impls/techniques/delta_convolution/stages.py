@@ -298,6 +298,12 @@ class Convolution(Stage):
     def channels(self) -> int:
         return len(self.weight)
 
+    def allocate(self, like: Tensor) -> None:
+        expected, given = self.weight.shape[1] * self.groups, self.sources[0].sent.channels
+        if expected != given:
+            raise ValueError(f"layer {self.name!r} reads {expected} channels, but the frame brings it {given}")
+        super().allocate(like)
+
     def linear(self, windows: Tensor, bias: bool) -> Tensor:
         b = self.bias if bias else None
         if self.axes == POINTWISE and self.groups == 1:
