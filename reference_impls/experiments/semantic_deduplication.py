@@ -298,7 +298,7 @@ def fit(part: Split, chosen: Tensor, seed: int) -> nn.Module:
 
 def accuracies(model: nn.Module, part: Split) -> tuple[float, float]:
     """Share of right answers on all test mails, and on those without a near-duplicate among the training mails."""
-    right = (predict(model, part.x_test).argmax(1) == part.y_test).float()
+    right = (predict(model, part.x_test).argmax(1) == part.y_test).double()
     return float(right.mean()), float(right[~part.seen].mean())
 
 
@@ -325,7 +325,7 @@ def mails_dedup(ctx: Context) -> Record:
     leaked = []
     for seed in seeds:
         part = split(data, seed)
-        leaked.append(float(part.seen.float().mean()))
+        leaked.append(_mean(part.seen))
         every = torch.arange(len(part.x), device=part.x.device)
         scores["all"].append(accuracies(fit(part, every, seed), part))
         scores["exact"].append(accuracies(fit(part, without_exact(part), seed), part))
@@ -484,7 +484,7 @@ def _unseen(scores: Sequence[tuple[float, float]]) -> float:
 
 
 def _mean(condition: Tensor) -> float:
-    return float(condition.float().mean()) if len(condition) else 0.0
+    return float(condition.double().mean()) if len(condition) else 0.0
 
 
 def _folders(mails: Sequence[Mail]) -> str:
