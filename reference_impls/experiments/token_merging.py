@@ -563,7 +563,7 @@ def run_saliency(ctx: Context) -> Record:
 
 def run_saliency_threshold(ctx: Context) -> Record:
     """Agreement of saliency maps against the least cosine at which tokens merge: each photo decides how many."""
-    thresholds = (0.9, 0.7) if ctx.smoke else (0.9, 0.8, 0.7, 0.6)
+    thresholds = (0.995, 0.98) if ctx.smoke else (0.998, 0.995, 0.99, 0.98)
     title = "The same, merging only keys above a cosine"
     return saliency(ctx, "saliency-photos-threshold", title, "threshold", thresholds, "")
 
@@ -583,7 +583,7 @@ def latency(ctx: Context, scenario: str, title: str, batch: int) -> Record:
     costs = measure_arms(
         {name: partial(_run, arm, x) for name, arm in arms.items()},
         units=batch,
-        repetitions=3 if ctx.smoke else 25,
+        repetitions=3 if ctx.smoke else 21,
         threads=ctx.threads,
     )
     dense = maps(model, imagenet_normalise(photos).to(ctx.device))
