@@ -218,25 +218,27 @@ class TokenMerging(Technique):
     def settings(self) -> list[Setting]:
         return [
             Setting("r=0", {"r": 0}, off=True),
-            Setting("cosine 0.9", {"r": None, "threshold": 0.9}, adaptive=True),
             Setting("r=1", {"r": 1}),
             Setting("r=2", {"r": 2}),
             Setting("r=4", {"r": 4}),
+            Setting("cosine 0.9", {"r": None, "threshold": 0.9}, adaptive=True),
         ]
 
     def measure(self, host: nn.Module, inputs: Tensor) -> Redundancy:
-        """Mean best-match cosine of the keys that ToMe compares, over the tokens and blocks of the dense model.
+        """Mean best-match cosine of centred keys, over the tokens and blocks of the dense model.
 
-        The formula is `spatial_similarity` on the keys averaged over heads, class token left out. `where` holds it for
-        each block, raw and with the mean key of the image subtracted ("centred").
+        The formula is `spatial_similarity` on the keys averaged over heads, class token left out, with the mean key of
+        the image subtracted: keys share a large mean that says nothing of the image. `where` holds it for each block,
+        and the raw cosine, which is what ToMe compares, as "raw block 0" and so on.
         """
         blocks = _blocks(host)
-        where: dict[str, float] = {}
         keys: dict[str, Tensor] = {}
+
+        def keep(block: Block, x: Tensor) -> None:
+            keys[block.name] = block.qkv(x)[1].mean(1)[:, block.prefix :]
+
         hooks = [
-            block.module.register_forward_pre_hook(
-                lambda _, args, block=block: keys.update({block.name: block.qkv(args[0])[1].mean(1)[:, block.prefix :]})
-            )
+            block.module.register_forward_pre_hook(lambda _, args, block=block: keep(block, args[0]))
             for block in blocks
         ]
         try:
@@ -245,11 +247,10 @@ class TokenMerging(Technique):
         finally:
             for hook in hooks:
                 hook.remove()
-        for name, key in keys.items():
-            where[name] = spatial_similarity(key).mean().item()
+        where = {name: spatial_similarity(key, centred=True).mean().item() for name, key in keys.items()}
         value = sum(where.values()) / len(where)
-        where |= {f"{name} centred": spatial_similarity(key, centred=True).mean().item() for name, key in keys.items()}
-        return Redundancy(value=value, measure="mean best-match cosine of keys", where=where)
+        where |= {f"raw {name}": spatial_similarity(key).mean().item() for name, key in keys.items()}
+        return Redundancy(value=value, measure="mean best-match cosine of centred keys", where=where)
 
     def apply(
         self,

@@ -237,7 +237,8 @@ def test_the_operations_of_vit_small_fall_by_the_closed_form() -> None:
     """The published shape, ViT-S/16 at r=13, without running it: the sum of the terms in the docstring of `saving`."""
     from reference_impls.models.vit import vit_small_patch16_224
 
-    model, d, hidden = vit_small_patch16_224(), 384, 1536
+    with torch.device("meta"):
+        model, d, hidden = vit_small_patch16_224(), 384, 1536
     left = tokens_left(model, 197, 13)
     before = [197, *left[:-1]]
     trace = {"batch": 2, "tokens": tuple(zip(before, left, strict=True)), "matched": (True,) * 12}
