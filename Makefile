@@ -46,7 +46,7 @@ lint: $(READY)
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timing | tail -n 12
+	@$(BIN)/lint-imports | tail -n 12
 	@$(BIN)/redundancy schema --check
 	@$(BIN)/redundancy check
 

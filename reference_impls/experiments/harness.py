@@ -205,7 +205,7 @@ def cached(name: str, spec: Mapping[str, Any], compute: Callable[[], Any], folde
     `spec` holds every choice that the result follows from; together with the torch version it names the file.
     """
     key = hashlib.sha256(json.dumps([name, spec, torch.__version__], sort_keys=True, default=str).encode()).hexdigest()
-    file = assets.cache_root() / folder / f"{name}-{key[:16]}.pt"
+    file = assets.cache_folder() / folder / f"{name}-{key[:16]}.pt"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}.part")
