@@ -81,6 +81,8 @@ class Map:
 
     def read(self, positions: Tensor) -> Tensor:
         """Values at (n,) positions, copied: (n, C)."""
+        if positions is self.all:
+            return self.interior.clone(memory_format=torch.contiguous_format).view(-1, self.channels)
         return self.rows.index_select(0, self.place.index_select(0, positions))
 
     def write(self, positions: Tensor, values: Tensor) -> None:
@@ -103,7 +105,9 @@ class Windows:
         device = source.data.device
         self.size = axes[0].extent(tile), axes[1].extent(tile)
         self.tiles_down, self.tiles_across = -(-shape.height // tile), -(-shape.width // tile)
-        image, down, across = (torch.arange(n, device=device) for n in (shape.batch, self.tiles_down, self.tiles_across))
+        image, down, across = (
+            torch.arange(n, device=device) for n in (shape.batch, self.tiles_down, self.tiles_across)
+        )
         self.count = len(image) * len(down) * len(across)
 
         _, height, width, _ = source.data.shape

@@ -73,7 +73,9 @@ class DeltaNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, frame: Tensor) -> Tensor:
         """frame: (B, C, H, W), the next frame of B streams. Returns what the host returns for it."""
-        check_tensor("frame", frame, "B C H W", finite=not self.follows)  # else it is looked at where it changed
+        check_tensor("frame", frame, "B C H W", finite=False)
+        if not self.follows:  # else the source looks at what changed
+            stages.check_finite(frame)
         if self.dtype not in (None, frame.dtype):
             raise TypeError(f"frame must have the dtype of the host's weights, {self.dtype}, got {frame.dtype}")
         if self.frame_shape is None:
@@ -260,7 +262,9 @@ class _Lowering:
         follower = self._only_user(node)
         norm = self._module(follower, nn.BatchNorm2d)
         last = follower if norm is not None else node
-        stage = stages.Convolution(node.name, source, self.knobs, layer, norm and self._checked_norm(norm, node), padding)
+        stage = stages.Convolution(
+            node.name, source, self.knobs, layer, norm and self._checked_norm(norm, node), padding
+        )
         self._add(node, stage)
         self.maps[last] = stage  # type: ignore[index]
         stage.activation = self._take_activation(last, stage, in_place=True)  # type: ignore[arg-type]

@@ -264,8 +264,7 @@ class Source(Stage):
             values = values.reshape(-1, self.frame_channels).index_select(0, positions)
         else:
             values = values[mask]
-        if not bool(values.sum().isfinite()):
-            raise ValueError("frame holds values that are not finite (NaN or infinity)")
+        check_finite(values)
         self.computed.append(len(positions))
         change = values - self.sent.read(positions) if self.knobs.update == "delta" else values
         self.sent.write(positions, values)
@@ -406,7 +405,9 @@ class MaxPool(AveragePool):
         kernel, stride, padding, dilation = (
             [getattr(axis, part) for axis in self.axes] for part in ("kernel", "stride", "padding", "dilation")
         )
-        return F.max_pool2d(x.permute(0, 3, 1, 2), kernel, stride, 0 if padded else padding, dilation).permute(0, 2, 3, 1)
+        return F.max_pool2d(x.permute(0, 3, 1, 2), kernel, stride, 0 if padded else padding, dilation).permute(
+            0, 2, 3, 1
+        )
 
 
 class GlobalAverage(Stage):
@@ -442,6 +443,12 @@ class GlobalAverage(Stage):
     def output(self) -> Tensor:
         """(B, C, 1, 1), or (B, C)."""
         return self.mean[:, :, None, None] if self.keep_axes else self.mean
+
+
+def check_finite(x: Tensor) -> None:
+    """Raise ValueError if x holds a NaN or an infinity: then its sum, which takes one pass, is not finite either."""
+    if not bool(x.sum().isfinite()):
+        raise ValueError("frame holds values that are not finite (NaN or infinity)")
 
 
 def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
