@@ -123,8 +123,8 @@ class Recipe:
     shuffled: bool = False
     """Labels permuted: nothing can be learnt but by heart."""
 
-    def train(self, split: Split, seed: int) -> Staged:
-        """The trained network, from the cache if it was trained before."""
+    def train(self, split: Split, seed: int) -> Any:
+        """The trained network, from the cache if it was trained before: `Staged` if `joint`, else plain."""
 
         def build() -> nn.Module:
             with fork_seed(seed):
