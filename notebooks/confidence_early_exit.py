@@ -165,9 +165,8 @@ for record in (fashion, mails):
     times = zip(record.extra["batch_1_threshold"], record.extra["batch_1_ms"], strict=True)
     for threshold, (low, median, high) in times:
         ratio = plain[1] / median
-        print(
-            f"   confidence > {threshold:<5g} {median:8.2f} ms   [p10 {low:.2f}, p90 {high:.2f}]   {ratio:.2f} times as fast"
-        )
+        spread = f"[p10 {low:.2f}, p90 {high:.2f}]"
+        print(f"   confidence > {threshold:<5g} {median:8.2f} ms   {spread}   {ratio:.2f} times as fast")
 
 # %% [markdown]
 # ## Calibration: how much accuracy may it cost?
