@@ -59,6 +59,7 @@ class Document:
     tainted: set[Keys] = field(default_factory=set)
     """Values that could not be read, so that nothing more should be said about them."""
     findings: list[Finding] = field(default_factory=list)
+    first_line: str = ""
     readable: bool = True
     """False if nothing of the file could be read."""
 
@@ -210,6 +211,7 @@ class _Open:
 
 def parse_yaml(text: str, document: Document) -> None:
     """Fill `document` from YAML text."""
+    document.first_line = text.partition("\n")[0]
     try:
         _parse(text, document)
     except yaml.MarkedYAMLError as error:
