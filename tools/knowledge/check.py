@@ -26,7 +26,15 @@ INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitati
 _TESTS: Final = "tests/techniques"
 _NOTEBOOKS: Final = "notebooks"
 _STABLE: Final = {
-    "technique": ("definition", "algorithm", "cost_model", "when_to_use", "when_not_to_use", "limits", "implementation"),
+    "technique": (
+        "definition",
+        "algorithm",
+        "cost_model",
+        "when_to_use",
+        "when_not_to_use",
+        "limits",
+        "implementation",
+    ),
     "system": ("definition", "algorithm", "cost_model", "when_to_use", "when_not_to_use", "limits", "parts"),
     "study": ("definition", "limits"),
 }
@@ -80,7 +88,9 @@ class _Checker:
             return
         for axis in INDEX_AXES:
             if axis not in self.k.axes:
-                yield document.finding("E202", f'the axis "{axis}" is missing: entries are listed by it', ("axes",), key=True)
+                yield document.finding(
+                    "E202", f'the axis "{axis}" is missing: entries are listed by it', ("axes",), key=True
+                )
         for n, step in enumerate(self.k.axes.decision_card):
             for m, axis in enumerate(step.axes):
                 if axis not in self.k.axes:
@@ -133,7 +143,9 @@ class _Checker:
             if link.key in seen:
                 yield document.finding("E311", f'the paper "{link.key}" stands here twice', path)
             seen.add(link.key)
-        targets: list[tuple[Keys, str]] = [(("relations", n, "target"), r.target) for n, r in enumerate(entry.relations)]
+        targets: list[tuple[Keys, str]] = [
+            (("relations", n, "target"), r.target) for n, r in enumerate(entry.relations)
+        ]
         targets += [(("parts", n), part) for n, part in enumerate(entry.parts)]
         if entry.replaced_by is not None:
             targets.append((("replaced_by",), entry.replaced_by))
@@ -146,13 +158,17 @@ class _Checker:
         if entry.replaced_by is not None and self._replacement_is_a_circle(entry_id):
             yield document.finding("E312", "the replacements lead back to this entry", ("replaced_by",))
         if entry.parts and entry.kind != "system":
-            message = f'only a system has parts, and this is a {entry.kind}'
-            yield document.finding("E205", message, ("parts",), key=True, hint="make it `kind: system`, or use relations")
+            message = f"only a system has parts, and this is a {entry.kind}"
+            yield document.finding(
+                "E205", message, ("parts",), key=True, hint="make it `kind: system`, or use relations"
+            )
         if (entry.status == "deprecated") < (entry.replaced_by is not None):
             message = "only a deprecated entry is replaced"
             yield document.finding("E405", message, ("replaced_by",), key=True, hint="set `status: deprecated`")
         if not re.match(r"[A-Z0-9$]", entry.summary) or not entry.summary.endswith("."):
-            yield document.finding("W601", "the summary is no sentence: capital letter first, full stop last", ("summary",))
+            yield document.finding(
+                "W601", "the summary is no sentence: capital letter first, full stop last", ("summary",)
+            )
 
     def _replacement_is_a_circle(self, entry_id: str) -> bool:
         seen, at = {entry_id}, self.k.entries[entry_id].replaced_by
@@ -169,7 +185,10 @@ class _Checker:
         for name in _STABLE[entry.kind]:
             if not getattr(entry, name):
                 yield document.finding(
-                    "E401", f'a stable {entry.kind} needs "{name}"', ("status",), hint="write it, or set `status: draft`"
+                    "E401",
+                    f'a stable {entry.kind} needs "{name}"',
+                    ("status",),
+                    hint="write it, or set `status: draft`",
                 )
         if entry.kind == "technique":
             if not any(link.role == "introduces" for link in entry.papers):
@@ -214,7 +233,11 @@ class _Checker:
                 yield document.finding("E304", f"there is no {file}", path, hint=hint)
             return
         if source.class_name != name:
-            known = [d for d, at in source.definitions.items() if d[:1].isupper() and "." not in d and at.file in source.files]
+            known = [
+                d
+                for d, at in source.definitions.items()
+                if d[:1].isupper() and "." not in d and at.file in source.files
+            ]
             hint = did_you_mean(name, known)
             yield document.finding("E305", f"{source.file} has no class {name}", path, hint=hint)
         else:
@@ -262,7 +285,9 @@ class _Checker:
                         "E309",
                         file,
                         f"no entry is called {name.replace('_', '-')}",
-                        hint=hint if hint.startswith("did") else f"add {ENTRIES}/{name.replace('_', '-')}.yml, or remove the file",
+                        hint=hint
+                        if hint.startswith("did")
+                        else f"add {ENTRIES}/{name.replace('_', '-')}.yml, or remove the file",
                     )
         for technique, names in self.k.known_results.items():
             if technique not in self.entry_ids:
@@ -287,7 +312,12 @@ class _Checker:
             return
         lines = text.split("\n")
         if not any(line.startswith("# %%") for line in lines):
-            yield finding("E801", file, "no cell marker: a notebook is Python in the py:percent form", hint="start with `# %% [markdown]`")
+            yield finding(
+                "E801",
+                file,
+                "no cell marker: a notebook is Python in the py:percent form",
+                hint="start with `# %% [markdown]`",
+            )
         for n, line in enumerate(lines, 1):
             if re.match(r"\s*(from|import)\s+tools\b", line):
                 yield finding("E802", file, "a notebook imports reference_impls, never tools", line=n)
@@ -418,11 +448,17 @@ def _contract(source: Source, entry_id: str) -> Iterator[Finding]:
     def wrong(code: str, name: str, message: str, hint: str) -> Finding:
         attribute = source.attributes.get(name)
         line, column = (attribute.line, attribute.column) if attribute else (source.class_line, 1)
-        return finding(code, source.file, message, line=line, column=column, path=f"{source.class_name}.{name}", hint=hint)
+        return finding(
+            code, source.file, message, line=line, column=column, path=f"{source.class_name}.{name}", hint=hint
+        )
 
     forms: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
         "id": (lambda v: isinstance(v, str), f'id = "{entry_id}"', True),
-        "execution": (lambda v: v in ("real", "simulated"), 'execution = "real", or "simulated" if it only masks', True),
+        "execution": (
+            lambda v: v in ("real", "simulated"),
+            'execution = "real", or "simulated" if it only masks',
+            True,
+        ),
         "stateful": (lambda v: isinstance(v, bool), "stateful = True", False),
         "waivers": (_is_waivers, 'waivers = {"name_of_the_check": "why it cannot apply"}', False),
     }
@@ -486,5 +522,3 @@ def text_problems(text: str) -> Iterator[tuple[str, str, str]]:
         yield "E210", "an image from elsewhere: no request of a reader leaves the site", "link to it"
     if len(re.findall(r"(?<!\\)\$", bare)) % 2:
         yield "W603", "an odd number of dollar signs: a formula is not closed", "write a real dollar sign as \\$"
-
-

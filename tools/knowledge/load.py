@@ -132,9 +132,7 @@ def _files(folder: Path, findings: list[Finding], root: Path) -> list[Path]:
             found.append(path)
         else:
             file = path.relative_to(root).as_posix()
-            findings.append(
-                finding("E212", file, "only files named *.yml belong here", hint="rename or remove it")
-            )
+            findings.append(finding("E212", file, "only files named *.yml belong here", hint="rename or remove it"))
     return found
 
 
@@ -164,7 +162,9 @@ def _results(root: Path, findings: list[Finding]) -> tuple[dict[str, list[Record
             )
             continue
         technique = path.parent.name
-        scenario, _, device = path.stem.partition(".")  # <scenario>.cuda.json was measured on another device than the CPU
+        scenario, _, device = path.stem.partition(
+            "."
+        )  # <scenario>.cuda.json was measured on another device than the CPU
         known.setdefault(technique, set()).add(scenario)
         record = _record(path, file, findings)
         if record is None:
