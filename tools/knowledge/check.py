@@ -1,11 +1,524 @@
-"""Checks that need more than one file."""
+"""Checks that need more than one file, and checks of what the texts say.
+
+Links are followed in both directions: what an entry or a claim names must exist, and what exists (an implementation, a
+notebook, a test, a result) must belong to an entry. An entry whose YAML cannot be read still counts as there, so that
+one broken file does not call forth findings in others.
+"""
 
 from __future__ import annotations
 
-from tools.knowledge.findings import Finding
-from tools.knowledge.load import Knowledge
+import html
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
+from tools.knowledge.findings import Finding, did_you_mean, finding
+from tools.knowledge.load import AXES, ENTRIES, PAPERS, RESULTS, Knowledge
+from tools.knowledge.reader import Document, Keys, read_json, read_text
+from tools.knowledge.schema import Claim, Entry, Paper
+from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse, scenarios
+
+INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitation", "stage")
+"""The axes by which entries are listed: every entry is placed on them, drafts too."""
+
+_TESTS: Final = "tests/techniques"
+_NOTEBOOKS: Final = "notebooks"
+_STABLE: Final = {
+    "technique": (
+        "definition",
+        "algorithm",
+        "cost_model",
+        "when_to_use",
+        "when_not_to_use",
+        "limits",
+        "implementation",
+    ),
+    "system": ("definition", "algorithm", "cost_model", "when_to_use", "when_not_to_use", "limits", "parts"),
+    "study": ("definition", "limits"),
+}
+_CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
+_HTML = re.compile(r"<(?!https?://|mailto:)[A-Za-z/!?]")
+_DESTINATION = re.compile(r"\]\(\s*<?([^)>\s]*)|^[ ]{0,3}\[[^\]\n]+\]:\s*<?(\S+)|<([A-Za-z][\w+.-]*:)", re.MULTILINE)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_REMOTE_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?\s*(https?:)?//", re.IGNORECASE)
 
 
 def check_all(knowledge: Knowledge) -> list[Finding]:
-    """Everything that is wrong between the files."""
-    return []
+    """Everything that is wrong between the files of `knowledge`."""
+    return list(_Checker(knowledge).run())
+
+
+class _Checker:
+    def __init__(self, knowledge: Knowledge) -> None:
+        self.k = knowledge
+        self.root = knowledge.root
+        self.entry_ids = self._stems(ENTRIES)
+        self.paper_keys = self._stems(PAPERS)
+        self.scenarios: dict[str, set[str]] = {}
+        """Scenarios that the experiments of each entry define, as far as their names are literal."""
+
+    def _stems(self, folder: str) -> set[str]:
+        prefix = f"{folder}/"
+        return {file.removeprefix(prefix).removesuffix(".yml") for file in self.k.documents if file.startswith(prefix)}
+
+    def run(self) -> Iterator[Finding]:
+        yield from self._axes()
+        yield from self._code_rooms()
+        for entry_id, entry in self.k.entries.items():
+            document = self.k.documents[f"{ENTRIES}/{entry_id}.yml"]
+            for check in (self._entry, self._classification, self._completeness, self._implementation):
+                yield from check(document, entry_id, entry)
+        for key, paper in self.k.papers.items():
+            yield from self._paper(self.k.documents[f"{PAPERS}/{key}.yml"], key, paper)
+        yield from self._unique()
+        yield from self._records()
+        for file, document in self.k.documents.items():
+            if document.readable:
+                yield from _prose(document)
+                if file.startswith((f"{ENTRIES}/", f"{PAPERS}/")):
+                    yield from self._modeline(file, document)
+
+    # --- the vocabulary
+
+    def _axes(self) -> Iterator[Finding]:
+        document = self.k.documents[AXES]
+        if not len(self.k.axes):
+            return
+        for axis in INDEX_AXES:
+            if axis not in self.k.axes:
+                yield document.finding(
+                    "E202", f'the axis "{axis}" is missing: entries are listed by it', ("axes",), key=True
+                )
+        for n, step in enumerate(self.k.axes.decision_card):
+            for m, axis in enumerate(step.axes):
+                if axis not in self.k.axes:
+                    message = f'"{axis}" is no axis'
+                    path = ("decision_card", n, "axes", m)
+                    yield document.finding("E206", message, path, hint=did_you_mean(axis, self.k.axes.axes))
+
+    def _classification(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
+        axes = self.k.axes
+        if not len(axes):
+            return
+        for name, terms in entry.axes.items():
+            path: Keys = ("axes", name)
+            if name not in axes:
+                yield document.finding(
+                    "E206", f'there is no axis "{name}"', path, key=True, hint=did_you_mean(name, axes.axes)
+                )
+                continue
+            axis = axes[name]
+            listed = isinstance(document.data["axes"][name], list)
+            for n, term in enumerate(terms):
+                at = (*path, n) if listed else path
+                if term not in axis.terms:
+                    message = f'"{term}" is no term of the axis {name}'
+                    yield document.finding("E207", message, at, hint=did_you_mean(term, axis.terms))
+                elif term in terms.root[:n]:
+                    yield document.finding("E208", f'"{term}" stands here twice', at)
+                elif axis.choice == "single" and n == 1:
+                    message = f"the axis {name} takes one term only"
+                    yield document.finding("E208", message, at, hint=f'keep the term that decides, "{terms.primary}"?')
+        wanted = list(axes.axes) if entry.status == "stable" else [a for a in INDEX_AXES if a in axes]
+        for name in wanted:
+            if name not in entry.axes and entry.kind not in axes[name].optional_for:
+                message = f"the entry has no term on the axis {name}"
+                hint = f"{' '.join(axes[name].question.split())} One of: {', '.join(axes[name].terms)}"
+                yield document.finding("E403", message, ("axes",), key=True, hint=hint)
+
+    # --- entries
+
+    def _entry(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
+        if entry.id != entry_id:
+            yield _misnamed(document, "id", entry.id, entry_id)
+        seen: set[str] = set()
+        for n, link in enumerate(entry.papers):
+            path: Keys = ("papers", n, "key")
+            if link.key not in self.paper_keys:
+                yield document.finding(
+                    "E301", f'there is no paper "{link.key}"', path, hint=_suggest(link.key, self.paper_keys, PAPERS)
+                )
+            if link.key in seen:
+                yield document.finding("E311", f'the paper "{link.key}" stands here twice', path)
+            seen.add(link.key)
+        targets: list[tuple[Keys, str]] = [
+            (("relations", n, "target"), r.target) for n, r in enumerate(entry.relations)
+        ]
+        targets += [(("parts", n), part) for n, part in enumerate(entry.parts)]
+        if entry.replaced_by is not None:
+            targets.append((("replaced_by",), entry.replaced_by))
+        for path, target in targets:
+            if target == entry_id:
+                yield document.finding("E303", "the entry names itself", path)
+            elif target not in self.entry_ids:
+                hint = _suggest(target, self.entry_ids, ENTRIES)
+                yield document.finding("E303", f'there is no entry "{target}"', path, hint=hint)
+        if entry.replaced_by is not None and self._replacement_is_a_circle(entry_id):
+            yield document.finding("E312", "the replacements lead back to this entry", ("replaced_by",))
+        if entry.parts and entry.kind != "system":
+            message = f"only a system has parts, and this is a {entry.kind}"
+            yield document.finding(
+                "E205", message, ("parts",), key=True, hint="make it `kind: system`, or use relations"
+            )
+        if (entry.status == "deprecated") < (entry.replaced_by is not None):
+            message = "only a deprecated entry is replaced"
+            yield document.finding("E405", message, ("replaced_by",), key=True, hint="set `status: deprecated`")
+        if not re.match(r"[A-Z0-9$]", entry.summary) or not entry.summary.endswith("."):
+            yield document.finding(
+                "W601", "the summary is no sentence: capital letter first, full stop last", ("summary",)
+            )
+
+    def _replacement_is_a_circle(self, entry_id: str) -> bool:
+        seen, at = {entry_id}, self.k.entries[entry_id].replaced_by
+        while at is not None and at in self.k.entries:
+            if at in seen:
+                return at == entry_id
+            seen.add(at)
+            at = self.k.entries[at].replaced_by
+        return False
+
+    def _completeness(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
+        if entry.status != "stable":
+            return
+        for name in _STABLE[entry.kind]:
+            if not getattr(entry, name):
+                yield document.finding(
+                    "E401",
+                    f'a stable {entry.kind} needs "{name}"',
+                    ("status",),
+                    hint="write it, or set `status: draft`",
+                )
+        if entry.kind == "technique":
+            if not any(link.role == "introduces" for link in entry.papers):
+                yield document.finding("E404", "no paper has the role `introduces`", ("papers",), key=True)
+            if not any(claim.technique == entry_id for paper in self.k.papers.values() for claim in paper.claims):
+                message = "no paper makes a claim about this entry"
+                hint = f"add a claim with `technique: {entry_id}` and its locator to one of its papers"
+                yield document.finding("E404", message, ("papers",), key=True, hint=hint)
+        if entry.implementation is None:
+            return
+        name = module_name(entry_id)
+        needed = [f"{_NOTEBOOKS}/{name}.py", f"{_TESTS}/test_{name}.py", f"{EXPERIMENTS}/{name}.py"]
+        for file in needed:
+            if not (self.root / file).is_file():
+                yield document.finding("E402", f"a stable entry needs {file}", ("implementation",), key=True)
+        if entry_id not in self.k.known_results:
+            message = f"a stable entry needs a measured result in {RESULTS}/{entry_id}/"
+            hint = f"measure it: redundancy bench {entry_id} --save"
+            yield document.finding("E402", message, ("implementation",), key=True, hint=hint)
+
+    # --- code
+
+    def _implementation(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
+        source = self.k.sources.get(entry_id)
+        if entry.implementation is None:
+            if source is not None:
+                message = f"{source.file} exists, but the entry does not name it"
+                hint = f'add: implementation: "{source.module}:{source.class_name or "ClassName"}"'
+                yield document.finding("E304", message, (), hint=hint)
+            return
+        path: Keys = ("implementation",)
+        module, _, name = entry.implementation.partition(":")
+        wanted = f"{TECHNIQUES.replace('/', '.')}.{module_name(entry_id)}"
+        if module != wanted and not module.startswith(f"{wanted}."):
+            hint = f'the id says: "{wanted}:{name}"'
+            yield document.finding("E304", "the module does not follow from the id of the entry", path, hint=hint)
+            return
+        if source is None:
+            file = f"{TECHNIQUES}/{module_name(entry_id)}.py"
+            if not (self.root / file).exists() and not (self.root / file.removesuffix(".py")).is_dir():
+                hint = "write it, or leave `implementation` out of a draft"
+                yield document.finding("E304", f"there is no {file}", path, hint=hint)
+            return
+        if source.class_name != name:
+            known = [
+                d
+                for d, at in source.definitions.items()
+                if d[:1].isupper() and "." not in d and at.file in source.files
+            ]
+            hint = did_you_mean(name, known)
+            yield document.finding("E305", f"{source.file} has no class {name}", path, hint=hint)
+        else:
+            yield from _contract(source, entry_id)
+            yield from self._references(source, entry)
+        for n, step in enumerate(entry.algorithm):
+            if step.function is not None and step.function not in source.definitions:
+                message = f"{source.file} has no function or class {step.function}"
+                hint = did_you_mean(step.function, source.definitions)
+                yield document.finding("E307", message, ("algorithm", n, "function"), hint=hint)
+
+    def _references(self, source: Source, entry: Entry) -> Iterator[Finding]:
+        for link in entry.papers:
+            paper = self.k.papers.get(link.key)
+            if link.role != "introduces" or paper is None:
+                continue
+            for what in filter(None, (link.key, paper.ids.arxiv)):
+                if what not in source.docstring:
+                    message = f"the docstring of the module does not name {what}"
+                    hint = "start the module with its references: paper key and arXiv id"
+                    yield finding("E703", source.file, message, hint=hint)
+
+    def _code_rooms(self) -> Iterator[Finding]:
+        """Implementations, experiments, notebooks and tests that belong to no entry, or are not what they should be."""
+        ids = {module_name(entry_id): entry_id for entry_id in self.entry_ids}
+        rooms: list[tuple[str, str, Callable[[Path, str], Iterator[Finding]] | None]] = [
+            (TECHNIQUES, "", None),
+            (EXPERIMENTS, "", self._experiments),
+            (_NOTEBOOKS, "", self._notebook),
+            (_TESTS, "test_", None),
+        ]
+        for room, prefix, look in rooms:
+            folder = self.root / room
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                code = path.suffix == ".py" or (room == TECHNIQUES and (path / "__init__.py").is_file())
+                if not code or path.name.startswith("_") or not path.name.startswith(prefix):
+                    continue
+                name, file = path.stem.removeprefix(prefix), path.relative_to(self.root).as_posix()
+                if look is not None:
+                    yield from look(path, file)
+                belongs = room != EXPERIMENTS or name.replace("_", "-") in self.scenarios
+                if name not in ids and belongs:
+                    hint = did_you_mean(name, ids)
+                    yield finding(
+                        "E309",
+                        file,
+                        f"no entry is called {name.replace('_', '-')}",
+                        hint=hint
+                        if hint.startswith("did")
+                        else f"add {ENTRIES}/{name.replace('_', '-')}.yml, or remove the file",
+                    )
+        for technique, names in self.k.known_results.items():
+            if technique not in self.entry_ids:
+                for scenario in sorted(names):
+                    file = f"{RESULTS}/{technique}/{scenario}.json"
+                    hint = did_you_mean(technique, self.entry_ids)
+                    yield finding("E309", file, f"no entry is called {technique}", hint=hint)
+
+    def _experiments(self, path: Path, file: str) -> Iterator[Finding]:
+        text, _ = read_text(path, file)
+        if text is not None and not re.search(r"^SCENARIOS\b", text, re.MULTILINE):
+            return  # a helper of the experiments
+        problems: list[Finding] = []
+        tree = parse(path, file, problems)
+        yield from problems
+        self.scenarios[path.stem.replace("_", "-")] = scenarios(tree) if tree else set()
+
+    def _notebook(self, path: Path, file: str) -> Iterator[Finding]:
+        text, problems = read_text(path, file)
+        yield from problems
+        if text is None:
+            return
+        lines = text.split("\n")
+        if not any(line.startswith("# %%") for line in lines):
+            yield finding(
+                "E801",
+                file,
+                "no cell marker: a notebook is Python in the py:percent form",
+                hint="start with `# %% [markdown]`",
+            )
+        for n, line in enumerate(lines, 1):
+            if re.match(r"\s*(from|import)\s+tools\b", line):
+                yield finding("E802", file, "a notebook imports reference_impls, never tools", line=n)
+            if re.match(r"\s*[%!]", line):
+                message = "a magic or shell line: the notebook must also run as a script"
+                yield finding("E803", file, message, line=n)
+
+    # --- papers and claims
+
+    def _paper(self, document: Document, key: str, paper: Paper) -> Iterator[Finding]:
+        if paper.key != key:
+            yield _misnamed(document, "key", paper.key, key)
+        if paper.year is not None and f"-{paper.year}-" not in key:
+            yield document.finding("W602", f"the key says another year than {paper.year}", ("year",))
+        seen: set[str] = set()
+        for n, claim in enumerate(paper.claims):
+            if claim.id in seen:
+                yield document.finding("E311", f'the claim id "{claim.id}" stands here twice', ("claims", n, "id"))
+            seen.add(claim.id)
+            yield from self._claim(document, ("claims", n), key, claim)
+
+    def _claim(self, document: Document, path: Keys, key: str, claim: Claim) -> Iterator[Finding]:
+        at = (*path, "technique")
+        entry = self.k.entries.get(claim.technique)
+        if claim.technique not in self.entry_ids:
+            hint = _suggest(claim.technique, self.entry_ids, ENTRIES)
+            yield document.finding("E302", f'there is no entry "{claim.technique}"', at, hint=hint)
+        elif entry is not None and all(link.key != key for link in entry.papers):
+            file = f"{ENTRIES}/{claim.technique}.yml"
+            hint = f"add `- {{key: {key}, role: ...}}` to `papers` in {file}"
+            yield document.finding("E308", f"{file} does not name this paper", at, hint=hint)
+        if claim.kind in ("speedup", "operations", "accuracy", "memory", "energy") and claim.quantity is None:
+            message = f"a claim of kind {claim.kind} needs its number"
+            yield document.finding("E505", message, path, hint="add `quantity: {metric: ..., value: ..., unit: ...}`")
+        if claim.locator.file is not None and claim.seen_at is None and not self.k.papers[key].code:
+            message = "a file of the official repository, but the paper names no repository"
+            yield document.finding("E507", message, (*path, "locator", "file"), hint="add it under `code`")
+        if claim.check is None:
+            return
+        at = (*path, "check", "field")
+        try:
+            field = parse_field(claim.check.field)
+        except FieldError as error:
+            hint = "for example with[r=13].quality.value - baseline.quality.value"
+            yield document.finding("E502", str(error), at, hint=hint)
+            return
+        known = self.k.known_results.get(claim.technique, set())
+        defined = self.scenarios.get(claim.technique, set())
+        scenario = claim.check.scenario
+        if scenario not in known and claim.technique in self.entry_ids:
+            message = f'{claim.technique} has no result of a scenario "{scenario}"'
+            hint = (
+                f"measure it: redundancy bench {claim.technique} --save"
+                if scenario in defined
+                else did_you_mean(scenario, known | defined)
+            )
+            yield document.finding("E501", message, (*path, "check", "scenario"), hint=hint)
+        record = self.k.result(claim.technique, scenario)
+        if record is None:
+            return
+        try:
+            field.value(record)
+        except FieldAbsent as error:
+            yield document.finding("E503", str(error), at)
+
+    # --- results
+
+    def _records(self) -> Iterator[Finding]:
+        for technique, records in self.k.results.items():
+            source = self.k.sources.get(technique)
+            defined = self.scenarios.get(technique)
+            for record in records:
+                suffix = "" if record.device == "cpu" else f".{record.device.partition(':')[0]}"
+                file = f"{RESULTS}/{technique}/{record.scenario}{suffix}.json"
+                if record.budget != "full":
+                    message = "a committed result comes from the full budget"
+                    yield self._at_record(file, "E504", message, ("budget",), f"redundancy bench {technique} --save")
+                if source is not None and defined and record.scenario not in defined:
+                    message = f'{EXPERIMENTS}/{module_name(technique)}.py defines no scenario "{record.scenario}"'
+                    yield self._at_record(file, "E310", message, ("scenario",), did_you_mean(record.scenario, defined))
+                for path, text in _texts(record.model_dump(by_alias=True)):
+                    for code, message, hint in text_problems(text):
+                        yield self._at_record(file, code, message, path, hint)
+
+    def _at_record(self, file: str, code: str, message: str, path: Keys, hint: str) -> Finding:
+        return read_json(self.root / file, file).finding(code, message, path, hint=hint)
+
+    # --- all
+
+    def _unique(self) -> Iterator[Finding]:
+        names: dict[str, str] = {}
+        for entry_id, entry in self.k.entries.items():
+            document = self.k.documents[f"{ENTRIES}/{entry_id}.yml"]
+            own: list[tuple[Keys, str]] = [(("id",), entry_id), (("name",), entry.name)]
+            own += [(("aliases", n), alias) for n, alias in enumerate(entry.aliases)]
+            for path, name in own:
+                other = names.setdefault(name.lower().replace(" ", "-"), entry_id)
+                if other != entry_id:
+                    yield document.finding("E311", f'"{name}" is also a name of {other}', path)
+        owners: dict[tuple[str, str], str] = {}
+        for key, paper in self.k.papers.items():
+            document = self.k.documents[f"{PAPERS}/{key}.yml"]
+            for kind, value in (("arxiv", paper.ids.arxiv), ("doi", paper.ids.doi), ("url", paper.ids.url)):
+                if value is not None and (owner := owners.setdefault((kind, value.lower()), key)) != key:
+                    yield document.finding("E311", f"{kind} {value} is also that of {owner}", ("ids", kind))
+
+    def _modeline(self, file: str, document: Document) -> Iterator[Finding]:
+        name, up = ("entry", "../..") if file.startswith(ENTRIES) else ("paper", "..")
+        wanted = f"# yaml-language-server: $schema={up}/tools/knowledge/schemas/{name}.schema.json"
+        if document.first_line.strip() != wanted:
+            message = "the first line does not tell editors which schema this is"
+            yield document.finding("W604", message, hint=f"start with: {wanted}")
+
+
+def _misnamed(document: Document, key: str, value: str, stem: str) -> Finding:
+    message = f'"{value}", but the file is called {stem}.yml'
+    return document.finding("E209", message, (key,), hint="ids are never renamed: correct the one that is wrong")
+
+
+def _suggest(word: str, known: Iterable[str], folder: str) -> str:
+    hint = did_you_mean(word, known)
+    return hint if hint.startswith("did") else f"add {folder}/{word}.yml"
+
+
+def _contract(source: Source, entry_id: str) -> Iterator[Finding]:
+    """The class attributes that the tools read without importing: literal, and of the right form."""
+
+    def wrong(code: str, name: str, message: str, hint: str) -> Finding:
+        attribute = source.attributes.get(name)
+        line, column = (attribute.line, attribute.column) if attribute else (source.class_line, 1)
+        return finding(
+            code, source.file, message, line=line, column=column, path=f"{source.class_name}.{name}", hint=hint
+        )
+
+    forms: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
+        "id": (lambda v: isinstance(v, str), f'id = "{entry_id}"', True),
+        "execution": (
+            lambda v: v in ("real", "simulated"),
+            'execution = "real", or "simulated" if it only masks',
+            True,
+        ),
+        "stateful": (lambda v: isinstance(v, bool), "stateful = True", False),
+        "waivers": (_is_waivers, 'waivers = {"name_of_the_check": "why it cannot apply"}', False),
+    }
+    for name, (fits, form, needed) in forms.items():
+        attribute = source.attributes.get(name)
+        if attribute is None:
+            if needed:
+                yield wrong("E701", name, "the class does not state it", f"write it as a literal: {form}")
+        elif not attribute.literal:
+            yield wrong("E701", name, "not a literal, so that it cannot be read without importing", f"write: {form}")
+        elif not fits(attribute.value):
+            yield wrong("E702", name, f"{attribute.value!r} is not what belongs here", f"write: {form}")
+        elif name == "id" and attribute.value != entry_id:
+            yield wrong("E306", name, f'"{attribute.value}", but the entry is {entry_id}', f'write: id = "{entry_id}"')
+    if not any(base.rpartition(".")[2].partition("[")[0].endswith("Technique") for base in source.bases):
+        message = f"{source.class_name} is no subclass of Technique"
+        yield finding("E705", source.file, message, line=source.class_line)
+
+
+def _is_waivers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(k, str) and isinstance(v, str) and k.strip() and v.strip() for k, v in value.items()
+    )
+
+
+def _texts(data: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    stack: list[tuple[Keys, Any]] = [(path, data)]
+    while stack:
+        path, data = stack.pop()
+        if isinstance(data, str):
+            yield path, data
+        elif isinstance(data, dict):
+            stack.extend(((*path, key), value) for key, value in data.items())
+        elif isinstance(data, (list, tuple)):
+            stack.extend(((*path, n), value) for n, value in enumerate(data))
+
+
+def _prose(document: Document) -> Iterator[Finding]:
+    for path, text in _texts(document.data):
+        for code, message, hint in text_problems(text):
+            yield document.finding(code, message, path, hint=hint)
+
+
+def text_problems(text: str) -> Iterator[tuple[str, str, str]]:
+    """Code, message and hint for everything in a text that must not reach a page."""
+    if "[unverified]" in text.lower():
+        yield "E506", "marked [unverified]: such a statement does not enter the atlas", "verify it, or leave it out"
+    if not any(c in text for c in "<[$&"):
+        return
+    bare = _CODE.sub("", text)
+    if (match := _HTML.search(bare)) is not None:
+        shown = bare[match.start() : match.start() + 20].split("\n")[0]
+        hint = "write Markdown; put code in backticks, and a space or \\lt for `less than` in formulas"
+        yield "E210", f'raw HTML: "{shown}"', hint
+    for match in _DESTINATION.finditer(bare):
+        target = re.sub(r"[\x00-\x20\\]", "", html.unescape(next(filter(None, match.groups()), "")))
+        scheme = _SCHEME.match(target)
+        if scheme and scheme.group(1).lower() not in ("http", "https", "mailto"):
+            yield "E210", f"a link to {scheme.group(1)}:", "link to http, https, mailto, or a page of the site"
+    if _REMOTE_IMAGE.search(bare):
+        yield "E210", "an image from elsewhere: no request of a reader leaves the site", "link to it"
+    if len(re.findall(r"(?<!\\)\$", bare)) % 2:
+        yield "W603", "an odd number of dollar signs: a formula is not closed", "write a real dollar sign as \\$"

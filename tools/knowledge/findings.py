@@ -42,6 +42,8 @@ class Finding:
         line = f"{self.file}:{self.line}:{self.column}: {self.code} {path}{self.message}"
         return f"{line}\n    hint: {self.hint}" if self.hint else line
 
+    __str__ = text
+
     def github(self) -> str:
         """The finding as a workflow command, which GitHub shows beside the line in a pull request."""
         place = f"file={_property(self.file)},line={self.line},col={self.column},title={_property(self.code)}"

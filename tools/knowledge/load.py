@@ -36,7 +36,7 @@ class Knowledge:
     papers: dict[str, Paper] = field(default_factory=dict)
     """By key, sorted."""
     results: dict[str, list[Record]] = field(default_factory=dict)
-    """Committed records of each technique that has some, sorted by scenario."""
+    """Committed records of each technique that has some, sorted by scenario, the CPU's first."""
     sources: dict[str, Source] = field(default_factory=dict)
     """Implementation of each entry that has one."""
     findings: list[Finding] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Knowledge:
     """Scenarios of each technique for which there is a file, readable or not."""
 
     def result(self, entry_id: str, scenario: str) -> Record | None:
-        """The committed record of a scenario, if there is one."""
+        """The committed record of a scenario, if there is one; the CPU's where there are several."""
         return next((r for r in self.results.get(entry_id, ()) if r.scenario == scenario), None)
 
     def judge(self, claim: Claim) -> Judgement:
@@ -132,9 +132,7 @@ def _files(folder: Path, findings: list[Finding], root: Path) -> list[Path]:
             found.append(path)
         else:
             file = path.relative_to(root).as_posix()
-            findings.append(
-                finding("E212", file, "only files named *.yml belong here", hint="rename or remove it")
-            )
+            findings.append(finding("E212", file, "only files named *.yml belong here", hint="rename or remove it"))
     return found
 
 
@@ -164,16 +162,25 @@ def _results(root: Path, findings: list[Finding]) -> tuple[dict[str, list[Record
             )
             continue
         technique = path.parent.name
-        known.setdefault(technique, set()).add(path.stem)
+        scenario, _, device = path.stem.partition(
+            "."
+        )  # <scenario>.cuda.json was measured on another device than the CPU
+        known.setdefault(technique, set()).add(scenario)
         record = _record(path, file, findings)
         if record is None:
             continue
-        for key, value, wanted in (("technique", record.technique, technique), ("scenario", record.scenario, path.stem)):
+        for key, value, wanted in (
+            ("technique", record.technique, technique),
+            ("scenario", record.scenario, scenario),
+            ("device", record.device.partition(":")[0], device or "cpu"),
+        ):
             if value != wanted:
                 document = read_json(path, file)
                 message = f'"{value}", but the path of the file says "{wanted}"'
                 findings.append(document.finding("E310", message, (key,), hint="measure it again, or move the file"))
         results.setdefault(technique, []).append(record)
+    for records in results.values():
+        records.sort(key=lambda r: (r.scenario, r.device != "cpu", r.device))
     return results, known
 
 

@@ -59,6 +59,7 @@ class Document:
     tainted: set[Keys] = field(default_factory=set)
     """Values that could not be read, so that nothing more should be said about them."""
     findings: list[Finding] = field(default_factory=list)
+    first_line: str = ""
     readable: bool = True
     """False if nothing of the file could be read."""
 
@@ -210,13 +211,19 @@ class _Open:
 
 def parse_yaml(text: str, document: Document) -> None:
     """Fill `document` from YAML text."""
+    document.first_line = text.partition("\n")[0]
     try:
         _parse(text, document)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else Place()
         document.readable = False
-        document.add("E107", f"not YAML: {' '.join(filter(None, (error.context, error.problem)))}", place, hint=_guess(text, place))
+        document.add(
+            "E107",
+            f"not YAML: {' '.join(filter(None, (error.context, error.problem)))}",
+            place,
+            hint=_guess(text, place),
+        )
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         document.readable = False
         document.add("E107", f"not YAML: {' '.join(str(error).split())}")
@@ -303,7 +310,13 @@ def _key(event: Any, top: _Open, place: Place, document: Document, stack: list[_
     top.key = key
     if key in top.seen:
         first = document.keys.get(path, Place())
-        document.add("E108", f'the key "{key}" stands here for the second time', place, path, f"the first is on line {first.line}")
+        document.add(
+            "E108",
+            f'the key "{key}" stands here for the second time',
+            place,
+            path,
+            f"the first is on line {first.line}",
+        )
         return
     top.seen.add(key)
     if not top.ignored:

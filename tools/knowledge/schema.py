@@ -236,9 +236,7 @@ class Entry(Model):
     """What it cannot do."""
     deviations: tuple[Prose, ...] = Field(default=(), examples=[["Ties go to the lower index."]])
     """Where our implementation departs from the paper."""
-    papers: tuple[PaperLink, ...] = Field(
-        min_length=1, examples=[[{"key": "bolya-2023-token", "role": "introduces"}]]
-    )
+    papers: tuple[PaperLink, ...] = Field(min_length=1, examples=[[{"key": "bolya-2023-token", "role": "introduces"}]])
     """The papers behind it."""
     relations: tuple[Relation, ...] = Field(default=(), examples=[[]])
     """Relations to other entries."""
@@ -395,7 +393,8 @@ class Claim(Model):
     seen_at: Text | None = Field(default=None, examples=["README of the official repository"])
     """Where it was read, if not in the paper itself."""
     check: Check | None = Field(
-        default=None, examples=[{"scenario": "speed-vit-s16", "field": "redundancy.value", "target": 2, "tolerance": 0.2}]
+        default=None,
+        examples=[{"scenario": "speed-vit-s16", "field": "redundancy.value", "target": 2, "tolerance": 0.2}],
     )
     """How our results bear on it; absent as long as nothing here can speak for or against it."""
 

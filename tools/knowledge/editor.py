@@ -1,0 +1,70 @@
+"""JSON Schemas for editors, generated from the models, with the terms of `taxonomy/axes.yml` as their vocabulary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from reference_impls.accounting.record import Record
+from tools.knowledge.schema import Axes, Axis, Entry, Paper
+
+FOLDER: Final = "tools/knowledge/schemas"
+MODELS: Final[dict[str, type[BaseModel]]] = {"axes": Axes, "entry": Entry, "paper": Paper, "record": Record}
+
+
+def schemas(axes: Axes) -> dict[str, str]:
+    """File name -> text of every schema."""
+    return {
+        f"{name}.schema.json": json.dumps(schema(name, axes), indent=1, ensure_ascii=False) + "\n" for name in MODELS
+    }
+
+
+def schema(name: str, axes: Axes) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of `axes`, `entry`, `paper` or `record`."""
+    generated = MODELS[name].model_json_schema(by_alias=True, mode="validation")
+    if name == "entry":
+        described = generated["properties"]["axes"]
+        described.pop("additionalProperties", None)
+        described |= {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {key: _axis(axis) for key, axis in axes.axes.items()},
+        }
+        generated["$defs"].pop("Terms", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **generated}
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    term = {"oneOf": [{"const": key, "description": _line(t.definition)} for key, t in axis.terms.items()]}
+    several = {"type": "array", "items": term, "minItems": 1, "uniqueItems": True}
+    if axis.choice == "single":
+        several["maxItems"] = 1
+    return {"title": axis.name, "description": _line(axis.question), "anyOf": [term, several]}
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def stale(root: Path, axes: Axes) -> list[str]:
+    """Names of the schemas under `root` that differ from the models."""
+    folder = root / FOLDER
+    return [
+        name
+        for name, text in schemas(axes).items()
+        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+    ]
+
+
+def write(root: Path, axes: Axes) -> list[str]:
+    """Write the schemas that are stale; returns their names."""
+    names = stale(root, axes)
+    texts = schemas(axes)
+    for name in names:
+        path = root / FOLDER / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts[name], encoding="utf-8")
+    return names
