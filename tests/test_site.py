@@ -7,6 +7,7 @@ import re
 import threading
 import urllib.request
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from tests import site_fixture as fixture
 from tools.export.bibtex import bibtex
-from tools.site import build, evidence, figures, home, implementation, links, markup, notebooks
+from tools.knowledge import Knowledge
+from tools.site import build, evidence, figures, home, links, markup, notebooks
 from tools.site.figures import Axis, Mark, Series
-from tools.site.pages import Material, navigation, pages
+from tools.site.pages import Material, gather, navigation, pages
 
 ROOT = Path(__file__).parents[1]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -28,8 +30,16 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (1.7e9, "1.70·10⁹"), (0.912, "0.912"), (12.04, "12"), (1234, "1\u202f230"), (-0.5, "−0.5"), (3e-7, "3.00·10⁻⁷")],
-)  # fmt: skip
+    [
+        (0, "0"),
+        (1.7e9, "1.70·10⁹"),
+        (0.912, "0.912"),
+        (12.04, "12"),
+        (1234, "1\u202f230"),
+        (-0.5, "−0.5"),
+        (3e-7, "3.00·10⁻⁷"),
+    ],
+)
 def test_numbers_read_as_people_write_them(value: float, text: str) -> None:
     assert figures.number(value) == text
 
@@ -53,7 +63,7 @@ def test_ticks_are_few_even_and_cover_the_values(low: float, width: float) -> No
     ticks = figures.nice_ticks(low, high)
     assert 3 <= len(ticks) <= 9
     step = ticks[1] - ticks[0]
-    assert all(math.isclose(b - a, step, rel_tol=1e-6) for a, b in zip(ticks, ticks[1:], strict=False))
+    assert all(math.isclose(b - a, step, rel_tol=1e-6) for a, b in pairwise(ticks))
     assert ticks[0] <= low + 1e-6 * step
     assert ticks[-1] >= high - 1e-6 * step
 
@@ -192,6 +202,7 @@ def test_a_sweep_over_two_knobs_is_one_line_per_rule() -> None:
 
 
 SOURCE = '''"""A module."""
+from reference_impls.hosts.vit import blocks
 def other(): pass
 
 def match(x):
@@ -205,67 +216,90 @@ class TokenMerging:
 
 
 @pytest.fixture
-def material(tmp_path: Path) -> Material:
-    path = tmp_path / "reference_impls" / "techniques" / "token_merging.py"
-    path.parent.mkdir(parents=True)
-    path.write_text(SOURCE, encoding="utf-8")
-    one = implementation.read(tmp_path, "reference_impls.techniques.token_merging:TokenMerging")
+def known(tmp_path: Path) -> Knowledge:
+    for name, text in {"techniques/token_merging.py": SOURCE, "hosts/vit.py": '"""Plain ViTs.\n\nMore."""'}.items():
+        path = tmp_path / "reference_impls" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text, encoding="utf-8")
+    return fixture.knowledge(fixture.record(), root=tmp_path)
+
+
+@pytest.fixture
+def material(known: Knowledge) -> Material:
+    stream = {"output_type": "stream", "name": "stdout"}
     cells = (
         {"cell_type": "markdown", "source": "# The notebook\n\nAn $x$."},
-        {"cell_type": "code", "source": "print(1)", "outputs": [
-            {"output_type": "stream", "name": "stdout", "text": "a\n\n"}, {"output_type": "stream", "name": "stdout", "text": "<b>"}]},
-    )  # fmt: skip
-    return Material(
-        {"token-merging": one},
-        {"token-merging": notebooks.Notebook("token-merging", "notebooks/token_merging.py", cells, 3.2)},
+        {"cell_type": "code", "source": "print(1)", "outputs": [stream | {"text": "a\n\n"}, stream | {"text": "<b>"}]},
     )
+    notebook = notebooks.Notebook("token-merging", "notebooks/token_merging.py", cells, 3.2)
+    return gather(known, {"token-merging": notebook})
 
 
-def test_an_implementation_is_read_without_importing_it(material: Material) -> None:
-    one = material.implementations["token-merging"]
-    assert one.find("match") == (0, 4)
-    assert one.find("TokenMerging.apply") == (0, 10)
-    assert one.find("absent") is None
-    assert one.attributes == {"execution": "real", "waivers": {"no-drift": "it carries no state"}}
+@pytest.fixture
+def texts(known: Knowledge, material: Material) -> dict[str, str]:
+    return {p.path: p.markdown for p in pages(known, material)}
 
 
-def test_pages_are_a_pure_function_with_unique_paths(material: Material) -> None:
-    known = fixture.knowledge(fixture.record())
+def test_pages_are_a_pure_function_with_unique_paths(known: Knowledge, material: Material) -> None:
     first, second = pages(known, material), pages(known, material)
     assert first == second
     assert len({p.path for p in first}) == len(first)
     assert {p.path for p in first} >= {
-        "index.md", "techniques/index.md", "techniques/token-merging.md", "techniques/token-dropping.md", "axes/relation.md",
-        "axes/index.md", "papers/index.md", "papers/bolya-2023-token.md", "notebooks/token-merging.md",
-    }  # fmt: skip
+        "index.md",
+        "techniques/index.md",
+        "techniques/token-merging.md",
+        "techniques/token-dropping.md",
+        "axes/relation.md",
+        "axes/index.md",
+        "papers/index.md",
+        "papers/bolya-2023-token.md",
+        "notebooks/token-merging.md",
+    }
     listed = re.findall(r"[\w/-]+\.md", str(navigation(first)))
     assert {p.path for p in first} <= set(listed), "every page is in the navigation"
 
 
-def test_the_entry_answers_first_and_shows_everything(material: Material) -> None:
-    text = {p.path: p.markdown for p in pages(fixture.knowledge(fixture.record()), material)}[
-        "techniques/token-merging.md"
+def test_the_entry_answers_first_and_shows_everything(texts: dict[str, str]) -> None:
+    text = texts["techniques/token-merging.md"]
+    order = [
+        "# Token merging",
+        '<p class="atlas-lead">Average the most similar',
+        "ToMe",
+        "atlas-strip",
+        "## When to use it",
+        "## When not to",
+        "## Measured trade-off",
+        "## Measured redundancy",
+        "## What the papers say",
+        "## Definition",
+        "## Algorithm",
+        "## Cost model",
+        "## Classification",
+        "## Limits",
+        "## How ours departs",
+        "## Checks that do not apply",
+        "## Implementation",
+        "notebooks/token-merging.html",
+        "## Relations",
+        "## Papers and citation",
+        "@inproceedings",
+        "taxonomy/techniques/token-merging.yml",
     ]
-    order = ["# Token merging", '<p class="atlas-lead">Average the most similar', "ToMe", "atlas-strip", "## When to use it", "## When not to",
-             "## Measured trade-off", "## Measured redundancy", "## What the papers say", "## Definition", "## Algorithm",
-             "## Cost model", "## Classification", "## Limits", "## How ours departs", "## Checks that do not apply",
-             "## Implementation", "notebooks/token-merging.html", "## Relations", "## Papers and citation", "@inproceedings",
-             "taxonomy/techniques/token-merging.yml"]  # fmt: skip
+    assert [part for part in order if part not in text] == []
     positions = [text.index(part) for part in order]
     assert positions == sorted(positions)
-    assert 'href="#src0-4"' in text
-    assert 'id="src0-4"' in text
+    assert 'href="#src0-5"' in text
+    assert 'id="src0-5"' in text
     assert 'title="About &lt;spatial_similarity&gt; &amp; &quot;more&quot;."' in text, "definitions on hover"
     assert "it carries no state" in text
+    assert "Plain ViTs." in text
     assert "redundancy run token-merging" in text
     assert "A CPU" in text
     assert "2026-11-22" in text
 
 
-def test_paper_numbers_and_ours_stand_in_separate_columns(material: Material) -> None:
-    text = {p.path: p.markdown for p in pages(fixture.knowledge(fixture.record()), material)}[
-        "techniques/token-merging.md"
-    ]
+def test_paper_numbers_and_ours_stand_in_separate_columns(texts: dict[str, str]) -> None:
+    text = texts["techniques/token-merging.md"]
     claims = text[text.index("## What the papers say") : text.index("## Definition")]
     heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', claims)
     assert heads == ["Claim, in our words", "Where", "In the paper", "Measured here", "Verdict"]
@@ -277,14 +311,14 @@ def test_paper_numbers_and_ours_stand_in_separate_columns(material: Material) ->
     assert "partly" in row[3]
 
 
-def test_a_draft_says_that_nothing_was_measured(material: Material) -> None:
-    text = {p.path: p.markdown for p in pages(fixture.knowledge(), material)}["techniques/token-dropping.md"]
+def test_a_draft_says_that_nothing_was_measured(texts: dict[str, str]) -> None:
+    text = texts["techniques/token-dropping.md"]
     assert "nothing on this page was measured here" in text
     assert "## Measured trade-off" not in text
 
 
-def test_the_map_links_its_cells_and_marks_the_empty_ones(material: Material) -> None:
-    text = pages(fixture.knowledge(), material)[0].markdown
+def test_the_map_links_its_cells_and_marks_the_empty_ones(texts: dict[str, str]) -> None:
+    text = texts["index.md"]
     assert text.count('class="cell empty"') == 3 * 2 - 2
     assert 'href="techniques/index.html?relation=spatial_similarity&amp;location=tokens"' in text
     assert "1 papers" not in re.sub(r"<[^>]+>", "", text)
@@ -298,8 +332,8 @@ def test_the_colour_scale_never_falls_and_uses_its_range(most: int) -> None:
     assert steps[-1] == min(4, most)
 
 
-def test_a_notebook_page_keeps_its_heading_first(material: Material) -> None:
-    text = {p.path: p.markdown for p in pages(fixture.knowledge(), material)}["notebooks/token-merging.md"]
+def test_a_notebook_page_keeps_its_heading_first(texts: dict[str, str]) -> None:
+    text = texts["notebooks/token-merging.md"]
     assert re.search(r"---\n\n# The notebook\n", text)
     assert "&lt;b&gt;" in text
     assert "a\n&#8203;\n&lt;b&gt;" in text, "streams are joined, and no blank line ends the block"
@@ -332,9 +366,11 @@ plt.plot([1, 2]); plt.title("a title"); plt.show()
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name, text in {
-        "notebooks/a_note.py": NOTEBOOK, "reference_impls/__init__.py": "", "reference_impls/shared.py": "VALUE = 41\n",
+        "notebooks/a_note.py": NOTEBOOK,
+        "reference_impls/__init__.py": "",
+        "reference_impls/shared.py": "VALUE = 41\n",
         "reference_impls/other.py": "",
-    }.items():  # fmt: skip
+    }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path

@@ -35,9 +35,20 @@ def entry(known: Any) -> Any:
 def kinds(entry: Any) -> list[str]:
     """One page of each kind."""
     paper = entry.papers[0].key
-    return ["index.html", "techniques/index.html", f"techniques/{entry.id}.html", "axes/index.html", "axes/relation.html",
-            "papers/index.html", f"papers/{paper}.html", "about.html", "apply.html", "contract.html", "evidence.html",
-            "contribute.html"]  # fmt: skip
+    return [
+        "index.html",
+        "techniques/index.html",
+        f"techniques/{entry.id}.html",
+        "axes/index.html",
+        "axes/relation.html",
+        "papers/index.html",
+        f"papers/{paper}.html",
+        "about.html",
+        "apply.html",
+        "contract.html",
+        "evidence.html",
+        "contribute.html",
+    ]
 
 
 def test_links_and_anchors_lead_somewhere_and_nothing_comes_from_another_host(site: Path) -> None:

@@ -13,7 +13,8 @@ SPECIAL = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciit
 ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u030a": "r", "\u030c": "v",
            "\u0327": "c", "\u0328": "k", "\u0304": "=", "\u0306": "u", "\u030b": "H", "\u0307": "."}  # fmt: skip
 LETTERS = {"ß": r"{\ss}", "ø": r"{\o}", "Ø": r"{\O}", "æ": r"{\ae}", "Æ": r"{\AE}", "ł": r"{\l}", "Ł": r"{\L}",
-           "å": r"{\aa}", "Å": r"{\AA}", "ı": r"{\i}", "–": "--", "—": "---", "’": "'", "“": "``", "”": "''"}  # fmt: skip
+           "å": r"{\aa}", "Å": r"{\AA}", "ı": r"{\i}", "–": "--", "—": "---", "’": "'", "“": "``",
+           "”": "''"}  # fmt: skip
 
 
 def bibtex(paper: Paper) -> str:
@@ -49,7 +50,7 @@ def escape(text: str) -> str:
         elif ord(char) < 128:
             out.append(char)
         else:
-            base, *marks = unicodedata.normalize("NFD", char)
-            known = len(marks) == 1 and marks[0] in ACCENTS and base.isascii()
-            out.append(f"{{\\{ACCENTS[marks[0]]}{{{base}}}}}" if known else char)
+            base, marks = (decomposed := unicodedata.normalize("NFD", char))[0], decomposed[1:]
+            known = marks in ACCENTS and base.isascii()
+            out.append(f"{{\\{ACCENTS[marks]}{{{base}}}}}" if known else char)
     return "".join(out)

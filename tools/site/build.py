@@ -40,7 +40,7 @@ def collect(root: Path, *, run: bool = True, progress: Say = say) -> list[Page]:
         raise SiteError(f"{len(errors)} errors in the knowledge, see `redundancy check`:\n{shown}")
     try:
         executed = notebooks.executed(root, run=run, progress=progress)
-        return pages(knowledge, gather(root, knowledge, executed))
+        return pages(knowledge, gather(knowledge, executed))
     except (notebooks.NotebookError, MathError) as error:
         raise SiteError(str(error)) from error
 
@@ -48,7 +48,8 @@ def collect(root: Path, *, run: bool = True, progress: Say = say) -> list[Page]:
 def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progress: Say = say) -> Path:
     """Build the whole site strictly into `site_dir` (default `site/`) and check its links; the folder is returned.
 
-    Raises SiteError with every broken link, warning or failing notebook. An earlier site stays until the new one is whole.
+    Raises SiteError with every broken link, warning or failing notebook. An earlier site stays until the new one is
+    whole.
     """
     started = time.monotonic()
     target = site_dir or root / "site"
@@ -86,15 +87,15 @@ def fetch_assets(root: Path, progress: Say = say) -> None:
         return
     from reference_impls.data import assets
 
-    for name in sorted(assets.smoke()):
+    for name in assets.smoke():
         try:
             assets.path(name)
         except assets.MissingAsset:
             progress(f"asset {name}: fetching")
             try:
                 assets.get(name)
-            except Exception as error:
-                progress(f"asset {name}: {type(error).__name__}: {error}")
+            except assets.AssetError as error:
+                progress(str(error))
 
 
 def materialise(root: Path, folder: Path | None = None, *, run: bool = True, progress: Say = say) -> Path:
@@ -133,7 +134,7 @@ def serve(root: Path, *, run: bool = True, progress: Say = say) -> None:
 
 
 class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         return
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from html import escape
 
 from tools.export.bibtex import bibtex
+from tools.knowledge.claims import Judgement
 from tools.knowledge.schema import Claim, Entry, Locator, Paper
 from tools.site import evidence
 from tools.site.figures import number
 from tools.site.home import anchor, card, plain
-from tools.site.markup import bullets, copyable, external, front_matter, link, paragraph, table
+from tools.site.markup import bullets, copyable, external, front_matter, link, paragraph, scrolling, small, table
 from tools.site.pages import Atlas, Page
 
 FACETS = ("relation", "location", "exploitation", "stage", "data_kind", "adaptation")
@@ -31,12 +32,15 @@ def techniques(atlas: Atlas) -> Page:
     )
     text = (
         '<form class="atlas-filter atlas-needs-js" data-atlas-filter role="search" aria-label="Filter entries">'
-        '<div><label for="f-text">Name, alias or word</label><input id="f-text" name="text" type="search" autocomplete="off"></div>'
+        '<div><label for="f-text">Name, alias or word</label>'
+        '<input id="f-text" name="text" type="search" autocomplete="off"></div>'
         f"{selects}</form>"
         '<p class="atlas-filter-state atlas-needs-js"><span data-atlas-count role="status" aria-live="polite"></span>'
         '<button type="button" data-atlas-clear hidden>Clear the filter</button></p>'
-        '<div class="atlas-scroll" tabindex="0" role="region" aria-label="Table of entries"><table class="atlas-table atlas-index">'
-        f"<thead><tr>{head_html}</tr></thead><tbody>{rows}</tbody></table></div>"
+        + scrolling(
+            f'<table class="atlas-table atlas-index"><thead><tr>{head_html}</tr></thead><tbody>{rows}</tbody></table>',
+            "Table of entries",
+        )
     )
     return Page(
         here, "Techniques",
@@ -70,11 +74,9 @@ def _index_row(atlas: Atlas, here: str, entry: Entry, shown: tuple[str, ...]) ->
     cells = "".join(
         f"<td>{escape(atlas.term(a, entry.axes[a].primary)) if a in entry.axes else ''}</td>" for a in shown
     )
-    aliases = f"<br><small>{escape(', '.join(entry.aliases))}</small>" if entry.aliases else ""
-    return (
-        f'<tr{attributes} data-text="{escape(words)}"><th scope="row">{link(here, f"techniques/{entry.id}.md", escape(entry.name))}'
-        f'{aliases}</th>{cells}<td class="num">{saving}</td><td>{entry.status}</td></tr>'
-    )
+    name = link(here, f"techniques/{entry.id}.md", escape(entry.name)) + small(escape(", ".join(entry.aliases)))
+    first = f'<tr{attributes} data-text="{escape(words)}"><th scope="row">{name}</th>{cells}'
+    return f'{first}<td class="num">{saving}</td><td>{entry.status}</td></tr>'
 
 
 def axes(atlas: Atlas) -> Page:
@@ -128,7 +130,8 @@ def axis(atlas: Atlas, name: str) -> Page:
         entries = atlas.with_term(name, key)
         parts.append(
             "Entries: " + ", ".join(
-                link(here, f"techniques/{e.id}.md", escape(e.name)) + ("" if e.axes[name].primary == key else " (secondary)")
+                link(here, f"techniques/{e.id}.md", escape(e.name))
+                + ("" if e.axes[name].primary == key else " (secondary)")
                 for e in entries
             ) + "."
             if entries
@@ -150,10 +153,10 @@ def papers(atlas: Atlas) -> Page:
     here = "papers/index.md"
     rows = [
         [
-            link(here, f"papers/{p.key}.md", escape(p.title)) + f"<br><small>{escape(short_authors(p))}</small>",
+            link(here, f"papers/{p.key}.md", escape(p.title)) + small(escape(short_authors(p))),
             str(p.year or ""),
             escape(p.venue or ""),
-            ", ".join(link(here, f"techniques/{e.id}.md", escape(e.name)) for e in citing(atlas, p)),
+            ", ".join(link(here, f"techniques/{e.id}.md", escape(e.name)) for e in atlas.knowledge.entries_of(p.key)),
             str(len(p.claims)) if p.claims else "",
         ]
         for p in atlas.papers
@@ -163,9 +166,10 @@ def papers(atlas: Atlas) -> Page:
         if rows
         else ""
     )
-    return Page(here, "Papers", front_matter(title="Papers", hide=["toc"]) + f"# Papers\n\n"
-                "What the entries rest on. Summaries are our own; a number is given only with the place where the paper "
-                f"states it.\n\n{body}\n", "papers")  # fmt: skip
+    about = "What the entries rest on. Summaries are our own; a number stands only with the place that states it."
+    return Page(
+        here, "Papers", front_matter(title="Papers", hide=["toc"]) + f"# Papers\n\n{about}\n\n{body}\n", "papers"
+    )
 
 
 def paper(atlas: Atlas, one: Paper) -> Page:
@@ -192,38 +196,40 @@ def paper(atlas: Atlas, one: Paper) -> Page:
     if one.founding:
         parts.append("One of the founding documents of the atlas.")
     if one.claims:
-        rows = [(one, c) for c in one.claims]
+        rows = [(one, c, atlas.knowledge.judge(c)) for c in one.claims]
         parts += ["## Claims", claims_table(atlas, here, rows, about=True)]
-    if entries := citing(atlas, one):
+    if entries := atlas.knowledge.entries_of(one.key):
         parts += ["## Entries", f'<ul class="atlas-cards">{"".join(card(atlas, here, e) for e in entries)}</ul>']
     parts += ["## Citation", copyable(bibtex(one), "the BibTeX record")]
-    parts.append(f'<p class="atlas-note">Bibliographic data read in {escape(one.verified.source)} on {one.verified.on}. '
-                 f"Edit this page: <code>papers/{one.key}.yml</code></p>")  # fmt: skip
+    read = f"Bibliographic data read in {escape(one.verified.source)} on {one.verified.on}."
+    parts.append(f'<p class="atlas-note">{read} Edit this page: <code>papers/{one.key}.yml</code></p>')
     text = front_matter(title=one.title, description=plain(one.summary)) + "\n\n".join(parts) + "\n"
     return Page(here, short_title(one), text, f"papers/{one.key}.yml")
 
 
-def claims_table(atlas: Atlas, here: str, claims: list[tuple[Paper, Claim]], *, about: bool = False) -> str:
+def claims_table(atlas: Atlas, here: str, claims: list[tuple[Paper, Claim, Judgement]], *, about: bool = False) -> str:
     """Claims beside our results: the paper's number and ours never share a column, the verdict is computed."""
     rows = []
-    for paper_, claim in claims:
-        verdict = atlas.knowledge.verdict(claim)
+    for paper_, claim, verdict in claims:
         ours = "–" if verdict.value is None else number(verdict.value)
         check = claim.check
         against = ""
         if check:
             side = {"higher": " or more", "lower": " or less", None: ""}[check.better]
-            against = f"<br><small>expected {number(check.target)} ± {number(check.tolerance)}{side}; scenario {escape(check.scenario)}</small>"
-            against += f"<br><small>{escape(plain(check.note))}</small>" if check.note else ""
+            target = f"{number(check.target)} ± {number(check.tolerance)}{side}"
+            against = small(f"expected {target}; scenario {escape(check.scenario)}") + small(
+                escape(plain(check.note or ""))
+            )
         setting = ", ".join(str(v) for v in claim.setting.model_dump().values() if v) if claim.setting else ""
-        statement = escape(plain(claim.statement)) + (f"<br><small>{escape(setting)}</small>" if setting else "")
+        statement = escape(plain(claim.statement)) + small(escape(setting))
         if about and claim.technique in atlas.knowledge.entries:
             name = atlas.knowledge.entries[claim.technique].name
-            statement += f"<br><small>about {link(here, f'techniques/{claim.technique}.md', escape(name))}</small>"
+            statement += small(f"about {link(here, f'techniques/{claim.technique}.md', escape(name))}")
         stated = "–"
         if claim.quantity:
             q = claim.quantity
-            stated = f"{number(q.value)} {escape(q.unit)}<br><small>{escape(q.metric)}{f', against {escape(q.baseline)}' if q.baseline else ''}</small>"
+            beside = f", against {escape(q.baseline)}" if q.baseline else ""
+            stated = f"{number(q.value)} {escape(q.unit)}" + small(escape(q.metric) + beside)
         where = locator(claim.locator) + (
             f"<br><small>seen in {escape(claim.seen_at)}</small>" if claim.seen_at else ""
         )
@@ -231,25 +237,23 @@ def claims_table(atlas: Atlas, here: str, claims: list[tuple[Paper, Claim]], *, 
             where = (
                 link(here, f"papers/{paper_.key}.md", escape(short_reference(paper_)), anchor="claims") + f"<br>{where}"
             )
-        rows.append([statement, where, stated, ours + against, verdict_mark(verdict.verdict)])
+        rows.append([statement, where, stated, ours + against, verdict_mark(verdict)])
     head = ["Claim, in our words", "Where", "In the paper", "Measured here", "Verdict"]
     return table(head, rows, css="atlas-claims", caption="Claims of papers beside our own results")
 
 
-def verdict_mark(verdict: str) -> str:
-    """A verdict with its colour and shape."""
-    return f'<span class="atlas-verdict {verdict.replace(" ", "-")}">{escape(verdict)}</span>'
+def verdict_mark(judgement: Judgement) -> str:
+    """A verdict with its colour and shape, and its reason."""
+    word = judgement.verdict
+    return f'<span class="atlas-verdict {word.replace(" ", "-")}">{escape(word)}</span>' + small(
+        escape(judgement.because) if judgement.check else ""
+    )
 
 
 def locator(where: Locator) -> str:
     """The place in a paper: "section 4.2, table 4"."""
     return escape(", ".join(f"{kind} {value}" if kind != "section" or str(value)[0].isdigit() else str(value)
                             for kind, value in where.model_dump(exclude_none=True).items()))  # fmt: skip
-
-
-def citing(atlas: Atlas, one: Paper) -> list[Entry]:
-    """Entries that list the paper."""
-    return [e for e in atlas.entries if any(link_.key == one.key for link_ in e.papers)]
 
 
 def full_name(family: str, given: str | None) -> str:

@@ -6,10 +6,10 @@ from html import escape
 
 from tools.export.bibtex import bibtex
 from tools.knowledge.schema import Entry
+from tools.knowledge.source import Source
 from tools.site import evidence
 from tools.site.catalogue import claims_table, short_reference
 from tools.site.home import anchor, plain
-from tools.site.implementation import Implementation
 from tools.site.markup import bullets, code, copyable, front_matter, link, math, paragraph, table, with_math
 from tools.site.notebooks import Notebook, render
 from tools.site.pages import Atlas, Page
@@ -28,7 +28,7 @@ ROLES = {
 def page(atlas: Atlas, entry: Entry) -> Page:
     """The page of one entry."""
     here = f"techniques/{entry.id}.md"
-    module = atlas.material.implementations.get(entry.id)
+    module = atlas.knowledge.sources.get(entry.id) if entry.implementation else None
     parts = [
         front_matter(title=entry.name, description=entry.summary, search={"boost": 3}),
         f"# {entry.name}",
@@ -44,7 +44,10 @@ def page(atlas: Atlas, entry: Entry) -> Page:
         *_implementation(atlas, here, entry, module),
         *_relations(atlas, here, entry),
         *_papers(atlas, here, entry),
-        f'<p class="atlas-note">Edit this entry: <code>taxonomy/techniques/{entry.id}.yml</code> · added {entry.added}</p>',
+        (
+            f'<p class="atlas-note">Edit this entry: <code>taxonomy/techniques/{entry.id}.yml</code> · '
+            f"added {entry.added}</p>"
+        ),
     ]
     return Page(here, entry.name, "\n\n".join(p for p in parts if p) + "\n", f"taxonomy/techniques/{entry.id}.yml")
 
@@ -85,22 +88,24 @@ def _names(atlas: Atlas, here: str, entry: Entry) -> str:
     return text
 
 
-def _strip(atlas: Atlas, entry: Entry, module: Implementation | None) -> str:
+def _strip(atlas: Atlas, entry: Entry, module: Source | None) -> str:
     tiles = [(what, value, "", small) for what, value, small in evidence.headline(atlas.records(entry.id))]
     if "adaptation" in entry.axes:
         term = atlas.knowledge.axes["adaptation"].terms.get(entry.axes["adaptation"].primary)
         small = escape(plain(term.definition)) if term else ""
         tiles.append(("Training needed", atlas.term("adaptation", entry.axes["adaptation"].primary), "words", small))
-    if module and (execution := module.attributes.get("execution")):
+    if module and (execution := module.execution):
         meaning = {
             "real": "fewer operations are executed", "simulated": "everything is computed, the result is masked",
-        }.get(execution, "")  # fmt: skip
-        tiles.append(("Execution", str(execution).capitalize(), "words", meaning))
+        }[execution]  # fmt: skip
+        tiles.append(("Execution", execution.capitalize(), "words", meaning))
     if not tiles:
         return ""
-    return '<dl class="atlas-strip">' + "".join(
-        f'<div><dt>{escape(what)}</dt><dd class="{css}">{value}<small>{small}</small></dd></div>' for what, value, css, small in tiles
-    ) + "</dl>"  # fmt: skip
+    shown = (
+        f'<div><dt>{escape(what)}</dt><dd class="{css}">{value}<small>{more}</small></dd></div>'
+        for what, value, css, more in tiles
+    )
+    return f'<dl class="atlas-strip">{"".join(shown)}</dl>'
 
 
 def _when(entry: Entry) -> str:
@@ -135,13 +140,13 @@ def _evidence(atlas: Atlas, entry: Entry) -> list[str]:
 
 
 def _claims(atlas: Atlas, here: str, entry: Entry) -> list[str]:
-    claims = atlas.claims(entry.id)
+    claims = atlas.knowledge.claims(entry.id)
     if not claims:
         return []
     return ["## What the papers say, and what we found", claims_table(atlas, here, claims)]
 
 
-def _definition(entry: Entry, module: Implementation | None) -> list[str]:
+def _definition(entry: Entry, module: Source | None) -> list[str]:
     parts = []
     if entry.definition:
         parts += ["## Definition", with_math(entry.definition.strip())]
@@ -160,13 +165,13 @@ def _definition(entry: Entry, module: Implementation | None) -> list[str]:
     return parts
 
 
-def _function(name: str | None, module: Implementation | None) -> str:
+def _function(name: str | None, module: Source | None) -> str:
     if not name:
         return ""
-    place = module.find(name) if module else None
-    if place is None:
+    place = module.definitions.get(name) if module else None
+    if module is None or place is None:
         return f" <code>{escape(name)}</code>"
-    return f' <a href="#src{place[0]}-{place[1]}"><code>{escape(name)}</code></a>'
+    return f' <a href="#src{module.files.index(place.file)}-{place.line}"><code>{escape(name)}</code></a>'
 
 
 def _classification(atlas: Atlas, here: str, entry: Entry) -> str:
@@ -190,15 +195,15 @@ def _classification(atlas: Atlas, here: str, entry: Entry) -> str:
     )
 
 
-def _limits(entry: Entry, module: Implementation | None) -> list[str]:
+def _limits(entry: Entry, module: Source | None) -> list[str]:
     parts = []
     if entry.limits:
         parts += ["## Limits", bullets(entry.limits)]
     if entry.deviations:
         parts += ["## How ours departs from the paper", bullets(entry.deviations)]
-    waivers = module.attributes.get("waivers") if module else None
-    if isinstance(waivers, dict) and waivers:
-        items = "".join(f"<dt><code>{escape(str(k))}</code></dt><dd>{escape(str(v))}</dd>" for k, v in waivers.items())
+    waivers = module.waivers if module else {}
+    if waivers:
+        items = "".join(f"<dt><code>{escape(k)}</code></dt><dd>{escape(v)}</dd>" for k, v in waivers.items())
         parts += [
             "## Checks that do not apply",
             f'<p>Waived in the battery of checks, with the reason:</p><dl class="atlas-waivers">{items}</dl>',
@@ -206,25 +211,32 @@ def _limits(entry: Entry, module: Implementation | None) -> list[str]:
     return parts
 
 
-def _implementation(atlas: Atlas, here: str, entry: Entry, module: Implementation | None) -> list[str]:
+def _implementation(atlas: Atlas, here: str, entry: Entry, module: Source | None) -> list[str]:
     parts = []
     if module:
-        hosts = "".join(f"<li><code>{escape(h.path)}</code>: {escape(h.about)}</li>" for h in module.hosts)
+        adapters = atlas.material.hosts.get(entry.id, ())
+        hosts = "".join(f"<li><code>{escape(h.path)}</code>: {escape(h.about)}</li>" for h in adapters)
         parts += [
             "## Implementation",
             (f"<p>Adapters to the models of others:</p><ul>{hosts}</ul>\n\n" if hosts else "")
             + copyable(f"redundancy run {entry.id} --budget smoke", "the command"),
-            *(
-                f'<details class="atlas-source" data-search-exclude><summary><code>{escape(f.path)}</code>, '
-                f"{len(f.source.splitlines())} lines</summary>{code(f.source, line_prefix=f'src{i}')}</details>"
-                for i, f in enumerate(module.files)
-            ),
+            *(_source(file, atlas.material.texts.get(file, ""), f"src{i}") for i, file in enumerate(module.files)),
         ]
     if notebook := atlas.material.notebooks.get(entry.id):
         target = f"notebooks/{entry.id}.md"
-        parts.append(f"<p>{link(here, target, 'The notebook with its outputs', css='md-button')}</p>"
-                     f'<p class="atlas-note"><code>{escape(notebook.path)}</code>: runs as a script, or in Jupyter through jupytext.</p>')  # fmt: skip
+        how = f"<code>{escape(notebook.path)}</code>: runs as a script, or in Jupyter through jupytext."
+        parts.append(
+            f"<p>{link(here, target, 'The notebook with its outputs', css='md-button')}</p>"
+            f'<p class="atlas-note">{how}</p>'
+        )
     return parts
+
+
+def _source(path: str, text: str, prefix: str) -> str:
+    if not text.strip():
+        return ""
+    summary = f"<summary><code>{escape(path)}</code>, {len(text.splitlines())} lines</summary>"
+    return f'<details class="atlas-source" data-search-exclude>{summary}{code(text, line_prefix=prefix)}</details>'
 
 
 def _relations(atlas: Atlas, here: str, entry: Entry) -> list[str]:
@@ -235,11 +247,10 @@ def _relations(atlas: Atlas, here: str, entry: Entry) -> list[str]:
             name = link(here, f"techniques/{relation.target}.md", escape(known[relation.target].name))
             items.append(f"{relation.type.replace('-', ' ')} {name}: {paragraph(relation.note)}")
     for other in atlas.entries:
-        items += [
-            f"{link(here, f'techniques/{other.id}.md', escape(other.name))} {r.type.replace('-', ' ')} this: {paragraph(r.note)}"
-            for r in other.relations
-            if r.target == entry.id
-        ]
+        name = link(here, f"techniques/{other.id}.md", escape(other.name))
+        for relation in other.relations:
+            if relation.target == entry.id:
+                items.append(f"{name} {relation.type.replace('-', ' ')} this: {paragraph(relation.note)}")
     if entry.parts:
         names = ", ".join(link(here, f"techniques/{p}.md", escape(known[p].name)) for p in entry.parts if p in known)
         items.append(f"composed of {names}")

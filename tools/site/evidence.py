@@ -113,11 +113,8 @@ def figure_block(record: Record, name: str) -> str:
             for label, kind, marks, joined in series
         ]
         title = f"{metric} against {what}: {record.title}"
-        panels.append(
-            f'<figure class="atlas-panel-figure">'
-            f"{figures.trade_off(drawn, axis, y, title=title, description=_describe(record, what), name=f'{name}-{what}')}"
-            f"</figure>"
-        )
+        svg = figures.trade_off(drawn, axis, y, title=title, description=_describe(record, what), name=f"{name}-{what}")
+        panels.append(f'<figure class="atlas-panel-figure">{svg}</figure>')
     return (
         f'<div class="atlas-figures">{"".join(panels)}</div>{_key(record)}'
         f"<details><summary>The numbers of this figure</summary>{data_table(record)}</details>"
@@ -175,7 +172,10 @@ def provenance(record: Record) -> str:
     parts = [
         f"Data: {escape(record.data)}.",
         f"Model: {escape(record.model)}." if record.model else "",
-        f"Measured {record.date}, {record.budget} budget, seeds {seeds}, on {on}, {_threads(record)}, {machine.memory_gb:.0f} GiB.",
+        (
+            f"Measured {record.date}, {record.budget} budget, seeds {seeds}, on {on}, {_threads(record)}, "
+            f"{machine.memory_gb:.0f} GiB."
+        ),
         f"Versions: {versions}.",
         f"Executed but not counted as operations: {escape(', '.join(uncounted))}." if uncounted else "",
         f"Measure it again: <code>{escape(record.command)}</code>",
@@ -241,9 +241,10 @@ def _mark(record: Record, arm: Arm, label: str, what: str) -> Mark:
 def _describe(record: Record, what: str) -> str:
     base = record.baseline
     ends = [record.with_[0], record.with_[-1]] if len(record.with_) > 1 else [record.with_[0]]
-    cost = (
-        (lambda a: quantity(a.operations, "MACs")) if what == "operations" else (lambda a: duration(a.wall_ms.median))
-    )
+
+    def cost(arm: Arm) -> str:
+        return quantity(arm.operations, "MACs") if what == "operations" else duration(arm.wall_ms.median)
+
     points = "; ".join(f"{knobs(p)}: {cost(p)}, {number(p.quality.value)}" for p in ends)
     controls = ", ".join(c.name for c in record.controls)
     return (

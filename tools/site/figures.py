@@ -138,7 +138,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def make_scale(values: Sequence[float], start: float, end: float, *, positive: bool) -> Scale:
-    """A scale over `values`: logarithmic over wide positive ranges, else linear; from zero unless the range is narrow."""
+    """A scale over `values`: logarithmic over wide positive ranges, else linear, from zero unless they are close."""
     low, high = min(values), max(values)
     if positive and low > 0 and high > LOG_FROM * low:
         low, high = low / 1.25, high * 1.25
@@ -168,8 +168,10 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
     sx = make_scale(xs, LEFT, WIDTH - RIGHT, positive=x.positive)
     sy = make_scale(ys, HEIGHT - BOTTOM, TOP, positive=False)
     parts = [
-        f'<svg class="atlas-figure" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">',
+        (
+            f'<svg class="atlas-figure" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">'
+        ),
         f'<title id="{name}-title">{escape(title)}</title>',
         f'<desc id="{name}-desc">{escape(description)}</desc>',
         *_frame(sx, sy, x, y),
@@ -221,8 +223,10 @@ def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) ->
     scale = Scale(0.0, 1.0, gutter, width - 46, log=False)
     text = ", ".join(f"{label} {number(value)}" for label, value, _ in values)
     parts = [
-        f'<svg class="atlas-figure" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">',
+        (
+            f'<svg class="atlas-figure" viewBox="0 0 {width} {height}" role="img" '
+            f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">'
+        ),
         f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(text)}</desc>',
     ]
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -259,8 +263,8 @@ class Labels:
                 inside = box[0] >= LEFT + 2 and box[2] <= WIDTH - 2 and box[1] >= 2 and box[3] <= HEIGHT - BOTTOM - 2
                 if inside and not any(_overlap(box, other) for other in self.taken):
                     self.taken.append(box)
-                    return [f'<text class="{style}" text-anchor="{anchor}" x="{x + dx:.1f}" y="{y + dy:.1f}">'
-                            f"{escape(text)}</text>"]  # fmt: skip
+                    return [(f'<text class="{style}" text-anchor="{anchor}" x="{x + dx:.1f}" y="{y + dy:.1f}">'
+                            f"{escape(text)}</text>")]  # fmt: skip
         return []
 
 

@@ -12,6 +12,11 @@ from tools.site.pages import Atlas, Page
 
 HERE = "index.md"
 ROWS, COLUMNS = "relation", "location"
+DOORS = (
+    ("about.md", "What counts as redundancy"),
+    ("apply.md", "Use it on your own model"),
+    ("evidence.md", "How the numbers are made"),
+)
 
 
 def page(atlas: Atlas) -> Page:
@@ -38,9 +43,8 @@ def _hero(atlas: Atlas) -> str:
         '<div class="atlas-hero"><h1>An executable survey of data redundancy in deep learning</h1>'
         "<p>Networks spend much of their work on data that repeat, resemble each other, do not matter, or were decided "
         "long ago. The atlas says what each kind of redundancy is, <b>measures</b> it, <b>runs</b> the techniques that "
-        "exploit it, and gives <b>every number its source</b>: a place in a paper, or a machine, a date and a command.</p>"
-        f"<p>{link(HERE, 'about.md', 'What counts as redundancy')} · {link(HERE, 'apply.md', 'Use it on your own model')} · "
-        f"{link(HERE, 'evidence.md', 'How the numbers are made')}</p>"
+        "exploit it, and gives <b>every number its source</b>: a place in a paper, or a machine, a date and a "
+        f"command.</p><p>{' · '.join(link(HERE, path, text) for path, text in DOORS)}</p>"
         '<p class="atlas-facts">'
         + "".join(f"<span><b>{n}</b> {one if n == 1 else many}</span>" for n, one, many in facts if n)
         + "</p></div>"
@@ -52,7 +56,7 @@ def _map(atlas: Atlas) -> str:
     rows, columns = axes[ROWS], axes[COLUMNS]
     inside: dict[tuple[str, str], list[Entry]] = {}
     for entry in atlas.entries:
-        if entry.status != "deprecated" and ROWS in entry.axes and COLUMNS in entry.axes:
+        if ROWS in entry.axes and COLUMNS in entry.axes:
             inside.setdefault((entry.axes[ROWS].primary, entry.axes[COLUMNS].primary), []).append(entry)
     most = max(map(len, inside.values()), default=1)
     head = "".join(f'<th scope="col">{_term_link(axes, COLUMNS, term)}</th>' for term in columns.terms)
@@ -64,26 +68,31 @@ def _map(atlas: Atlas) -> str:
         )
         body.append(f'<tr><th scope="row">{_term_link(axes, ROWS, row)}</th>{cells}</tr>')
     total = Counter(bool(inside.get((r, c))) for r in rows.terms for c in columns.terms)
+    corner = f"{link(HERE, f'axes/{ROWS}.md', 'why ↓')} {link(HERE, f'axes/{COLUMNS}.md', 'where →')}"
     return (
-        f"<p>Rows say <b>why</b> something is redundant, columns <b>where</b> it is when it is removed. {total[True]} of "
-        f"{sum(total.values())} cells have entries; the others are areas yet to explore. An entry counts once, by its main term on each axis.</p>"
-        '<div class="atlas-map-box" tabindex="0" role="region" aria-label="Map of relation and location"><table class="atlas-map">'
-        f'<thead><tr><th scope="col">{link(HERE, f"axes/{ROWS}.md", "why ↓")} '
-        f"{link(HERE, f'axes/{COLUMNS}.md', 'where →')}</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-        f"{_legend(most)}"
+        "<p>Rows say <b>why</b> something is redundant, columns <b>where</b> it is when it is removed. "
+        f"{total[True]} of {sum(total.values())} cells have entries; the others are areas yet to explore. "
+        "An entry counts once, by its main term on each axis.</p>"
+        '<div class="atlas-map-box" tabindex="0" role="region" aria-label="Map of relation and location">'
+        f'<table class="atlas-map"><thead><tr><th scope="col">{corner}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>{_legend(most)}"
     )
 
 
 def _cell(row_name: str, column_name: str, row: str, column: str, entries: list[Entry], most: int) -> str:
     if not entries:
-        return (f'<span class="cell empty" title="{escape(row_name)}, {escape(column_name)}: unexplored, no entry yet">'
-                f'<span aria-hidden="true">·</span><span class="atlas-visually-hidden">unexplored</span></span>')  # fmt: skip
+        title = escape(f"{row_name}, {column_name}: unexplored, no entry yet")
+        inside = '<span aria-hidden="true">·</span><span class="atlas-visually-hidden">unexplored</span>'
+        return f'<span class="cell empty" title="{title}">{inside}</span>'
     target = href(HERE, "techniques/index.md") + "?" + urlencode({ROWS: row, COLUMNS: column})
     names = ", ".join(e.name for e in entries)
     label = f"<small>{escape(names)}</small>" if len(entries) == 1 else ""
     count = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}"
-    return (f'<a class="cell heat-{heat(len(entries), most)}" href="{escape(target)}" title="{escape(names)}" '
-            f'aria-label="{escape(row_name)}, {escape(column_name)}: {count}: {escape(names)}">{len(entries)}{label}</a>')  # fmt: skip
+    spoken = escape(f"{row_name}, {column_name}: {count}: {names}")
+    return (
+        f'<a class="cell heat-{heat(len(entries), most)}" href="{escape(target)}" title="{escape(names)}" '
+        f'aria-label="{spoken}">{len(entries)}{label}</a>'
+    )
 
 
 def heat(count: int, most: int) -> int:

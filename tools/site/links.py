@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src",
-           "audio": "src", "object": "data", "embed": "src", "use": "href", "image": "href", "form": "action"}  # fmt: skip
+           "audio": "src", "object": "data", "embed": "src", "use": "href", "image": "href",
+           "form": "action"}  # fmt: skip
 """Element -> the attribute whose address a browser opens by itself (or sends a form to)."""
 HARMLESS_REL = {"canonical", "alternate", "next", "prev", "edit"}
 
@@ -54,15 +55,12 @@ def check(site: Path) -> list[str]:
                 continue
             if name == "404.html":
                 continue  # served for any path, so its links are absolute
-            path = (
-                posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(parts.path))) if parts.path else name
-            )
-            if path in ("", "."):
-                path = "index.html"
-            if not (site / path).exists():
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(parts.path)))
+            target = name if not parts.path else "index.html" if target == "." else target
+            if not (site / target).exists():
                 faults.append(f"{name}: {address} leads nowhere")
-            elif parts.fragment and path in seen and unquote(parts.fragment) not in seen[path].ids:
-                faults.append(f"{name}: {address} names an anchor that is not on {path}")
+            elif parts.fragment and target in seen and unquote(parts.fragment) not in seen[target].ids:
+                faults.append(f"{name}: {address} names an anchor that is not on {target}")
     for sheet in sorted(site.rglob("*.css")):
         text = sheet.read_text(encoding="utf-8")
         faults += [

@@ -5,11 +5,12 @@ Pages are Markdown whose structured parts are HTML. Everything here yields HTML 
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from html import escape
+from html import escape, unescape
 from html.parser import HTMLParser
 
 import latex2mathml.converter
@@ -118,30 +119,35 @@ def table(
         + "</tr>"
         for row in rows
     )
-    label = escape(re.sub(r"<[^>]+>", "", caption)) or "Table"
-    return (
-        f'<div class="atlas-scroll" tabindex="0" role="region" aria-label="{label}"><table class="atlas-table {css}">'
-        + (f"<caption>{caption}</caption>" if caption else "")
-        + f"<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    title = f"<caption>{caption}</caption>" if caption else ""
+    html = f'<table class="atlas-table {css}">{title}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>'
+    return scrolling(html, unescape(re.sub(r"<[^>]+>", "", caption)) or "Table")
+
+
+def scrolling(html: str, label: str) -> str:
+    """A box that scrolls sideways on its own, with a mouse, a finger or the keyboard."""
+    return f'<div class="atlas-scroll" tabindex="0" role="region" aria-label="{escape(label)}">{html}</div>'
+
+
+def small(html: str) -> str:
+    """A second line in a cell of a table, or nothing."""
+    return f"<br><small>{html}</small>" if html else ""
 
 
 def copyable(text: str, label: str) -> str:
     """A block of text with a button that copies it."""
-    return (f'<div class="atlas-copy"><button type="button" class="atlas-copy__button" data-atlas-copy '
-            f'aria-label="Copy {escape(label)}">Copy</button><pre tabindex="0">{escape(text.strip())}</pre></div>')  # fmt: skip
+    button = f'<button type="button" class="atlas-copy__button" data-atlas-copy aria-label="Copy {escape(label)}">'
+    return f'<div class="atlas-copy">{button}Copy</button><pre tabindex="0">{escape(text.strip())}</pre></div>'
 
 
 def front_matter(**fields: object) -> str:
     """YAML front matter with plain scalars, one a line."""
-    import json
-
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value is not None]
     return "\n".join(["---", *lines, "---", "", ""])
 
 
 KEPT_TAGS = frozenset(
-    "table thead tbody tfoot tr th td caption b strong i em code pre sub sup br p ul ol li div span small hr".split()
+    "table thead tbody tfoot tr th td caption b strong i em code pre sub sup br p ul ol li div span small hr".split()  # noqa: SIM905
 )
 KEPT_ATTRIBUTES = frozenset({"colspan", "rowspan", "scope"})
 VOID_TAGS = frozenset({"br", "hr"})
@@ -179,7 +185,7 @@ class _Cleaner(HTMLParser):
 
 
 def clean_html(html: str) -> str:
-    """Foreign HTML (a notebook's table) with its text and structure only: no script, style, link or handler, all closed."""
+    """Foreign HTML (a notebook's table) with its text and structure only: no script, style, link or handler."""
     cleaner = _Cleaner()
     cleaner.feed(html)
     cleaner.close()

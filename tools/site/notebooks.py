@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import jupytext
-import nbformat
+import nbformat as _nbformat
 
-from tools.site.markup import clean_html, code, with_math
+from tools.site.markup import clean_html, code, scrolling, with_math
 
+nbformat: Any = _nbformat  # typed in part only
 CACHE = Path(".cache/notebooks")
 RENDERING = 1
 """Raised when the way notebooks are executed (not rendered) changes, so that cached runs are made again."""
@@ -198,9 +199,10 @@ def _output(output: Mapping[str, Any], name: str) -> str:
     if "image/png" in data:
         png = re.sub(r"\s", "", data["image/png"])
         base64.b64decode(png, validate=True)
-        return f'<figure class="atlas-nbfig"><img alt="Output of the cell above" src="data:image/png;base64,{png}"></figure>'
+        image = f'<img alt="Output of the cell above" src="data:image/png;base64,{png}">'
+        return f'<figure class="atlas-nbfig">{image}</figure>'
     if "text/html" in data:
-        return f'<div class="atlas-scroll" tabindex="0" role="region" aria-label="Output">{clean_html(data["text/html"])}</div>'
+        return scrolling(clean_html(data["text/html"]), "Output")
     return _pre(data.get("text/plain", ""))
 
 

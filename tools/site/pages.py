@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from reference_impls.accounting.record import Record
 from tools.knowledge import Knowledge
-from tools.knowledge.schema import Claim, Entry, Paper
-from tools.site import implementation
-from tools.site.implementation import Implementation
+from tools.knowledge.schema import Entry, Paper
+from tools.site.hosts import Host, hosts
 from tools.site.notebooks import Notebook
 
 NavItem = str | dict[str, Any]
@@ -35,10 +33,14 @@ class Page:
 
 @dataclass(frozen=True)
 class Material:
-    """What pages show beside the knowledge: modules as source, notebooks as executed."""
+    """What pages show beside the knowledge."""
 
-    implementations: Mapping[str, Implementation] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Source files of the implementations, by their path relative to the root."""
+    hosts: Mapping[str, tuple[Host, ...]] = field(default_factory=dict)
+    """Adapters of each implementation, by id."""
     notebooks: Mapping[str, Notebook] = field(default_factory=dict)
+    """Executed notebooks, by id."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,8 @@ class Atlas:
 
     def records(self, entry_id: str) -> list[Record]:
         """Result records of an entry: full budget first, then by scenario."""
-        found = self.knowledge.results.get(entry_id, {})
-        return sorted(found.values(), key=lambda r: (r.budget != "full", r.scenario))
-
-    def claims(self, entry_id: str) -> list[tuple[Paper, Claim]]:
-        """Claims about an entry, with the papers that make them."""
-        return [(p, c) for p in self.papers for c in p.claims if c.technique == entry_id]
+        found = self.knowledge.results.get(entry_id, [])
+        return sorted(found, key=lambda r: (r.budget != "full", r.scenario))
 
     def term(self, axis: str, term: str) -> str:
         """A term as a reader sees it."""
@@ -78,10 +76,11 @@ class Atlas:
         return [e for e in self.entries if axis in e.axes and term in e.axes[axis]]
 
 
-def gather(root: Path, knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
-    """Read the modules of every entry that has an implementation."""
-    found = {e.id: implementation.read(root, e.implementation) for e in knowledge.entries.values() if e.implementation}
-    return Material({id_: one for id_, one in found.items() if one is not None}, notebooks)
+def gather(knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
+    """Read the source files of every implementation."""
+    root, sources = knowledge.root, knowledge.sources
+    texts = {file: (root / file).read_text(encoding="utf-8") for s in sources.values() for file in s.files}
+    return Material(texts, {id_: hosts(root, s.files) for id_, s in sources.items()}, notebooks)
 
 
 def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
