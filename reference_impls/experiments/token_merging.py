@@ -579,7 +579,8 @@ def latency(ctx: Context, scenario: str, title: str, batch: int) -> Record:
     _, photos = images.photos(224)
     x = imagenet_normalise(photos[torch.arange(batch) % len(photos)]).to(ctx.device)
     rs = (13,) if ctx.smoke else (8, 13, 16)
-    arms, label = sweep(model, (TOME, PLAIN_ATTENTION), rs)
+    arms, label = sweep(model, (TOME,), rs)
+    arms |= sweep(model, (PLAIN_ATTENTION,), (13,))[0]
     costs = measure_arms(
         {name: partial(_run, arm, x) for name, arm in arms.items()},
         units=batch,
@@ -614,7 +615,7 @@ def latency(ctx: Context, scenario: str, title: str, batch: int) -> Record:
             Control(
                 name=PLAIN_ATTENTION.name,
                 about=PLAIN_ATTENTION.about,
-                points=tuple(_points(PLAIN_ATTENTION, rs, label, costs, agreement, partial(removed, model, 197))),
+                points=tuple(_points(PLAIN_ATTENTION, (13,), label, costs, agreement, partial(removed, model, 197))),
             )
         ],
         redundancy=redundancy,
