@@ -252,10 +252,11 @@ def schema(ctx: click.Context, only_check: bool) -> None:
     """Write the JSON Schemas for editors anew."""
     from tools.knowledge import editor
 
-    stale = editor.stale(ctx.obj)
+    axes = knowledge_of(ctx).axes
+    stale = editor.stale(ctx.obj, axes)
     if stale and only_check:
         raise Failure(f"out of date: {', '.join(stale)}; run `redundancy schema`")
-    for name in editor.write(ctx.obj) if stale else ():
+    for name in editor.write(ctx.obj, axes) if stale else ():
         click.echo(name)
 
 
