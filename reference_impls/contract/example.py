@@ -46,7 +46,7 @@ class RowSharing(Technique):
         rows, _ = distinct_rows(inputs)
         return Redundancy((len(inputs) - len(rows)) / max(len(inputs) - 1, 1), "repeated rows")
 
-    def apply(self, host: Any, *, share: bool = True) -> Handle:
+    def apply(self, host: Any, *, share: bool = True) -> Handle:  # type: ignore[override]  # its knobs by name
         if not isinstance(host, nn.Linear):
             raise UnsupportedHost(self.id, host, "an nn.Linear, which treats every row alike")
         if not isinstance(share, bool):
@@ -59,7 +59,7 @@ class RowSharing(Technique):
             trace.update(rows=len(x), distinct=len(rows))
             return dense(rows)[index]
 
-        host.forward = forward  # type: ignore[method-assign]
+        host.forward = forward  # type: ignore[method-assign, assignment]
         return Handle(host, undo=lambda: delattr(host, "forward"), trace=lambda: trace)
 
     def saving(self, host: nn.Linear, inputs: Tensor, trace: Mapping[str, Any]) -> int:
@@ -93,7 +93,8 @@ class RowSharingSpecimens(Specimens):
     def invalid(self, device: str) -> Iterable[Invalid]:
         specimen = self.build("typical", 0, device)
         x, nothing = specimen.inputs, torch.full((2, 5), torch.nan, device=device)
+        yes: Any = "yes"
         yield Invalid("a vector", lambda: RowSharing().measure(None, x[0]), "shape")
         yield Invalid("integers", lambda: RowSharing().measure(None, x.long()), "floating point")
         yield Invalid("NaN", lambda: RowSharing().measure(None, nothing), "not finite")
-        yield Invalid("a wrong knob", lambda: RowSharing().apply(specimen.host, share="yes"), "True or False")
+        yield Invalid("a wrong knob", lambda: RowSharing().apply(specimen.host, share=yes), "True or False")
