@@ -241,7 +241,7 @@ LEAK = 0.1
 """A test mail counts as seen when its cosine with a training mail is above 1 - LEAK."""
 FEATURES = 4096
 HIDDEN = 32
-EPOCHS = 10
+EPOCHS = 5
 NOTES = (
     (
         "The text of a mail is its subject and body as `data.text` defines it; mails without a letter or digit are "
