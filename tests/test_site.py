@@ -103,6 +103,16 @@ def test_labels_cover_neither_marks_nor_each_other() -> None:
     assert not any(figures._overlap(a, b) for i, a in enumerate(labels.taken) for b in labels.taken[i + 1 :])
 
 
+def test_a_huge_interval_is_cut_at_the_frame_and_does_not_flatten_the_figure() -> None:
+    assert figures._within([0.9, 0.95], [0.1, 0.94]) == pytest.approx([0.9, 0.95, 0.85, 0.94])
+    assert figures._within([0.9], [0.8, 1.0]) == pytest.approx([0.9, 0.8, 1.0])
+    marks = [Mark(1, 0.9, y_interval=(-5, 5)), Mark(2, 0.95, y_interval=(0.94, 0.96))]
+    svg = figures.trade_off([Series("a", "technique", marks)], Axis("x"), Axis("y"), title="", description="", name="f")
+    ends = [float(y) for y in re.findall(r'class="whisker"[^>]* y[12]="([\d.-]+)"', svg)]
+    assert len(ends) == 2
+    assert all(figures.TOP <= y <= figures.HEIGHT - figures.BOTTOM for y in ends)
+
+
 def test_a_figure_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="no mark"):
         figures.trade_off([], Axis("x"), Axis("y"), title="", description="", name="f")

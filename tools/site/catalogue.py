@@ -46,7 +46,7 @@ def techniques(atlas: Atlas) -> Page:
         here, "Techniques",
         front_matter(title="Techniques", hide=["toc"]) + "# Techniques\n\n"
         "Every technique, system and study of the atlas. “Operations saved” is what we measured at a loss of at most "
-        f"{evidence.SMALL_LOSS:.0%} of the baseline's quality, over all scenarios of the entry.\n\n{text}\n",
+        f"{evidence.SMALL_LOSS_TEXT} of the baseline's quality, over all scenarios of the entry.\n\n{text}\n",
         "taxonomy/techniques",
     )  # fmt: skip
 
@@ -217,11 +217,11 @@ def claims_table(atlas: Atlas, here: str, claims: list[tuple[Paper, Claim, Judge
         if check:
             side = {"higher": " or more", "lower": " or less", None: ""}[check.better]
             target = f"{number(check.target)} ± {number(check.tolerance)}{side}"
-            against = small(f"expected {target}; scenario {escape(check.scenario)}") + small(
-                escape(plain(check.note or ""))
-            )
+            against = small(f"expected {target}; scenario {escape(check.scenario)}")
         setting = ", ".join(str(v) for v in claim.setting.model_dump().values() if v) if claim.setting else ""
         statement = escape(plain(claim.statement)) + small(escape(setting))
+        if check and check.note:
+            statement += small(f"Here: {escape(plain(check.note))}")
         if about and claim.technique in atlas.knowledge.entries:
             name = atlas.knowledge.entries[claim.technique].name
             statement += small(f"about {link(here, f'techniques/{claim.technique}.md', escape(name))}")

@@ -12,6 +12,7 @@ from tools.site.figures import Axis, Mark, Series, duration, number, quantity
 from tools.site.markup import table
 
 SMALL_LOSS = 0.01
+SMALL_LOSS_TEXT = "1\u00a0%"
 """The headline looks at points that lose at most this share of the baseline's quality."""
 MAX_GROUPS = 4
 """A sweep over further knobs is drawn as one line per value of these, up to so many lines."""
@@ -61,6 +62,8 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
         return []
     chosen = [(r, best_point(r)) for r in records]
     found = [(r, p) for r, p in chosen if p is not None]
+    metrics = {r.baseline.quality.metric for r in records}
+    metric = escape(metrics.pop()) if len(metrics) == 1 else "quality"
     many = f"over {len(records)} scenarios" if len(records) > 1 else escape(records[0].title)
     rows = []
     if found:
@@ -68,7 +71,7 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
         at = f"{escape(knobs(found[0][1]))}, {many}" if len(records) == 1 else many
         rows.append(
             ("Operations saved", spread([100 * saved(r, p) for r, p in found], "\u00a0%"),
-             f"at a loss of at most {SMALL_LOSS:.0%} of the quality; {at}{where}")
+             f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {at}{where}")
         )  # fmt: skip
         for device, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
             pairs = list(group)
@@ -84,7 +87,7 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
                 )
             )
     else:
-        rows.append(("Operations saved", "none", f"at a loss of at most {SMALL_LOSS:.0%} of the quality; {many}"))
+        rows.append(("Operations saved", "none", f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {many}"))
     nulls = [v for r in records for v in r.redundancy.null.values()]
     beside = f"null controls: {spread(nulls, '')}" if nulls else "no null control"
     measures = sorted({r.redundancy.measure for r in records})
@@ -168,7 +171,9 @@ def provenance(record: Record) -> str:
         f"{escape(where)}, {machine.cores} cores")  # fmt: skip
     seeds = ", ".join(str(s) for s in record.seeds)
     versions = ", ".join(f"{escape(k)} {escape(v)}" for k, v in record.versions.items())
-    uncounted = sorted({name for arm in (record.baseline, *record.with_) for name in arm.uncounted})
+    uncounted = sorted(
+        {n.removeprefix("aten.").split(".")[0] for a in (record.baseline, *record.with_) for n in a.uncounted}
+    )
     parts = [
         f"Data: {escape(record.data)}.",
         f"Model: {escape(record.model)}." if record.model else "",
@@ -177,7 +182,7 @@ def provenance(record: Record) -> str:
             f"{machine.memory_gb:.0f} GiB."
         ),
         f"Versions: {versions}.",
-        f"Executed but not counted as operations: {escape(', '.join(uncounted))}." if uncounted else "",
+        f"Executed, and not operations by our count: {escape(', '.join(uncounted))}." if uncounted else "",
         f"Measure it again: <code>{escape(record.command)}</code>",
     ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in record.notes)
@@ -255,14 +260,15 @@ def _describe(record: Record, what: str) -> str:
 
 def _key(record: Record) -> str:
     """What the marks are, in words, below the panels."""
-    bars = "Bars: 95 % interval of the quality, 10th to 90th percentile of the time."
-    rows = [
-        (figures.swatch("baseline"), "Baseline", "the same result without the technique, in the best native dense way")
-    ]
-    for index, (name, kind, _, _) in enumerate((s for s in _series(record) if s[1] == "technique"), start=1):
-        rows.append(
-            (figures.swatch(kind, index), name.capitalize() if index == 1 else name, f"over {', '.join(record.knobs)}")
-        )
+    bars = (
+        "Bars: 95 % interval of the quality (cut at the frame where it is wide), 10th to 90th percentile of the time."
+    )
+    baseline = "the same result without the technique, in the best native dense way"
+    rows = [(figures.swatch("baseline"), "Baseline", baseline)]
+    lines_of = [s for s in _series(record) if s[1] == "technique"]
+    swept = record.knobs if len(lines_of) == 1 else record.knobs[:1]
+    for index, (name, kind, _, _) in enumerate(lines_of, start=1):
+        rows.append((figures.swatch(kind, index), name[:1].upper() + name[1:], f"over {', '.join(swept)}"))
     rows += [
         (figures.swatch("control", i), f"Control: {c.name}", c.about) for i, c in enumerate(record.controls, start=1)
     ]

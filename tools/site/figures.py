@@ -164,7 +164,7 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
     if not marks:
         raise ValueError(f"figure {name!r} has no mark to draw")
     xs = [v for m in marks for v in (m.x, *(m.x_interval or ()))]
-    ys = [v for m in marks for v in (m.y, *(m.y_interval or ()))]
+    ys = _within([m.y for m in marks], [v for m in marks for v in m.y_interval or ()])
     sx = make_scale(xs, LEFT, WIDTH - RIGHT, positive=x.positive)
     sy = make_scale(ys, HEIGHT - BOTTOM, TOP, positive=False)
     parts = [
@@ -199,7 +199,8 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
         for mark, (px, py) in zip(one.marks, points, strict=True):
             drawn.append("<g>" + (f"<title>{escape(mark.tooltip)}</title>" if mark.tooltip else ""))
             if mark.y_interval:
-                drawn.append(_whisker(px, sy(mark.y_interval[0]), px, sy(mark.y_interval[1])))
+                low, high = (min(max(v, sy.low), sy.high) for v in mark.y_interval)
+                drawn.append(_whisker(px, sy(low), px, sy(high)))
             if mark.x_interval:
                 drawn.append(_whisker(sx(mark.x_interval[0]), py, sx(mark.x_interval[1]), py))
             drawn.append(_shape(shape, px, py) + "</g>")
@@ -272,6 +273,17 @@ OFFSETS = (
     (9, 4.5, "start"), (0, -9, "middle"), (0, 18, "middle"), (-9, 4.5, "end"),
     (7, -8, "start"), (7, 16, "start"), (-7, -8, "end"), (-7, 16, "end"),
 )  # fmt: skip
+
+
+def _within(values: list[float], ends: list[float]) -> list[float]:
+    """Values and the ends of their intervals, these no further out than the values are apart.
+
+    An interval over two seeds can be ten times as long as everything that the figure is about; it is cut at the frame,
+    and the table holds it.
+    """
+    low, high = min(values), max(values)
+    reach = (high - low) or max((abs(end - low) for end in ends), default=0.0)
+    return values + [min(max(end, low - reach), high + reach) for end in ends]
 
 
 def _around(x: float, y: float, r: float) -> Box:
