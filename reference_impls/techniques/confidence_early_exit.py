@@ -137,7 +137,7 @@ class EarlyExit(nn.Module):
                 "early exit runs a network in eval mode: in training mode the batch-norm statistics would depend on "
                 "which samples have left. Call network.eval() first"
             )
-        state, waiting = inputs, None  # positions of the samples still inside; None: all of them
+        state, waiting = inputs, None  # waiting: (b,) positions in the input of the samples still inside
         out = left = previous = agreements = None
         n, last = batch_size(inputs), len(self.network.stages) - 1
         for e, (stage, head) in enumerate(zip(self.network.stages, self.network.heads, strict=True)):
@@ -163,7 +163,8 @@ class EarlyExit(nn.Module):
             left[waiting[gone]] = e
             if len(stay) == 0:
                 break
-            batch_size(state)  # a tensor of the state without a batch axis would be compacted wrongly
+            if batch_size(state) != len(leaves):
+                raise ValueError(f"stage {e + 1} left a state of {batch_size(state)} samples instead of {len(leaves)}")
             state, waiting = select(state, stay), waiting[stay]
             if self.rule == "patience":
                 previous, agreements = previous[stay], agreements[stay]

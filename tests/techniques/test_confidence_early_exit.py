@@ -194,6 +194,20 @@ def test_a_state_without_batch_axis_is_refused() -> None:
         EarlyExit(host, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
 
 
+def test_a_state_with_its_batch_elsewhere_is_refused() -> None:
+    class TimeFirst(nn.Module):
+        def forward(self, x):
+            return x.expand(5, *x.shape)
+
+    class Read(nn.Module):
+        def forward(self, state):
+            return state[0]
+
+    host = Staged([TimeFirst(), nn.Identity()], [Read(), Read()]).eval()
+    with pytest.raises(ValueError, match="stage 1 left a state of 5 samples instead of 2"):
+        EarlyExit(host, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
+
+
 def test_training_mode_is_refused(network: Staged, digits: Tensor) -> None:
     technique = ConfidenceEarlyExit()
     runner = technique.apply(network, rule="confidence", threshold=0.5).host
