@@ -16,7 +16,7 @@ from typing import Any, Final
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.findings import Finding, did_you_mean, finding
 from tools.knowledge.load import AXES, ENTRIES, PAPERS, RESULTS, Knowledge
-from tools.knowledge.reader import Document, Keys, read_json, read_text
+from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
 from tools.knowledge.schema import Claim, Entry, Paper
 from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse, scenarios
 
@@ -192,8 +192,11 @@ class _Checker:
                 )
         if entry.kind == "technique":
             if not any(link.role == "introduces" for link in entry.papers):
-                yield document.finding("E404", "no paper has the role `introduces`", ("papers",), key=True)
-            if not any(claim.technique == entry_id for paper in self.k.papers.values() for claim in paper.claims):
+                hint = "which paper first described it?"
+                yield document.finding("E404", "no paper has the role `introduces`", ("papers",), key=True, hint=hint)
+            read = all(link.key in self.k.papers for link in entry.papers)
+            claims = (claim for paper in self.k.papers.values() for claim in paper.claims)
+            if read and not any(claim.technique == entry_id for claim in claims):
                 message = "no paper makes a claim about this entry"
                 hint = f"add a claim with `technique: {entry_id}` and its locator to one of its papers"
                 yield document.finding("E404", message, ("papers",), key=True, hint=hint)
@@ -320,10 +323,11 @@ class _Checker:
             )
         for n, line in enumerate(lines, 1):
             if re.match(r"\s*(from|import)\s+tools\b", line):
-                yield finding("E802", file, "a notebook imports reference_impls, never tools", line=n)
+                message = "a notebook that imports the tools"
+                yield finding("E802", file, message, line=n, hint="import what it needs from reference_impls")
             if re.match(r"\s*[%!]", line):
                 message = "a magic or shell line: the notebook must also run as a script"
-                yield finding("E803", file, message, line=n)
+                yield finding("E803", file, message, line=n, hint="write it in Python, or leave it out")
 
     # --- papers and claims
 
@@ -390,6 +394,8 @@ class _Checker:
             source = self.k.sources.get(technique)
             defined = self.scenarios.get(technique)
             for record in records:
+                if record.scenario not in self.k.known_results[technique]:
+                    continue  # misnamed, and said to be so
                 suffix = "" if record.device == "cpu" else f".{record.device.partition(':')[0]}"
                 file = f"{RESULTS}/{technique}/{record.scenario}{suffix}.json"
                 if record.budget != "full":
@@ -429,7 +435,7 @@ class _Checker:
         wanted = f"# yaml-language-server: $schema={up}/tools/knowledge/schemas/{name}.schema.json"
         if document.first_line.strip() != wanted:
             message = "the first line does not tell editors which schema this is"
-            yield document.finding("W604", message, hint=f"start with: {wanted}")
+            yield document.finding("W604", message, place=Place(), hint=f"start with: {wanted}")
 
 
 def _misnamed(document: Document, key: str, value: str, stem: str) -> Finding:
@@ -475,7 +481,8 @@ def _contract(source: Source, entry_id: str) -> Iterator[Finding]:
             yield wrong("E306", name, f'"{attribute.value}", but the entry is {entry_id}', f'write: id = "{entry_id}"')
     if not any(base.rpartition(".")[2].partition("[")[0].endswith("Technique") for base in source.bases):
         message = f"{source.class_name} is no subclass of Technique"
-        yield finding("E705", source.file, message, line=source.class_line)
+        hint = f"class {source.class_name}(Technique), with `from reference_impls.contract import Technique`"
+        yield finding("E705", source.file, message, line=source.class_line, hint=hint)
 
 
 def _is_waivers(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 A claim's `check` names a scenario and a `field` of its result record, in a small grammar:
 
-    field    = operand [ " / " operand | " - " operand ]        a number, a ratio or a difference; spaces around the sign
+    field    = operand [ " / " operand | " - " operand ]     a number, a ratio, a difference; spaces around the sign
     operand  = name { "." name | "[" selector "]" }
     selector = integer | key | knob "=" value { "," knob "=" value }
 

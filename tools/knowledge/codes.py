@@ -83,15 +83,20 @@ CODES: Final[dict[str, Code]] = _table(
     (
         "E106",
         "character that does not belong in a text",
-        "Control characters and the invisible line breaks U+0085, U+2028 and U+2029 are refused. The usual cause is LaTeX "
-        "in double quotes, where `\\t` of `\\times` means a tab and `\\b` of `\\beta` a backspace.",
+        (
+            "Control characters and the invisible line breaks U+0085, U+2028 and U+2029 are refused. The usual "
+            "cause is LaTeX in double quotes, where `\\t` of `\\times` means a tab and `\\b` of `\\beta` a backspace."
+        ),
         'cost_model: "N \\times C"',
         "cost_model: 'N \\times C'",
     ),
     (
         "E107",
         "not YAML",
-        "The parser stopped here; the cause may stand on the line before. Most often a text holds `: ` and needs quotes.",
+        (
+            "The parser stopped here; the cause may stand on the line before. Most often a text holds `: ` and "
+            "needs quotes."
+        ),
         "summary: Two passes: one matches, one merges.",
         "summary: >-\n  Two passes: one matches, one merges.",
     ),
@@ -105,7 +110,10 @@ CODES: Final[dict[str, Code]] = _table(
     (
         "E109",
         "anchor, alias or merge key",
-        "References inside a file are refused: a few of them can blow up to gigabytes, and they hide what an entry says.",
+        (
+            "References inside a file are refused: a few of them can blow up to gigabytes, and they hide what an "
+            "entry says."
+        ),
         "axes: &shared {scope: core}\nother: *shared",
         "axes: {scope: core}",
     ),
@@ -168,8 +176,10 @@ CODES: Final[dict[str, Code]] = _table(
     (
         "E203",
         "wrong type",
-        "A number stands where a text belongs, a text where a list belongs, and so on. An arXiv id needs quotes: as a "
-        "number, 2210.09460 loses its last digit.",
+        (
+            "A number stands where a text belongs, a text where a list belongs, and so on. An arXiv id needs "
+            "quotes: as a number, 2210.09460 loses its last digit."
+        ),
         "arxiv: 2210.09461",
         'arxiv: "2210.09461"',
     ),
@@ -218,7 +228,10 @@ CODES: Final[dict[str, Code]] = _table(
     (
         "E210",
         "raw HTML, or a link that is no link",
-        "Prose is Markdown. HTML, links to `javascript:` and the like, and images from other sites do not reach a page.",
+        (
+            "Prose is Markdown. HTML, links to `javascript:` and the like, and images from other sites do not "
+            "reach a page."
+        ),
         "definition: Set <b>r</b> tokens free.",
         "definition: Set **r** tokens free.",
     ),
@@ -358,8 +371,10 @@ CODES: Final[dict[str, Code]] = _table(
     (
         "E502",
         "a field that cannot be read",
-        "A field is a path into the result record, or the ratio or difference of two, with spaces around the sign. Points of "
-        "the sweep are picked by their knobs.",
+        (
+            "A field is a path into the result record, or the ratio or difference of two, with spaces around the "
+            "sign. Points of the sweep are picked by their knobs."
+        ),
         "field: with.r13.quality",
         "field: with[r=13].quality.value - baseline.quality.value",
     ),
@@ -408,8 +423,10 @@ CODES: Final[dict[str, Code]] = _table(
     (
         "W602",
         "the key and the year disagree",
-        "The key holds the year of the publication when it was made. Keys are never renamed, so correct the year if it is "
-        "the year that is wrong.",
+        (
+            "The key holds the year of the publication when it was made. Keys are never renamed, so correct the "
+            "year if it is the year that is wrong."
+        ),
         "key: bolya-2022-token\nyear: 2023",
         "key: bolya-2023-token\nyear: 2023",
     ),
@@ -444,7 +461,10 @@ CODES: Final[dict[str, Code]] = _table(
     (
         "E703",
         "a module that does not name its paper",
-        "The docstring of a module starts with its references: the key of the paper that introduces it, and its arXiv id.",
+        (
+            "The docstring of a module starts with its references: the key of the paper that introduces it, and "
+            "its arXiv id."
+        ),
         '"""Token merging."""',
         '"""Token merging (bolya-2023-token, arXiv 2210.09461)."""',
     ),

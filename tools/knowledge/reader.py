@@ -30,7 +30,7 @@ Keys = tuple[str | int, ...]
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)|[-+]?\.[0-9]+([eE][-+]?[0-9]+)?")
 _BREAKS = "\x85\u2028\u2029"  # YAML counts these as line breaks, editors do not: positions would drift
-_FORBIDDEN = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_BREAKS}\ufeff\ufffe\uffff]")
+_FORBIDDEN = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_BREAKS}\ufeff\ufffe\uffff]|\r(?!\n)")
 _TAB_OR_FORBIDDEN = re.compile(f"\t+|{_FORBIDDEN.pattern}")
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _LOADER: Any = getattr(yaml, "CLoader", yaml.Loader)
@@ -217,6 +217,9 @@ def parse_yaml(text: str, document: Document) -> None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else Place()
+        lines = text.rstrip().split("\n")
+        if place.line > len(lines):  # behind the end
+            place = Place(len(lines), len(lines[-1]) + 1)
         document.readable = False
         document.add(
             "E107",
@@ -246,7 +249,8 @@ def _parse(text: str, document: Document) -> None:
     stack: list[_Open] = []
     documents = 0
     for event in yaml.parse(text, Loader=_LOADER):
-        place = Place(event.start_mark.line + 1, event.start_mark.column + 1)
+        mark: Any = event.start_mark
+        place = Place(mark.line + 1, mark.column + 1)
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
@@ -302,7 +306,7 @@ def _key(event: Any, top: _Open, place: Place, document: Document, stack: list[_
     key = event.value
     path = (*top.path, key)
     _odd(event, path, place, document)
-    if key == "<<" and event.style is None:
+    if key == "<<" and not event.style:
         document.add("E109", "the merge key <<", place, path)
         document.tainted.add(top.path)
     elif not key or _CONTROL.search(key) or "\n" in key:
@@ -334,7 +338,7 @@ def _value(event: Any, top: _Open | None, place: Place, document: Document, stac
         document.values[path] = place
     data: Any = None
     if isinstance(event, yaml.ScalarEvent):
-        plain = event.style is None
+        plain = not event.style  # None from the parser in Python, "" from the one in C
         data = scalar(event.value) if plain else event.value
         if not ignored and not isinstance(data, str):
             document.raw[path] = event.value

@@ -45,7 +45,8 @@ Label = Annotated[
     str, BeforeValidator(_no_bool), Field(min_length=1), WithJsonSchema({"type": ["string", "integer"], "minLength": 1})
 ]
 """A text that may be written as a bare integer: `table: 4`."""
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Bool = Annotated[bool, Field(strict=True)]
 Date = Annotated[str, Field(pattern=DATE)]
 Url = Annotated[str, Field(pattern=URL)]
 Id = Annotated[str, Field(pattern=ID)]
@@ -214,7 +215,7 @@ class Entry(Model):
     """For a deprecated entry: the id of the entry to use in its place."""
     added: Date = Field(examples=["2026-11-22"])
     """Day on which the entry was added."""
-    founding: bool = Field(default=False, examples=[False])
+    founding: Bool = Field(default=False, examples=[False])
     """Whether the entry stands for one of the founding documents."""
     axes: dict[str, Terms] = Field(examples=[{"scope": "core", "relation": ["spatial_similarity", "irrelevance"]}])
     """Classification: for each axis of `taxonomy/axes.yml` a term, or a list whose first term is the primary one."""
@@ -286,7 +287,7 @@ class Code(Model):
 
     url: Url = Field(examples=["https://github.com/facebookresearch/ToMe"])
     """Address."""
-    official: bool = Field(examples=[True])
+    official: Bool = Field(examples=[True])
     """Whether the authors published it."""
     licence: Text | None = Field(default=None, examples=["CC-BY-NC-4.0"])
     """SPDX identifier of its licence, or what it says of it."""
@@ -408,7 +409,7 @@ class Paper(Model):
     """Title."""
     authors: tuple[Author, ...] = Field(default=(), examples=[[{"family": "Bolya", "given": "Daniel"}]])
     """Authors in the paper's order; empty as long as they are not confirmed."""
-    year: Annotated[int, Field(ge=1900, le=2100)] | None = Field(default=None, examples=[2023])
+    year: Annotated[int, Field(ge=1900, le=2100, strict=True)] | None = Field(default=None, examples=[2023])
     """Year of the publication named in `venue`."""
     venue: Text | None = Field(default=None, examples=["ICLR 2023"])
     """Where it was published."""
@@ -418,7 +419,7 @@ class Paper(Model):
     """Repositories with its code."""
     summary: Prose = Field(examples=["Shows that merging similar tokens speeds up a ViT without training it again."])
     """One or two sentences, in our own words."""
-    founding: bool = Field(default=False, examples=[False])
+    founding: Bool = Field(default=False, examples=[False])
     """Whether it is one of the founding documents."""
     verified: Verified = Field(examples=[{"source": "arXiv listing", "on": "2026-11-22"}])
     """Where the bibliographic data were confirmed."""
