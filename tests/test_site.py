@@ -396,6 +396,7 @@ def test_a_notebook_runs_once_and_again_only_when_something_it_reaches_changed(r
     assert "var(--atlas-technique-1)" in html
     assert "currentColor" in html
     assert "%config" not in html
+    assert "#123456" not in html
     assert notebooks.executed(root, run=False) == {"a-note": first}, "from the cache"
 
     path = root / "notebooks" / "a_note.py"
@@ -483,3 +484,10 @@ def test_the_code_of_the_guides_runs(name: str) -> None:
 
 def test_the_filter_and_copy_script_stays_small() -> None:
     assert len((ROOT / "tools/site/docs/assets/atlas.js").read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_long_drawing_code_is_folded_and_other_code_is_not() -> None:
+    drawing = "figure, axis = plt.subplots()\n" + "axis.plot([1, 2])\n" * 12
+    assert "<details><summary>Code of the figure, 13 lines" in notebooks._code(drawing)
+    assert "<details>" not in notebooks._code("x = 1\n" * 13)
+    assert "<details>" not in notebooks._code("plt.show()")

@@ -260,9 +260,7 @@ def _describe(record: Record, what: str) -> str:
 
 def _key(record: Record) -> str:
     """What the marks are, in words, below the panels."""
-    bars = (
-        "Bars: 95 % interval of the quality (cut at the frame where it is wide), 10th to 90th percentile of the time."
-    )
+    bars = "Bars: 95 % interval of the quality (cut at the frame if wide), 10th to 90th percentile of the time."
     baseline = "the same result without the technique, in the best native dense way"
     rows = [(figures.swatch("baseline"), "Baseline", baseline)]
     lines_of = [s for s in _series(record) if s[1] == "technique"]

@@ -39,14 +39,18 @@ ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 MATPLOTLIBRC = Path(__file__).parent / "assets" / "matplotlibrc"
 SETUP = "%config InlineBackend.figure_formats = ['svg']\n%config InlineBackend.rc = {}"
 
-THEME_COLOURS = {"#123456": "currentColor"} | {
-    f"#{c}": f"var(--atlas-{name})"
-    for c, name in (
-        ("0072b2", "technique-1"), ("d55e00", "control-1"), ("009e73", "technique-2"), ("cc79a7", "control-2"),
-        ("e69f00", "technique-3"), ("56b4e9", "technique-4"), ("8a8f98", "muted"),
-    )
+THEME_COLOURS = {"#123456": "currentColor", "#000000": "currentColor"} | {
+    f"#{colour}": f"var(--atlas-{name})"
+    for name, colours in {
+        "technique-1": "0072b2 1f77b4", "control-1": "d55e00 ff7f0e", "technique-2": "009e73 2ca02c", "control-2": "cc79a7",
+        "technique-3": "e69f00", "technique-4": "56b4e9 9467bd", "muted": "8a8f98 7f7f7f 808080", "bad": "d62728",
+    }.items()
+    for colour in colours.split()
 }  # fmt: skip
-"""Colours that `assets/matplotlibrc` draws with -> what stands for them on the page, where they follow the theme."""
+"""Colours of `assets/matplotlibrc` and of matplotlib's own cycle -> what stands for them on the page, where they follow
+the theme."""
+FOLDED_FROM = 9
+"""Code that draws is folded away from so many lines on: the figure is what readers look for."""
 
 
 class NotebookError(RuntimeError):
@@ -153,7 +157,7 @@ def render(notebook: Notebook) -> str:
         if cell["cell_type"] == "markdown":
             parts.append(with_math(cell["source"]))
         elif cell["cell_type"] == "code" and cell["source"].strip():
-            parts.append(f'<div class="atlas-cell" data-search-exclude>{code(cell["source"])}</div>')
+            parts.append(_code(cell["source"]))
             outputs = [_output(o, f"nb{index}-{i}") for i, o in enumerate(_joined(cell.get("outputs", [])))]
             if shown := [o for o in outputs if o]:
                 parts.append('<div class="atlas-output" data-search-exclude>' + "".join(shown) + "</div>")
@@ -174,6 +178,13 @@ def themed_svg(svg: str, name: str) -> str:
     head = re.sub(r' (width|height|version|xmlns(:\w+)?)="[^"]*"', "", head)
     style = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
     return f'{head} class="atlas-plot"{style} role="img">{rest.strip()}'.replace("\n\n", "\n")
+
+
+def _code(source: str) -> str:
+    html, lines = code(source), len(source.splitlines())
+    if lines >= FOLDED_FROM and re.search(r"\bplt\.|\.subplots\(", source) and not source.lstrip().startswith("import"):
+        html = f"<details><summary>Code of the figure, {lines} lines</summary>{html}</details>"
+    return f'<div class="atlas-cell" data-search-exclude>{html}</div>'
 
 
 def _joined(outputs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -268,7 +279,9 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
     }  # fmt: skip
     progress(f"notebook {id_}: running")
     started = time.monotonic()
-    client = NotebookClient(node, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(root)}})
+    client = NotebookClient(
+        node, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(root)}}, extra_arguments=["--log-level=40"]
+    )
     try:
         asyncio.run(client.async_execute(env=environment))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
