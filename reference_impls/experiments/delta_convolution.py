@@ -1,7 +1,7 @@
 """Experiments of delta convolution: specimens for the battery, a pretrained network on real clips, and single layers.
 
-- `efficientnet-clips`, `efficientnet-clips-768`: EfficientNet-Lite0 on a clip of a fixed camera, with a moving camera, a shuffled order and held
-  results as controls: agreement with the dense network against operations, bytes and time.
+- `efficientnet-clips`, `efficientnet-clips-768`: EfficientNet-Lite0 on a clip of a fixed camera, with a moving camera,
+  a shuffled order and held results as controls: agreement with the dense network against operations, bytes and time.
 - `convolution-64x56`, `convolution-256x56`, `convolution-64x112`: one 3 x 3 convolution of which a share of the input
   changes, in one blob or scattered, against the best native dense kernel.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -34,7 +35,7 @@ TECHNIQUE = DeltaConvolution()
 
 
 class SmallResidualNet(nn.Module):
-    """Every kind of layer: strided, depthwise, grouped, dilated and 1 x 1 convolutions, batch norms, pooling, additions."""
+    """Strided, depthwise, grouped, dilated and 1 x 1 convolutions, batch norms, pooling, and a residual addition."""
 
     def __init__(self, channels: int = 16, classes: int = 10) -> None:
         super().__init__()
@@ -281,7 +282,7 @@ def run_clips(ctx: Context, scenario: str, size: tuple[int, int]) -> Record:
     extra |= {f"speed_up {label}": faster(costs["dense"], cost) for label, cost in costs.items()}
     similar = {name: temporal_similarity(stream, threshold=0.1) for name, stream in streams.items()}
     noise = list(torch.randn(4, *still[0].shape, generator=torch.Generator().manual_seed(0)))
-    compensated = [[shift_compensated(a, b), b] for a, b in zip(pan[:8], pan[1:8], strict=False)]
+    compensated = [[shift_compensated(a, b), b] for a, b in pairwise(pan[:8])]
     where = {name: similar[name].value for name in (fixed, moving)}
     where[f"{moving}, shift compensated"] = sum(
         temporal_similarity(pair, threshold=0.1).value for pair in compensated
@@ -305,7 +306,7 @@ def run_clips(ctx: Context, scenario: str, size: tuple[int, int]) -> Record:
             ),
             Control(
                 name=f"other clip: {moving}",
-                about="A clip in which most of the picture changes from frame to frame; agreement with its own dense run.",
+                about="A clip that changes almost everywhere from frame to frame; agreement with its own dense run.",
                 points=tuple(points(moving, moving, few)),
             ),
             Control(
@@ -464,7 +465,7 @@ def run_convolution(ctx: Context, channels: int, size: int) -> Record:
         technique=TECHNIQUE.id,
         scenario=f"convolution-{channels}x{size}",
         title=f"A 3 x 3 convolution, {channels} channels, {size} x {size} positions",
-        data="normal noise; two frames that alternate and differ in one square blob (mean of three places) or scattered",
+        data="normal noise: two frames that alternate and differ in one blob (mean of 3 places) or scattered",
         model=f"one convolution {channels} -> {channels}, kernel 3, padding 1",
         unit="one frame, detection, gathering and scattering included",
         knobs=("changed",),

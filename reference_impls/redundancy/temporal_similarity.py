@@ -9,8 +9,8 @@ every tile active (parger-2022-deltacnn, arXiv 2203.03996, works on regions for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,11 +56,11 @@ def temporal_similarity(frames: Tensor | Sequence[Tensor], *, tile: int = 8, thr
     limit = threshold * stream[0].std(correction=0).item()
     changed = [
         changed_tiles(before, after, tile=tile, threshold=limit).double().mean().item()
-        for before, after in zip(stream, stream[1:], strict=False)
+        for before, after in pairwise(stream)
     ]
     return Redundancy(
         value=1 - sum(changed) / len(changed),
-        measure=f"share of {tile} x {tile} tiles that stay within {threshold:g} standard deviations of the frame before",
+        measure=f"share of {tile} x {tile} tiles that stay within {threshold:g} deviations of the frame before",
         where={f"frame {t + 1}": 1 - share for t, share in enumerate(changed)},
     )
 

@@ -35,7 +35,7 @@ from reference_impls.techniques.delta_convolution.stages import Knobs
 
 
 class DeltaConvolution(Technique):
-    """DeltaCNN (parger-2022-deltacnn) on any module of convolutions, batch norms, activations, additions and pooling."""
+    """DeltaCNN (parger-2022-deltacnn) on modules of convolutions, norms, activations, additions and pooling."""
 
     id = "delta-convolution"
     execution = "real"
@@ -64,7 +64,7 @@ class DeltaConvolution(Technique):
         min_profitable: float = 0.4,
         update: Literal["value", "delta"] = "value",
     ) -> Handle:
-        """A delta network in the place of `host`, which is left as it is; call it with one frame (B, C, H, W) at a time.
+        """A delta network in the place of `host`, which stays as it is; call it with a frame (B, C, H, W) at a time.
 
         Args:
             host: an `nn.Module` in eval mode that `torch.fx` can trace, of one input and one output, made of plain

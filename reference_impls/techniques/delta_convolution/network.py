@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from reference_impls.contract import UnsupportedHost, check_tensor
 from reference_impls.techniques.delta_convolution import stages
-from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
 from reference_impls.techniques.delta_convolution.maps import Axis
+from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
 
 LONGEST_REST = 32
 TECHNIQUE = "delta-convolution"
@@ -26,8 +26,16 @@ ACTIVATIONS = (
     *(nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
 )
 FUNCTIONS = {
-    **{F.relu: nn.ReLU, torch.relu: nn.ReLU, F.relu6: nn.ReLU6, F.silu: nn.SiLU, F.hardswish: nn.Hardswish},
-    **{F.gelu: nn.GELU, torch.sigmoid: nn.Sigmoid, F.sigmoid: nn.Sigmoid, torch.tanh: nn.Tanh, F.tanh: nn.Tanh},
+    F.relu: nn.ReLU,
+    torch.relu: nn.ReLU,
+    F.relu6: nn.ReLU6,
+    F.silu: nn.SiLU,
+    F.hardswish: nn.Hardswish,
+    F.gelu: nn.GELU,
+    F.sigmoid: nn.Sigmoid,
+    torch.sigmoid: nn.Sigmoid,
+    F.tanh: nn.Tanh,
+    torch.tanh: nn.Tanh,
 }
 METHODS = {"relu": nn.ReLU, "relu_": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 ADDITIONS = (operator.add, operator.iadd, torch.add)

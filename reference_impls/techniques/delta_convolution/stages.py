@@ -272,7 +272,7 @@ class Source(Stage):
 
 
 class Convolution(Stage):
-    """A convolution, with a batch norm that follows and zero padding that precedes (left, right, top, bottom) folded in."""
+    """A convolution with a batch norm that follows folded in, and zero padding before it (left, right, top, bottom)."""
 
     def __init__(
         self,
