@@ -5,8 +5,8 @@ References
 - cavigelli-2017-cbinfer, "CBinfer: Change-Based Inference for Convolutional Neural Networks on Video Data",
   arXiv 1704.04313, the ancestor: changed outputs are computed anew, layer by layer, from values.
 
-The idea. Convolutions, batch norms, average pooling and additions are linear but for a constant, so their output moves by
-W d when their input moves by d; the bias has been added in the first frame, once and for all. Activations and max
+The idea. Convolutions, batch norms, average pooling and additions are linear but for a constant, so their output moves
+by W d when their input moves by d; the bias has been added in the first frame, once and for all. Activations and max
 pooling need the accumulated value and send on the difference of their results. Positions at which no difference
 exceeds a threshold are not sent. What was withheld is not lost: the difference is always taken to what has been sent,
 so the error stays below the threshold in each layer however long the stream is.
