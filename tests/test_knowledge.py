@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from tools.knowledge.findings import did_you_mean, finding, render
 from tools.knowledge.load import Knowledge
 from tools.knowledge.reader import MAX_BYTES, Document, parse_yaml, read_json, read_yaml
 from tools.knowledge.schema import Claim
+from tools.knowledge.source import scenarios
 
 ROOT = Path(__file__).parents[1]
 CODE = "code:\n  - {url: https://github.com/facebookresearch/ToMe, official: true, licence: CC-BY-NC-4.0}\n"
@@ -538,6 +540,13 @@ def test_a_bad_record_is_placed(atlas: Path) -> None:
     line = base.replace(atlas, RESULT, '"cores": 2', '"cores": "two"')
     (only,) = [f for f in load(atlas).findings if f.code == "E203"]
     assert (only.file, only.line, only.path) == (RESULT, line, "machine.cores")
+
+
+def test_scenarios_are_read_wherever_they_are_made() -> None:
+    outside = 'SCENARIOS = (Scenario("a", run=f), harness.Scenario(name="b"), Scenario(NAME))\n'
+    inside = 'def more():\n    return Scenario("c")\nSCENARIOS = (Scenario("a"), more())\n'
+    assert scenarios(outside, ast.parse(outside)) == {"a", "b"}
+    assert scenarios(inside, ast.parse(inside)) == {"a", "c"}
 
 
 # --- prose
