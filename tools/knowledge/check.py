@@ -18,7 +18,7 @@ from tools.knowledge.findings import Finding, did_you_mean, finding
 from tools.knowledge.load import AXES, ENTRIES, PAPERS, RESULTS, Knowledge
 from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
 from tools.knowledge.schema import Claim, Entry, Paper
-from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse, scenarios
+from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse_text, scenarios
 
 INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitation", "stage")
 """The axes by which entries are listed: every entry is placed on them, drafts too."""
@@ -300,13 +300,12 @@ class _Checker:
                     yield finding("E309", file, f"no entry is called {technique}", hint=hint)
 
     def _experiments(self, path: Path, file: str) -> Iterator[Finding]:
-        text, _ = read_text(path, file)
+        text, problems = read_text(path, file)
         if text is not None and not re.search(r"^SCENARIOS\b", text, re.MULTILINE):
             return  # a helper of the experiments
-        problems: list[Finding] = []
-        tree = parse(path, file, problems)
+        tree = None if text is None else parse_text(text, file, problems)
         yield from problems
-        self.scenarios[path.stem.replace("_", "-")] = scenarios(tree) if tree else set()
+        self.scenarios[path.stem.replace("_", "-")] = scenarios(text, tree) if text and tree else set()
 
     def _notebook(self, path: Path, file: str) -> Iterator[Finding]:
         text, problems = read_text(path, file)

@@ -60,6 +60,8 @@ class Document:
     """Values that could not be read, so that nothing more should be said about them."""
     findings: list[Finding] = field(default_factory=list)
     first_line: str = ""
+    end: Place | None = None
+    """Where the text ends, as an editor sees it."""
     readable: bool = True
     """False if nothing of the file could be read."""
 
@@ -73,6 +75,8 @@ class Document:
     ) -> Finding:
         """A finding at the value of `path`, or at its key; at the nearest enclosing value if it is not in the file."""
         place = place or self.place(path, key=key)
+        if self.end is not None and place.line > self.end.line:  # a value that is absent may count as behind the end
+            place = self.end
         return finding(code, self.file, message, line=place.line, column=place.column, path=dotted(path), hint=hint)
 
     def place(self, path: Keys, *, key: bool = False) -> Place:
@@ -211,15 +215,13 @@ class _Open:
 
 def parse_yaml(text: str, document: Document) -> None:
     """Fill `document` from YAML text."""
-    document.first_line = text.partition("\n")[0]
+    lines = text.split("\n")
+    document.first_line, document.end = lines[0], Place(len(lines), len(lines[-1]) + 1)
     try:
         _parse(text, document)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else Place()
-        lines = text.rstrip().split("\n")
-        if place.line > len(lines):  # behind the end
-            place = Place(len(lines), len(lines[-1]) + 1)
         document.readable = False
         document.add(
             "E107",
@@ -275,7 +277,7 @@ def _parse(text: str, document: Document) -> None:
             document.readable = False
             document.add("E112", f"nested more than {MAX_DEPTH} deep", place)
             return
-    if not document.values:
+    if document.data is None and not document.findings:
         document.readable = False
         document.add("E114", "the file is empty")
 

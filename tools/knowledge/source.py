@@ -6,7 +6,7 @@ Importing would need torch, take seconds, and run code of a contribution that no
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -96,13 +96,6 @@ class _Module:
 def module_name(entry_id: str) -> str:
     """`token-merging` -> `token_merging`."""
     return entry_id.replace("-", "_")
-
-
-def parse(path: Path, file: str, findings: list[Finding]) -> ast.Module | None:
-    """The syntax tree of a Python file, or None and a finding."""
-    text, problems = read_text(path, file)
-    findings.extend(problems)
-    return None if text is None else parse_text(text, file, findings)
 
 
 def parse_text(text: str, file: str, findings: list[Finding]) -> ast.Module | None:
@@ -211,12 +204,19 @@ def _definitions(module: _Module) -> dict[str, Definition]:
     return found
 
 
-def scenarios(tree: ast.Module) -> set[str]:
-    """Names of the scenarios that an experiments module defines: first argument or `name=` of every `Scenario(...)`."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or ast.unparse(node.func).rpartition(".")[2] != "Scenario":
-            continue
-        values = [k.value for k in node.keywords if k.arg == "name"] or node.args[:1]
-        names.update(v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str))
-    return names
+def scenarios(text: str, tree: ast.Module) -> set[str]:
+    """Names of the scenarios that an experiments module defines: first argument or `name=` of every `Scenario(...)`.
+
+    Functions are searched only if some are not found outside of them.
+    """
+    outside = [n for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    calls = _calls(outside, "Scenario")
+    if len(calls) < text.count("Scenario("):
+        calls = _calls(tree.body, "Scenario")
+    values = [v for c in calls for v in [k.value for k in c.keywords if k.arg == "name"] or c.args[:1]]
+    return {v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)}
+
+
+def _calls(statements: Sequence[ast.stmt], name: str) -> list[ast.Call]:
+    calls = (node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Call))
+    return [c for c in calls if name in (getattr(c.func, "id", None), getattr(c.func, "attr", None))]
