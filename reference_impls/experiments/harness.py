@@ -165,7 +165,8 @@ def train(
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     steps = epochs * -(-len(x) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps, pct_start=0.1)
+    warm_up = max(0.1, min(2 / steps, 1.0))  # one step of warm-up at least: OneCycleLR divides by its length
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps, pct_start=warm_up)
     model.train()
     with fork_seed(seed):
         for epoch in range(epochs):
