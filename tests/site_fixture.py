@@ -73,6 +73,7 @@ AXES = Axes.model_validate(
                 "choice": "primary",
                 "question": f"What {name}?",
                 "definition": f"The {name}.",
+                "rulings": ["A case: `irrelevance`, then `drop`, never `neither`."],
                 "terms": {
                     t: {"name": t.replace("_", " ").capitalize(), "definition": f'About <{t}> & "more".'} for t in terms
                 },

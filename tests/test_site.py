@@ -321,6 +321,13 @@ def test_paper_numbers_and_ours_stand_in_separate_columns(texts: dict[str, str])
     assert "partly" in row[3]
 
 
+def test_terms_named_in_a_ruling_lead_to_their_definitions(texts: dict[str, str]) -> None:
+    text = texts["axes/relation.md"]
+    assert '<a href="#irrelevance">irrelevance</a>' in text
+    assert '<a href="exploitation.html#drop">drop</a>' in text
+    assert "`neither`" in text
+
+
 def test_a_draft_says_that_nothing_was_measured(texts: dict[str, str]) -> None:
     text = texts["techniques/token-dropping.md"]
     assert "nothing on this page was measured here" in text

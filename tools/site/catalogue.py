@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from tools.export.bibtex import bibtex
@@ -10,7 +11,7 @@ from tools.knowledge.schema import Claim, Entry, Locator, Paper
 from tools.site import evidence
 from tools.site.figures import number
 from tools.site.home import anchor, card, plain
-from tools.site.markup import bullets, copyable, external, front_matter, link, paragraph, scrolling, small, table
+from tools.site.markup import copyable, external, front_matter, link, paragraph, scrolling, small, table
 from tools.site.pages import Atlas, Page
 
 FACETS = ("relation", "location", "exploitation", "stage", "data_kind", "adaptation")
@@ -116,17 +117,17 @@ def axis(atlas: Atlas, name: str) -> Page:
     parts = [
         f"# {one.name}",
         f'<p class="atlas-lead">{escape(plain(one.question))}</p>',
-        paragraph(one.definition) + " " + choice,
+        _prose(atlas, here, name, one.definition) + " " + choice,
     ]
     if one.rule:
-        parts.append(paragraph(one.rule))
+        parts.append(_prose(atlas, here, name, one.rule))
     for key, term in one.terms.items():
         parts.append(f"## {term.name} {{#{anchor(key)}}}")
-        parts.append(paragraph(term.definition))
+        parts.append(_prose(atlas, here, name, term.definition))
         if term.question:
-            parts.append(f"*Ask:* {paragraph(term.question)}")
+            parts.append(f"*Ask:* {_prose(atlas, here, name, term.question)}")
         if term.tie_break:
-            parts.append(f"*Tie-break:* {paragraph(term.tie_break)}")
+            parts.append(f"*Tie-break:* {_prose(atlas, here, name, term.tie_break)}")
         entries = atlas.with_term(name, key)
         parts.append(
             "Entries: " + ", ".join(
@@ -140,12 +141,26 @@ def axis(atlas: Atlas, name: str) -> Page:
     if one.tie_breaks:
         parts += [
             "## When two terms fit",
-            "\n".join(f"{i}. {paragraph(t)}" for i, t in enumerate(one.tie_breaks, start=1)),
+            "\n".join(f"{i}. {_prose(atlas, here, name, t)}" for i, t in enumerate(one.tie_breaks, start=1)),
         ]
     if one.rulings:
-        parts += ["## Rulings on hard cases", bullets(one.rulings)]
+        parts += ["## Rulings on hard cases", "\n".join(f"- {_prose(atlas, here, name, r)}" for r in one.rulings)]
     text = front_matter(title=one.name, description=plain(one.question)) + "\n\n".join(parts) + "\n"
     return Page(here, one.name, text, "taxonomy/axes.yml")
+
+
+def _prose(atlas: Atlas, here: str, own: str, text: str) -> str:
+    """Prose of the vocabulary, in which a term in code leads to its definition, on the axis `own` if it is there."""
+
+    def lead(match: re.Match[str]) -> str:
+        term, known = match[1], atlas.knowledge.axes.axes
+        order = (own, "relation", "exploitation", *known)
+        home = next((axis for axis in order if axis in known and term in known[axis].terms), None)
+        if home is None:
+            return match[0]
+        return link(here, f"axes/{home}.md", escape(known[home].terms[term].name.lower()), anchor=anchor(term))
+
+    return re.sub(r"`([a-z_]+)`", lead, paragraph(text))
 
 
 def papers(atlas: Atlas) -> Page:
@@ -187,7 +202,9 @@ def paper(atlas: Atlas, one: Paper) -> Page:
         + (f" ({escape(c.licence)})" if c.licence else "")
         for c in one.code
     ]
-    facts = [", ".join(full_name(a.family, a.given) for a in one.authors), one.venue or "", str(one.year or "")]
+    year = str(one.year or "")
+    when = [one.venue or "", "" if one.venue and year in one.venue else year]
+    facts = [", ".join(full_name(a.family, a.given) for a in one.authors), *when]
     parts = [
         f"# {one.title}",
         f'<p class="atlas-note">{" · ".join([escape(f) for f in facts if f])}<br>{" · ".join(ids + code)}</p>',

@@ -42,7 +42,8 @@ SETUP = "%config InlineBackend.figure_formats = ['svg']\n%config InlineBackend.r
 THEME_COLOURS = {"#123456": "currentColor", "#000000": "currentColor"} | {
     f"#{colour}": f"var(--atlas-{name})"
     for name, colours in {
-        "technique-1": "0072b2 1f77b4", "control-1": "d55e00 ff7f0e", "technique-2": "009e73 2ca02c", "control-2": "cc79a7",
+        "technique-1": "0072b2 1f77b4", "control-1": "d55e00 ff7f0e", "technique-2": "009e73 2ca02c",
+        "control-2": "cc79a7",
         "technique-3": "e69f00", "technique-4": "56b4e9 9467bd", "muted": "8a8f98 7f7f7f 808080", "bad": "d62728",
     }.items()
     for colour in colours.split()
