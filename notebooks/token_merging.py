@@ -33,7 +33,6 @@ from reference_impls.accounting.record import Record
 from reference_impls.data import images
 from reference_impls.experiments.harness import Context
 from reference_impls.experiments.token_merging import DIGITS_TRAINING, DIGITS_VIT, classifier, run_digits
-from reference_impls.hosts import transformer_blocks
 from reference_impls.techniques.token_merging import TokenMerging, bipartite_soft_matching, merge, unmerge
 
 torch.set_num_threads(1)
@@ -53,8 +52,8 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font
 # ## The idea in one picture
 #
 # A pretrained ViT-S/14 predicts where people look (a saliency map). It sees the photo as 16 x 16 patches. Behind its
-# last block, with `r` = 16, three quarters of them are gone: on the right, patches that ended in the same token have one
-# colour, the mean of what they show. The flat background went first, and the face kept most of its tokens.
+# last block, with `r` = 16, three quarters of them are gone: in the second picture, patches that ended in the same token
+# have one colour, the mean of what they show. Flat background collapses into a few tokens, detail keeps more of them.
 
 # %%
 names, photos = images.photos(224)
@@ -100,9 +99,9 @@ print("tokens:", merged.tolist(), "sizes:", size.tolist())
 print("unmerged:", unmerge(merged, match).tolist())
 
 # %% [markdown]
-# A token of size $s$ has to weigh as much as $s$ tokens in the next attention: *proportional attention* adds $\log s$ to
-# its logits. With it, equal tokens merge without any change of the result. That is exact, and tested; the rest is a
-# matter of how alike tokens are.
+# A token of size $s$ has to weigh as much as $s$ tokens in the next attention: *proportional attention* adds $\log s$
+# to its logits. With it, equal tokens merge without any change of the result. That is exact, and tested; the rest is
+# a matter of how alike tokens are.
 #
 # ## How alike the tokens are
 #
@@ -134,8 +133,8 @@ print(
 )
 
 # %% [markdown]
-# The same measure on a model of your own is one call. Here it is a small ViT on scikit-learn's digits with one token for
-# each of the 64 pixels, trained now (or taken from the cache):
+# The same measure on a model of your own is one call. Here it is a small ViT on scikit-learn's digits with one token
+# for each of the 64 pixels, trained now (or taken from the cache):
 
 # %%
 x_train, y_train, x_test, y_test = images.digits()
@@ -166,8 +165,8 @@ plt.show()
 # %% [markdown]
 # ## What it costs, and what it saves
 #
-# First the digits, run now in the small ("smoke") budget; then the records of the full runs on digits and photos. Left against operations, right against wall-clock; up and to the left is
-# better. The controls lose as many tokens: merged with a partner drawn at random, or thrown away at random.
+# First the digits, run now in the small ("smoke") budget; then the records of the full runs on digits and photos. Left
+# against operations, right against wall-clock; up and to the left is better. The controls lose as many tokens: merged with a partner drawn at random, or thrown away at random.
 
 # %%
 live = run_digits(Context())
@@ -219,16 +218,14 @@ for scenario in ("vit-small-latency", "vit-small-latency-batch-1"):
     record = committed(scenario)
     print(f"{record.unit}, dense {record.baseline.wall_ms.median:.0f} ms; {record.machine.cpu}")
     for point, (r, ratio, low, high) in zip(record.with_, record.extra["speed_up"], strict=True):
-        saved = record.baseline.operations / point.operations
-        print(
-            f"  r = {r:2.0f}: {saved:.2f} x fewer operations, {ratio:.2f} x faster (95 % interval {low:.2f} to {high:.2f})"
-        )
+        fewer = record.baseline.operations / point.operations
+        print(f"  r = {r:2.0f}: {fewer:.2f} x fewer operations, {ratio:.2f} x faster (95 %: {low:.2f} to {high:.2f})")
 
 # %% [markdown]
 # ## Let the photo decide
 #
-# A fixed `r` merges as many tokens of a busy photo as of an empty one. With a threshold on the cosine, each photo merges
-# what is alike in it. The price: the threshold has to be chosen for the network, since raw cosines of keys lie close
+# A fixed `r` merges as many tokens of a busy photo as of an empty one. With a threshold on the cosine, each photo
+# merges what is alike in it. The price: the threshold has to be chosen for the network, since raw cosines of keys lie close
 # to 1. White noise shows the danger: below some threshold it merges as well, and nothing can be alike in it.
 
 # %%
