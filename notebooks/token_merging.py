@@ -52,8 +52,9 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font
 # ## The idea in one picture
 #
 # A pretrained ViT-S/14 predicts where people look (a saliency map). It sees the photo as 16 x 16 patches. Behind its
-# last block, with `r` = 16, three quarters of them are gone: in the second picture, patches that ended in the same token
-# have one colour, the mean of what they show. Flat background collapses into a few tokens, detail keeps more of them.
+# last block, with `r` = 16, three quarters of them are gone: in the second picture, patches that ended in the same
+# token have one colour, the mean of what they show. Flat background collapses into a few tokens, detail keeps more of
+# them.
 
 # %%
 names, photos = images.photos(224)
@@ -165,8 +166,9 @@ plt.show()
 # %% [markdown]
 # ## What it costs, and what it saves
 #
-# First the digits, run now in the small ("smoke") budget; then the records of the full runs on digits and photos. Left
-# against operations, right against wall-clock; up and to the left is better. The controls lose as many tokens: merged with a partner drawn at random, or thrown away at random.
+# First the digits, run now in the small ("smoke") budget; then the records of the full runs on digits and photos.
+# Left against operations, right against wall-clock; up and to the left is better. The controls lose as many tokens:
+# merged with a partner drawn at random, or thrown away at random.
 
 # %%
 live = run_digits(Context())
@@ -225,8 +227,8 @@ for scenario in ("vit-small-latency", "vit-small-latency-batch-1"):
 # ## Let the photo decide
 #
 # A fixed `r` merges as many tokens of a busy photo as of an empty one. With a threshold on the cosine, each photo
-# merges what is alike in it. The price: the threshold has to be chosen for the network, since raw cosines of keys lie close
-# to 1. White noise shows the danger: below some threshold it merges as well, and nothing can be alike in it.
+# merges what is alike in it. The price: the threshold has to be chosen for the network, since raw cosines of keys lie
+# close to 1. White noise shows the danger: below some threshold it merges as well, and nothing can be alike in it.
 
 # %%
 labels = threshold_record.extra["photos"].split(", ")
