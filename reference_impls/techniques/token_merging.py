@@ -13,7 +13,7 @@ the next attention as log s, so that a merged token weighs as much as the tokens
 
     match = bipartite_soft_matching(keys.mean(1), r)     # which token merges into which
     x, size = merge(x, size, match)                      # (B, N, D) -> (B, N - r, D)
-    y = unmerge(x, match)                                # every token gets the value of its group
+    y = unmerge(x, match)                                # every token gets the value of its group: (B, N, D)
 """
 
 from __future__ import annotations
@@ -111,8 +111,10 @@ def merge(x: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor]:
 
     size: (B, N), the number of patches each token stands for. Returns tokens (B, N - r, D) and sizes (B, N - r).
     The mean is written as a correction to the kept token, x_b + sum_a (s_a / s) (x_a - x_b): equal tokens merge without
-    any rounding error, and tokens that take no part stay equal bit for bit.
+    any rounding error, and tokens that take no part stay equal bit for bit. Raises ValueError for a wrong shape.
     """
+    check_tensor("x", x, "B N D", finite=False)
+    check_tensor("size", size, f"{x.shape[0]} {x.shape[1]}", finite=False)
     kept, merged = rows(x, match.kept), rows(x, match.source)  # (B, N - r, D), (B, r, D)
     merged_size = size.gather(1, match.source)
     size = size.gather(1, match.kept).scatter_add(1, match.target, merged_size)  # (B, N - r)
