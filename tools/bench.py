@@ -144,19 +144,29 @@ def generate(folder: Path, entries: int, root: Path = ROOT) -> None:
         entry: dict[str, Any] = read_yaml(source, source.name).data
         original = root / "papers" / f"{entry['papers'][0]['key']}.yml"
         paper: dict[str, Any] = read_yaml(original, original.name).data
-        name, key = f"{entry['id']}-{number}", f"generated-{1900 + number % 200}-paper{number}"
+        year = 1990 + number % 30
+        name, key = f"{entry['id']}-{number}", f"generated-{year}-paper{number}"
         entry = {k: v for k, v in entry.items() if k not in {"implementation", "relations", "parts", "replaced_by"}}
         entry |= {"id": name, "kind": "technique", "name": f"{entry['name'][:70]} {number}", "status": "draft"}
         entry |= {"aliases": [], "founding": False, "papers": [{"key": key, "role": "introduces"}]}
         entry["algorithm"] = [{"step": step["step"]} for step in entry.get("algorithm", [])]
         arxiv = f"{1001 + number // 9999:04d}.{1 + number % 9999:04d}"
-        paper |= {"key": key, "title": f"{paper['title']} {number}", "ids": {"arxiv": arxiv}, "founding": False}
+        paper |= {
+            "key": key,
+            "year": year,
+            "title": f"{paper['title']} {number}",
+            "ids": {"arxiv": arxiv},
+            "founding": False,
+        }
         paper["claims"] = [
             {k: v for k, v in claim.items() if k != "check"} | {"technique": name} for claim in paper.get("claims", [])
         ]
-        _dump(folder / "taxonomy" / "techniques" / f"{name}.yml", entry)
-        _dump(folder / "papers" / f"{key}.yml", paper)
+        _dump(folder / "taxonomy" / "techniques" / f"{name}.yml", entry, source)
+        _dump(folder / "papers" / f"{key}.yml", paper, original)
 
 
-def _dump(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+def _dump(file: Path, content: dict[str, Any], original: Path) -> None:
+    """Write `content` under the first line of `original`, which tells editors the schema."""
+    modeline = original.read_text(encoding="utf-8").partition("\n")[0]
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    file.write_text(f"{modeline}\n{text}", encoding="utf-8")
