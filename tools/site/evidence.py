@@ -79,9 +79,10 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
     if found:
         where = "" if len(found) == len(chosen) else f"; none in {len(chosen) - len(found)} of {len(chosen)} scenarios"
         at = f"{escape(knobs(found[0][1]))}, {many}" if len(records) == 1 else many
+        beside = _beside_controls([r for r, _ in found])
         rows.append(
             ("Operations saved", spread([100 * saved(r, p) for r, p in found], "\u00a0%"),
-             f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {at}{where}{_beside_controls([r for r, _ in found])}")
+             f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {at}{where}{beside}")
         )  # fmt: skip
         for device, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
             pairs = list(group)
