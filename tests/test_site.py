@@ -166,6 +166,14 @@ def test_the_headline_takes_the_cheapest_point_of_small_loss() -> None:
     assert "0.12" in rows["Redundancy measured"][1]
 
 
+def test_the_headline_names_what_the_best_control_saves() -> None:
+    poor = fixture.record()
+    assert "No control saves anything there" in evidence.headline([poor])[0][2]
+    point = fixture.arm(1_000_000_000, 0.9, 30.0, knobs={"r": 4})
+    good = fixture.record(controls=[{"name": "one exit", "about": "Cut.", "points": [point]}])
+    assert evidence.headline([good])[0][2].endswith("Best control: 75\u00a0%")
+
+
 def test_a_technique_that_only_loses_says_none() -> None:
     bad = fixture.record(**{"with": [fixture.arm(3_000_000_000, 0.5, 120.0, knobs={"r": 4})]})
     assert evidence.best_point(bad) is None

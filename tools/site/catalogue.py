@@ -7,7 +7,7 @@ from html import escape
 
 from tools.export.bibtex import bibtex
 from tools.knowledge.claims import Judgement
-from tools.knowledge.schema import Claim, Entry, Locator, Paper
+from tools.knowledge.schema import Claim, Entry, Locator, Paper, Setting
 from tools.site import evidence
 from tools.site.figures import number
 from tools.site.home import anchor, card, plain
@@ -235,7 +235,7 @@ def claims_table(atlas: Atlas, here: str, claims: list[tuple[Paper, Claim, Judge
             side = {"higher": " or more", "lower": " or less", None: ""}[check.better]
             target = f"{number(check.target)} ± {number(check.tolerance)}{side}"
             against = small(f"expected {target}; scenario {escape(check.scenario)}")
-        setting = ", ".join(str(v) for v in claim.setting.model_dump().values() if v) if claim.setting else ""
+        setting = ", ".join(_setting(claim.setting)) if claim.setting else ""
         statement = escape(plain(claim.statement)) + small(escape(setting))
         if check and check.note:
             statement += small(f"Here: {escape(plain(check.note))}")
@@ -257,6 +257,11 @@ def claims_table(atlas: Atlas, here: str, claims: list[tuple[Paper, Claim, Judge
         rows.append([statement, where, stated, ours + against, verdict_mark(verdict)])
     head = ["Claim, in our words", "Where", "In the paper", "Measured here", "Verdict"]
     return table(head, rows, css="atlas-claims", caption="Claims of papers beside our own results")
+
+
+def _setting(setting: Setting) -> list[str]:
+    values = setting.model_dump(exclude_none=True).items()
+    return [f"batch {value}" if name == "batch" else str(value) for name, value in values]
 
 
 def verdict_mark(judgement: Judgement) -> str:

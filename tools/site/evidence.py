@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
@@ -26,10 +27,19 @@ def loss(baseline: Quality, quality: Quality) -> float:
 
 def best_point(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
     """The cheapest point of the sweep that loses at most `allowed` of the baseline's quality and saves operations."""
+    return _cheapest(record, record.with_, allowed)
+
+
+def best_control(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
+    """The same among the points of all controls: what goes without the technique's insight."""
+    return _cheapest(record, [p for control in record.controls for p in control.points], allowed)
+
+
+def _cheapest(record: Record, points: Sequence[Point], allowed: float) -> Point | None:
     limit = allowed * abs(record.baseline.quality.value)
     good = [
         p
-        for p in record.with_
+        for p in points
         if loss(record.baseline.quality, p.quality) <= limit and p.operations < record.baseline.operations
     ]
     return min(good, key=lambda p: p.operations, default=None)
@@ -69,9 +79,10 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
     if found:
         where = "" if len(found) == len(chosen) else f"; none in {len(chosen) - len(found)} of {len(chosen)} scenarios"
         at = f"{escape(knobs(found[0][1]))}, {many}" if len(records) == 1 else many
+        beside = _beside_controls([r for r, _ in found])
         rows.append(
             ("Operations saved", spread([100 * saved(r, p) for r, p in found], "\u00a0%"),
-             f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {at}{where}")
+             f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {at}{where}{beside}")
         )  # fmt: skip
         for device, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
             pairs = list(group)
@@ -97,11 +108,20 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _beside_controls(records: Sequence[Record]) -> str:
+    """What the best control saves at the same loss: a headline without it would flatter the technique."""
+    controlled = [r for r in records if r.controls]
+    if not controlled:
+        return ""
+    values = [100 * saved(r, p) if (p := best_control(r)) else 0.0 for r in controlled]
+    return f". Best control: {spread(values, chr(0xA0) + '%')}" if any(values) else ". No control saves anything there"
+
+
 def figure_block(record: Record, name: str) -> str:
     """Both trade-off panels of a record, the key of their marks, and the table of the same numbers."""
     series = _series(record)
     metric = record.baseline.quality.metric
-    unit = record.unit.removeprefix("one ")
+    unit = re.split(r"[,(]| of ", record.unit.removeprefix("one "))[0].strip()  # the key below has it in full
     arms = [record.baseline, *record.with_, *(p for c in record.controls for p in c.points)]
     ops_divisor, ops_prefix = figures.prefix(max(a.operations for a in arms))
     ms_divisor, ms_unit = figures.time_unit(max(a.wall_ms.p90 for a in arms))
@@ -260,7 +280,8 @@ def _describe(record: Record, what: str) -> str:
 
 def _key(record: Record) -> str:
     """What the marks are, in words, below the panels."""
-    bars = "Bars: 95 % interval of the quality (cut at the frame if wide), 10th to 90th percentile of the time."
+    unit = record.unit.removeprefix("one ")
+    bars = f"Per {unit}. Bars: 95 % interval of the quality, cut at the frame if wide; 10th to 90th percentile of time."
     baseline = "the same result without the technique, in the best native dense way"
     rows = [(figures.swatch("baseline"), "Baseline", baseline)]
     lines_of = [s for s in _series(record) if s[1] == "technique"]
@@ -273,7 +294,7 @@ def _key(record: Record) -> str:
     lines = "".join(
         f"<div>{mark}<span><b>{escape(name)}</b>: {escape(about)}</span></div>" for mark, name, about in rows
     )
-    return f'<div class="atlas-key atlas-note">{lines}<div>{bars}</div></div>'
+    return f'<div class="atlas-key atlas-note">{lines}<div>{escape(bars)}</div></div>'
 
 
 def _cells(record: Record, arm: Arm) -> list[str]:
