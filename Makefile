@@ -51,7 +51,7 @@ lint: $(READY)
 	@$(BIN)/redundancy check
 
 test: lint
-	@$(BIN)/python -m tests.browser.chromium
+	@$(BIN)/python tests/browser/chromium.py
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
 
 bench: $(READY)

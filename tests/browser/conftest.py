@@ -1,27 +1,24 @@
 """The built site and a headless Chromium.
 
-The Chromium is the one named by the environment variable CHROMIUM, else one on the PATH, else Playwright's own. Without
-any, these tests are skipped and say so; with ATLAS_REQUIRE_BROWSER=1 they fail.
+Without a Chromium (see `chromium.py`) these tests are skipped and say so; with ATLAS_REQUIRE_BROWSER=1 they fail.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from tools.site import build
 
+from .chromium import ADVICE, launch
+
 ROOT = Path(__file__).parents[2]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -42,25 +39,17 @@ def address(site: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """A running headless Chromium."""
-    why = "no Chromium: set CHROMIUM to one, or run `playwright install chromium`"
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        _without(f"{why} (the Python package playwright is missing as well)")
-    named = [os.environ["CHROMIUM"]] if os.environ.get("CHROMIUM") else [p for n in NAMES if (p := shutil.which(n))]
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        for path in [*named, None]:
-            try:
-                browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-            except Error:
-                continue
-            yield browser
-            browser.close()
-            return
-    _without(why)
+        browser = launch(playwright)
+        if browser is None:
+            _without(f"no Chromium: {ADVICE}")
+        yield browser
+        browser.close()
 
 
-def _without(why: str) -> None:
+def _without(why: str) -> NoReturn:
     if os.environ.get("ATLAS_REQUIRE_BROWSER") == "1":
         pytest.fail(why)
     pytest.skip(why)

@@ -11,7 +11,7 @@ import pytest
 from tools.knowledge import load
 from tools.site import links
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 ROOT = Path(__file__).parents[2]
 
 THEME_FAULTS = {"landmark-unique"}
