@@ -1,0 +1,32 @@
+"""Every notebook runs in the smoke budget, as the site runs it (a cached run of the same sources counts)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reference_impls.contract import registry
+from reference_impls.data import assets
+from tools.site import notebooks
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", notebooks.sources(ROOT))
+def test_notebook_runs(name: str, asset: Callable[[str], Path]) -> None:
+    for needed in assets.smoke():
+        asset(needed)
+    notebook = notebooks.executed(ROOT, only=[name])[name]
+    kinds = {output["output_type"] for cell in notebook.cells for output in cell.get("outputs", [])}
+    assert "display_data" in kinds, "a notebook shows a figure"
+    assert notebook.title
+
+
+def test_every_technique_has_a_notebook_without_outputs() -> None:
+    assert set(notebooks.sources(ROOT)) == set(registry.ids())
+    for path in notebooks.sources(ROOT).values():
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("# ---\n# jupyter:"), f"{path.name} is not jupytext py:percent"
+        assert "from tools" not in text and "import tools" not in text  # noqa: PT018
