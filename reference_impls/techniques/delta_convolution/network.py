@@ -82,7 +82,7 @@ class DeltaNetwork(nn.Module):
     def forward(self, frame: Tensor) -> Tensor:
         """frame: (B, C, H, W), the next frame of B streams. Returns what the host returns for it."""
         check_tensor("frame", frame, "B C H W", finite=False)
-        if not self.follows:  # else the source looks at what changed
+        if not self.follows and not self.rest:  # else the source looks at what changed, or the dense network at all
             stages.check_finite(frame)
         if self.dtype not in (None, frame.dtype):
             raise TypeError(f"frame must have the dtype of the host's weights, {self.dtype}, got {frame.dtype}")
