@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.contract import Handle, Redundancy, Setting, Technique, UnsupportedHost, check_range, check_tensor
-from reference_impls.hosts.staged import Staged, State, batch_size, count_stages, select
+from reference_impls.hosts.staged import Staged, State, batch_size, count_stages, select, tensors
 from reference_impls.redundancy.sufficiency import sufficiency
 
 Rule = Literal["confidence", "entropy", "patience"]
@@ -137,39 +137,42 @@ class EarlyExit(nn.Module):
                 "early exit runs a network in eval mode: in training mode the batch-norm statistics would depend on "
                 "which samples have left. Call network.eval() first"
             )
-        state, waiting = inputs, None  # waiting: (b,) positions in the input of the samples still inside
-        out = left = previous = agreements = None
-        n, last = batch_size(inputs), len(self.network.stages) - 1
+        state, n, last = inputs, batch_size(inputs), len(self.network.stages) - 1
+        waiting = torch.arange(n, device=next(tensors(inputs)).device)  # (b,) where the samples still inside belong
+        answered: list[tuple[Tensor, Tensor]] = []  # at each exit taken: places and logits
+        exits: list[int] = []
+        previous = agreements = None
         for e, (stage, head) in enumerate(zip(self.network.stages, self.network.heads, strict=True)):
             state = stage(state)
-            logits = check_tensor(f"the logits of exit {e + 1}", head(state), "B C")  # (b, C)
-            if out is None:
-                out = logits.new_empty(n, logits.shape[1])
-                left = torch.full((n,), last, device=logits.device)
-                waiting = torch.arange(n, device=logits.device)
-            if e == last:
-                out[waiting] = logits
-                break
+            logits = head(state)  # (b, C)
+            if not math.isfinite(logits.sum().item()):  # the full check costs several kernels more
+                check_tensor(f"the logits of exit {e + 1}", logits, "B C")
             if self.rule == "patience":
                 answers = logits.argmax(-1)
                 agreements = count_agreements(answers, previous, agreements)
                 previous = answers
             leaves = trusts(self.rule, self.threshold, logits, agreements)
-            stay = (~leaves).nonzero().squeeze(1)
-            if len(stay) == len(leaves):
+            number = len(waiting) if e == last else int(leaves.sum())
+            if number == 0:
                 continue
-            gone = leaves.nonzero().squeeze(1)
-            out[waiting[gone]] = logits[gone]
-            left[waiting[gone]] = e
-            if len(stay) == 0:
+            if number == len(waiting):
+                answered.append((waiting, logits))
+                exits += [e] * number
                 break
-            if batch_size(state) != len(leaves):
-                raise ValueError(f"stage {e + 1} left a state of {batch_size(state)} samples instead of {len(leaves)}")
+            if batch_size(state) != len(waiting):
+                raise ValueError(f"stage {e + 1} left a state of {batch_size(state)} samples instead of {len(waiting)}")
+            gone, stay = leaves.nonzero().squeeze(1), (~leaves).nonzero().squeeze(1)
+            answered.append((waiting[gone], logits[gone]))
+            exits += [e] * number
             state, waiting = select(state, stay), waiting[stay]
             if self.rule == "patience":
                 previous, agreements = previous[stay], agreements[stay]
-        self.left = left
-        return out
+        self.left = torch.tensor(exits, device=waiting.device)
+        if len(answered) == 1:  # all left together, in order
+            return answered[0][1]
+        places = torch.cat([place for place, _ in answered]).argsort()  # (B,)
+        self.left = self.left[places]
+        return torch.cat([logits for _, logits in answered])[places]
 
 
 def expected_operations(left: Tensor, stages: Sequence[int], heads: Sequence[int]) -> int:
