@@ -165,7 +165,8 @@ for epsilon, kept, mean, low, high, ours, at_random in zip(
 print(f"Test mails with a near-duplicate among the training mails: {full.extra['leaked_test_share']:.1%}")
 
 # %% [markdown]
-# **The embedding is not in these arms.** It is made once, but it costs far more than training this small network:
+# Operations and wall-clock hold matching and k-means. **The embedding is not in these arms.** It is made once, but it
+# costs far more than training this small network:
 
 # %%
 for name in ("training", "matching", "k_means", "embedding"):
