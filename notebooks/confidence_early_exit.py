@@ -153,8 +153,8 @@ draw(mails, "MiniLM on the SpamAssassin mails, five splits")
 
 # %% [markdown]
 # In operations the rules win clearly. In time they win less on the small CNN: each exit adds several small kernels, and
-# a batch that has shrunk uses the processor worse. On the mails the star is a weak baseline, because the last layer of a
-# frozen encoder is not its best one for another task; compare with *one exit for all* there.
+# a batch that has shrunk uses the processor worse. On the mails the star is a weak baseline, because the last layer of
+# a frozen encoder is not its best one for another task; compare with *one exit for all* there.
 #
 # The gray marks are the **controls**:
 #
