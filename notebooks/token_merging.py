@@ -146,7 +146,7 @@ print({name: round(value, 3) for name, value in found.where.items()})
 
 # %% [markdown]
 # And this is how it is applied: the handle restores the model when it is closed. Each row is a digit, and its pixels
-# coloured by the token that they end in. The background collapses, the strokes keep their tokens.
+# coloured by the token that they end in: 64 pixels in 16 tokens, and the answers stay.
 
 # %%
 figure, axes = plt.subplots(2, 6, figsize=(9, 3.1))
@@ -174,26 +174,26 @@ plt.show()
 live = run_digits(Context())
 
 
+STYLES = {
+    "token merging": ("tab:blue", "o-"),
+    "random merging": ("tab:orange", "s:"),
+    "random dropping": ("tab:green", "x:"),
+    "without proportional attention": ("tab:red", "^--"),
+}
+
+
 def trade_off(axes, record, title):
-    series = {"token merging": record.with_} | {c.name: c.points for c in record.controls}
-    style = {
-        "token merging": "o-",
-        "random merging": "s:",
-        "random dropping": "x:",
-        "without proportional attention": "^--",
-    }
-    for name, points in series.items():
-        for axis, cost in zip(axes, (lambda p: p.operations / 1e6, lambda p: p.wall_ms.median), strict=True):
-            line = axis.plot(
-                [cost(p) for p in points], [p.quality.value for p in points], style[name], markersize=4, label=name
-            )
+    costs = (lambda arm: arm.operations / 1e6, lambda arm: arm.wall_ms.median)
+    for name, points in ({"token merging": record.with_} | {c.name: c.points for c in record.controls}).items():
+        colour, style = STYLES[name]
+        quality = [p.quality.value for p in points]
+        for axis, cost in zip(axes, costs, strict=True):
+            axis.plot([cost(p) for p in points], quality, style, color=colour, markersize=4, label=name)
             if points[0].quality.low is not None and name in ("token merging", "random merging"):
                 low, high = ([getattr(p.quality, end) for p in points] for end in ("low", "high"))
-                axis.fill_between(
-                    [cost(p) for p in points], low, high, color=line[0].get_color(), alpha=0.15, linewidth=0
-                )
-    for axis, cost in zip(axes, (record.baseline.operations / 1e6, record.baseline.wall_ms.median), strict=True):
-        axis.plot(cost, record.baseline.quality.value, "*", color="black", markersize=10, label="dense")
+                axis.fill_between([cost(p) for p in points], low, high, color=colour, alpha=0.12, linewidth=0)
+    for axis, cost in zip(axes, costs, strict=True):
+        axis.plot(cost(record.baseline), record.baseline.quality.value, "*k", markersize=10, label="dense")
         axis.set_xlim(left=0)
         axis.set_title(title, fontsize=9)
     axes[0].set(xlabel=f"million operations, {record.unit.split(',')[0]}", ylabel=record.baseline.quality.metric)
@@ -228,7 +228,7 @@ for scenario in ("vit-small-latency", "vit-small-latency-batch-1"):
 #
 # A fixed `r` merges as many tokens of a busy photo as of an empty one. With a threshold on the cosine, each photo
 # merges what is alike in it. The price: the threshold has to be chosen for the network, since raw cosines of keys lie
-# close to 1. White noise shows the danger: below some threshold it merges as well, and nothing can be alike in it.
+# close to 1. And white noise shows the limit: it merges as readily as a photo, although nothing in it is alike.
 
 # %%
 labels = threshold_record.extra["photos"].split(", ")
