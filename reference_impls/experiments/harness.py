@@ -330,11 +330,18 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     found["scikit-learn"] = metadata.version("scikit-learn")
     try:
-        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-        found["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        found["commit"] = _git("rev-parse", "--short=12", "HEAD")
+        # A run that saves its records changes them, so they do not make the source another one.
+        if _git("status", "--porcelain", "--", ":/", ":(top,exclude)reference_impls/results"):
+            found["commit"] += "-dirty"
     except (OSError, subprocess.CalledProcessError):
         found["commit"] = f"release {_release()}"
     return found
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _release() -> str:
