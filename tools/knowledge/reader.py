@@ -193,7 +193,7 @@ def scalar(text: str) -> Any:
     if text == "false":
         return False
     if text[0] in "+-.0123456789":
-        if _INTEGER.fullmatch(text) and len(text) <= 30:
+        if _INTEGER.fullmatch(text) and len(text.lstrip("+-")) <= 30:
             return int(text)
         if _FLOAT.fullmatch(text) and abs(value := float(text)) != float("inf"):
             return value

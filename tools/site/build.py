@@ -68,12 +68,24 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
     if done.returncode:
         shutil.rmtree(fresh, ignore_errors=True)
         raise SiteError(f"mkdocs found problems:\n{(done.stdout + done.stderr).strip()[-6000:]}")
+    mend_search(fresh)
     if faults := links.check(fresh):
         raise SiteError(f"{len(faults)} faults in the built pages (left in {fresh}):\n" + "\n".join(faults[:40]))
     shutil.rmtree(target, ignore_errors=True)
     shutil.move(fresh, target)
     progress(f"site: built in {time.monotonic() - started:.0f} s: {target / 'index.html'}")
     return target
+
+
+def mend_search(site: Path) -> None:
+    """Put a separator into the keys by which the theme's search library, lunr, tells nodes of its word graph apart.
+
+    lunr 2.3.9 joins letters and node numbers without one, so words with digits can share a key; words that nobody wrote
+    then seem to be there, and every search that meets one fails.
+    """
+    for worker in (site / "assets" / "javascripts" / "workers").glob("search.*.js"):
+        script = worker.read_text(encoding="utf-8")
+        worker.write_text(script.replace("e=e+s+o.id}", 'e=e+s+o.id+","}'), encoding="utf-8")
 
 
 def fetch_assets(root: Path, progress: Say = say) -> None:

@@ -139,8 +139,8 @@ def figure_block(record: Record, name: str) -> str:
         svg = figures.trade_off(drawn, axis, y, title=title, description=_describe(record, what), name=f"{name}-{what}")
         panels.append(f'<figure class="atlas-panel-figure">{svg}</figure>')
     return (
-        f'<div class="atlas-figures">{"".join(panels)}</div>{_key(record)}'
-        f"<details><summary>The numbers of this figure</summary>{data_table(record)}</details>"
+        f'<div class="atlas-figures" data-search-exclude>{"".join(panels)}</div>{_key(record)}'
+        f"<details data-search-exclude><summary>The numbers of this figure</summary>{data_table(record)}</details>"
     )
 
 
@@ -177,9 +177,9 @@ def redundancy_block(record: Record, name: str) -> str:
     numbers = table(["Part", "Value"], all_rows, numeric=[1], caption=escape(measured.measure)) if all_rows else ""
     return (
         f"<p><b>{number(measured.value)}</b>{interval}: {escape(measured.measure)}, {escape(record.data)}.</p>"
-        f'<div class="atlas-figures one"><figure class="atlas-panel-figure">{figure}</figure></div>'
+        f'<div class="atlas-figures one" data-search-exclude><figure class="atlas-panel-figure">{figure}</figure></div>'
         + (f"<ul>{rest}</ul>" if rest else "")
-        + (f"<details><summary>The numbers of this figure</summary>{numbers}</details>" if numbers else "")
+        + (f"<details data-search-exclude><summary>The numbers of this figure</summary>{numbers}</details>" if numbers else "")
     )
 
 
