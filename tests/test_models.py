@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from reference_impls.data import images
-from reference_impls.models.cnn import ResidualCNN
 from reference_impls.models.efficientnet_lite import EfficientNetLite0, efficientnet_lite0, normalise
 from reference_impls.models.minilm import Layer, MiniLM, embed, from_bert, load_minilm, mean_pool, pad, tokenise
 from reference_impls.models.vit import (
@@ -200,33 +198,6 @@ def test_efficientnet_lite0_knows_photos(asset) -> None:
         probabilities = model(normalise(x)).softmax(dim=1)
         assert classes[int(probabilities.argmax())].startswith(name)
         assert float(probabilities.max()) > 0.6
-
-
-@pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 1), (33, 3)])
-def test_the_residual_cnn_halves_the_image_stage_by_stage(size: int, channels: int) -> None:
-    model = ResidualCNN(in_channels=channels, num_classes=7, width=4, blocks=2).eval()
-    x = model.stem(torch.zeros(2, channels, size, size))
-    shapes = []
-    for stage in model.stages:
-        x = stage(x)
-        shapes.append(tuple(x.shape[1:]))
-    half = lambda n: -(-n // 2)  # noqa: E731
-    sizes = [size, half(size), half(half(size)), half(half(half(size)))]
-    assert shapes == [(4 * 2**i, n, n) for i, n in enumerate(sizes)]
-    assert model.head(x).shape == (2, 7)
-
-
-def test_the_residual_cnn_learns() -> None:
-    torch.manual_seed(0)
-    model = ResidualCNN(width=4)
-    x, y = images.digits()[:2]
-    x, y = x[:64], y[:64]
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(25):
-        optimiser.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimiser.step()
-    assert (model(x).argmax(dim=1) == y).float().mean() > 0.95
 
 
 # --- MiniLM ----------------------------------------------------------------------------------------------------------

@@ -303,12 +303,20 @@ def run(
 @click.option("--save", is_flag=True, help="Write the records into reference_impls/results/.")
 @click.option("--budget", type=budgets, default="full", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--corpus", type=click.IntRange(min=1), metavar="N", help="Instead, time a check of N generated entries.")
 @click.pass_context
-def bench(ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, device: str) -> None:
+def bench(ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, device: str, corpus: int | None) -> None:
     """Measure every scenario of the techniques again; all of them by default."""
     from tools import bench as benchmarks
     from tools.progress import progress
 
+    if corpus:
+        cost = benchmarks.check_cost(corpus, root=ctx.obj)
+        if cost.findings:
+            raise Failure(f"the generated entries have {len(cost.findings)} findings: {cost.findings[0]}")
+        ran = ", ".join(f"{seconds:.2f}" for seconds in cost.seconds)
+        click.echo(f"{corpus} entries and as many papers checked in {ran} s, at most {cost.peak_mb:.0f} MiB")
+        return
     knowledge = knowledge_of(ctx)
     chosen = [entry_of(knowledge, i).id for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
     failed = []

@@ -179,7 +179,11 @@ def redundancy_block(record: Record, name: str) -> str:
         f"<p><b>{number(measured.value)}</b>{interval}: {escape(measured.measure)}, {escape(record.data)}.</p>"
         f'<div class="atlas-figures one" data-search-exclude><figure class="atlas-panel-figure">{figure}</figure></div>'
         + (f"<ul>{rest}</ul>" if rest else "")
-        + (f"<details data-search-exclude><summary>The numbers of this figure</summary>{numbers}</details>" if numbers else "")
+        + (
+            f"<details data-search-exclude><summary>The numbers of this figure</summary>{numbers}</details>"
+            if numbers
+            else ""
+        )
     )
 
 
