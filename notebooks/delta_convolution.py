@@ -154,6 +154,8 @@ for record in layers:
     axis.errorbar(share, ratios[:, 0], yerr=spread, marker="o", capsize=2, label=record.title)
 axis.axhline(1, color="black", linewidth=0.7)
 axis.set(xlabel="share of positions that change, in one blob", ylabel="speed-up", yscale="log")
+axis.minorticks_off()
+axis.set_yticks([1, 2, 3, 4, 6], ["1x", "2x", "3x", "4x", "6x"])
 axis.legend(frameon=False, fontsize=8)
 plt.show()
 for record in layers:
