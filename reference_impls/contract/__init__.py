@@ -16,6 +16,7 @@ from reference_impls.contract.technique import (
     Specimen,
     Specimens,
     Technique,
+    tensors,
 )
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "UnsupportedHost",
     "check_range",
     "check_tensor",
+    "tensors",
     "warn_no_effect",
 ]

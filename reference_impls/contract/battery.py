@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
 from reference_impls.contract.errors import NoEffectWarning, UnsupportedHost
-from reference_impls.contract.technique import Handle, Quantity, Setting, Specimen, Specimens, Technique
+from reference_impls.contract.technique import Handle, Quantity, Setting, Specimen, Specimens, Technique, tensors
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 """Largest error allowed where arithmetic cannot be equal bit for bit, relative to the largest magnitude."""
@@ -124,18 +124,6 @@ def require_close(a: Tensor, b: Tensor, what: str) -> None:
     tolerance = TOLERANCE.get(a.dtype, 0.0)
     error = error_between(a, b)
     require(error <= tolerance, f"{what}: relative error {error:.3g} is above {tolerance:g}")
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a nested list, tuple or mapping, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors(item)
 
 
 @contextmanager

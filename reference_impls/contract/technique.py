@@ -7,7 +7,7 @@ Beside it stands one subclass of `Technique`, which the battery, the experiments
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
@@ -118,6 +118,18 @@ class Technique(ABC):
         Negative when the overhead is larger than what was removed. The battery holds it equal, to the unit, to the
         difference of two counted runs.
         """
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a nested list, tuple or mapping, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
 
 
 @dataclass(frozen=True)

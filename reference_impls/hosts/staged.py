@@ -7,7 +7,7 @@ can leave it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
+from reference_impls.contract import tensors
 
 State = Any
 """A tensor, or a nested tuple, list or dict of tensors; the first axis of each is the batch."""
@@ -74,18 +75,6 @@ class AllExits(nn.Module):
 
     def forward(self, inputs: State) -> Tensor:
         return self.network.exits(inputs)
-
-
-def tensors(state: State) -> Iterator[Tensor]:
-    """Every tensor of a state, in order."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, Mapping):
-        for part in state.values():
-            yield from tensors(part)
-    elif isinstance(state, list | tuple):
-        for part in state:
-            yield from tensors(part)
 
 
 def batch_size(state: State) -> int:
