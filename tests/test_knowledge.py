@@ -679,6 +679,13 @@ def test_verdicts(field: str, target: float, tolerance: float, better: str | Non
     assert judgement.because.endswith(".")
 
 
+def test_a_plain_number_falls_short_only_where_the_check_says_what_no_effect_is() -> None:
+    check = {"scenario": "photos", "field": "baseline.operations", "target": 5e9, "tolerance": 1e8, "better": "higher"}
+    assert judge(_claim(check=check), [record()]).verdict == "contradicted"
+    assert judge(_claim(check=check | {"neutral": 0}), [record()]).verdict == "partly"
+    assert judge(_claim(check=check | {"neutral": 4.5e9}), [record()]).verdict == "contradicted"
+
+
 def test_no_verdict_without_a_check_or_a_result() -> None:
     check = {"scenario": "photos", "field": SPEED_UP, "target": 1, "tolerance": 0}
     assert judge(_claim(), [record()]).verdict == "not attempted"

@@ -190,8 +190,8 @@ def judge(claim: Claim, records: Iterable[Record]) -> Judgement:
     """Compare a claim with our results of its technique.
 
     reproduced: our number lies within the tolerance of the target, or on the better side of it. partly: not so, but it
-    lies on the better side of `no difference` (a ratio of 1, a difference of 0), so the effect is there and smaller.
-    contradicted: neither. not attempted: the claim has no check, or its result is not there.
+    lies on the better side of no effect (a ratio of 1, a difference of 0, or what `neutral` says): it is there, and
+    smaller. contradicted: neither. not attempted: the claim has no check, or its result is not there.
     """
     check = claim.check
     if check is None:
@@ -211,6 +211,7 @@ def judge(claim: Claim, records: Iterable[Record]) -> Judgement:
     side = {"higher": 1.0, "lower": -1.0}.get(check.better or "")
     if side is not None and side * (value - check.target) > 0:
         return Judgement("reproduced", f"Better than the target: {numbers}.", value, check, record)
-    if side is not None and field.neutral is not None and side * (value - field.neutral) > 0:
+    neutral = field.neutral if check.neutral is None else check.neutral
+    if side is not None and neutral is not None and side * (value - neutral) > 0:
         return Judgement("partly", f"The effect is there, but smaller: {numbers}.", value, check, record)
     return Judgement("contradicted", f"Outside the tolerance: {numbers}.", value, check, record)

@@ -368,6 +368,8 @@ class Check(Model):
     """How far from the target it may lie, in the number's own unit."""
     better: Literal["higher", "lower"] | None = Field(default=None, examples=["higher"])
     """The side of the target on which the claim holds even more; absent if both sides are failures."""
+    neutral: Number | None = Field(default=None, examples=[0.0])
+    """The number that would mean no effect; by default 1 for a ratio and 0 for a difference."""
     note: Prose | None = Field(default=None, examples=["On a CPU; the paper's is a V100."])
     """In what our setting differs from the paper's."""
 
