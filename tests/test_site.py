@@ -166,6 +166,18 @@ def test_the_headline_takes_the_cheapest_point_of_small_loss() -> None:
     assert "0.12" in rows["Redundancy measured"][1]
 
 
+def test_the_headline_leaves_out_results_that_nothing_can_degrade() -> None:
+    exact = {"metric": "largest error", "value": 0.0, "higher_is_better": False}
+    still = fixture.record(
+        "layers",
+        baseline=fixture.arm(100, 0.9, 10.0) | {"quality": exact},
+        **{"with": [fixture.arm(1, 0.9, 1.0, knobs={"r": 1}) | {"quality": exact}]},
+    )
+    record = fixture.record()
+    assert evidence.headline([record, still]) == evidence.headline([record])
+    assert evidence.headline([still])[0][1] == "99\u00a0%"
+
+
 def test_the_headline_names_what_the_best_control_saves() -> None:
     poor = fixture.record()
     assert "No control saves anything there" in evidence.headline([poor])[0][2]
