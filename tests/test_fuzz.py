@@ -24,7 +24,7 @@ from tools.knowledge import load
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.codes import CODES
 from tools.knowledge.findings import render
-from tools.knowledge.reader import read_yaml
+from tools.knowledge.reader import MAX_DIGITS, read_yaml
 
 GOOD = {base.ENTRY: base.FILES[base.ENTRY], base.PAPER: base.FILES[base.PAPER]}
 AXES = (base.ROOT / "taxonomy/axes.yml").read_text(encoding="utf-8")
@@ -208,13 +208,15 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
 
 
 def _read_as(data: Any) -> Any:
-    """Numbers that JSON writes without a finite value are texts to the reader."""
+    """Numbers that JSON writes without a finite value, or with very many digits, are texts to the reader."""
     if isinstance(data, dict):
         return {k: _read_as(v) for k, v in data.items()}
     if isinstance(data, list):
         return [_read_as(v) for v in data]
     if isinstance(data, float) and (data != data or data in (float("inf"), -float("inf"))):
         return json.dumps(data)
+    if isinstance(data, int) and len(str(data)) > MAX_DIGITS:
+        return str(data)
     return data
 
 

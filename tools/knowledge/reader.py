@@ -27,6 +27,8 @@ MAX_FINDINGS: Final = 50  # of one kind in one file: a file full of tabs is said
 Keys = tuple[str | int, ...]
 """Path of a value inside a document: keys and list indices."""
 
+MAX_DIGITS = 300
+"""Longest integer, which a float can still hold; a longer one is a text."""
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)|[-+]?\.[0-9]+([eE][-+]?[0-9]+)?")
 _BREAKS = "\x85\u2028\u2029"  # YAML counts these as line breaks, editors do not: positions would drift
@@ -193,7 +195,7 @@ def scalar(text: str) -> Any:
     if text == "false":
         return False
     if text[0] in "+-.0123456789":
-        if _INTEGER.fullmatch(text) and len(text.lstrip("+-")) <= 30:
+        if _INTEGER.fullmatch(text) and len(text) <= MAX_DIGITS:
             return int(text)
         if _FLOAT.fullmatch(text) and abs(value := float(text)) != float("inf"):
             return value
