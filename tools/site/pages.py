@@ -62,9 +62,9 @@ class Atlas:
         return sorted(self.knowledge.papers.values(), key=lambda p: (-(p.year or 0), p.key))
 
     def records(self, entry_id: str) -> list[Record]:
-        """Result records of an entry: full budget first, then by scenario."""
+        """Result records of an entry: full budget first, trade-offs before exact results, then by scenario."""
         found = self.knowledge.results.get(entry_id, [])
-        return sorted(found, key=lambda r: (r.budget != "full", r.scenario))
+        return sorted(found, key=lambda r: (r.budget != "full", not r.baseline.quality.value, r.scenario))
 
     def term(self, axis: str, term: str) -> str:
         """A term as a reader sees it."""
