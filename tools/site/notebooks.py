@@ -288,6 +288,12 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         progress(f"notebook {id_}: failed")
         raise NotebookError(_explain(id_, path.relative_to(root), node, error)) from None
+    except Exception as error:
+        progress(f"notebook {id_}: failed")
+        why = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise NotebookError(
+            f"{path.relative_to(root)}: the Jupyter kernel did not run ({why}); it needs the network of this machine itself"
+        ) from error
     seconds = time.monotonic() - started
     node.metadata["atlas_seconds"] = round(seconds, 1)
     target.parent.mkdir(parents=True, exist_ok=True)
