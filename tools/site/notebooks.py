@@ -292,7 +292,7 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
         progress(f"notebook {id_}: failed")
         why = f"{type(error).__name__}: {error}".rstrip(": ")
         raise NotebookError(
-            f"{path.relative_to(root)}: the Jupyter kernel did not run ({why}); it needs the network of this machine itself"
+            f"{path.relative_to(root)}: the Jupyter kernel did not run ({why}); it needs the loopback network"
         ) from error
     seconds = time.monotonic() - started
     node.metadata["atlas_seconds"] = round(seconds, 1)
