@@ -20,9 +20,9 @@ from reference_impls.contract.errors import check_range, check_tensor
 
 
 def energy_below_limit(maps: Tensor, factor: int = 2) -> tuple[Tensor, Tensor, float]:
-    """Energy of maps (B, C, H, W) below the Nyquist limit of the coarser grid: (B,); all of it: (B,); white noise's share.
+    """Energy of maps (B, C, H, W) below the coarser grid's Nyquist limit, all of it, and white noise's share of it.
 
-    Both energies are without the mean of each channel, summed over channels, in units of mean square per position.
+    Both energies, (B,) each, are without the mean of each channel and summed over channels, as mean squares.
     Raises: TypeError or ValueError for a wrong shape, values that are not finite, or a factor below 2.
     """
     check_tensor("maps", maps, "B C H W")
@@ -35,7 +35,7 @@ def energy_below_limit(maps: Tensor, factor: int = 2) -> tuple[Tensor, Tensor, f
 
 
 def held_frequencies(size: int, factor: int) -> Tensor:
-    """For each frequency of an axis of `size` positions, how much of it a grid `factor` times coarser holds: (size,)."""
+    """How much of each frequency of an axis of `size` positions a grid `factor` times coarser holds: (size,)."""
     frequency, limit = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64).abs(), size / (2 * factor)
     return (frequency < limit).double() + 0.5 * (frequency == limit)
 

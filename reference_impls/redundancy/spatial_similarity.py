@@ -3,8 +3,8 @@
 The measure of a datum with parts t_1 ... t_N is the mean over i of max(0, max_{j != i} cos(t_i, t_j)): 0 when all parts
 are mutually orthogonal (or opposed), 1 when every part has an identical twin.
 
-Where the parts lie on a grid, `neighbour_similarity` compares each with the mean of its direct neighbours instead: 0 for
-independent parts, 1 when every part equals its surroundings.
+Where the parts lie on a grid, `neighbour_similarity` compares each with the mean of its direct neighbours instead: 0
+for independent parts, 1 when every part equals its surroundings.
 
 A mean shared by all parts raises every cosine without making any part replaceable, so the measure comes in two forms:
 raw, which is what techniques that match by cosine see, and centred, with the mean part of the datum subtracted first.
