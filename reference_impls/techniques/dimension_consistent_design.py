@@ -409,7 +409,7 @@ class DimensionConsistentDesign(Technique):
         """
         attentions = _attentions(host)
         if pooled is not None:
-            check_range("pooled", pooled, 0, len(attentions), integer=True)
+            check_range("pooled", pooled, 0, integer=True)
         if threshold is not None:
             check_range("threshold", threshold, 0, 1)
         if pooled == 0:

@@ -154,7 +154,9 @@ def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> T
 
     Maps are coarsened by averaging cells, and brought back by bilinear interpolation in front of the activation.
     Queries, keys and values are linear in x in evaluation mode, so averaging x averages them; position biases are
-    averaged alike. The score of two cells is therefore the mean score of their positions.
+    averaged alike. The score of two cells is therefore the mean score of their positions. The bias of the talking heads
+    behind the softmax is a weight that every key gets, so it counts for all positions that a coarse key stands for.
+    With that, equal positions give what they give at full resolution.
     """
     size = (x.shape[2], x.shape[3])
     values = attention.v(_coarsened(x, coarse.local))
@@ -164,7 +166,9 @@ def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> T
     q, k, v = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (queries, keys, values))
     scores = q.transpose(2, 3) @ k * attention.key_dim**-0.5  # (B, heads, n, m)
     scores = scores + coarsen_bias(attention.bias(size), size, coarse.queries, coarse.keys)
-    mix = attention.talking_head2(attention.talking_head1(scores).softmax(-1))
+    talk = attention.talking_head2
+    weights = attention.talking_head1(scores).softmax(-1)
+    mix = F.conv2d(weights, talk.weight, talk.bias * (math.prod(size) / k.shape[-1]))
     mixed = (v @ mix.transpose(2, 3)).flatten(1, 2).unflatten(2, queries.shape[2:])
     return attention.proj(attention.act(resize(mixed, size) + resize(local, size)))
 
