@@ -47,7 +47,12 @@ class Recipe:
     batch_size: int = 128
 
 
-RECIPES = {"smoke": Recipe(images=1500, epochs=1, tested=500), "full": Recipe(images=12_000, epochs=4, tested=10_000)}
+RECIPES = {"smoke": Recipe(images=1000, epochs=1, tested=300), "full": Recipe(images=12_000, epochs=4, tested=10_000)}
+
+
+def seeds(ctx: Context) -> tuple[int, ...]:
+    """The seeds of the trainings."""
+    return (0,) if ctx.smoke else (0, 1, 2)
 
 
 def prepare(x: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ def head(width: int = WIDTHS[1], classes: int = 10) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 
 
-def attention(stride: int = 1, *, project_first: bool = False) -> MapAttention:
+def small_attention(stride: int = 1, *, project_first: bool = False) -> MapAttention:
     """The attention of the small networks."""
     return MapAttention(WIDTHS[0], GRID, HEADS, KEY_DIM, stride=stride, project_first=project_first)
 

@@ -1,23 +1,71 @@
-"""Experiments of stride attention: specimens for the battery, and small networks on Fashion-MNIST."""
+"""Experiments of stride attention: specimens for the battery, and small networks on Fashion-MNIST.
+
+- `fashion-tokens`: networks trained with attention on 64 tokens, run on fewer; and which frequencies attention adds.
+- `fashion-mixers`: other strides and other mixers, each trained for itself.
+- `fashion-projection-order`: projecting before the interpolation, which the papers do not try.
+- `s0-latency`: operations and wall-clock of EfficientFormerV2-S0 at 224 pixels.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.accounting.record import Control, Measured, Point, Quality, Record
+from reference_impls.accounting.timing import speed_up
+from reference_impls.contract import Invalid, Quantity, Specimen, Specimens, Technique
+from reference_impls.data import images
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
+    GRID,
+    RECIPES,
+    WIDTHS,
+    accuracy,
     coarse_scores_are_means,
+    described,
+    fashion,
+    fitted,
+    looked_at,
+    map_network,
     map_specimen,
+    seeds,
+    small_attention,
     without_gradients,
 )
-from reference_impls.experiments.harness import fork_seed
-from reference_impls.redundancy.over_resolution import coarsen, over_resolution
-from reference_impls.techniques.stride_attention import Coarseness, MapAttention, StrideAttention, attend_coarsely
+from reference_impls.experiments.harness import (
+    Context,
+    Cost,
+    Scenario,
+    cached,
+    fork_seed,
+    measure_arms,
+    over_items,
+    over_seeds,
+    predict,
+    record,
+)
+from reference_impls.experiments.token_merging import correlation, twin
+from reference_impls.hosts.substitution import inputs_of
+from reference_impls.models.vit import imagenet_normalise
+from reference_impls.redundancy.over_resolution import centred, coarsen, over_resolution
+from reference_impls.techniques.dimension_consistent_design import ConvNorm, Pooling
+from reference_impls.techniques.efficientformer_v2 import build
+from reference_impls.techniques.stride_attention import (
+    Coarseness,
+    MapAttention,
+    StrideAttention,
+    attend_coarsely,
+    full_attentions,
+    strided,
+)
 
 TECHNIQUE = StrideAttention()
 
@@ -96,4 +144,379 @@ def energy_share(maps: list[list[list[float]]], factor: int) -> float:
 
 
 SPECIMENS = StrideAttentionSpecimens()
-SCENARIOS = ()
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the scenarios share: trained networks, and what attention adds to their maps
+
+ABOUT = (
+    "a small EfficientFormerV2: stem, 3 blocks of 32 channels on 8 x 8 (mixers in the last 2), a block of 64 on 4 x 4"
+)
+FASHION = {"smoke": ("fashion-mnist",), "full": ("fashion-mnist",)}
+MIXERS: dict[str, Callable[[], nn.Module | None]] = {
+    "stride 1": small_attention,
+    "stride 2": partial(small_attention, 2),
+    "stride 4": partial(small_attention, 4),
+    "stride 2, projected first": partial(small_attention, 2, project_first=True),
+    "none": lambda: None,
+    "mean 3x3": Pooling,
+    "depthwise 3x3": lambda: ConvNorm(WIDTHS[0], WIDTHS[0], 3, groups=WIDTHS[0]),
+}
+PLACES = ("input", "attended", "local")
+"""Where energy is looked at: what reaches attention, what it mixes, and its local values."""
+
+
+def networks(ctx: Context, mixer: str) -> list[nn.Module]:
+    """The network with this mixer, trained once for each seed."""
+    return [fitted(ctx, f"mixer {mixer}", partial(map_network, MIXERS[mixer]), seed) for seed in seeds(ctx)]
+
+
+def measured(models: Sequence[nn.Module], technique: Technique, x: Tensor) -> tuple[Measured, dict[str, Any]]:
+    """Redundancy of images x over the trained networks, its nulls, and each place's share for each kind of input."""
+    inputs = looked_at(x)
+    found = {name: [technique.measure(model, images) for model in models] for name, images in inputs.items()}
+    real, *others = inputs
+    value = over_seeds("", [one.value for one in found[real]])
+    ends = (None, None) if value.low is None else (max(value.low, 0.0), min(value.high or 1.0, 1.0))
+    measure = Measured(
+        measure=found[real][0].measure,
+        value=value.value,
+        low=ends[0],
+        high=ends[1],
+        where={part: float(np.mean([one.where[part] for one in found[real]])) for part in found[real][0].where},
+        null={name: float(np.mean([one.value for one in found[name]])) for name in others if name != "photos"},
+    )
+    rows = {}
+    for name, by_seed in found.items():
+        rows[f"measured_{name.replace(', ', '_').replace(' ', '_')}"] = tuple(
+            (q.value, q.low if q.low is not None else q.value, q.high if q.high is not None else q.value)
+            for place in {part.split(" ")[0]: None for part in by_seed[0].where}
+            for q in [over_seeds("", [_mean_of(one.where, place) for one in by_seed])]
+        )
+    places = ", ".join({part.split(" ")[0]: None for part in found[real][0].where})
+    return measure, {"measured_places": places} | rows
+
+
+def _mean_of(where: Mapping[str, float], place: str) -> float:
+    return float(np.mean([value for part, value in where.items() if part.split(" ")[0] == place]))
+
+
+def spectra(models: Sequence[nn.Module], x: Tensor) -> dict[str, Any]:
+    """Share of the energy at each frequency (half cycles of the map, 1 to 4 along the worse axis), by place."""
+    size, rows = GRID[0], {place: [] for place in PLACES}
+    frequency = torch.fft.fftfreq(size, 1 / size).abs()
+    ring = torch.maximum(frequency[:, None], frequency[None, :])
+    for model in models:
+        shares: dict[str, list[Tensor]] = {place: [] for place in PLACES}
+        attentions = full_attentions(TECHNIQUE.id, model)
+        for name, seen in inputs_of(attentions, model, x).items():
+            with torch.no_grad():
+                mixed, local = attentions[name].attend(seen)
+            for place, maps in zip(PLACES, (seen, mixed, local), strict=True):
+                energy = torch.fft.fft2(centred(maps)).abs().square().sum((0, 1))
+                shares[place].append(
+                    torch.stack([energy[ring == f].sum() for f in range(1, size // 2 + 1)]) / energy.sum()
+                )
+        for place, values in shares.items():
+            rows[place].append(torch.stack(values).mean(0))
+    return {f"spectrum_{place}": tuple(torch.stack(v).mean(0).tolist()) for place, v in rows.items()}
+
+
+def sweep_accuracies(
+    ctx: Context, models: Sequence[nn.Module], arms: Mapping[str, Callable[[nn.Module], object]]
+) -> tuple[dict[str, nn.Module], dict[str, Quality]]:
+    """Of each arm, which attaches something to twins of the models: the last twin, and the accuracy over all."""
+    twins, qualities = {}, {}
+    for done, (name, attach) in enumerate(arms.items()):
+        values = []
+        for model in models:
+            twins[name] = twin(model)
+            attach(twins[name])
+            values.append(accuracy(twins[name], RECIPES[ctx.budget]))
+        qualities[name] = over_seeds("accuracy", values)
+        ctx.progress("arms", done + 1, len(arms))
+    return twins, qualities
+
+
+def costs_of(ctx: Context, models: Mapping[str, nn.Module], x: Tensor) -> dict[str, Cost]:
+    """Every network counted and timed on the same images, per image."""
+    return measure_arms(
+        {name: partial(without_gradients, model, x) for name, model in models.items()},
+        units=len(x),
+        repetitions=3 if ctx.smoke else 25,
+        threads=ctx.threads,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Fixed weights: accuracy against the number of tokens
+
+
+def shuffled_cells(model: nn.Module, stride: int) -> None:
+    """Attach stride attention whose cells are positions drawn at random, not neighbours; local values stay in place.
+
+    Positions are shuffled before the map is coarsened and put back behind the interpolation, their biases with them.
+    """
+    for attention in full_attentions(TECHNIQUE.id, model).values():
+        order = torch.randperm(math.prod(GRID), generator=torch.Generator().manual_seed(0))
+        attention.forward = partial(_shuffled, attention, order, Coarseness(stride, stride, 1))
+
+
+def _shuffled(attention: MapAttention, order: Tensor, coarse: Coarseness, x: Tensor) -> Tensor:
+    def move(maps: Tensor, order: Tensor) -> Tensor:
+        return maps.flatten(2)[..., order].view_as(maps)
+
+    back = order.argsort()
+    names = ("q", "k", "v", "talking_head1", "talking_head2", "act", "proj", "heads", "key_dim")
+    elsewhere = SimpleNamespace(**{name: getattr(attention, name) for name in names})
+    elsewhere.bias = lambda size: attention.bias(size)[:, order][:, :, order]
+    elsewhere.v_local = lambda values: move(attention.v_local(move(values, back)), order)
+    return move(attend_coarsely(elsewhere, move(x, order), coarse), back)
+
+
+def run_tokens(ctx: Context) -> Record:
+    """Accuracy of networks trained with attention at full resolution, against the stride at which it is run."""
+    models = networks(ctx, "stride 1")
+    strides = (2, 4, 8)
+    attach: dict[str, Callable[[nn.Module], object]] = {"dense": lambda model: None}
+    for local in ("full", "coarse"):
+        attach |= {f"{local} {s}": partial(TECHNIQUE.apply, stride=s, local=local) for s in strides}
+    attach |= {f"shuffled {s}": partial(shuffled_cells, stride=s) for s in strides}
+    twins, qualities = sweep_accuracies(ctx, models, attach)
+    _, _, x, _ = fashion(RECIPES[ctx.budget])
+    costs = costs_of(ctx, twins, x[:64])
+    ctx.progress("measured", 1, 1)
+    redundancy, extra = measured(models, TECHNIQUE, x[:64])
+
+    def points(kind: str, local: str) -> list[Point]:
+        return [
+            costs[f"{kind} {s}"].point(
+                {"stride": s, "local": local},
+                qualities[f"{kind} {s}"],
+                samples=math.prod(strided(GRID, s)),
+                redundancy=1 - math.prod(strided(GRID, s)) / math.prod(GRID),
+            )
+            for s in strides
+        ]
+
+    return record(
+        ctx,
+        technique=TECHNIQUE.id,
+        scenario="fashion-tokens",
+        title="Attention trained on 64 tokens and run on 16, 4 or 1, on images of clothes",
+        data=described(RECIPES[ctx.budget]),
+        model=ABOUT,
+        unit="one image, in a batch of 64",
+        knobs=("stride", "local"),
+        baseline=costs["dense"].arm(qualities["dense"], samples=math.prod(GRID)),
+        points=points("full", "full") + points("coarse", "coarse"),
+        controls=[
+            Control(
+                name="cells of random positions",
+                about="As many tokens, each the mean of positions drawn at random instead of neighbours; local values "
+                "at full resolution.",
+                points=tuple(points("shuffled", "full")),
+            )
+        ],
+        redundancy=redundancy,
+        seeds=seeds(ctx),
+        notes=(
+            "Training knew nothing of strides: the technique is applied to the finished networks.",
+            "extra.measured_* holds a row (mean over the networks, and its 95 % interval) for each of measured_places.",
+            "extra.spectrum_* is the share of energy whose higher frequency along an axis is 1, 2, 3, 4 cycles a map.",
+        ),
+        extra=extra | spectra(models, x[:64]),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Equal training: which mixer, which stride, which order
+
+
+def run_mixers(ctx: Context) -> Record:
+    """Accuracy of networks that differ in the mixer of two blocks, each trained for itself."""
+    names = ("stride 1", "stride 2", "stride 4", "none", "mean 3x3", "depthwise 3x3")
+    models = {name: networks(ctx, name) for name in names}
+    qualities = {name: over_seeds("accuracy", _accuracies(ctx, name)) for name in names}
+    _, _, x, _ = fashion(RECIPES[ctx.budget])
+    costs = costs_of(ctx, {name: trained[-1] for name, trained in models.items()}, x[:64])
+    redundancy, _ = measured(models["stride 1"], TECHNIQUE, x[:64])
+    abouts = {
+        "none": "Nothing in the place of attention: only the feed-forward parts mix neighbours.",
+        "mean 3x3": "The mean of 3x3 neighbours minus the pixel, as in EfficientFormer V1.",
+        "depthwise 3x3": "A depthwise 3x3 convolution.",
+    }
+    return record(
+        ctx,
+        technique=TECHNIQUE.id,
+        scenario="fashion-mixers",
+        title="Mixers at equal training, on images of clothes",
+        data=described(RECIPES[ctx.budget]),
+        model=ABOUT,
+        unit="one image, in a batch of 64",
+        knobs=("stride",),
+        baseline=costs["stride 1"].arm(qualities["stride 1"], samples=math.prod(GRID)),
+        points=[
+            costs[f"stride {s}"].point({"stride": s}, qualities[f"stride {s}"], samples=math.prod(strided(GRID, s)))
+            for s in (2, 4)
+        ],
+        controls=[
+            Control(name=f"mixer: {name}", about=about, points=(costs[name].point({"mixer": name}, qualities[name]),))
+            for name, about in abouts.items()
+        ],
+        redundancy=redundancy,
+        seeds=seeds(ctx),
+        notes=(
+            "Every network is trained from the start with its own mixer, by the same recipe and in the same order.",
+            "extra.paired_* is the difference of accuracy to stride 1 with the same seed: mean, and 95 % interval.",
+        ),
+        extra=paired(ctx, "stride 1", names[1:]),
+    )
+
+
+def _accuracies(ctx: Context, mixer: str) -> list[float]:
+    """Accuracy of the network with this mixer, for each seed; kept in the cache."""
+    recipe = RECIPES[ctx.budget]
+    spec = {"mixer": mixer, "recipe": dataclasses.asdict(recipe), "seeds": seeds(ctx), "network": str(MIXERS[mixer]())}
+    found = cached(
+        "mixer-accuracy",
+        spec,
+        lambda: torch.tensor([accuracy(m, recipe) for m in networks(ctx, mixer)], dtype=torch.float64),
+    )
+    return found.tolist()
+
+
+def paired(ctx: Context, baseline: str, others: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Difference of accuracy to the baseline with the same seed, as (mean, low, high), by mixer."""
+    found = {}
+    for name in others:
+        pairs = zip(_accuracies(ctx, name), _accuracies(ctx, baseline), strict=True)
+        q = over_seeds("difference", [a - b for a, b in pairs])
+        low, high = (q.value if end is None else end for end in (q.low, q.high))
+        found[f"paired_{name.replace(', ', '_').replace(' ', '_')}"] = (q.value, low, high)
+    return found
+
+
+def swap_order(model: nn.Module) -> None:
+    """Let every strided attention of a trained network project in front of its interpolation."""
+    for module in model.modules():
+        if isinstance(module, MapAttention) and module.stride_conv is not None:
+            module.project_first = True
+
+
+def run_order(ctx: Context) -> Record:
+    """Projecting before the interpolation instead of behind it: trained so, or swapped in finished networks."""
+    published, first = "stride 2", "stride 2, projected first"
+    models = {name: networks(ctx, name)[-1] for name in (published, first)}
+    qualities = {name: over_seeds("accuracy", _accuracies(ctx, name)) for name in models}
+    swapped, after = sweep_accuracies(ctx, networks(ctx, published), {"swapped": swap_order})
+    _, _, x, _ = fashion(RECIPES[ctx.budget])
+    costs = costs_of(ctx, models | swapped, x[:64])
+    redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, x[:64])
+    return record(
+        ctx,
+        technique=TECHNIQUE.id,
+        scenario="fashion-projection-order",
+        title="Projecting before the interpolation, on images of clothes",
+        data=described(RECIPES[ctx.budget]),
+        model=ABOUT,
+        unit="one image, in a batch of 64",
+        knobs=("project_first",),
+        baseline=costs[published].arm(qualities[published]),
+        points=[costs[first].point({"project_first": True}, qualities[first])],
+        controls=[
+            Control(
+                name="swapped in finished networks",
+                about="Trained in the published order, run in the other one, with nothing trained again.",
+                points=(costs["swapped"].point({"project_first": True}, after["swapped"]),),
+            )
+        ],
+        redundancy=redundancy,
+        seeds=seeds(ctx),
+        notes=(
+            "Convolutions of 1x1 and batch norm commute with bilinear interpolation; the GELU in between does not.",
+            "extra.s0_* are EfficientFormerV2-S0 at 224 pixels with random weights, one image, in both orders.",
+        ),
+        extra=paired(ctx, published, (first,)) | s0_in_both_orders(ctx),
+    )
+
+
+def s0_in_both_orders(ctx: Context) -> dict[str, Any]:
+    """Operations and time of EfficientFormerV2-S0 for one image of 224 x 224, published and projecting first."""
+    with fork_seed(0):
+        models = {name: build("s0", project_first=name == "first").eval() for name in ("published", "first")}
+        x = torch.randn(1, 3, 224, 224)
+    costs = costs_of(ctx, models, x)
+    faster = speed_up(costs["published"].samples, costs["first"].samples)
+    return {
+        "s0_operations": tuple(float(costs[name].operations) for name in models),
+        "s0_milliseconds": tuple(costs[name].wall_ms.median for name in models),
+        "s0_speed_up": (faster.ratio, faster.low, faster.high),
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The clock
+
+
+def run_s0(ctx: Context) -> Record:
+    """Operations and time of EfficientFormerV2-S0 whose attention at stride 16 runs at full resolution, or strided."""
+    with fork_seed(0):
+        model = build("s0", strides=(1, 1, 1, 1), layer_scale=1.0).eval()
+        published = build("s0").eval()
+    _, photos = images.photos(224)
+    x = imagenet_normalise(photos[:1] if ctx.smoke else photos)
+    at_16 = [name for name in full_attentions(TECHNIQUE.id, model) if name.startswith("stages.2.")]
+    stage = "stages.2"
+    arms = {"dense": lambda m: None} | {
+        f"stride {s}": lambda m, s=s: TECHNIQUE.apply(m.get_submodule(stage), stride=s) for s in (2, 7)
+    }
+    twins = {}
+    for name, attach in arms.items():
+        twins[name] = twin(model)
+        attach(twins[name])
+    costs = costs_of(ctx, twins | {"published": published}, x[:1])
+    dense = predict(twins["dense"], x)
+    quality = {
+        name: over_items("correlation of logits", map(correlation, dense, predict(one, x)))
+        for name, one in twins.items()
+    }
+    ratios = {s: speed_up(costs["dense"].samples, costs[f"stride {s}"].samples) for s in (2, 7)}
+    found = [TECHNIQUE.measure(model, one[None]) for one in x]
+    value = float(np.mean([f.value for f in found]))
+    return record(
+        ctx,
+        technique=TECHNIQUE.id,
+        scenario="s0-latency",
+        title="EfficientFormerV2-S0 at 224 pixels: attention on 14 x 14 against 7 x 7 tokens",
+        data=f"{len(x)} photos of scikit-image and scikit-learn, 224 x 224 pixels",
+        model=f"EfficientFormerV2-S0 with random weights, {len(at_16)} attention blocks on 14 x 14 at full resolution",
+        unit="one image, in a batch of 1",
+        knobs=("stride",),
+        baseline=costs["dense"].arm(quality["dense"], samples=196),
+        points=[
+            costs[f"stride {s}"].point({"stride": s}, quality[f"stride {s}"], samples=math.prod(strided((14, 14), s)))
+            for s in (2, 7)
+        ],
+        redundancy=Measured(measure=found[0].measure, value=value, where={}),
+        seeds=(0,),
+        notes=(
+            "Random weights: the time and the operations are those of any S0, the quality says nothing.",
+            "extra.published_* is S0 as published: a depthwise convolution of stride 2 instead of the mean of cells.",
+            "extra.speed_up holds the stride, the median ratio of paired repetitions and its 95 % interval.",
+        ),
+        extra={
+            "published_operations": float(costs["published"].operations),
+            "published_milliseconds": costs["published"].wall_ms.median,
+            "speed_up": tuple((float(s), r.ratio, r.low, r.high) for s, r in ratios.items()),
+        },
+    )
+
+
+SCENARIOS = (
+    Scenario(
+        "fashion-tokens", "Small EfficientFormerV2 on Fashion-MNIST: accuracy against tokens", run_tokens, FASHION
+    ),
+    Scenario("fashion-mixers", "The same, trained with other mixers", run_mixers, FASHION),
+    Scenario("fashion-projection-order", "The same, projecting before the interpolation", run_order, FASHION),
+    Scenario("s0-latency", "EfficientFormerV2-S0 at 224 pixels: wall-clock of a single image", run_s0),
+)

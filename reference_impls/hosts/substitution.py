@@ -14,7 +14,7 @@ M = TypeVar("M", bound=nn.Module)
 class Substitution(Generic[M]):
     """Runs `cheap(module, x)` in the place of each module's forward, until `undo()`. The modules stay where they are.
 
-    `chosen(x)` tells of each datum of a batch x (B, ...) whether it takes the substitute: (B,) bool; None means all.
+    `chosen(module, x)` tells of each datum of a batch x (B, ...) whether it takes the substitute: (B,) bool; None: all.
     Both give outputs of the same shape.
     """
 
@@ -22,7 +22,7 @@ class Substitution(Generic[M]):
         self,
         modules: Mapping[str, M],
         cheap: Callable[[M, Tensor], Tensor],
-        chosen: Callable[[Tensor], Tensor] | None = None,
+        chosen: Callable[[M, Tensor], Tensor] | None = None,
     ) -> None:
         self.modules, self.cheap, self.chosen = modules, cheap, chosen
         self._runs: dict[str, tuple[torch.Size, int]] = {}
@@ -40,7 +40,7 @@ class Substitution(Generic[M]):
 
     def _forward(self, name: str, dense: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         module = self.modules[name]
-        chosen = torch.ones(len(x), dtype=torch.bool) if self.chosen is None else self.chosen(x)
+        chosen = torch.ones(len(x), dtype=torch.bool) if self.chosen is None else self.chosen(module, x)
         number = int(chosen.sum())
         self._runs[name] = (x.shape, number)
         if number == 0:

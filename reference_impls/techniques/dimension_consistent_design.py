@@ -414,8 +414,7 @@ class DimensionConsistentDesign(Technique):
             check_range("threshold", threshold, 0, 1)
         if pooled == 0:
             warn_no_effect(self.id, "pooled is 0")
-        size = next(iter(attentions.values())).size
-        chosen = None if threshold is None else lambda x: neighbour_similarity(to_map(x, size)) >= threshold
+        chosen = None if threshold is None else lambda a, x: neighbour_similarity(to_map(x, a.size)) >= threshold
         run = Substitution(dict(islice(attentions.items(), pooled)), pooled_values, chosen)
         return Handle(host, undo=run.undo, trace=run.trace)
 

@@ -205,7 +205,7 @@ def coarse_handle(
 ) -> Handle:
     """The host with coarse attention, on all maps or on those whose `over_resolution` reaches the threshold."""
     factor = max(coarse.queries, coarse.keys)
-    chosen = None if threshold is None else lambda x: over_resolution(x, factor) >= threshold
+    chosen = None if threshold is None else lambda _, x: over_resolution(x, factor) >= threshold
     run = Substitution(attentions, lambda attention, x: attend_coarsely(attention, x, coarse), chosen)
     return Handle(host, undo=run.undo, trace=lambda: run.trace() | {"coarse": coarse})
 
