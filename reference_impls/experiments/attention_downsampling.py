@@ -1,25 +1,62 @@
-"""Experiments of attention downsampling: specimens for the battery, and small networks on Fashion-MNIST."""
+"""Experiments of attention downsampling: specimens for the battery, and small networks on Fashion-MNIST.
+
+- `fashion-queries`: networks trained with 64 queries and 64 keys, run with fewer of either.
+- `fashion-downsampling`: ways to halve a map, each trained for itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
+from reference_impls.accounting.record import Control, Point, Record
 from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
 from reference_impls.experiments.efficient_nets import (
+    FASHION,
+    GRID,
+    HEADS,
+    KEY_DIM,
+    RECIPES,
+    WIDTHS,
+    accuracy,
     coarse_scores_are_means,
+    costs_of,
+    described,
+    fashion,
+    fitted,
+    key,
+    map_network,
     map_specimen,
+    measured,
+    paired_difference,
     randomised,
     scores,
+    seeds,
+    sweep_accuracies,
     tiny_attention,
     without_gradients,
 )
-from reference_impls.experiments.harness import fork_seed
-from reference_impls.experiments.stride_attention import energy_share
-from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling
-from reference_impls.techniques.stride_attention import Coarseness, attend_coarsely
+from reference_impls.experiments.harness import Context, Scenario, fork_seed, over_seeds, record
+from reference_impls.experiments.stride_attention import (
+    ABOUT,
+    energy_share,
+    networks,
+)
+from reference_impls.redundancy.over_resolution import coarsen
+from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling, DualPathDownsample
+from reference_impls.techniques.dimension_consistent_design import Downsample, PositionBias, Size
+from reference_impls.techniques.stride_attention import (
+    Coarseness,
+    attend_coarsely,
+    coarse_handle,
+    full_attentions,
+    strided,
+)
 
 TECHNIQUE = AttentionDownsampling()
 
@@ -89,4 +126,179 @@ def queries_one_by_one(seed: int, device: str) -> Iterable[Quantity]:
 
 
 SPECIMENS = AttentionDownsamplingSpecimens()
-SCENARIOS = ()
+
+# --------------------------------------------------------------------------------------------------------------------
+# Fixed weights: fewer queries, or fewer keys
+
+
+def coarse(queries: int, keys: int) -> Callable[[nn.Module], object]:
+    """Attaches coarser queries or keys to the attention of a model, for good; local values at full resolution."""
+    how = Coarseness(queries, keys, 1)
+    return lambda model: coarse_handle(model, full_attentions(TECHNIQUE.id, model), how, None)
+
+
+def run_queries(ctx: Context) -> Record:
+    """Accuracy of networks trained with all queries and keys, against how many are left of each."""
+    models = networks(ctx, "stride 1")
+    factors, tokens = (2, 4, 8), math.prod(GRID)
+    attach: dict[str, Callable[[nn.Module], object]] = {"dense": lambda model: None}
+    for f in factors:
+        attach |= {f"queries {f}": partial(TECHNIQUE.apply, factor=f)}
+        attach |= {f"keys {f}": coarse(1, f), f"both {f}": coarse(f, f)}
+    twins, qualities = sweep_accuracies(ctx, models, attach)
+    _, _, x, _ = fashion(RECIPES[ctx.budget])
+    costs = costs_of(ctx, twins, x[:64])
+    redundancy, extra = measured(models, TECHNIQUE, x[:64])
+
+    def points(what: str) -> list[Point]:
+        left = {f: math.prod(strided(GRID, f)) for f in factors}
+        return [
+            costs[f"{what} {f}"].point(
+                {"factor": f}, qualities[f"{what} {f}"], samples=left[f], redundancy=1 - left[f] / tokens
+            )
+            for f in factors
+        ]
+
+    return record(
+        ctx,
+        technique=TECHNIQUE.id,
+        scenario="fashion-queries",
+        title="Attention trained with 64 queries and run with 16, 4 or 1, on images of clothes",
+        data=described(RECIPES[ctx.budget]),
+        model=ABOUT,
+        unit="one image, in a batch of 64",
+        knobs=("factor",),
+        baseline=costs["dense"].arm(qualities["dense"], samples=tokens),
+        points=points("queries"),
+        controls=[
+            Control(
+                name="fewer keys", about="As many keys and values left, of all queries.", points=tuple(points("keys"))
+            ),
+            Control(
+                name="fewer queries and keys",
+                about="Both, as in stride attention with local values at full resolution.",
+                points=tuple(points("both")),
+            ),
+        ],
+        redundancy=redundancy,
+        seeds=seeds(ctx),
+        notes=(
+            "Training knew nothing of it: the technique is applied to the finished networks.",
+            "extra.measured_* holds a row (mean over the networks, and its 95 % interval) for each of measured_places.",
+        ),
+        extra=extra,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Equal training: what halves the map
+
+
+class AllQueries(AttentionDown):
+    """`AttentionDown` with a query at every position, whose results are averaged over cells of 2 x 2."""
+
+    def __init__(self, channels: int, out: int, size: Size, heads: int, key_dim: int) -> None:
+        super().__init__(channels, out, size, heads, key_dim)
+        self.q.local.stride = (1, 1)
+        self.bias = PositionBias(heads, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.v(x)
+        queries = self.q.proj(self.q.local(x) + x)
+        mixed = coarsen(attend(self, queries, self.k(x), values, self.bias((x.shape[2], x.shape[3]))), 2)
+        return self.proj(self.act(mixed + self.v_local(values)))
+
+
+class FewKeys(AttentionDown):
+    """`AttentionDown` whose keys and values are subsampled too: those of the means of cells of 2 x 2."""
+
+    def __init__(self, channels: int, out: int, size: Size, heads: int, key_dim: int) -> None:
+        super().__init__(channels, out, size, heads, key_dim)
+        self.v_local.conv.stride = (1, 1)
+        self.bias = PositionBias(heads, strided(size, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = coarsen(x, 2)
+        values = self.v(cells)
+        mixed = attend(self, self.q(x), self.k(cells), values, self.bias((cells.shape[2], cells.shape[3])))
+        return self.proj(self.act(mixed + self.v_local(values)))
+
+
+def attend(down: AttentionDown, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """What the queries gather: maps of queries and of keys and values, -> (B, values, height and width of queries)."""
+    q, k, v = (y.flatten(2).unflatten(1, (down.heads, -1)) for y in (queries, keys, values))
+    scores = q.transpose(2, 3) @ k * down.key_dim**-0.5 + bias
+    return (v @ scores.softmax(-1).transpose(2, 3)).flatten(1, 2).unflatten(2, queries.shape[2:])
+
+
+def downsampling(kind: type[AttentionDown] | None) -> nn.Module:
+    """What halves the map of the small network: a strided convolution, alone or with attention beside it."""
+    if kind is None:
+        return Downsample(*WIDTHS)
+    both = DualPathDownsample(*WIDTHS, GRID, HEADS, KEY_DIM)
+    both.attn = kind(*WIDTHS, GRID, HEADS, KEY_DIM)
+    return both
+
+
+DOWNSAMPLINGS: dict[str, type[AttentionDown] | None] = {
+    "all queries": AllQueries,
+    "fewer queries": AttentionDown,
+    "fewer queries and keys": FewKeys,
+    "convolution alone": None,
+}
+
+
+def downsampled(ctx: Context, kind: str) -> list[nn.Module]:
+    """The network with this downsampling and no other attention, trained once for each seed."""
+    build = partial(map_network, lambda: None, partial(downsampling, DOWNSAMPLINGS[kind]))
+    return [fitted(ctx, f"down {kind}", build, seed) for seed in seeds(ctx)]
+
+
+def run_downsampling(ctx: Context) -> Record:
+    """Accuracy of networks that differ in what halves their map, each trained for itself."""
+    models = {kind: downsampled(ctx, kind) for kind in DOWNSAMPLINGS}
+    hits = {kind: [accuracy(model, RECIPES[ctx.budget]) for model in trained] for kind, trained in models.items()}
+    qualities = {kind: over_seeds("accuracy", values) for kind, values in hits.items()}
+    _, _, x, _ = fashion(RECIPES[ctx.budget])
+    costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, x[:64])
+    redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, x[:64])
+    abouts = {
+        "fewer queries and keys": "Keys and values are subsampled too: 16 queries look at the means of 16 cells.",
+        "convolution alone": "No attention beside the convolution of stride 2.",
+    }
+    return record(
+        ctx,
+        technique=TECHNIQUE.id,
+        scenario="fashion-downsampling",
+        title="From 8 x 8 to 4 x 4 by attention, at equal training, on images of clothes",
+        data=described(RECIPES[ctx.budget]),
+        model="a small EfficientFormerV2 without other attention: 3 blocks of 32 channels on 8 x 8, 1 of 64 on 4 x 4",
+        unit="one image, in a batch of 64",
+        knobs=("factor",),
+        baseline=costs["all queries"].arm(qualities["all queries"], samples=64),
+        points=[costs["fewer queries"].point({"factor": 2}, qualities["fewer queries"], samples=16, redundancy=0.75)],
+        controls=[
+            Control(name=kind, about=about, points=(costs[kind].point({"keys": kind}, qualities[kind]),))
+            for kind, about in abouts.items()
+        ],
+        redundancy=redundancy,
+        seeds=seeds(ctx),
+        notes=(
+            "The baseline has a query at each of 64 positions and averages the results of 4; it has the same weights.",
+            "Every network is trained from the start, by the same recipe and in the same order.",
+            "Redundancy is that of the queries of the networks of `fashion-queries`.",
+            "extra.paired_* is the difference of accuracy to the baseline with the same seed: mean, and 95 % interval.",
+        ),
+        extra={
+            f"paired_{key(kind)}": paired_difference(hits[kind], hits["all queries"])
+            for kind in list(DOWNSAMPLINGS)[1:]
+        },
+    )
+
+
+SCENARIOS = (
+    Scenario(
+        "fashion-queries", "Small EfficientFormerV2 on Fashion-MNIST: accuracy against queries", run_queries, FASHION
+    ),
+    Scenario("fashion-downsampling", "The same, trained with other ways to halve the map", run_downsampling, FASHION),
+)

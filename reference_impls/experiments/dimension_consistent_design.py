@@ -1,25 +1,69 @@
-"""Experiments of dimension-consistent design: specimens for the battery, and small networks on Fashion-MNIST."""
+"""Experiments of dimension-consistent design: specimens for the battery, and small networks on Fashion-MNIST.
+
+- `fashion-pooling`: networks trained with attention in every block, run with pooling in its place; and how alike
+  neighbours are at each stage.
+- `fashion-placement`: attention in other blocks, each network trained for itself.
+- `layout`: the same blocks on maps and on tokens, against the clock.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.record import Control, Measured, Point, Quality, Record
+from reference_impls.accounting.timing import speed_up
 from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
-from reference_impls.experiments.efficient_nets import CHANNELS, chessboards, randomised, without_gradients
-from reference_impls.experiments.harness import fork_seed
+from reference_impls.experiments.efficient_nets import (
+    CHANNELS,
+    FASHION,
+    GRID,
+    HEADS,
+    KEY_DIM,
+    RECIPES,
+    WIDTHS,
+    accuracy,
+    chessboards,
+    costs_of,
+    described,
+    fashion,
+    fitted,
+    head,
+    key,
+    looked_at,
+    mean_and_interval,
+    measured,
+    paired_difference,
+    randomised,
+    seeds,
+    sweep_accuracies,
+    without_gradients,
+)
+from reference_impls.experiments.harness import Context, Scenario, fork_seed, measure_arms, over_seeds, record
+from reference_impls.hosts.substitution import Substitution, modules_of
+from reference_impls.redundancy.over_resolution import interpolation_error
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.techniques.dimension_consistent_design import (
     DimensionConsistentDesign,
+    Downsample,
+    FeedForward,
     Flatten,
+    MapBlock,
+    Pooling,
+    Size,
+    Stem,
     TokenAttention,
     TokenBlock,
+    fold_batch_norm,
     neighbourhood_mean,
     pooled_values,
     to_map,
+    value_rows,
 )
 
 TECHNIQUE = DimensionConsistentDesign()
@@ -115,4 +159,321 @@ def means_of_neighbours(x: Tensor) -> Tensor:
 
 
 SPECIMENS = DimensionConsistentSpecimens()
-SCENARIOS = ()
+
+# --------------------------------------------------------------------------------------------------------------------
+# Networks of four blocks: two on 8 x 8, two on 4 x 4
+
+ABOUT = "a small EfficientFormer: stem, 2 blocks of 32 channels on 8 x 8, a downsampling, 2 blocks of 64 on 4 x 4"
+SIZES = (GRID, GRID, (4, 4), (4, 4))
+STAGES = ("pixels", "stem", "block 1", "block 2", "block 3", "block 4")
+
+
+class ToMap(nn.Module):
+    """Tokens (B, H * W, C) as a map (B, C, H, W) of `size`."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_map(x, self.size)
+
+
+def network(kinds: str) -> nn.Sequential:
+    """A small EfficientFormer whose four blocks mix by attention on tokens (a), pooling on maps (p) or not at all (n).
+
+    The layout changes wherever a block needs the other one. Layer scale starts at 1, since training is short.
+    """
+    layers = OrderedDict[str, nn.Module](stem=Stem(WIDTHS[0], nn.ReLU, in_channels=1))
+    on_tokens = False
+    for i, (kind, size) in enumerate(zip(kinds, SIZES, strict=True)):
+        width = WIDTHS[i // 2]
+        if on_tokens and (kind != "a" or i == 2):
+            layers[f"to_map{i}"] = ToMap(SIZES[i - 1])
+            on_tokens = False
+        if i == 2:
+            layers["down"] = Downsample(*WIDTHS)
+        if kind == "a" and not on_tokens:
+            layers[f"flatten{i}"] = Flatten()
+            on_tokens = True
+        if kind == "a":
+            mixer = TokenAttention(width, size, HEADS, KEY_DIM)
+            layers[f"block{i}"] = TokenBlock(width, mixer, 2 * width, layer_scale=1.0)
+        else:
+            pooling = Pooling() if kind == "p" else None
+            layers[f"block{i}"] = MapBlock(width, pooling, FeedForward(width, 2 * width), layer_scale=1.0)
+    if on_tokens:
+        layers["to_map"] = ToMap(SIZES[-1])
+    layers["head"] = head()
+    return nn.Sequential(layers)
+
+
+def networks(ctx: Context, kinds: str) -> list[nn.Module]:
+    """The network with these blocks, trained once for each seed."""
+    return [fitted(ctx, f"blocks {kinds}", partial(network, kinds), seed) for seed in seeds(ctx)]
+
+
+@torch.no_grad()
+def stages(model: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """The maps (B, C, H, W) of images x at each of `STAGES`."""
+    maps = [x]
+    for name, layer in model.named_children():
+        x = layer(x)
+        if name == "stem" or name.startswith("block"):
+            maps.append(x if x.ndim == 4 else to_map(x, SIZES[int(name.removeprefix("block"))]))
+    return maps
+
+
+def by_stage(models: Sequence[nn.Sequential], x: Tensor) -> dict[str, Any]:
+    """Similarity of neighbours, and error of halving and interpolating, at each stage, for each kind of input.
+
+    Rows are stages: mean over the networks and the ends of its 95 % interval.
+    """
+    rows: dict[str, Any] = {"stages": ", ".join(STAGES)}
+    for kind, images in looked_at(x).items():
+        seen = [stages(model, images) for model in models]
+        for what, measure in (("similarity", neighbour_similarity), ("error", interpolation_error)):
+            rows[f"{what}_{key(kind)}"] = tuple(
+                mean_and_interval([measure(maps[i]).mean().item() for maps in seen]) for i in range(len(STAGES))
+            )
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Fixed weights: pooling in the place of attention
+
+
+def unmixed_values(attention: TokenAttention, x: Tensor) -> Tensor:
+    """`pooled_values` without pooling: every token keeps its own value."""
+    value = value_rows(attention)
+    return attention.proj(nn.functional.linear(x, attention.qkv.weight[value], attention.qkv.bias[value]))
+
+
+def substitute(cheap: Callable[[TokenAttention, Tensor], Tensor], which: slice) -> Callable[[nn.Module], object]:
+    """Puts `cheap` in the place of some of the attention modules of a model, for good."""
+
+    def attach(model: nn.Module) -> object:
+        modules = list(modules_of(model, TokenAttention).items())[which]
+        return Substitution(dict(modules), cheap)
+
+    return attach
+
+
+def run_pooling(ctx: Context) -> Record:
+    """Accuracy of networks trained with attention in all blocks, against the number of blocks that pool instead."""
+    models = networks(ctx, "aaaa")
+    counts = (1, 2, 3, 4)
+    attach: dict[str, Callable[[nn.Module], object]] = {"dense": lambda model: None}
+    for n in counts:
+        attach |= {f"first {n}": partial(TECHNIQUE.apply, pooled=n)}
+        attach |= {f"last {n}": substitute(pooled_values, slice(-n, None))}
+        attach |= {f"unmixed {n}": substitute(unmixed_values, slice(n))}
+    twins, qualities = sweep_accuracies(ctx, models, attach)
+    _, _, x, _ = fashion(RECIPES[ctx.budget])
+    costs = costs_of(ctx, twins, x[:64])
+    redundancy, extra = measured(models, TECHNIQUE, x[:64])
+
+    def points(which: str) -> tuple[Point, ...]:
+        return tuple(
+            costs[f"{which} {n}"].point({"pooled": n}, qualities[f"{which} {n}"], redundancy=n / len(counts))
+            for n in counts
+        )
+
+    return record(
+        ctx,
+        technique=TECHNIQUE.id,
+        scenario="fashion-pooling",
+        title="Pooling in the place of trained attention, block by block, on images of clothes",
+        data=described(RECIPES[ctx.budget]),
+        model=ABOUT + ", attention in all of them",
+        unit="one image, in a batch of 64",
+        knobs=("pooled",),
+        baseline=costs["dense"].arm(qualities["dense"]),
+        points=points("first"),
+        controls=[
+            Control(name="the last blocks", about="As many blocks pool, from the end.", points=points("last")),
+            Control(
+                name="no mixing", about="In the first blocks every token keeps its value.", points=points("unmixed")
+            ),
+        ],
+        redundancy=redundancy,
+        seeds=seeds(ctx),
+        notes=(
+            "Training knew nothing of it: the technique is applied to the finished networks.",
+            "extra.similarity_*, extra.error_*: for each of extra.stages the mean over networks and its 95 % interval.",
+        ),
+        extra=extra | by_stage(models, x[:64]),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Equal training: where attention is placed
+
+
+def run_placement(ctx: Context) -> Record:
+    """Accuracy of networks that differ in which blocks attend, each trained for itself."""
+    kinds = ("aaaa", "ppaa", "pppp", "aapp", "nnaa")
+    models = {kind: networks(ctx, kind) for kind in kinds}
+    hits = {kind: [accuracy(model, RECIPES[ctx.budget]) for model in trained] for kind, trained in models.items()}
+    qualities = {kind: over_seeds("accuracy", values) for kind, values in hits.items()}
+    _, _, x, _ = fashion(RECIPES[ctx.budget])
+    costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, x[:64])
+    redundancy, _ = measured(models["aaaa"], TECHNIQUE, x[:64])
+    return record(
+        ctx,
+        technique=TECHNIQUE.id,
+        scenario="fashion-placement",
+        title="Pooling first and attention last, and the other ways round, at equal training, on images of clothes",
+        data=described(RECIPES[ctx.budget]),
+        model=ABOUT,
+        unit="one image, in a batch of 64",
+        knobs=("pooled",),
+        baseline=costs["aaaa"].arm(qualities["aaaa"]),
+        points=[
+            costs["ppaa"].point({"pooled": 2}, qualities["ppaa"], redundancy=0.5),
+            costs["pppp"].point({"pooled": 4}, qualities["pppp"], redundancy=1.0),
+        ],
+        controls=[
+            Control(
+                name="attention first",
+                about="Attention in the two blocks on 8 x 8, pooling in those on 4 x 4.",
+                points=(costs["aapp"].point({"pooled": 2}, qualities["aapp"]),),
+            ),
+            Control(
+                name="nothing first",
+                about="No mixer in the two blocks on 8 x 8, attention in those on 4 x 4.",
+                points=(costs["nnaa"].point({"pooled": 0}, qualities["nnaa"]),),
+            ),
+        ],
+        redundancy=redundancy,
+        seeds=seeds(ctx),
+        notes=(
+            "Every network is trained from the start, by the same recipe and in the same order.",
+            "Blocks on tokens have layer norm and linear layers, blocks on maps batch norm and 1x1 convolutions.",
+            "extra.paired_* is the difference of accuracy to attention everywhere with the same seed: mean, 95 % interval.",
+            "The four letters are the blocks in order: p pools, a attends, n does not mix.",
+        ),
+        extra={f"paired_{kind}": paired_difference(hits[kind], hits["aaaa"]) for kind in kinds[1:]},
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The layout: one change, or one in every block
+
+
+class PooledTokens(nn.Module):
+    """What a folded `MapBlock` with `Pooling` computes, on tokens (B, N, C): linear layers, a map for the pooling only.
+
+    `norms`: with a layer normalisation in front of either part, as blocks on tokens have; then the result differs.
+    """
+
+    def __init__(self, block: MapBlock, size: Size, *, norms: bool) -> None:
+        super().__init__()
+        channels = block.ls2.gamma.numel()
+        self.norm1, self.norm2 = (nn.LayerNorm(channels) if norms else nn.Identity() for _ in range(2))
+        self.size, self.pool, self.ls1, self.ls2 = size, Pooling(), block.ls1, block.ls2
+        self.fc1, self.fc2 = (_linear(conv) for conv in (block.mlp.fc1, block.mlp.fc2))
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.pool(to_map(self.norm1(x), self.size)).flatten(2).transpose(1, 2).contiguous()
+        x = x + self.ls1(mixed)
+        return x + self.ls2(self.fc2(self.act(self.fc1(self.norm2(x)))))
+
+
+def _linear(conv: nn.Conv2d) -> nn.Linear:
+    """The linear layer on tokens that does what a 1x1 convolution does on maps."""
+    layer = nn.Linear(conv.in_channels, conv.out_channels)
+    with torch.no_grad():
+        layer.weight.copy_(conv.weight.flatten(1))
+        layer.bias.copy_(conv.bias)
+    return layer
+
+
+class ThereAndBack(nn.Module):
+    """Changes the layout of a map (B, C, H, W) to tokens and back, copying both times."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2).contiguous()
+        return tokens.transpose(1, 2).contiguous().unflatten(2, x.shape[2:])
+
+
+def layouts(size: Size, channels: int, depth: int) -> dict[str, nn.Sequential]:
+    """The same pooling blocks in four forms, from maps (B, C, H, W) to maps."""
+    with fork_seed(0):
+        blocks = [
+            randomised(MapBlock(channels, Pooling(), FeedForward(channels, 4 * channels), layer_scale=0.5))
+            for _ in range(depth)
+        ]
+    maps = nn.Sequential(*blocks).eval()
+    fold_batch_norm(maps)
+
+    def on_tokens(norms: bool) -> nn.Sequential:
+        return nn.Sequential(Flatten(), *(PooledTokens(b, size, norms=norms) for b in blocks), ToMap(size)).eval()
+
+    return {
+        "tokens": on_tokens(False),
+        "maps": maps,
+        "maps, there and back": nn.Sequential(*(nn.Sequential(ThereAndBack(), b) for b in blocks)).eval(),
+        "tokens with layer norms": on_tokens(True),
+    }
+
+
+def run_layout(ctx: Context) -> Record:
+    """Time of four pooling blocks as in the second stage of EfficientFormer-L1, on maps and on tokens."""
+    size, channels, depth = (28, 28), 96, 4
+    models = layouts(size, channels, depth)
+    with fork_seed(0):
+        x = torch.randn(1, channels, *size)
+    costs = measure_arms(
+        {name: partial(without_gradients, model, x) for name, model in models.items()},
+        repetitions=3 if ctx.smoke else 51,
+        threads=ctx.threads,
+    )
+    reference = without_gradients(models["tokens"], x)
+    errors = {
+        name: ((without_gradients(model, x) - reference).abs().max() / reference.abs().max()).item()
+        for name, model in models.items()
+    }
+
+    def quality(name: str) -> Quality:
+        return Quality(metric="largest difference of the result", value=errors[name], higher_is_better=False)
+
+    ratios = {name: speed_up(costs["tokens"].samples, cost.samples) for name, cost in costs.items()}
+    similarity = neighbour_similarity(x).mean().item()
+    abouts = {
+        "maps, there and back": "On maps, but each block first copies its map to the layout of tokens and back.",
+        "tokens with layer norms": "On tokens, with a layer norm in front of either part; its result is another one.",
+    }
+    return record(
+        ctx,
+        technique=TECHNIQUE.id,
+        scenario="layout",
+        title="Four pooling blocks on maps, and the same on tokens",
+        data="random maps of 96 channels and 28 x 28 pixels",
+        model="4 blocks as in the second stage of EfficientFormer-L1, batch norm folded, random weights",
+        unit="one map, in a batch of 1",
+        knobs=("layout",),
+        baseline=costs["tokens"].arm(quality("tokens")),
+        points=[costs["maps"].point({"layout": "maps"}, quality("maps"))],
+        controls=[
+            Control(name=name, about=about, points=(costs[name].point({"layout": name}, quality(name)),))
+            for name, about in abouts.items()
+        ],
+        redundancy=Measured(measure="cosine of a token with its neighbours' mean", value=similarity),
+        seeds=(0,),
+        notes=(
+            "The same weights in all forms: operations are equal, and results but for the layer norms.",
+            "On tokens the pooling needs a map, so each block changes the layout twice.",
+            "Random maps: layout is no property of the data, and the time does not depend on them.",
+            "extra.speed_up holds the median ratio of paired repetitions over the baseline and its 95 % interval.",
+        ),
+        extra={f"speed_up_{key(name)}": (r.ratio, r.low, r.high) for name, r in ratios.items() if name != "tokens"},
+    )
+
+
+SCENARIOS = (
+    Scenario("fashion-pooling", "Small EfficientFormer on Fashion-MNIST: pooling for attention", run_pooling, FASHION),
+    Scenario("fashion-placement", "The same, trained with attention in other places", run_placement, FASHION),
+    Scenario("layout", "Pooling blocks on maps and on tokens: wall-clock", run_layout),
+)

@@ -8,19 +8,31 @@ construction. Behind the stem the map is 8 x 8.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal
+from functools import cache, partial
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference_impls.contract import Quantity, Specimen
+from reference_impls.accounting.record import Measured, Quality
+from reference_impls.contract import Quantity, Redundancy, Specimen, Technique
 from reference_impls.data import images
 from reference_impls.data.controls import phase_scrambled, white_noise
-from reference_impls.experiments.harness import Context, fork_seed, predict, train, trained
+from reference_impls.experiments.harness import (
+    Context,
+    Cost,
+    fork_seed,
+    measure_arms,
+    over_seeds,
+    predict,
+    train,
+    trained,
+)
+from reference_impls.experiments.token_merging import twin
 from reference_impls.redundancy.over_resolution import coarsen
 from reference_impls.techniques.dimension_consistent_design import Downsample, FeedForward, MapBlock, Size, Stem
 from reference_impls.techniques.stride_attention import MapAttention, coarsen_bias
@@ -47,7 +59,12 @@ class Recipe:
     batch_size: int = 128
 
 
-RECIPES = {"smoke": Recipe(images=1000, epochs=1, tested=300), "full": Recipe(images=12_000, epochs=4, tested=10_000)}
+FASHION = {"smoke": ("fashion-mnist",), "full": ("fashion-mnist",)}
+NULLS = ("phases scrambled", "white noise")
+RECIPES = {
+    "smoke": Recipe(images=1000, epochs=1, tested=300, batch_size=32),
+    "full": Recipe(images=12_000, epochs=4, tested=10_000),
+}
 
 
 def seeds(ctx: Context) -> tuple[int, ...]:
@@ -91,8 +108,8 @@ def looked_at(x: Tensor) -> dict[str, Tensor]:
     return {
         "clothes": x,
         "photos": photo_crops(len(x)),
-        "clothes, phases scrambled": phase_scrambled(x),
-        "white noise": white_noise(x),
+        NULLS[0]: phase_scrambled(x),
+        NULLS[1]: white_noise(x),
     }
 
 
@@ -148,6 +165,74 @@ def accuracy(model: nn.Module, recipe: Recipe) -> float:
     """Share of the test images that the network gets right."""
     _, _, x, y = fashion(recipe)
     return (predict(model, x).argmax(1) == y).double().mean().item()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What scenarios measure
+
+
+def sweep_accuracies(
+    ctx: Context, models: Sequence[nn.Module], arms: Mapping[str, Callable[[nn.Module], object]]
+) -> tuple[dict[str, nn.Module], dict[str, Quality]]:
+    """Of each arm, which attaches something to twins of the models: the last twin, and the accuracy over all."""
+    twins, qualities = {}, {}
+    for done, (name, attach) in enumerate(arms.items()):
+        values = []
+        for model in models:
+            twins[name] = twin(model)
+            attach(twins[name])
+            values.append(accuracy(twins[name], RECIPES[ctx.budget]))
+        qualities[name] = over_seeds("accuracy", values)
+        ctx.progress("arms", done + 1, len(arms))
+    return twins, qualities
+
+
+def costs_of(ctx: Context, models: Mapping[str, nn.Module], x: Tensor) -> dict[str, Cost]:
+    """Every network counted and timed on the same images, per image."""
+    return measure_arms(
+        {name: partial(without_gradients, model, x) for name, model in models.items()},
+        units=len(x),
+        repetitions=3 if ctx.smoke else 25,
+        threads=ctx.threads,
+    )
+
+
+def measured(models: Sequence[nn.Module], technique: Technique, x: Tensor) -> tuple[Measured, dict[str, Any]]:
+    """Redundancy of images x over the trained networks, its nulls, and each place's share for each kind of input."""
+    inputs = looked_at(x)
+    found = {name: [technique.measure(model, images) for model in models] for name, images in inputs.items()}
+    real = found["clothes"]
+    value, *ends = mean_and_interval([one.value for one in real])
+    low, high = (min(max(end, 0.0), 1.0) for end in ends)
+    where = {part: float(np.mean([one.where[part] for one in real])) for part in real[0].where}
+    null = {name: float(np.mean([one.value for one in found[name]])) for name in NULLS}
+    places = list(dict.fromkeys(part.split(" ")[0] for part in where))  # "attended 2.token_mixer" -> "attended"
+
+    def mean_at(place: str, one: Redundancy) -> float:
+        return float(np.mean([share for part, share in one.where.items() if part.split(" ")[0] == place]))
+
+    rows = {
+        f"measured_{key(name)}": tuple(mean_and_interval([mean_at(p, one) for one in by_seed]) for p in places)
+        for name, by_seed in found.items()
+    }
+    about = Measured(measure=real[0].measure, value=value, low=low, high=high, where=where, null=null)
+    return about, {"measured_places": ", ".join(places)} | rows
+
+
+def key(name: str) -> str:
+    """A name in words as a key of `extra`: "white noise" -> "white_noise"."""
+    return name.replace(", ", "_").replace(" ", "_")
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over seeds and the ends of its 95 % interval (the mean itself for one seed)."""
+    q = over_seeds("", values)
+    return (q.value, q.value, q.value) if q.low is None or q.high is None else (q.value, q.low, q.high)
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of values - baseline, seed by seed, and the ends of its 95 % interval."""
+    return mean_and_interval([a - b for a, b in zip(values, baseline, strict=True)])
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -19,34 +19,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.record import Control, Measured, Point, Quality, Record
+from reference_impls.accounting.record import Control, Measured, Point, Record
 from reference_impls.accounting.timing import speed_up
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens, Technique
+from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
 from reference_impls.data import images
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
+    FASHION,
     GRID,
     RECIPES,
     WIDTHS,
     accuracy,
     coarse_scores_are_means,
+    costs_of,
     described,
     fashion,
     fitted,
-    looked_at,
+    key,
     map_network,
     map_specimen,
+    measured,
+    paired_difference,
     seeds,
     small_attention,
+    sweep_accuracies,
     without_gradients,
 )
 from reference_impls.experiments.harness import (
     Context,
-    Cost,
     Scenario,
     cached,
     fork_seed,
-    measure_arms,
     over_items,
     over_seeds,
     predict,
@@ -151,7 +154,6 @@ SPECIMENS = StrideAttentionSpecimens()
 ABOUT = (
     "a small EfficientFormerV2: stem, 3 blocks of 32 channels on 8 x 8 (mixers in the last 2), a block of 64 on 4 x 4"
 )
-FASHION = {"smoke": ("fashion-mnist",), "full": ("fashion-mnist",)}
 MIXERS: dict[str, Callable[[], nn.Module | None]] = {
     "stride 1": small_attention,
     "stride 2": partial(small_attention, 2),
@@ -168,36 +170,6 @@ PLACES = ("input", "attended", "local")
 def networks(ctx: Context, mixer: str) -> list[nn.Module]:
     """The network with this mixer, trained once for each seed."""
     return [fitted(ctx, f"mixer {mixer}", partial(map_network, MIXERS[mixer]), seed) for seed in seeds(ctx)]
-
-
-def measured(models: Sequence[nn.Module], technique: Technique, x: Tensor) -> tuple[Measured, dict[str, Any]]:
-    """Redundancy of images x over the trained networks, its nulls, and each place's share for each kind of input."""
-    inputs = looked_at(x)
-    found = {name: [technique.measure(model, images) for model in models] for name, images in inputs.items()}
-    real, *others = inputs
-    value = over_seeds("", [one.value for one in found[real]])
-    ends = (None, None) if value.low is None else (max(value.low, 0.0), min(value.high or 1.0, 1.0))
-    measure = Measured(
-        measure=found[real][0].measure,
-        value=value.value,
-        low=ends[0],
-        high=ends[1],
-        where={part: float(np.mean([one.where[part] for one in found[real]])) for part in found[real][0].where},
-        null={name: float(np.mean([one.value for one in found[name]])) for name in others if name != "photos"},
-    )
-    rows = {}
-    for name, by_seed in found.items():
-        rows[f"measured_{name.replace(', ', '_').replace(' ', '_')}"] = tuple(
-            (q.value, q.low if q.low is not None else q.value, q.high if q.high is not None else q.value)
-            for place in {part.split(" ")[0]: None for part in by_seed[0].where}
-            for q in [over_seeds("", [_mean_of(one.where, place) for one in by_seed])]
-        )
-    places = ", ".join({part.split(" ")[0]: None for part in found[real][0].where})
-    return measure, {"measured_places": places} | rows
-
-
-def _mean_of(where: Mapping[str, float], place: str) -> float:
-    return float(np.mean([value for part, value in where.items() if part.split(" ")[0] == place]))
 
 
 def spectra(models: Sequence[nn.Module], x: Tensor) -> dict[str, Any]:
@@ -219,32 +191,6 @@ def spectra(models: Sequence[nn.Module], x: Tensor) -> dict[str, Any]:
         for place, values in shares.items():
             rows[place].append(torch.stack(values).mean(0))
     return {f"spectrum_{place}": tuple(torch.stack(v).mean(0).tolist()) for place, v in rows.items()}
-
-
-def sweep_accuracies(
-    ctx: Context, models: Sequence[nn.Module], arms: Mapping[str, Callable[[nn.Module], object]]
-) -> tuple[dict[str, nn.Module], dict[str, Quality]]:
-    """Of each arm, which attaches something to twins of the models: the last twin, and the accuracy over all."""
-    twins, qualities = {}, {}
-    for done, (name, attach) in enumerate(arms.items()):
-        values = []
-        for model in models:
-            twins[name] = twin(model)
-            attach(twins[name])
-            values.append(accuracy(twins[name], RECIPES[ctx.budget]))
-        qualities[name] = over_seeds("accuracy", values)
-        ctx.progress("arms", done + 1, len(arms))
-    return twins, qualities
-
-
-def costs_of(ctx: Context, models: Mapping[str, nn.Module], x: Tensor) -> dict[str, Cost]:
-    """Every network counted and timed on the same images, per image."""
-    return measure_arms(
-        {name: partial(without_gradients, model, x) for name, model in models.items()},
-        units=len(x),
-        repetitions=3 if ctx.smoke else 25,
-        threads=ctx.threads,
-    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -387,13 +333,9 @@ def _accuracies(ctx: Context, mixer: str) -> list[float]:
 
 def paired(ctx: Context, baseline: str, others: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Difference of accuracy to the baseline with the same seed, as (mean, low, high), by mixer."""
-    found = {}
-    for name in others:
-        pairs = zip(_accuracies(ctx, name), _accuracies(ctx, baseline), strict=True)
-        q = over_seeds("difference", [a - b for a, b in pairs])
-        low, high = (q.value if end is None else end for end in (q.low, q.high))
-        found[f"paired_{name.replace(', ', '_').replace(' ', '_')}"] = (q.value, low, high)
-    return found
+    return {
+        f"paired_{key(name)}": paired_difference(_accuracies(ctx, name), _accuracies(ctx, baseline)) for name in others
+    }
 
 
 def swap_order(model: nn.Module) -> None:

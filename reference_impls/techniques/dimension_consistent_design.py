@@ -361,13 +361,15 @@ def pooled_values(attention: TokenAttention, x: Tensor) -> Tensor:
     Values and the last projection stay; queries, keys and scores are not computed. With equal tokens the output is that
     of attention, whose rows are means as well.
     """
-    value = attention.qkv.weight.new_ones(
-        attention.heads, 2 * attention.key_dim + attention.value_dim, dtype=torch.bool
-    )
-    value[:, : 2 * attention.key_dim] = False
-    value = value.flatten()  # rows of the projection that make values
+    value = value_rows(attention)
     values = F.linear(x, attention.qkv.weight[value], attention.qkv.bias[value])
     return attention.proj(neighbourhood_mean(to_map(values, attention.size)).flatten(2).transpose(1, 2))
+
+
+def value_rows(attention: TokenAttention) -> Tensor:
+    """Which rows of the joint projection make values, head by head: bool, one for each row."""
+    one_head = torch.arange(2 * attention.key_dim + attention.value_dim) >= 2 * attention.key_dim
+    return one_head.repeat(attention.heads)
 
 
 class DimensionConsistentDesign(Technique):
