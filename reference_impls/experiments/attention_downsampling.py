@@ -250,6 +250,8 @@ DOWNSAMPLINGS: dict[str, type[AttentionDown] | None] = {
 
 def downsampled(ctx: Context, kind: str) -> list[nn.Module]:
     """The network with this downsampling and no other attention, trained once for each seed."""
+    if DOWNSAMPLINGS[kind] is None:
+        return networks(ctx, "none")
     build = partial(map_network, lambda: None, partial(downsampling, DOWNSAMPLINGS[kind]))
     return [fitted(ctx, f"down {kind}", build, seed) for seed in seeds(ctx)]
 

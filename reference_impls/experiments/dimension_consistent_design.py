@@ -25,6 +25,7 @@ from reference_impls.experiments.efficient_nets import (
     GRID,
     HEADS,
     KEY_DIM,
+    LAYER_SCALE,
     RECIPES,
     WIDTHS,
     accuracy,
@@ -182,7 +183,7 @@ class ToMap(nn.Module):
 def network(kinds: str) -> nn.Sequential:
     """A small EfficientFormer whose four blocks mix by attention on tokens (a), pooling on maps (p) or not at all (n).
 
-    The layout changes wherever a block needs the other one. Layer scale starts at 1, since training is short.
+    The layout changes wherever a block needs the other one.
     """
     layers = OrderedDict[str, nn.Module](stem=Stem(WIDTHS[0], nn.ReLU, in_channels=1))
     on_tokens = False
@@ -198,10 +199,10 @@ def network(kinds: str) -> nn.Sequential:
             on_tokens = True
         if kind == "a":
             mixer = TokenAttention(width, size, HEADS, KEY_DIM)
-            layers[f"block{i}"] = TokenBlock(width, mixer, 2 * width, layer_scale=1.0)
+            layers[f"block{i}"] = TokenBlock(width, mixer, 2 * width, layer_scale=LAYER_SCALE)
         else:
             pooling = Pooling() if kind == "p" else None
-            layers[f"block{i}"] = MapBlock(width, pooling, FeedForward(width, 2 * width), layer_scale=1.0)
+            layers[f"block{i}"] = MapBlock(width, pooling, FeedForward(width, 2 * width), layer_scale=LAYER_SCALE)
     if on_tokens:
         layers["to_map"] = ToMap(SIZES[-1])
     layers["head"] = head()
@@ -350,7 +351,7 @@ def run_placement(ctx: Context) -> Record:
         notes=(
             "Every network is trained from the start, by the same recipe and in the same order.",
             "Blocks on tokens have layer norm and linear layers, blocks on maps batch norm and 1x1 convolutions.",
-            "extra.paired_* is the difference of accuracy to attention everywhere with the same seed: mean, 95 % interval.",
+            "extra.paired_* is the difference of accuracy to attention everywhere, seed by seed: mean, 95 % interval.",
             "The four letters are the blocks in order: p pools, a attends, n does not mix.",
         ),
         extra={f"paired_{kind}": paired_difference(hits[kind], hits["aaaa"]) for kind in kinds[1:]},
