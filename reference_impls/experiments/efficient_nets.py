@@ -159,7 +159,7 @@ def fitted(ctx: Context, name: str, build: Callable[[], nn.Module], seed: int) -
         training = {"epochs": recipe.epochs, "lr": recipe.lr, "batch_size": recipe.batch_size}
         return train(model, x, y, seed=seed, **training, progress=lambda done, of: ctx.progress(name, done, of))
 
-    spec = {"network": str(fresh()), "recipe": dataclasses.asdict(recipe), "seed": seed}
+    spec = {"network": str(fresh()), "recipe": dataclasses.asdict(recipe), "layer_scale": LAYER_SCALE, "seed": seed}
     return trained(f"efficient-{name}", spec, fresh, fit)
 
 
