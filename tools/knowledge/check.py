@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.findings import Finding, did_you_mean, finding
@@ -435,8 +435,8 @@ class _Checker:
                     message = f'{EXPERIMENTS}/{module_name(technique)}.py defines no scenario "{record.scenario}"'
                     yield self._at_record(file, "E310", message, ("scenario",), did_you_mean(record.scenario, defined))
                 for path, text in _texts(record.model_dump(by_alias=True)):
-                    for code, message, hint in text_problems(text):
-                        yield self._at_record(file, code, message, path, hint)
+                    for problem in text_problems(text):
+                        yield self._at_record(file, problem.code, problem.message, path, problem.hint)
 
     def _at_record(self, file: str, code: str, message: str, path: Keys, hint: str) -> Finding:
         return read_json(self.root / file, file).finding(code, message, path, hint=hint)
@@ -637,34 +637,50 @@ def _texts(data: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
 
 def _prose(document: Document) -> Iterator[Finding]:
     for path, text in _texts(document.data):
-        for code, message, hint in text_problems(text):
-            yield document.finding(code, message, path, hint=hint)
+        for problem in text_problems(text):
+            place = document.place_of_text(path, problem.at) if "\n" in text else None
+            yield document.finding(problem.code, problem.message, path, place=place, hint=problem.hint)
 
 
-def text_problems(text: str) -> Iterator[tuple[str, str, str]]:
-    """Code, message and hint for everything in a text that must not reach a page."""
+class TextProblem(NamedTuple):
+    """Something in a text that must not reach a page."""
+
+    code: str
+    message: str
+    hint: str
+    at: str
+    """The piece of the text that is wrong."""
+
+
+def text_problems(text: str) -> Iterator[TextProblem]:
+    """Everything in a text that must not reach a page."""
     if not text.isascii():
         for word in _WORD.findall(text):
             if (odd := _OTHER_ALPHABET.search(word)) and _LATIN.search(word):
                 shown = f"U+{ord(odd.group()):04X} ({unicodedata.name(odd.group(), 'no name').lower()})"
-                yield "E213", f'"{word}" holds {shown}', "type the word again"
+                yield TextProblem("E213", f'"{word}" holds {shown}', "type the word again", word)
         if odd := _INVISIBLE.search(text):
-            yield "E213", f"the invisible character U+{ord(odd.group()):04X}", "type the word again"
+            message = f"the invisible character U+{ord(odd.group()):04X}"
+            yield TextProblem("E213", message, "type the word again", odd.group())
     if not _MARKUP.search(text):
         return
-    if "[unverified]" in text.lower():
-        yield "E506", "marked [unverified]: such a statement does not enter the atlas", "verify it, or leave it out"
+    if (at := text.lower().find("[unverified]")) >= 0:
+        message = "marked [unverified]: such a statement does not enter the atlas"
+        yield TextProblem("E506", message, "verify it, or leave it out", text[at : at + 12])
     bare = _CODE.sub("", text)
     if (match := _HTML.search(bare)) is not None:
         shown = bare[match.start() : match.start() + 20].split("\n")[0]
         hint = "write Markdown; put code in backticks, and a space or \\lt for `less than` in formulas"
-        yield "E210", f'raw HTML: "{shown}"', hint
+        yield TextProblem("E210", f'raw HTML: "{shown}"', hint, shown)
     for match in _DESTINATION.finditer(bare):
         target = re.sub(r"[\x00-\x20\\]", "", html.unescape(next(filter(None, match.groups()), "")))
         scheme = _SCHEME.match(target)
         if scheme and scheme.group(1).lower() not in ("http", "https", "mailto"):
-            yield "E210", f"a link to {scheme.group(1)}:", "link to http, https, mailto, or a page of the site"
-    if _REMOTE_IMAGE.search(bare):
-        yield "E210", "an image from elsewhere: no request of a reader leaves the site", "link to it"
+            hint = "link to http, https, mailto, or a page of the site"
+            yield TextProblem("E210", f"a link to {scheme.group(1)}:", hint, match.group())
+    if (match := _REMOTE_IMAGE.search(bare)) is not None:
+        message = "an image from elsewhere: no request of a reader leaves the site"
+        yield TextProblem("E210", message, "link to it", match.group())
     if len(re.findall(r"(?<!\\)\$", bare)) % 2:
-        yield "W603", "an odd number of dollar signs: a formula is not closed", "write a real dollar sign as \\$"
+        message = "an odd number of dollar signs: a formula is not closed"
+        yield TextProblem("W603", message, "write a real dollar sign as \\$", "$")
