@@ -82,6 +82,13 @@ venue: ICLR 2023
 ids: {arxiv: "2210.09461"}
 code:
   - {url: https://github.com/facebookresearch/ToMe, official: true, licence: CC-BY-NC-4.0}
+axes:
+  location: tokens
+  granularity: token
+  relation: spatial_similarity
+  exploitation: merge
+  stage: inference
+  scope: core
 summary: Merges similar tokens of a vision transformer.
 verified: {source: arXiv listing, on: 2026-11-22}
 claims:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.findings import Finding, did_you_mean, finding
-from tools.knowledge.load import AXES, ENTRIES, PAPERS, RESULTS, Knowledge
+from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS, Knowledge
 from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
-from tools.knowledge.schema import Claim, Entry, Paper
+from tools.knowledge.schema import Claim, Entry, Paper, Statements, Terms
 from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse_text, scenarios
 
 INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitation", "stage")
@@ -37,6 +37,12 @@ _STABLE: Final = {
     ),
     "system": ("definition", "algorithm", "cost_model", "when_to_use", "when_not_to_use", "limits", "parts"),
     "study": ("definition", "limits"),
+}
+_SCHEMAS: Final = {
+    AXES: "axes",
+    HARD_CASES: "hard_cases",
+    OPEN_PROBLEMS: "statements",
+    PRINCIPLES: "statements",
 }
 _CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
 _HTML = re.compile(r"<(?!https?://|mailto:)[A-Za-z/!?]")
@@ -73,12 +79,15 @@ class _Checker:
         for key, paper in self.k.papers.items():
             yield from self._paper(self.k.documents[f"{PAPERS}/{key}.yml"], key, paper)
         yield from self._unique()
+        yield from self._circles()
+        yield from self._hard_cases()
+        yield from self._statements(OPEN_PROBLEMS, self.k.open_problems)
+        yield from self._statements(PRINCIPLES, self.k.principles)
         yield from self._records()
         for file, document in self.k.documents.items():
             if document.readable:
                 yield from _prose(document)
-                if file.startswith((f"{ENTRIES}/", f"{PAPERS}/")):
-                    yield from self._modeline(file, document)
+                yield from _modeline(file, document)
 
     # --- the vocabulary
 
@@ -99,10 +108,18 @@ class _Checker:
                     yield document.finding("E206", message, path, hint=did_you_mean(axis, self.k.axes.axes))
 
     def _classification(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
+        wanted = self.k.axes if entry.status == "stable" else INDEX_AXES
+        optional = {name for name in self.k.axes if entry.kind in self.k.axes[name].optional_for}
+        yield from self._terms(document, entry.axes, [name for name in wanted if name not in optional], "entry")
+
+    def _terms(
+        self, document: Document, classified: Mapping[str, Terms], wanted: Iterable[str], what: str
+    ) -> Iterator[Finding]:
+        """The terms of an entry or a paper against the vocabulary; `wanted` are the axes that need one."""
         axes = self.k.axes
         if not len(axes):
             return
-        for name, terms in entry.axes.items():
+        for name, terms in classified.items():
             path: Keys = ("axes", name)
             if name not in axes:
                 yield document.finding(
@@ -121,10 +138,9 @@ class _Checker:
                 elif axis.choice == "single" and n == 1:
                     message = f"the axis {name} takes one term only"
                     yield document.finding("E208", message, at, hint=f'keep the term that decides, "{terms.primary}"?')
-        wanted = list(axes.axes) if entry.status == "stable" else [a for a in INDEX_AXES if a in axes]
         for name in wanted:
-            if name not in entry.axes and entry.kind not in axes[name].optional_for:
-                message = f"the entry has no term on the axis {name}"
+            if name in axes and name not in classified:
+                message = f"the {what} has no term on the axis {name}"
                 hint = f"{' '.join(axes[name].question.split())} One of: {', '.join(axes[name].terms)}"
                 yield document.finding("E403", message, ("axes",), key=True, hint=hint)
 
@@ -155,8 +171,6 @@ class _Checker:
             elif target not in self.entry_ids:
                 hint = _suggest(target, self.entry_ids, ENTRIES)
                 yield document.finding("E303", f'there is no entry "{target}"', path, hint=hint)
-        if entry.replaced_by is not None and self._replacement_is_a_circle(entry_id):
-            yield document.finding("E312", "the replacements lead back to this entry", ("replaced_by",))
         if entry.parts and entry.kind != "system":
             message = f"only a system has parts, and this is a {entry.kind}"
             yield document.finding(
@@ -169,15 +183,6 @@ class _Checker:
             yield document.finding(
                 "W601", "the summary is no sentence: capital letter first, full stop last", ("summary",)
             )
-
-    def _replacement_is_a_circle(self, entry_id: str) -> bool:
-        seen, at = {entry_id}, self.k.entries[entry_id].replaced_by
-        while at is not None and at in self.k.entries:
-            if at in seen:
-                return at == entry_id
-            seen.add(at)
-            at = self.k.entries[at].replaced_by
-        return False
 
     def _completeness(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
         if entry.status != "stable":
@@ -335,6 +340,7 @@ class _Checker:
             yield _misnamed(document, "key", paper.key, key)
         if paper.year is not None and f"-{paper.year}-" not in key:
             yield document.finding("W602", f"the key says another year than {paper.year}", ("year",))
+        yield from self._terms(document, paper.axes, INDEX_AXES if paper.kind != "survey" else (), "paper")
         seen: set[str] = set()
         for n, claim in enumerate(paper.claims):
             if claim.id in seen:
@@ -429,12 +435,107 @@ class _Checker:
                 if value is not None and (owner := owners.setdefault((kind, value.lower()), key)) != key:
                     yield document.finding("E311", f"{kind} {value} is also that of {owner}", ("ids", kind))
 
-    def _modeline(self, file: str, document: Document) -> Iterator[Finding]:
-        name, up = ("entry", "../..") if file.startswith(ENTRIES) else ("paper", "..")
-        wanted = f"# yaml-language-server: $schema={up}/tools/knowledge/schemas/{name}.schema.json"
-        if document.first_line.strip() != wanted:
-            message = "the first line does not tell editors which schema this is"
-            yield document.finding("W604", message, place=Place(), hint=f"start with: {wanted}")
+    def _circles(self) -> Iterator[Finding]:
+        """Replacing, generalising and superseding are orders: following them must not lead back."""
+        for kind in ("replaced_by", "generalises", "supersedes"):
+            code = "E312" if kind == "replaced_by" else "E313"
+            links: dict[str, list[tuple[Keys, str]]] = {}
+            for entry_id, entry in self.k.entries.items():
+                if kind == "replaced_by":
+                    links[entry_id] = [((kind,), entry.replaced_by)] if entry.replaced_by else []
+                else:
+                    named = enumerate(entry.relations)
+                    links[entry_id] = [(("relations", n, "target"), r.target) for n, r in named if r.type == kind]
+            targets = {entry_id: [target for _, target in found] for entry_id, found in links.items()}
+            for entry_id, found in links.items():
+                for path, target in found:
+                    if target != entry_id and entry_id in reachable(targets, target):
+                        document = self.k.documents[f"{ENTRIES}/{entry_id}.yml"]
+                        yield document.finding(code, f"`{kind}` leads from here back to this entry", path)
+
+    # --- hard cases and statements
+
+    def _hard_cases(self) -> Iterator[Finding]:
+        if not self.k.hard_cases:
+            return
+        document, axes, seen = self.k.documents[HARD_CASES], self.k.axes, set[str]()
+        for n, case in enumerate(self.k.hard_cases):
+            path: Keys = ("cases", n)
+            if case.id in seen:
+                yield document.finding("E311", f'the id "{case.id}" stands here twice', (*path, "id"))
+            seen.add(case.id)
+            for m, entry in enumerate(case.entries):
+                if entry not in self.entry_ids:
+                    hint = _suggest(entry, self.entry_ids, ENTRIES)
+                    yield document.finding("E314", f'there is no entry "{entry}"', (*path, "entries", m), hint=hint)
+            for m, key in enumerate(case.papers):
+                if key not in self.paper_keys:
+                    hint = _suggest(key, self.paper_keys, PAPERS)
+                    yield document.finding("E314", f'there is no paper "{key}"', (*path, "papers", m), hint=hint)
+            if not len(axes):
+                continue
+            if case.axis not in axes:
+                hint = did_you_mean(case.axis, axes.axes)
+                yield document.finding("E206", f'there is no axis "{case.axis}"', (*path, "axis"), hint=hint)
+                continue
+            for m, term in enumerate(case.terms):
+                if term not in axes[case.axis].terms:
+                    message = f'"{term}" is no term of the axis {case.axis}'
+                    hint = did_you_mean(term, axes[case.axis].terms)
+                    yield document.finding("E207", message, (*path, "terms", m), hint=hint)
+
+    def _statements(self, file: str, statements: Statements) -> Iterator[Finding]:
+        if not statements.statements:
+            return
+        document, seen = self.k.documents[file], set[str]()
+        for n, statement in enumerate(statements.statements):
+            if statement.id in seen:
+                message = f'the id "{statement.id}" stands here twice'
+                yield document.finding("E311", message, ("statements", n, "id"))
+            seen.add(statement.id)
+            for m, support in enumerate(statement.support):
+                path: Keys = ("statements", n, "support", m)
+                if support.entry is not None and support.entry not in self.entry_ids:
+                    hint = _suggest(support.entry, self.entry_ids, ENTRIES)
+                    yield document.finding("E314", f'there is no entry "{support.entry}"', (*path, "entry"), hint=hint)
+                if support.paper is not None and support.paper not in self.paper_keys:
+                    hint = _suggest(support.paper, self.paper_keys, PAPERS)
+                    yield document.finding("E314", f'there is no paper "{support.paper}"', (*path, "paper"), hint=hint)
+                if support.claim is not None:
+                    key, _, claim_id = support.claim.partition("#")
+                    paper = self.k.papers.get(key)
+                    if key not in self.paper_keys or (paper and all(c.id != claim_id for c in paper.claims)):
+                        known = [f"{p.key}#{c.id}" for p in ([paper] if paper else ()) for c in p.claims]
+                        hint = did_you_mean(support.claim, known) if known else did_you_mean(key, self.paper_keys)
+                        message = f'there is no claim "{support.claim}"'
+                        yield document.finding("E314", message, (*path, "claim"), hint=hint)
+                if support.result is not None:
+                    technique, _, scenario = support.result.partition("/")
+                    if scenario not in self.k.known_results.get(technique, ()):
+                        known = [f"{t}/{s}" for t, names in self.k.known_results.items() for s in names]
+                        hint = did_you_mean(support.result, known)
+                        message = f'there is no result "{support.result}"'
+                        yield document.finding("E314", message, (*path, "result"), hint=hint)
+
+
+def _modeline(file: str, document: Document) -> Iterator[Finding]:
+    name = _SCHEMAS.get(file) or ("entry" if file.startswith(f"{ENTRIES}/") else "paper")
+    wanted = f"# yaml-language-server: $schema={'../' * file.count('/')}tools/knowledge/schemas/{name}.schema.json"
+    if document.first_line.strip() != wanted:
+        message = "the first line does not tell editors which schema this is"
+        yield document.finding("W604", message, place=Place(), hint=f"start with: {wanted}")
+
+
+def reachable(targets: Mapping[str, Iterable[str]], start: str) -> set[str]:
+    """The nodes of a directed graph to which a path leads from `start`, itself only if it lies on a circle."""
+    seen: set[str] = set()
+    ahead = [start]
+    while ahead:
+        for target in targets.get(ahead.pop(), ()):
+            if target not in seen:
+                seen.add(target)
+                ahead.append(target)
+    return seen
 
 
 def _misnamed(document: Document, key: str, value: str, stem: str) -> Finding:

@@ -327,6 +327,20 @@ CODES: Final[dict[str, Code]] = _table(
         "a: replaced_by: b",
     ),
     (
+        "E313",
+        "entries that generalise or supersede each other in a circle",
+        "What generalises or supersedes another entry cannot also, over any number of steps, be below it.",
+        "a: {type: generalises, target: b}\nb: {type: generalises, target: a}",
+        "a: {type: generalises, target: b}",
+    ),
+    (
+        "E314",
+        "a hard case or a statement names something that is not there",
+        "Every statement points to the entries, papers, claims or results that support it, and they must exist.",
+        "support: [{claim: bolya-2023-token#c99}]",
+        "support: [{claim: bolya-2023-token#c1}]",
+    ),
+    (
         "E401",
         "a stable entry lacks a part",
         "What a stable entry of this kind must say. A draft may leave it out.",
@@ -342,8 +356,11 @@ CODES: Final[dict[str, Code]] = _table(
     ),
     (
         "E403",
-        "an entry is not classified on an axis",
-        "A stable entry is classified on every axis, a draft on those by which entries are listed.",
+        "an entry or a paper is not classified on an axis",
+        (
+            "A stable entry is classified on every axis; a draft, and a paper that is no survey, on those by which "
+            "entries are listed."
+        ),
         "axes: {scope: core}",
         "axes: {scope: core, relation: spatial_similarity, location: tokens, ...}",
     ),

@@ -9,10 +9,17 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from reference_impls.accounting.record import Record
-from tools.knowledge.schema import Axes, Axis, Entry, Paper
+from tools.knowledge.schema import Axes, Axis, Entry, HardCases, Paper, Statements
 
 FOLDER: Final = "tools/knowledge/schemas"
-MODELS: Final[dict[str, type[BaseModel]]] = {"axes": Axes, "entry": Entry, "paper": Paper, "record": Record}
+MODELS: Final[dict[str, type[BaseModel]]] = {
+    "axes": Axes,
+    "entry": Entry,
+    "hard_cases": HardCases,
+    "paper": Paper,
+    "record": Record,
+    "statements": Statements,
+}
 
 
 def schemas(axes: Axes) -> dict[str, str]:
@@ -23,9 +30,9 @@ def schemas(axes: Axes) -> dict[str, str]:
 
 
 def schema(name: str, axes: Axes) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of `axes`, `entry`, `paper` or `record`."""
+    """The JSON Schema (draft 2020-12) of one of `MODELS`."""
     generated = MODELS[name].model_json_schema(by_alias=True, mode="validation")
-    if name == "entry":
+    if name in ("entry", "paper"):
         described = generated["properties"]["axes"]
         described.pop("additionalProperties", None)
         described |= {

@@ -14,15 +14,19 @@ from tools.knowledge import validation
 from tools.knowledge.claims import Judgement, judge
 from tools.knowledge.findings import Finding, finding
 from tools.knowledge.reader import MAX_BYTES, Document, read_json, read_yaml
-from tools.knowledge.schema import Axes, Claim, Entry, Paper
+from tools.knowledge.schema import Axes, Claim, Entry, HardCase, HardCases, Paper, Statements
 from tools.knowledge.source import Source, read_source
 
 AXES = "taxonomy/axes.yml"
+HARD_CASES = "taxonomy/hard_cases.yml"
+OPEN_PROBLEMS = "taxonomy/open_problems.yml"
+PRINCIPLES = "taxonomy/principles.yml"
 ENTRIES = "taxonomy/techniques"
 PAPERS = "papers"
 RESULTS = "reference_impls/results"
 
 M = TypeVar("M", bound=BaseModel)
+NO_STATEMENTS = Statements.model_construct(about="", statements=())
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Knowledge:
     """By id, sorted."""
     papers: dict[str, Paper] = field(default_factory=dict)
     """By key, sorted."""
+    hard_cases: tuple[HardCase, ...] = ()
+    """Rulings on cases that are hard to classify."""
+    open_problems: Statements = NO_STATEMENTS
+    principles: Statements = NO_STATEMENTS
     results: dict[str, list[Record]] = field(default_factory=dict)
     """Committed records of each technique that has some, sorted by scenario, the CPU's first."""
     sources: dict[str, Source] = field(default_factory=dict)
@@ -104,13 +112,31 @@ def load(root: Path, *, check: bool = True) -> Knowledge:
         paper = _read(path, path.relative_to(root).as_posix(), Paper, documents, findings)
         if paper is not None:
             papers[path.stem] = paper
+    cases = _read(root / HARD_CASES, HARD_CASES, HardCases, documents, findings, optional=True)
+    problems, principles = (
+        _read(root / file, file, Statements, documents, findings, optional=True) or NO_STATEMENTS
+        for file in (OPEN_PROBLEMS, PRINCIPLES)
+    )
     results, known_results = _results(root, findings)
     sources = {}
     for entry_id, entry in entries.items():
         source = read_source(root, entry_id, entry.implementation, findings)
         if source is not None:
             sources[entry_id] = source
-    knowledge = Knowledge(root, axes, entries, papers, results, sources, findings, documents, known_results)
+    knowledge = Knowledge(
+        root=root,
+        axes=axes,
+        entries=entries,
+        papers=papers,
+        hard_cases=cases.cases if cases else (),
+        open_problems=problems,
+        principles=principles,
+        results=results,
+        sources=sources,
+        findings=findings,
+        documents=documents,
+        known_results=known_results,
+    )
     if check:
         findings.extend(check_all(knowledge))
     findings.sort()
@@ -136,7 +162,17 @@ def _files(folder: Path, findings: list[Finding], root: Path) -> list[Path]:
     return found
 
 
-def _read(path: Path, file: str, model: type[M], documents: dict[str, Document], findings: list[Finding]) -> M | None:
+def _read(
+    path: Path,
+    file: str,
+    model: type[M],
+    documents: dict[str, Document],
+    findings: list[Finding],
+    *,
+    optional: bool = False,
+) -> M | None:
+    if optional and not path.exists():
+        return None
     document = read_yaml(path, file)
     documents[file] = document
     findings.extend(document.findings)

@@ -227,6 +227,8 @@ class Entry(Model):
         default=(), examples=[[{"step": "Match the tokens.", "function": "bipartite_soft_matching"}]]
     )
     """The algorithm, step by step."""
+    invariant: Prose | None = Field(default=None, examples=["With $r = 0$ the output equals the dense model's."])
+    """What a test of an implementation must hold: an equality or a bound that follows from the definition."""
     cost_model: Text | None = Field(default=None, examples=[r"N^2 C \to (N - r)^2 C"])
     """Operations with and without, overhead included, as LaTeX without dollar signs."""
     when_to_use: tuple[Prose, ...] = Field(default=(), examples=[["Many tokens show the same thing."]])
@@ -264,7 +266,7 @@ class Author(Model):
 
 
 class Ids(Model):
-    """Identifiers of a paper; at least one."""
+    """Identifiers of a paper."""
 
     arxiv: str | None = Field(
         default=None, pattern=r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$", examples=["2210.09461"]
@@ -277,8 +279,8 @@ class Ids(Model):
 
     @model_validator(mode="after")
     def _one(self) -> Ids:
-        if not (self.arxiv or self.doi or self.url):
-            raise ValueError("give at least one of arxiv, doi, url")
+        if not self.model_fields_set:
+            raise ValueError("give at least one of arxiv, doi, url, or leave ids out")
         return self
 
 
@@ -406,19 +408,29 @@ class Paper(Model):
     """`papers/<key>.yml`: a paper and its claims."""
 
     key: PaperKey = Field(examples=["bolya-2023-token"])
-    """Name of this file: first author's family name, year, first telling word of the title."""
+    """Name of this file: first author's family name, year, first telling word of the title. `unknown-...` only as long
+    as the first author cannot be confirmed."""
     title: Text = Field(examples=["Token Merging: Your ViT But Faster"])
     """Title."""
+    kind: Literal["method", "analysis", "survey", "benchmark"] = Field(default="method", examples=["method"])
+    """`method` proposes a way to remove a redundancy; `analysis` measures, explains or refutes; `survey` reviews
+    others; `benchmark` offers data, a comparison or a library."""
     authors: tuple[Author, ...] = Field(default=(), examples=[[{"family": "Bolya", "given": "Daniel"}]])
-    """Authors in the paper's order; empty as long as they are not confirmed."""
+    """Authors in the paper's order, as far as they are confirmed."""
+    et_al: Bool = Field(default=False, examples=[False])
+    """Whether the paper has more authors than are confirmed."""
     year: Annotated[int, Field(ge=1900, le=2100, strict=True)] | None = Field(default=None, examples=[2023])
     """Year of the publication named in `venue`."""
     venue: Text | None = Field(default=None, examples=["ICLR 2023"])
     """Where it was published."""
-    ids: Ids = Field(examples=[{"arxiv": "2210.09461"}])
-    """Identifiers."""
+    ids: Ids = Field(default_factory=Ids.model_construct, examples=[{"arxiv": "2210.09461"}])
+    """Identifiers; absent as long as none is confirmed."""
     code: tuple[Code, ...] = Field(default=(), examples=[[]])
     """Repositories with its code."""
+    axes: dict[str, Terms] = Field(
+        default_factory=dict, examples=[{"scope": "core", "relation": ["spatial_similarity", "irrelevance"]}]
+    )
+    """Classification, as of an entry: what the paper mainly does. A survey has none."""
     summary: Prose = Field(examples=["Shows that merging similar tokens speeds up a ViT without training it again."])
     """One or two sentences, in our own words."""
     founding: Bool = Field(default=False, examples=[False])
@@ -427,3 +439,94 @@ class Paper(Model):
     """Where the bibliographic data were confirmed."""
     claims: tuple[Claim, ...] = Field(default=(), examples=[[]])
     """Its claims."""
+
+    @property
+    def unconfirmed(self) -> tuple[str, ...]:
+        """What a reference should have and nobody has confirmed yet."""
+        have = {
+            "authors": bool(self.authors) and not self.et_al,
+            "year": self.year is not None,
+            "venue": self.venue is not None,
+            "identifier": bool(self.ids.arxiv or self.ids.doi or self.ids.url),
+        }
+        return tuple(name for name, known in have.items() if not known)
+
+
+# --- taxonomy/hard_cases.yml, taxonomy/open_problems.yml, taxonomy/principles.yml
+
+
+class HardCase(Model):
+    """A case in which two careful readers may classify differently, and the ruling."""
+
+    id: Id = Field(examples=["lsh-attention"])
+    """Short name, unique in the file."""
+    case: Prose = Field(examples=["Attention only among tokens of one hash bucket."])
+    """The case, and why it is hard."""
+    entries: tuple[Id, ...] = Field(default=(), examples=[["lsh-attention"]])
+    """Entries that the ruling decides."""
+    papers: tuple[PaperKey, ...] = Field(default=(), examples=[["kitaev-2020-reformer"]])
+    """Papers that the ruling decides."""
+    axis: str = Field(pattern=TERM, examples=["relation"])
+    """The axis on which it is hard."""
+    terms: tuple[Annotated[str, Field(pattern=TERM)], ...] = Field(
+        min_length=1, examples=[["irrelevance", "spatial_similarity"]]
+    )
+    """The term that was ruled to be the primary one, then those that also seemed to fit."""
+    ruling: Prose = Field(examples=["Irrelevance: the pairs that are left out are the dissimilar ones."])
+    """What was decided."""
+    because: Prose | None = Field(default=None, examples=["Tie-break 3: no stand-in takes their place."])
+    """The rule that decides, where the ruling does not say it."""
+
+
+class HardCases(Model):
+    """`taxonomy/hard_cases.yml`."""
+
+    about: Prose | None = Field(default=None, examples=["Cases in which two readers may differ."])
+    """What the list is."""
+    cases: tuple[HardCase, ...] = Field(examples=[[]])
+    """The cases."""
+
+
+class Support(Model):
+    """What a statement rests on: exactly one of an entry, a paper, a claim or a measured result."""
+
+    entry: Id | None = Field(default=None, examples=["token-merging"])
+    """Id of an entry."""
+    paper: PaperKey | None = Field(default=None, examples=["bolya-2023-token"])
+    """Key of a paper."""
+    claim: str | None = Field(default=None, pattern=KEY[:-1] + r"#c[1-9][0-9]*$", examples=["bolya-2023-token#c1"])
+    """A claim: key of its paper, `#`, its id."""
+    result: str | None = Field(
+        default=None, pattern=ID[:-1] + "/" + ID[1:], examples=["token-merging/vit-small-latency"]
+    )
+    """A measured result: `technique/scenario`."""
+    note: Prose | None = Field(default=None, examples=["Operations fall by 1.7, time by 1.6."])
+    """What it shows of the statement."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Support:
+        if sum(value is not None for value in (self.entry, self.paper, self.claim, self.result)) != 1:
+            raise ValueError("give exactly one of entry, paper, claim, result")
+        return self
+
+
+class Statement(Model):
+    """One principle, or one open problem."""
+
+    id: Id = Field(examples=["detection-must-be-cheaper-than-the-saving"])
+    """Short name, unique in the file; never renamed."""
+    title: Text = Field(max_length=120, examples=["Detection must cost less than it saves"])
+    """The statement as a headline."""
+    statement: Prose = Field(examples=["A detector that looks at every unit must be cheaper than the unit."])
+    """The statement."""
+    support: tuple[Support, ...] = Field(min_length=1, examples=[[{"entry": "token-merging"}]])
+    """What it rests on."""
+
+
+class Statements(Model):
+    """`taxonomy/open_problems.yml` and `taxonomy/principles.yml`: the project's own reading, with what supports it."""
+
+    about: Prose = Field(examples=["The project's own reading of its entries and results."])
+    """Whose statements these are."""
+    statements: tuple[Statement, ...] = Field(min_length=1, examples=[[]])
+    """The statements, in the order in which to show them."""
