@@ -17,30 +17,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
+from tools.knowledge.completeness import INDEX_AXES, NOTEBOOKS, TESTS, axis_hint, due
 from tools.knowledge.findings import Finding, did_you_mean, finding
 from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS, Knowledge
 from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
 from tools.knowledge.schema import Claim, Entry, Paper, Statements, Terms
 from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse_text, scenarios
 
-INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitation", "stage")
-"""The axes by which entries are listed: every entry is placed on them, drafts too."""
-
-_TESTS: Final = "tests/techniques"
-_NOTEBOOKS: Final = "notebooks"
-_STABLE: Final = {
-    "technique": (
-        "definition",
-        "algorithm",
-        "cost_model",
-        "when_to_use",
-        "when_not_to_use",
-        "limits",
-        "implementation",
-    ),
-    "system": ("definition", "algorithm", "cost_model", "when_to_use", "when_not_to_use", "limits", "parts"),
-    "study": ("definition", "limits"),
-}
 _SCHEMAS: Final = {
     AXES: "axes",
     HARD_CASES: "hard_cases",
@@ -95,7 +78,8 @@ class _Checker:
         yield from self._code_rooms()
         for entry_id, entry in self.k.entries.items():
             document = self.k.documents[f"{ENTRIES}/{entry_id}.yml"]
-            for check in (self._entry, self._classification, self._completeness, self._implementation):
+            yield from self._terms(document, entry.axes)
+            for check in (self._entry, self._completeness, self._implementation):
                 yield from check(document, entry_id, entry)
         for key, paper in self.k.papers.items():
             yield from self._paper(self.k.documents[f"{PAPERS}/{key}.yml"], key, paper)
@@ -128,15 +112,8 @@ class _Checker:
                     path = ("decision_card", n, "axes", m)
                     yield document.finding("E206", message, path, hint=did_you_mean(axis, self.k.axes.axes))
 
-    def _classification(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
-        wanted = self.k.axes if entry.status == "stable" else INDEX_AXES
-        optional = {name for name in self.k.axes if entry.kind in self.k.axes[name].optional_for}
-        yield from self._terms(document, entry.axes, [name for name in wanted if name not in optional], "entry")
-
-    def _terms(
-        self, document: Document, classified: Mapping[str, Terms], wanted: Iterable[str], what: str
-    ) -> Iterator[Finding]:
-        """The terms of an entry or a paper against the vocabulary; `wanted` are the axes that need one."""
+    def _terms(self, document: Document, classified: Mapping[str, Terms]) -> Iterator[Finding]:
+        """The terms of an entry or a paper against the vocabulary."""
         axes = self.k.axes
         if not len(axes):
             return
@@ -159,11 +136,6 @@ class _Checker:
                 elif axis.choice == "single" and n == 1:
                     message = f"the axis {name} takes one term only"
                     yield document.finding("E208", message, at, hint=f'keep the term that decides, "{terms.primary}"?')
-        for name in wanted:
-            if name in axes and name not in classified:
-                message = f"the {what} has no term on the axis {name}"
-                hint = f"{' '.join(axes[name].question.split())} One of: {', '.join(axes[name].terms)}"
-                yield document.finding("E403", message, ("axes",), key=True, hint=hint)
 
     # --- entries
 
@@ -207,37 +179,9 @@ class _Checker:
             )
 
     def _completeness(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
-        if entry.status != "stable":
-            return
-        for name in _STABLE[entry.kind]:
-            if not getattr(entry, name):
-                yield document.finding(
-                    "E401",
-                    f'a stable {entry.kind} needs "{name}"',
-                    ("status",),
-                    hint="write it, or set `status: draft`",
-                )
-        if entry.kind == "technique":
-            if not any(link.role == "introduces" for link in entry.papers):
-                hint = "which paper first described it?"
-                yield document.finding("E404", "no paper has the role `introduces`", ("papers",), key=True, hint=hint)
-            read = all(link.key in self.k.papers for link in entry.papers)
-            claims = (claim for paper in self.k.papers.values() for claim in paper.claims)
-            if read and not any(claim.technique == entry_id for claim in claims):
-                message = "no paper makes a claim about this entry"
-                hint = f"add a claim with `technique: {entry_id}` and its locator to one of its papers"
-                yield document.finding("E404", message, ("papers",), key=True, hint=hint)
-        if entry.implementation is None:
-            return
-        name = module_name(entry_id)
-        needed = [f"{_NOTEBOOKS}/{name}.py", f"{_TESTS}/test_{name}.py", f"{EXPERIMENTS}/{name}.py"]
-        for file in needed:
-            if not (self.root / file).is_file():
-                yield document.finding("E402", f"a stable entry needs {file}", ("implementation",), key=True)
-        if entry_id not in self.k.known_results:
-            message = f"a stable entry needs a measured result in {RESULTS}/{entry_id}/"
-            hint = f"measure it: redundancy bench {entry_id} --save"
-            yield document.finding("E402", message, ("implementation",), key=True, hint=hint)
+        for need in due(self.k, entry.model_copy(update={"id": entry_id})):  # the file's name decides
+            hint = f"{need.hint}; or set `status: draft`" if need.status == "stable" else need.hint
+            yield document.finding(need.code, need.message, need.path, key=need.at_key, hint=hint)
 
     # --- code
 
@@ -296,8 +240,8 @@ class _Checker:
         rooms: list[tuple[str, str, Callable[[Path, str], Iterator[Finding]] | None]] = [
             (TECHNIQUES, "", None),
             (EXPERIMENTS, "", self._experiments),
-            (_NOTEBOOKS, "", self._notebook),
-            (_TESTS, "test_", None),
+            (NOTEBOOKS, "", self._notebook),
+            (TESTS, "test_", None),
         ]
         for room, prefix, look in rooms:
             folder = self.root / room
@@ -365,7 +309,11 @@ class _Checker:
         yield from self._past(document, ("verified", "on"), paper.verified.on)
         if paper.year is not None and f"-{paper.year}-" not in key:
             yield document.finding("W602", f"the key says another year than {paper.year}", ("year",))
-        yield from self._terms(document, paper.axes, INDEX_AXES if paper.kind != "survey" else (), "paper")
+        yield from self._terms(document, paper.axes)
+        for name in INDEX_AXES if paper.kind != "survey" else ():
+            if name in self.k.axes and name not in paper.axes:
+                message = f"the paper has no term on the axis {name}"
+                yield document.finding("E403", message, ("axes",), key=True, hint=axis_hint(self.k.axes[name]))
         seen: set[str] = set()
         for n, claim in enumerate(paper.claims):
             if claim.id in seen:
