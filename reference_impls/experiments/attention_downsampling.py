@@ -34,7 +34,6 @@ from reference_impls.experiments.efficient_nets import (
     map_specimen,
     measured,
     paired_difference,
-    randomised,
     scores,
     seeds,
     sweep_accuracies,
@@ -42,17 +41,18 @@ from reference_impls.experiments.efficient_nets import (
     without_gradients,
 )
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, over_seeds, record
+from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.experiments.stride_attention import (
     ABOUT,
     energy_share,
     networks,
 )
-from reference_impls.redundancy.over_resolution import coarsen
 from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling, DualPathDownsample
 from reference_impls.techniques.dimension_consistent_design import Downsample, PositionBias, Size
 from reference_impls.techniques.stride_attention import (
     Coarseness,
     attend_coarsely,
+    cell_means,
     coarse_handle,
     full_attentions,
     strided,
@@ -86,7 +86,7 @@ class AttentionDownsamplingSpecimens(Specimens):
         with torch.no_grad():
             yield Quantity("result on constant maps", attention(flat), attend_coarsely(attention, flat, Coarseness(2)))
         with fork_seed(seed):
-            attention = randomised(tiny_attention()).double().eval().to(device)
+            attention = scatter(tiny_attention()).double().eval().to(device)
             x = torch.randn(2, 12, 8, 8, dtype=torch.float64).to(device)
         with torch.no_grad():
             yield Quantity(
@@ -108,7 +108,7 @@ class AttentionDownsamplingSpecimens(Specimens):
 def queries_one_by_one(seed: int, device: str) -> Iterable[Quantity]:
     """What `AttentionDown` gives for each query, and the same with one query after the other over all keys."""
     with fork_seed(seed):
-        down = randomised(AttentionDown(12, 10, (6, 6), heads=2, key_dim=4, ratio=2)).double().eval().to(device)
+        down = scatter(AttentionDown(12, 10, (6, 6), heads=2, key_dim=4, ratio=2)).double().eval().to(device)
         x = torch.randn(1, 12, 6, 6, dtype=torch.float64).to(device)
     with torch.no_grad():
         queries, values = down.q(x), down.v(x)
@@ -205,7 +205,7 @@ class AllQueries(AttentionDown):
     def forward(self, x: Tensor) -> Tensor:
         values = self.v(x)
         queries = self.q.proj(self.q.local(x) + x)
-        mixed = coarsen(attend(self, queries, self.k(x), values, self.bias((x.shape[2], x.shape[3]))), 2)
+        mixed = cell_means(attend(self, queries, self.k(x), values, self.bias((x.shape[2], x.shape[3]))), 2)
         return self.proj(self.act(mixed + self.v_local(values)))
 
 
@@ -218,7 +218,7 @@ class FewKeys(AttentionDown):
         self.bias = PositionBias(heads, strided(size, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        cells = coarsen(x, 2)
+        cells = cell_means(x, 2)
         values = self.v(cells)
         mixed = attend(self, self.q(x), self.k(cells), values, self.bias((cells.shape[2], cells.shape[3])))
         return self.proj(self.act(mixed + self.v_local(values)))

@@ -40,14 +40,14 @@ from reference_impls.experiments.efficient_nets import (
     mean_and_interval,
     measured,
     paired_difference,
-    randomised,
     seeds,
     sweep_accuracies,
     without_gradients,
 )
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, measure_arms, over_seeds, record
+from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.hosts.substitution import Substitution, modules_of
-from reference_impls.redundancy.over_resolution import interpolation_error
+from reference_impls.redundancy.over_resolution import kept_detail
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.techniques.dimension_consistent_design import (
     DimensionConsistentDesign,
@@ -88,7 +88,7 @@ class DimensionConsistentSpecimens(Specimens):
         with fork_seed(seed):
             if kind == "typical":
                 blocks = [TokenBlock(CHANNELS, tiny_attention(), 24, layer_scale=1.0) for _ in range(3)]
-                host = randomised(nn.Sequential(Flatten(), *blocks))
+                host = scatter(nn.Sequential(Flatten(), *blocks))
                 noise = torch.randn(3, CHANNELS, 6, 6, generator=generator)
                 smooth = nn.functional.interpolate(noise[..., :2, :2], size=6, mode="bilinear")
                 inputs = torch.stack([noise[0], 0.2 * noise[1] + smooth[1], smooth[2]])
@@ -112,7 +112,7 @@ class DimensionConsistentSpecimens(Specimens):
 
     def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
         with fork_seed(seed):
-            attention = randomised(nn.Sequential(tiny_attention())).double().eval().to(device)[0]
+            attention = scatter(nn.Sequential(tiny_attention())).double().eval().to(device)[0]
             x = torch.randn(2, 36, CHANNELS, dtype=torch.float64).to(device)
         equal = x[:, :1].expand_as(x)
         with torch.no_grad():
@@ -225,15 +225,20 @@ def stages(model: nn.Sequential, x: Tensor) -> list[Tensor]:
     return maps
 
 
+def kept_at_half(maps: Tensor) -> Tensor:
+    """Share of the variance of each of maps (B, C, H, W) that half the resolution keeps: (B,)."""
+    return kept_detail(maps, (maps.shape[2] // 2, maps.shape[3] // 2))
+
+
 def by_stage(models: Sequence[nn.Sequential], x: Tensor) -> dict[str, Any]:
-    """Similarity of neighbours, and error of halving and interpolating, at each stage, for each kind of input.
+    """Similarity of neighbours, and detail kept at half the resolution, at each stage, for each kind of input.
 
     Rows are stages: mean over the networks and the ends of its 95 % interval.
     """
     rows: dict[str, Any] = {"stages": ", ".join(STAGES)}
     for kind, images in looked_at(x).items():
         seen = [stages(model, images) for model in models]
-        for what, measure in (("similarity", neighbour_similarity), ("error", interpolation_error)):
+        for what, measure in (("similarity", neighbour_similarity), ("kept", kept_at_half)):
             rows[f"{what}_{key(kind)}"] = tuple(
                 mean_and_interval([measure(maps[i]).mean().item() for maps in seen]) for i in range(len(STAGES))
             )
@@ -301,7 +306,7 @@ def run_pooling(ctx: Context) -> Record:
         seeds=seeds(ctx),
         notes=(
             "Training knew nothing of it: the technique is applied to the finished networks.",
-            "extra.similarity_*, extra.error_*: for each of extra.stages the mean over networks and its 95 % interval.",
+            "extra.similarity_*, extra.kept_*: for each of extra.stages the mean over networks and its 95 % interval.",
         ),
         extra=extra | by_stage(models, x[:64]),
     )
@@ -403,7 +408,7 @@ def layouts(size: Size, channels: int, depth: int) -> dict[str, nn.Sequential]:
     """The same pooling blocks in four forms, from maps (B, C, H, W) to maps."""
     with fork_seed(0):
         blocks = [
-            randomised(MapBlock(channels, Pooling(), FeedForward(channels, 4 * channels), layer_scale=0.5))
+            scatter(MapBlock(channels, Pooling(), FeedForward(channels, 4 * channels), layer_scale=0.5))
             for _ in range(depth)
         ]
     maps = nn.Sequential(*blocks).eval()

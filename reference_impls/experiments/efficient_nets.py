@@ -32,10 +32,10 @@ from reference_impls.experiments.harness import (
     train,
     trained,
 )
+from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.experiments.token_merging import twin
-from reference_impls.redundancy.over_resolution import coarsen
 from reference_impls.techniques.dimension_consistent_design import Downsample, FeedForward, MapBlock, Size, Stem
-from reference_impls.techniques.stride_attention import MapAttention, coarsen_bias
+from reference_impls.techniques.stride_attention import MapAttention, cell_means, coarsen_bias
 
 GRID: Size = (8, 8)
 """Size of the map behind the stem."""
@@ -262,7 +262,7 @@ def map_specimen(kind: Kind, seed: int, device: str) -> Specimen:
                 MapBlock(CHANNELS, tiny_attention(), FeedForward(CHANNELS, 24, local=True), layer_scale=1.0)
                 for _ in range(2)
             ]
-            host = randomised(nn.Sequential(*blocks))
+            host = scatter(nn.Sequential(*blocks))
             noise = torch.randn(3, CHANNELS, 8, 8, generator=generator)
             smooth = F.interpolate(noise[..., :2, :2], size=8, mode="bilinear")
             inputs = torch.stack([noise[0], 0.2 * noise[1] + smooth[1], smooth[2]])
@@ -278,19 +278,6 @@ def map_specimen(kind: Kind, seed: int, device: str) -> Specimen:
 def tiny_attention(size: Size = (8, 8)) -> MapAttention:
     """Attention of two heads on 12 channels."""
     return MapAttention(CHANNELS, size, heads=2, key_dim=4, ratio=2)
-
-
-def randomised(network: nn.Module) -> nn.Module:
-    """The network with random statistics of its batch norms and random position biases, in place."""
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.uniform_(-0.5, 0.5)
-                module.running_var.uniform_(0.5, 2)
-                module.bias.uniform_(-0.5, 0.5)
-            if isinstance(getattr(module, "table", None), nn.Parameter):
-                module.table.normal_()
-    return network
 
 
 @torch.no_grad()
@@ -322,10 +309,10 @@ def mean_of_cells(matrix: Tensor, size: Size, rows: int, columns: int) -> Tensor
 def coarse_scores_are_means(rows: int, columns: int, seed: int, device: str) -> Iterator[Quantity]:
     """That averaging the map averages the scores: by loops over the full scores, and from the coarse maps."""
     with fork_seed(seed):
-        attention = randomised(tiny_attention()).double().eval().to(device)
+        attention = scatter(tiny_attention()).double().eval().to(device)
         x = torch.randn(2, CHANNELS, 8, 8, dtype=torch.float64).to(device)
     with torch.no_grad():
-        q, k = attention.q(coarsen(x, rows)), attention.k(coarsen(x, columns))
+        q, k = attention.q(cell_means(x, rows)), attention.k(cell_means(x, columns))
         q, k = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (q, k))
         bias = coarsen_bias(attention.bias((8, 8)), (8, 8), rows, columns)
         coarse = q.transpose(2, 3) @ k * attention.key_dim**-0.5 + bias

@@ -58,7 +58,7 @@ from reference_impls.experiments.harness import (
 from reference_impls.experiments.token_merging import correlation, twin
 from reference_impls.hosts.substitution import inputs_of
 from reference_impls.models.vit import imagenet_normalise
-from reference_impls.redundancy.over_resolution import centred, coarsen, over_resolution
+from reference_impls.redundancy.over_resolution import over_resolution, spectrum
 from reference_impls.techniques.dimension_consistent_design import ConvNorm, Pooling
 from reference_impls.techniques.efficientformer_v2 import build
 from reference_impls.techniques.stride_attention import (
@@ -66,6 +66,7 @@ from reference_impls.techniques.stride_attention import (
     MapAttention,
     StrideAttention,
     attend_coarsely,
+    cell_means,
     full_attentions,
     strided,
 )
@@ -96,7 +97,7 @@ class StrideAttentionSpecimens(Specimens):
         yield from coarse_scores_are_means(2, 2, seed, device)
         with fork_seed(seed):
             x = torch.randn(2, 3, 8, 8, dtype=torch.float64, device=device)
-        yield Quantity("mean of a map", x.mean((2, 3)), coarsen(x, 2).mean((2, 3)))
+        yield Quantity("mean of a map", x.mean((2, 3)), cell_means(x, 2).mean((2, 3)))
         specimen = map_specimen("redundant", seed, device)
         attention, flat = specimen.host, specimen.inputs
         with torch.no_grad():
@@ -184,7 +185,7 @@ def spectra(models: Sequence[nn.Module], x: Tensor) -> dict[str, Any]:
             with torch.no_grad():
                 mixed, local = attentions[name].attend(seen)
             for place, maps in zip(PLACES, (seen, mixed, local), strict=True):
-                energy = torch.fft.fft2(centred(maps)).abs().square().sum((0, 1))
+                energy = spectrum(maps).sum(0)
                 shares[place].append(
                     torch.stack([energy[ring == f].sum() for f in range(1, size // 2 + 1)]) / energy.sum()
                 )

@@ -273,7 +273,7 @@ class TokenAttention(nn.Module):
     """Multi-head attention on tokens (B, N, C) of a map of `size`, with position bias and wide values.
 
     Each head has keys of `key_dim` and values of `ratio` times as many channels; the projection `qkv` lays them out
-    head by head.
+    head by head. Another number of tokens is taken as a square map, see `PositionBias`.
     """
 
     def __init__(self, channels: int, size: Size, heads: int = 8, key_dim: int = 32, ratio: int = 4) -> None:
@@ -288,7 +288,8 @@ class TokenAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, 2 * key_dim + value_dim)
         q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
-        scores = q @ k.transpose(2, 3) * self.key_dim**-0.5 + self.bias(self.size)
+        size = self.size if x.shape[1] == math.prod(self.size) else (math.isqrt(x.shape[1]),) * 2
+        scores = q @ k.transpose(2, 3) * self.key_dim**-0.5 + self.bias(size)
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 

@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from reference_impls.contract import check_tensor
 from reference_impls.techniques.attention_downsampling import DualPathDownsample, attention_down_cost
 from reference_impls.techniques.dimension_consistent_design import (
     ConvNorm,
@@ -41,8 +40,9 @@ from reference_impls.techniques.dimension_consistent_design import (
     feed_forward_cost,
     stem_cost,
 )
-from reference_impls.techniques.efficientformer import (
+from reference_impls.techniques.efficientformer.skeleton import (
     STRIDES,
+    ResolutionTechnique,
     Stage,
     TwoHeads,
     check_size,
@@ -147,8 +147,7 @@ class EfficientFormerV2(TwoHeads):
                 blocks.append(MapBlock(width, mixer, mlp, next(rates), config.layer_scale))
             stages.append(Stage(self._downsample(config, j), blocks))
         stem, norm = Stem(config.widths[0], nn.GELU, config.in_channels), nn.BatchNorm2d(config.widths[-1])
-        super().__init__(stem, stages, norm, num_classes, config.widths[-1], distillation, features_only)
-        self.config = config
+        super().__init__(config, stem, stages, norm, num_classes, distillation, features_only)
 
     @staticmethod
     def _mixer(config: Config, stage: int) -> nn.Module | None:
@@ -174,11 +173,10 @@ class EfficientFormerV2(TwoHeads):
         shape = (config.heads, config.down_key_dim, config.value_ratio)
         return DualPathDownsample(before, width, config.sizes()[stage - 1], *shape)
 
-    def check_images(self, x: Tensor) -> Size:
-        check_tensor("images", x, f"B {self.config.in_channels} H W", finite=False)
-        size = (x.shape[2], x.shape[3])
-        check_size("images", size)
-        return size
+    def operations(self, size: Size) -> int:
+        classes = 0 if self.head is None else self.head.out_features
+        parts = cost(replace(self.config, img_size=size), classes, self.head_dist is not None)
+        return sum(part.operations for part in parts.values())
 
     def pool(self, x: Tensor) -> Tensor:
         return self.norm(x).mean((2, 3))
@@ -190,7 +188,7 @@ class EfficientFormerV2(TwoHeads):
             bn, head = network.norm, network.head
             with torch.no_grad():
                 scale = bn.weight / (bn.running_var + bn.eps).sqrt()
-                head.bias += head.weight @ (bn.bias - bn.running_mean * scale)
+                head.bias += (head.weight * (bn.bias - bn.running_mean * scale)).sum(1)
                 head.weight *= scale
             network.norm = nn.Identity()
         return network
@@ -239,3 +237,11 @@ def load_timm(model: EfficientFormerV2, state_dict: Mapping[str, Tensor]) -> Non
     """
     names = {r"\.attention_biases$": ".bias.table"}
     load_exactly(model, {renamed(key, names): value for key, value in state_dict.items()}, VARIANTS)
+
+
+class EfficientFormerV2Technique(ResolutionTechnique):
+    """EfficientFormerV2 on the contract: see `ResolutionTechnique`."""
+
+    id = "efficientformer-v2"
+    execution = "real"
+    network = EfficientFormerV2

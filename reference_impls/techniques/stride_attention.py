@@ -42,7 +42,7 @@ from reference_impls.contract import (
     warn_no_effect,
 )
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
-from reference_impls.redundancy.over_resolution import coarsen, over_resolution
+from reference_impls.redundancy.over_resolution import over_resolution
 from reference_impls.techniques.dimension_consistent_design import ConvNorm, Cost, PositionBias, Size, conv_cost
 
 
@@ -159,10 +159,10 @@ def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> T
     With that, equal positions give what they give at full resolution.
     """
     size = (x.shape[2], x.shape[3])
-    values = attention.v(_coarsened(x, coarse.local))
+    values = attention.v(cell_means(x, coarse.local))
     local = attention.v_local(values)
-    values = values if coarse.local == coarse.keys else coarsen(values, coarse.keys)
-    queries, keys = attention.q(_coarsened(x, coarse.queries)), attention.k(_coarsened(x, coarse.keys))
+    values = values if coarse.local == coarse.keys else cell_means(values, coarse.keys)
+    queries, keys = attention.q(cell_means(x, coarse.queries)), attention.k(cell_means(x, coarse.keys))
     q, k, v = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (queries, keys, values))
     scores = q.transpose(2, 3) @ k * attention.key_dim**-0.5  # (B, heads, n, m)
     scores = scores + coarsen_bias(attention.bias(size), size, coarse.queries, coarse.keys)
@@ -175,8 +175,8 @@ def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> T
 
 def coarsen_bias(bias: Tensor, size: Size, queries: int, keys: int) -> Tensor:
     """Position biases between cells, the means of those between their positions: (heads, N, N) -> (heads, n, m)."""
-    bias = _coarsened(bias.unflatten(2, size), keys).flatten(2)  # (heads, N, m)
-    return _coarsened(bias.transpose(1, 2).unflatten(2, size), queries).flatten(2).transpose(1, 2)
+    bias = cell_means(bias.unflatten(2, size), keys).flatten(2)  # (heads, N, m)
+    return cell_means(bias.transpose(1, 2).unflatten(2, size), queries).flatten(2).transpose(1, 2)
 
 
 def coarse_operations(attention: MapAttention, size: Size, coarse: Coarseness) -> int:
@@ -188,8 +188,12 @@ def coarse_operations(attention: MapAttention, size: Size, coarse: Coarseness) -
     return linear + n * m * (keys + values + 2 * heads**2)
 
 
-def _coarsened(x: Tensor, factor: int) -> Tensor:
-    return x if factor == 1 else coarsen(x, factor)
+def cell_means(maps: Tensor, factor: int) -> Tensor:
+    """Means of cells of `factor` x `factor` positions: (B, C, H, W) -> (B, C, ceil(H / factor), ceil(W / factor)).
+
+    Where the factor does not divide a side, neighbouring cells overlap. Factor 1 gives the maps as they are.
+    """
+    return maps if factor == 1 else F.adaptive_avg_pool2d(maps, strided((maps.shape[2], maps.shape[3]), factor))
 
 
 def full_attentions(technique: str, host: object) -> dict[str, MapAttention]:

@@ -17,10 +17,10 @@ from reference_impls.experiments.attention_downsampling import (
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
     map_specimen,
-    randomised,
     tiny_attention,
     without_gradients,
 )
+from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.techniques.attention_downsampling import (
     AttentionDown,
     AttentionDownsampling,
@@ -33,7 +33,7 @@ DOWN = AttentionDownsampling()
 
 def down(kind: type[AttentionDown]) -> AttentionDown:
     torch.manual_seed(0)
-    return randomised(kind(CHANNELS, 20, (8, 8), heads=2, key_dim=4)).double().eval()
+    return scatter(kind(CHANNELS, 20, (8, 8), heads=2, key_dim=4)).double().eval()
 
 
 def maps() -> torch.Tensor:
@@ -43,7 +43,7 @@ def maps() -> torch.Tensor:
 def test_equal_queries_lose_nothing_whatever_the_keys_are() -> None:
     """With a query that follows from its bias alone all positions ask the same."""
     torch.manual_seed(0)
-    attend = randomised(tiny_attention()).double().eval()
+    attend = scatter(tiny_attention()).double().eval()
     with torch.no_grad():
         attend.q.bn.weight.zero_()
         attend.q.bn.bias.zero_()

@@ -19,7 +19,8 @@ from reference_impls.experiments.dimension_consistent_design import (
     stages,
     tiny_attention,
 )
-from reference_impls.experiments.efficient_nets import CHANNELS, photo_crops, randomised, without_gradients
+from reference_impls.experiments.efficient_nets import CHANNELS, photo_crops, without_gradients
+from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.techniques.dimension_consistent_design import (
     DimensionConsistentDesign,
@@ -43,7 +44,7 @@ def tokens() -> Tensor:
 
 def test_pooling_is_attention_with_the_matrix_of_3x3_means() -> None:
     torch.manual_seed(0)
-    attend = randomised(nn.Sequential(tiny_attention())).double().eval()[0]
+    attend = scatter(nn.Sequential(tiny_attention())).double().eval()[0]
     matrix = neighbourhood_mean(torch.eye(36, dtype=torch.float64).unflatten(1, (6, 6)).unsqueeze(0))[0].flatten(1).mT
     torch.testing.assert_close(matrix.sum(1), torch.ones(36, dtype=torch.float64))
     with torch.no_grad():
