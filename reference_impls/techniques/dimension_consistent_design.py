@@ -107,7 +107,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (self.gamma if x.ndim == 3 else self.gamma[:, None, None])
+        return x * (self.gamma if x.ndim == 3 else self.gamma.view(1, -1, 1, 1))
 
 
 class DropPath(nn.Module):
