@@ -420,7 +420,7 @@ def layouts(size: Size, channels: int, depth: int) -> dict[str, nn.Sequential]:
     return {
         "tokens": on_tokens(False),
         "maps": maps,
-        "maps, there and back": nn.Sequential(*(nn.Sequential(ThereAndBack(), b) for b in blocks)).eval(),
+        "there and back": nn.Sequential(*(nn.Sequential(ThereAndBack(), b) for b in blocks)).eval(),
         "tokens with layer norms": on_tokens(True),
     }
 
@@ -448,7 +448,7 @@ def run_layout(ctx: Context) -> Record:
     ratios = {name: speed_up(costs["tokens"].samples, cost.samples) for name, cost in costs.items()}
     similarity = neighbour_similarity(x).mean().item()
     abouts = {
-        "maps, there and back": "On maps, but each block first copies its map to the layout of tokens and back.",
+        "there and back": "On maps, but each block first copies its map to the layout of tokens and back.",
         "tokens with layer norms": "On tokens, with a layer norm in front of either part; its result is another one.",
     }
     return record(

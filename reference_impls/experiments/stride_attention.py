@@ -67,7 +67,9 @@ from reference_impls.techniques.stride_attention import (
     StrideAttention,
     attend_coarsely,
     cell_means,
+    coarse_values,
     full_attentions,
+    resize,
     strided,
 )
 
@@ -220,6 +222,24 @@ def _shuffled(attention: MapAttention, order: Tensor, coarse: Coarseness, x: Ten
     return move(attend_coarsely(elsewhere, move(x, order), coarse), back)
 
 
+def picture(model: nn.Module, image: Tensor) -> dict[str, Any]:
+    """For the figures: an image (1, 1, 32, 32), and what the first attention of the model adds in one channel.
+
+    The channel is that of the largest variance among the attended values. `strided` is the same from 16 tokens.
+    """
+    name, attention = next(iter(full_attentions(TECHNIQUE.id, model).items()))
+    x = inputs_of({name: attention}, model, image)[name]
+    with torch.no_grad():
+        attended, local = attention.attend(x)
+        coarse, _ = coarse_values(attention, x, Coarseness(2, 2, 1))
+    channel = int(attended.var((0, 2, 3)).argmax())
+    maps = {"attended": attended, "strided": resize(coarse, GRID), "local": local}
+    shown = {"image": image[0, 0]} | {what: maps[what][0, channel] for what in maps}
+    return {
+        f"picture_{what}": tuple(tuple(round(v, 3) for v in row) for row in x.tolist()) for what, x in shown.items()
+    }
+
+
 def run_tokens(ctx: Context) -> Record:
     """Accuracy of networks trained with attention at full resolution, against the stride at which it is run."""
     models = networks(ctx, "stride 1")
@@ -271,7 +291,7 @@ def run_tokens(ctx: Context) -> Record:
             "extra.measured_* holds a row (mean over the networks, and its 95 % interval) for each of measured_places.",
             "extra.spectrum_* is the share of energy whose higher frequency along an axis is 1, 2, 3, 4 cycles a map.",
         ),
-        extra=extra | spectra(models, x[:64]),
+        extra=extra | spectra(models, x[:64]) | picture(models[0], x[:1]),
     )
 
 

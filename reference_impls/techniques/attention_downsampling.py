@@ -3,6 +3,8 @@
 References:
   li-2023-rethinking: Li, Hu, Wen, Evangelidis, Salahi, Wang, Tulyakov, Ren. Rethinking Vision Transformers for
     MobileNet Size and Speed (EfficientFormerV2). ICCV 2023, arXiv 2212.08059. Dual-path attention downsampling.
+  graham-2021-levit: Graham, El-Nouby, Touvron, Stock, Joulin, Jégou, Douze. LeViT: a Vision Transformer in ConvNet's
+    Clothing for Faster Inference. arXiv 2104.01136. Attention with fewer queries than keys, between stages.
 
 The idea: the small map needs one query for each of its own pixels only, a quarter of the input's, but each of them may
 look at every pixel of the input. A convolution of stride 2 runs beside it, and the two are added.

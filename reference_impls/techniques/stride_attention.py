@@ -152,7 +152,17 @@ class Coarseness:
 def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> Tensor:
     """What `attention` (of stride 1) gives with coarser queries, keys or local values: (B, C, H, W) -> (B, C, H, W).
 
-    Maps are coarsened by averaging cells, and brought back by bilinear interpolation in front of the activation.
+    Maps are coarsened by averaging cells, see `coarse_values`, and brought back by bilinear interpolation in front of
+    the activation.
+    """
+    size = (x.shape[2], x.shape[3])
+    mixed, local = coarse_values(attention, x, coarse)
+    return attention.proj(attention.act(resize(mixed, size) + resize(local, size)))
+
+
+def coarse_values(attention: MapAttention, x: Tensor, coarse: Coarseness) -> tuple[Tensor, Tensor]:
+    """`MapAttention.attend` with coarser queries, keys or local values: what attention mixes, and the local values.
+
     Queries, keys and values are linear in x in evaluation mode, so averaging x averages them; position biases are
     averaged alike. The score of two cells is therefore the mean score of their positions. The bias of the talking heads
     behind the softmax is a weight that every key gets, so it counts for all positions that a coarse key stands for.
@@ -169,8 +179,7 @@ def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> T
     talk = attention.talking_head2
     weights = attention.talking_head1(scores).softmax(-1)
     mix = F.conv2d(weights, talk.weight, talk.bias * (math.prod(size) / k.shape[-1]))
-    mixed = (v @ mix.transpose(2, 3)).flatten(1, 2).unflatten(2, queries.shape[2:])
-    return attention.proj(attention.act(resize(mixed, size) + resize(local, size)))
+    return (v @ mix.transpose(2, 3)).flatten(1, 2).unflatten(2, queries.shape[2:]), local
 
 
 def coarsen_bias(bias: Tensor, size: Size, queries: int, keys: int) -> Tensor:
