@@ -1,7 +1,7 @@
 """Experiments of attention downsampling: specimens for the battery, and small networks on Fashion-MNIST.
 
-- `fashion-queries`: networks trained with 64 queries and 64 keys, run with fewer of either.
-- `fashion-downsampling`: ways to halve a map, each trained for itself.
+- `fill-queries`: networks trained with 64 queries and 64 keys, run with fewer of either.
+- `fill-downsampling`: ways to halve a map, each trained for itself.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from reference_impls.accounting.record import Control, Point, Record
 from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
 from reference_impls.experiments.efficient_nets import (
     FASHION,
+    FILL,
     GRID,
     HEADS,
     KEY_DIM,
-    RECIPES,
     WIDTHS,
-    accuracy,
     coarse_scores_are_means,
     costs_of,
     described,
-    fashion,
     fitted,
+    full_scores,
+    hidden_patches,
     key,
     map_network,
     map_specimen,
@@ -36,17 +36,14 @@ from reference_impls.experiments.efficient_nets import (
     paired_difference,
     scores,
     seeds,
-    sweep_accuracies,
+    some_images,
+    sweep,
     tiny_attention,
     without_gradients,
 )
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, over_seeds, record
 from reference_impls.experiments.mobile_networks import scatter
-from reference_impls.experiments.stride_attention import (
-    ABOUT,
-    energy_share,
-    networks,
-)
+from reference_impls.experiments.stride_attention import ABOUT, energy_share, networks
 from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling, DualPathDownsample
 from reference_impls.techniques.dimension_consistent_design import Downsample, PositionBias, Size
 from reference_impls.techniques.stride_attention import (
@@ -90,7 +87,7 @@ class AttentionDownsamplingSpecimens(Specimens):
             x = torch.randn(2, 12, 8, 8, dtype=torch.float64).to(device)
         with torch.no_grad():
             yield Quantity(
-                "a weight for each key", torch.ones(2, 2, 64).to(x), scores(attention, x).softmax(-1).sum(-1)
+                "a weight for each key", torch.ones(2, 2, 64).to(x), full_scores(attention, x).softmax(-1).sum(-1)
             )
 
     def invalid(self, device: str) -> Iterable[Invalid]:
@@ -138,46 +135,44 @@ def coarse(queries: int, keys: int) -> Callable[[nn.Module], object]:
 
 
 def run_queries(ctx: Context) -> Record:
-    """Accuracy of networks trained with all queries and keys, against how many are left of each."""
+    """How well networks trained with all queries and keys fill in patches, against how many are left of each."""
     models = networks(ctx, "stride 1")
     factors, tokens = (2, 4, 8), math.prod(GRID)
     attach: dict[str, Callable[[nn.Module], object]] = {"dense": lambda model: None}
     for f in factors:
         attach |= {f"queries {f}": partial(TECHNIQUE.apply, factor=f)}
         attach |= {f"keys {f}": coarse(1, f), f"both {f}": coarse(f, f)}
-    twins, qualities = sweep_accuracies(ctx, models, attach)
-    _, _, x, _ = fashion(RECIPES[ctx.budget])
-    costs = costs_of(ctx, twins, x[:64])
-    redundancy, extra = measured(models, TECHNIQUE, x[:64])
+    twins, qualities = sweep(ctx, models, attach)
+    x = some_images(ctx)
+    costs = costs_of(ctx, twins, hidden_patches(x))
+    redundancy, extra = measured(models, TECHNIQUE, x)
 
-    def points(what: str) -> list[Point]:
+    def points(what: str) -> tuple[Point, ...]:
         left = {f: math.prod(strided(GRID, f)) for f in factors}
-        return [
+        return tuple(
             costs[f"{what} {f}"].point(
                 {"factor": f}, qualities[f"{what} {f}"], samples=left[f], redundancy=1 - left[f] / tokens
             )
             for f in factors
-        ]
+        )
 
     return record(
         ctx,
         technique=TECHNIQUE.id,
-        scenario="fashion-queries",
-        title="Attention trained with 64 queries and run with 16, 4 or 1, on images of clothes",
-        data=described(RECIPES[ctx.budget]),
+        scenario="fill-queries",
+        title="Attention trained with 64 queries and run with 16, 4 or 1: filling in hidden patches",
+        data=described(ctx) + ", half of their patches hidden",
         model=ABOUT,
         unit="one image, in a batch of 64",
         knobs=("factor",),
         baseline=costs["dense"].arm(qualities["dense"], samples=tokens),
         points=points("queries"),
         controls=[
-            Control(
-                name="fewer keys", about="As many keys and values left, of all queries.", points=tuple(points("keys"))
-            ),
+            Control(name="fewer keys", about="As many keys and values left, of all queries.", points=points("keys")),
             Control(
                 name="fewer queries and keys",
                 about="Both, as in stride attention with local values at full resolution.",
-                points=tuple(points("both")),
+                points=points("both"),
             ),
         ],
         redundancy=redundancy,
@@ -249,21 +244,20 @@ DOWNSAMPLINGS: dict[str, type[AttentionDown] | None] = {
 
 
 def downsampled(ctx: Context, kind: str) -> list[nn.Module]:
-    """The network with this downsampling and no other attention, trained once for each seed."""
-    if DOWNSAMPLINGS[kind] is None:
-        return networks(ctx, "none")
-    build = partial(map_network, lambda: None, partial(downsampling, DOWNSAMPLINGS[kind]))
-    return [fitted(ctx, f"down {kind}", build, seed) for seed in seeds(ctx)]
+    """The network with this downsampling and no other mixer, trained once for each seed."""
+    return fitted(
+        ctx, FILL, f"down-{key(kind)}", lambda: map_network(FILL, lambda: None, downsampling(DOWNSAMPLINGS[kind]))
+    )
 
 
 def run_downsampling(ctx: Context) -> Record:
-    """Accuracy of networks that differ in what halves their map, each trained for itself."""
+    """How well networks fill in patches that differ in what halves their map, each trained for itself."""
     models = {kind: downsampled(ctx, kind) for kind in DOWNSAMPLINGS}
-    hits = {kind: [accuracy(model, RECIPES[ctx.budget]) for model in trained] for kind, trained in models.items()}
-    qualities = {kind: over_seeds("accuracy", values) for kind, values in hits.items()}
-    _, _, x, _ = fashion(RECIPES[ctx.budget])
-    costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, x[:64])
-    redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, x[:64])
+    values = {kind: scores(ctx, FILL, f"down-{key(kind)}", trained) for kind, trained in models.items()}
+    qualities = {kind: over_seeds(FILL.metric, found) for kind, found in values.items()}
+    x = some_images(ctx)
+    costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, hidden_patches(x))
+    redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, x)
     abouts = {
         "fewer queries and keys": "Keys and values are subsampled too: 16 queries look at the means of 16 cells.",
         "convolution alone": "No attention beside the convolution of stride 2.",
@@ -271,16 +265,16 @@ def run_downsampling(ctx: Context) -> Record:
     return record(
         ctx,
         technique=TECHNIQUE.id,
-        scenario="fashion-downsampling",
-        title="From 8 x 8 to 4 x 4 by attention, at equal training, on images of clothes",
-        data=described(RECIPES[ctx.budget]),
-        model="a small EfficientFormerV2 without other attention: 3 blocks of 32 channels on 8 x 8, 1 of 64 on 4 x 4",
+        scenario="fill-downsampling",
+        title="From 8 x 8 to 4 x 4 by attention, at equal training: filling in hidden patches",
+        data=described(ctx) + ", half of their patches hidden",
+        model="a small EfficientFormerV2 without other mixers: 2 blocks of 32 channels on 8 x 8, 1 of 64 on 4 x 4",
         unit="one image, in a batch of 64",
         knobs=("factor",),
         baseline=costs["all queries"].arm(qualities["all queries"], samples=64),
         points=[costs["fewer queries"].point({"factor": 2}, qualities["fewer queries"], samples=16, redundancy=0.75)],
         controls=[
-            Control(name=kind, about=about, points=(costs[kind].point({"keys": kind}, qualities[kind]),))
+            Control(name=kind, about=about, points=(costs[kind].point({"down": kind}, qualities[kind]),))
             for kind, about in abouts.items()
         ],
         redundancy=redundancy,
@@ -288,19 +282,17 @@ def run_downsampling(ctx: Context) -> Record:
         notes=(
             "The baseline has a query at each of 64 positions and averages the results of 4; it has the same weights.",
             "Every network is trained from the start, by the same recipe and in the same order.",
-            "Redundancy is that of the queries of the networks of `fashion-queries`.",
-            "extra.paired_* is the difference of accuracy to the baseline with the same seed: mean, and 95 % interval.",
+            "Redundancy is that of the networks of `fill-queries`.",
+            "extra.paired_* is the difference to the baseline with the same seed: mean, and 95 % interval.",
         ),
         extra={
-            f"paired_{key(kind)}": paired_difference(hits[kind], hits["all queries"])
+            f"paired_{key(kind)}": paired_difference(values[kind], values["all queries"])
             for kind in list(DOWNSAMPLINGS)[1:]
         },
     )
 
 
 SCENARIOS = (
-    Scenario(
-        "fashion-queries", "Small EfficientFormerV2 on Fashion-MNIST: accuracy against queries", run_queries, FASHION
-    ),
-    Scenario("fashion-downsampling", "The same, trained with other ways to halve the map", run_downsampling, FASHION),
+    Scenario("fill-queries", "Small EfficientFormerV2 that fills in patches: queries", run_queries, FASHION),
+    Scenario("fill-downsampling", "The same, trained with other ways to halve the map", run_downsampling, FASHION),
 )

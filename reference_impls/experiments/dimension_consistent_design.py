@@ -1,8 +1,8 @@
 """Experiments of dimension-consistent design: specimens for the battery, and small networks on Fashion-MNIST.
 
-- `fashion-pooling`: networks trained with attention in every block, run with pooling in its place; and how alike
+- `fill-pooling`: networks trained with attention in every block, run with pooling in its place; and how alike
   neighbours are at each stage.
-- `fashion-placement`: attention in other blocks, each network trained for itself.
+- `fill-placement`: attention in other blocks, each network trained for itself.
 - `layout`: the same blocks on maps and on tokens, against the clock.
 """
 
@@ -22,26 +22,30 @@ from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
     FASHION,
+    FILL,
     GRID,
     HEADS,
     KEY_DIM,
     LAYER_SCALE,
-    RECIPES,
     WIDTHS,
-    accuracy,
+    FillIn,
     chessboards,
     costs_of,
     described,
-    fashion,
     fitted,
-    head,
+    hidden_patches,
     key,
     looked_at,
+    map_block,
     mean_and_interval,
     measured,
+    painter,
     paired_difference,
+    patches,
+    scores,
     seeds,
-    sweep_accuracies,
+    some_images,
+    sweep,
     without_gradients,
 )
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, measure_arms, over_seeds, record
@@ -57,7 +61,6 @@ from reference_impls.techniques.dimension_consistent_design import (
     MapBlock,
     Pooling,
     Size,
-    Stem,
     TokenAttention,
     TokenBlock,
     fold_batch_norm,
@@ -164,9 +167,9 @@ SPECIMENS = DimensionConsistentSpecimens()
 # --------------------------------------------------------------------------------------------------------------------
 # Networks of four blocks: two on 8 x 8, two on 4 x 4
 
-ABOUT = "a small EfficientFormer: stem, 2 blocks of 32 channels on 8 x 8, a downsampling, 2 blocks of 64 on 4 x 4"
+ABOUT = "a small EfficientFormer: patches of 4 x 4 pixels, 2 blocks of 32 channels on 8 x 8, then 2 of 64 on 4 x 4"
 SIZES = (GRID, GRID, (4, 4), (4, 4))
-STAGES = ("pixels", "stem", "block 1", "block 2", "block 3", "block 4")
+STAGES = ("pixels", "patches", "block 1", "block 2", "block 3", "block 4")
 
 
 class ToMap(nn.Module):
@@ -180,47 +183,43 @@ class ToMap(nn.Module):
         return to_map(x, self.size)
 
 
-def network(kinds: str) -> nn.Sequential:
+def network(kinds: str) -> FillIn:
     """A small EfficientFormer whose four blocks mix by attention on tokens (a), pooling on maps (p) or not at all (n).
 
-    The layout changes wherever a block needs the other one.
+    The layout changes wherever a block needs the other one. Each position on 4 x 4 paints 8 x 8 pixels in the end.
     """
-    layers = OrderedDict[str, nn.Module](stem=Stem(WIDTHS[0], nn.ReLU, in_channels=1))
-    on_tokens = False
+    layers, on_tokens = OrderedDict[str, nn.Module](patches=patches(2)), False
     for i, (kind, size) in enumerate(zip(kinds, SIZES, strict=True)):
         width = WIDTHS[i // 2]
         if on_tokens and (kind != "a" or i == 2):
-            layers[f"to_map{i}"] = ToMap(SIZES[i - 1])
-            on_tokens = False
+            layers[f"to_map{i}"], on_tokens = ToMap(SIZES[i - 1]), False
         if i == 2:
             layers["down"] = Downsample(*WIDTHS)
         if kind == "a" and not on_tokens:
-            layers[f"flatten{i}"] = Flatten()
-            on_tokens = True
+            layers[f"flatten{i}"], on_tokens = Flatten(), True
         if kind == "a":
             mixer = TokenAttention(width, size, HEADS, KEY_DIM)
             layers[f"block{i}"] = TokenBlock(width, mixer, 2 * width, layer_scale=LAYER_SCALE)
         else:
-            pooling = Pooling() if kind == "p" else None
-            layers[f"block{i}"] = MapBlock(width, pooling, FeedForward(width, 2 * width), layer_scale=LAYER_SCALE)
+            layers[f"block{i}"] = map_block(width, Pooling() if kind == "p" else None)
     if on_tokens:
         layers["to_map"] = ToMap(SIZES[-1])
-    layers["head"] = head()
-    return nn.Sequential(layers)
+    layers["painter"] = painter(WIDTHS[1], 8)
+    return FillIn(nn.Sequential(layers))
 
 
 def networks(ctx: Context, kinds: str) -> list[nn.Module]:
     """The network with these blocks, trained once for each seed."""
-    return [fitted(ctx, f"blocks {kinds}", partial(network, kinds), seed) for seed in seeds(ctx)]
+    return fitted(ctx, FILL, f"blocks-{kinds}", partial(network, kinds))
 
 
 @torch.no_grad()
-def stages(model: nn.Sequential, x: Tensor) -> list[Tensor]:
-    """The maps (B, C, H, W) of images x at each of `STAGES`."""
-    maps = [x]
-    for name, layer in model.named_children():
+def stages(model: FillIn, x: Tensor) -> list[Tensor]:
+    """The maps (B, C, H, W) of images x (B, 1, 32, 32), no patch hidden, at each of `STAGES`."""
+    maps, x = [x], hidden_patches(x, share=0)
+    for name, layer in model.network.named_children():
         x = layer(x)
-        if name == "stem" or name.startswith("block"):
+        if name == "patches" or name.startswith("block"):
             maps.append(x if x.ndim == 4 else to_map(x, SIZES[int(name.removeprefix("block"))]))
     return maps
 
@@ -230,8 +229,8 @@ def kept_at_half(maps: Tensor) -> Tensor:
     return kept_detail(maps, (maps.shape[2] // 2, maps.shape[3] // 2))
 
 
-def by_stage(models: Sequence[nn.Sequential], x: Tensor) -> dict[str, Any]:
-    """Similarity of neighbours, and detail kept at half the resolution, at each stage, for each kind of input.
+def by_stage(models: Sequence[FillIn], x: Tensor) -> dict[str, Any]:
+    """Similarity of neighbours, and detail kept at half the resolution, at each stage, for each kind of image.
 
     Rows are stages: mean over the networks and the ends of its 95 % interval.
     """
@@ -266,7 +265,7 @@ def substitute(cheap: Callable[[TokenAttention, Tensor], Tensor], which: slice) 
 
 
 def run_pooling(ctx: Context) -> Record:
-    """Accuracy of networks trained with attention in all blocks, against the number of blocks that pool instead."""
+    """How well networks trained with attention in all blocks fill in patches, against the blocks that pool instead."""
     models = networks(ctx, "aaaa")
     counts = (1, 2, 3, 4)
     attach: dict[str, Callable[[nn.Module], object]] = {"dense": lambda model: None}
@@ -274,10 +273,10 @@ def run_pooling(ctx: Context) -> Record:
         attach |= {f"first {n}": partial(TECHNIQUE.apply, pooled=n)}
         attach |= {f"last {n}": substitute(pooled_values, slice(-n, None))}
         attach |= {f"unmixed {n}": substitute(unmixed_values, slice(n))}
-    twins, qualities = sweep_accuracies(ctx, models, attach)
-    _, _, x, _ = fashion(RECIPES[ctx.budget])
-    costs = costs_of(ctx, twins, x[:64])
-    redundancy, extra = measured(models, TECHNIQUE, x[:64])
+    twins, qualities = sweep(ctx, models, attach)
+    x = some_images(ctx)
+    costs = costs_of(ctx, twins, hidden_patches(x))
+    redundancy, extra = measured(models, TECHNIQUE, x)
 
     def points(which: str) -> tuple[Point, ...]:
         return tuple(
@@ -288,9 +287,9 @@ def run_pooling(ctx: Context) -> Record:
     return record(
         ctx,
         technique=TECHNIQUE.id,
-        scenario="fashion-pooling",
-        title="Pooling in the place of trained attention, block by block, on images of clothes",
-        data=described(RECIPES[ctx.budget]),
+        scenario="fill-pooling",
+        title="Pooling in the place of trained attention, block by block: filling in hidden patches",
+        data=described(ctx) + ", half of their patches hidden",
         model=ABOUT + ", attention in all of them",
         unit="one image, in a batch of 64",
         knobs=("pooled",),
@@ -298,17 +297,16 @@ def run_pooling(ctx: Context) -> Record:
         points=points("first"),
         controls=[
             Control(name="the last blocks", about="As many blocks pool, from the end.", points=points("last")),
-            Control(
-                name="no mixing", about="In the first blocks every token keeps its value.", points=points("unmixed")
-            ),
+            Control(name="no mixing", about="Tokens of the first blocks keep their values.", points=points("unmixed")),
         ],
         redundancy=redundancy,
         seeds=seeds(ctx),
         notes=(
             "Training knew nothing of it: the technique is applied to the finished networks.",
-            "extra.similarity_*, extra.kept_*: for each of extra.stages the mean over networks and its 95 % interval.",
+            "extra.measured_* holds a row (mean over networks, and its 95 % interval) for each of measured_places.",
+            "extra.similarity_*, extra.kept_*: the same for each of extra.stages, of images with no patch hidden.",
         ),
-        extra=extra | by_stage(models, x[:64]),
+        extra=extra | by_stage(models, x),
     )
 
 
@@ -317,20 +315,20 @@ def run_pooling(ctx: Context) -> Record:
 
 
 def run_placement(ctx: Context) -> Record:
-    """Accuracy of networks that differ in which blocks attend, each trained for itself."""
+    """How well networks fill in patches that differ in which blocks attend, each trained for itself."""
     kinds = ("aaaa", "ppaa", "pppp", "aapp", "nnaa")
     models = {kind: networks(ctx, kind) for kind in kinds}
-    hits = {kind: [accuracy(model, RECIPES[ctx.budget]) for model in trained] for kind, trained in models.items()}
-    qualities = {kind: over_seeds("accuracy", values) for kind, values in hits.items()}
-    _, _, x, _ = fashion(RECIPES[ctx.budget])
-    costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, x[:64])
-    redundancy, _ = measured(models["aaaa"], TECHNIQUE, x[:64])
+    values = {kind: scores(ctx, FILL, f"blocks-{kind}", trained) for kind, trained in models.items()}
+    qualities = {kind: over_seeds(FILL.metric, found) for kind, found in values.items()}
+    x = some_images(ctx)
+    costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, hidden_patches(x))
+    redundancy, _ = measured(models["aaaa"], TECHNIQUE, x)
     return record(
         ctx,
         technique=TECHNIQUE.id,
-        scenario="fashion-placement",
-        title="Pooling first and attention last, and the other ways round, at equal training, on images of clothes",
-        data=described(RECIPES[ctx.budget]),
+        scenario="fill-placement",
+        title="Pooling first and attention last, and the other ways round: filling in hidden patches",
+        data=described(ctx) + ", half of their patches hidden",
         model=ABOUT,
         unit="one image, in a batch of 64",
         knobs=("pooled",),
@@ -356,10 +354,10 @@ def run_placement(ctx: Context) -> Record:
         notes=(
             "Every network is trained from the start, by the same recipe and in the same order.",
             "Blocks on tokens have layer norm and linear layers, blocks on maps batch norm and 1x1 convolutions.",
-            "extra.paired_* is the difference of accuracy to attention everywhere, seed by seed: mean, 95 % interval.",
+            "extra.paired_* is the difference to attention everywhere, seed by seed: mean, 95 % interval.",
             "The four letters are the blocks in order: p pools, a attends, n does not mix.",
         ),
-        extra={f"paired_{kind}": paired_difference(hits[kind], hits["aaaa"]) for kind in kinds[1:]},
+        extra={f"paired_{kind}": paired_difference(values[kind], values["aaaa"]) for kind in kinds[1:]},
     )
 
 
@@ -479,7 +477,9 @@ def run_layout(ctx: Context) -> Record:
 
 
 SCENARIOS = (
-    Scenario("fashion-pooling", "Small EfficientFormer on Fashion-MNIST: pooling for attention", run_pooling, FASHION),
-    Scenario("fashion-placement", "The same, trained with attention in other places", run_placement, FASHION),
+    Scenario(
+        "fill-pooling", "Small EfficientFormer that fills in patches: pooling", run_pooling, FASHION
+    ),
+    Scenario("fill-placement", "The same, trained with attention in other places", run_placement, FASHION),
     Scenario("layout", "Pooling blocks on maps and on tokens: wall-clock", run_layout),
 )

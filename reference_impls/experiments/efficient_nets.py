@@ -1,13 +1,18 @@
 """What the experiments of stride attention, attention downsampling and dimension-consistent design share.
 
-Small networks of EfficientFormer's parts for Fashion-MNIST, and the data that they are trained on and looked at with.
-Images of 28 x 28 pixels are padded with zeros to 32 x 32, not enlarged: interpolated pixels would be redundant by
-construction. Behind the stem the map is 8 x 8.
+Small networks of EfficientFormer's parts, the two tasks that they are trained for, and what is measured on them.
+
+The tasks are to tell the classes of Fashion-MNIST, and to fill in patches of its images that are hidden at random. The
+second needs what this family of techniques is about: whether other positions, near or far, tell what a position holds.
+A classifier that averages over positions in the end does well without any mixing. Images of 28 x 28 pixels are padded
+with zeros to 32 x 32, not enlarged: interpolated pixels would be redundant by construction. Patches of 4 x 4 pixels
+make a map of 8 x 8 positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -25,6 +30,7 @@ from reference_impls.data.controls import phase_scrambled, white_noise
 from reference_impls.experiments.harness import (
     Context,
     Cost,
+    cached,
     fork_seed,
     measure_arms,
     over_seeds,
@@ -34,15 +40,14 @@ from reference_impls.experiments.harness import (
 )
 from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.experiments.token_merging import twin
-from reference_impls.techniques.dimension_consistent_design import Downsample, FeedForward, MapBlock, Size, Stem
+from reference_impls.techniques.dimension_consistent_design import FeedForward, MapBlock, Size
 from reference_impls.techniques.stride_attention import MapAttention, cell_means, coarsen_bias
 
 GRID: Size = (8, 8)
-"""Size of the map behind the stem."""
+"""Size of the map of patches."""
 WIDTHS = (32, 64)
 HEADS, KEY_DIM = 4, 8
-DEPTH = 3
-LAYER_SCALE = 0.1
+LAYER_SCALE = 1.0
 """Where it starts. The papers' 1e-5 keeps the branches of so short a training shut."""
 
 
@@ -57,15 +62,15 @@ class Recipe:
     images: int
     epochs: int
     tested: int
-    lr: float = 3e-3
+    lr: float = 1e-2
     batch_size: int = 64
 
 
 FASHION = {"smoke": ("fashion-mnist",), "full": ("fashion-mnist",)}
 NULLS = ("phases scrambled", "white noise")
 RECIPES = {
-    "smoke": Recipe(images=1000, epochs=1, tested=300, batch_size=32),
-    "full": Recipe(images=6000, epochs=3, tested=2500),
+    "smoke": Recipe(images=1000, epochs=1, tested=200, batch_size=32),
+    "full": Recipe(images=6000, epochs=5, tested=2000),
 }
 
 
@@ -88,25 +93,42 @@ def fashion(recipe: Recipe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return prepare(x_train[:n]), y_train[:n], prepare(x[:m]), y[:m]
 
 
-def described(recipe: Recipe) -> str:
+def some_images(ctx: Context) -> Tensor:
+    """The first 64 test images, on which redundancy, operations and time are measured."""
+    return fashion(RECIPES[ctx.budget])[2][:64]
+
+
+def described(ctx: Context) -> str:
     """The data in a line, for the record."""
+    r = RECIPES[ctx.budget]
     return (
-        f"Fashion-MNIST, 28 x 28 pixels padded to 32 x 32: {recipe.images:,} to train for {recipe.epochs} epochs, "
-        f"accuracy on {recipe.tested:,} others"
+        f"Fashion-MNIST, 28 x 28 pixels padded to 32 x 32: {r.images:,} images to train for {r.epochs} epochs, "
+        f"{r.tested:,} others to test"
     )
 
 
+def hide(x: Tensor, generator: torch.Generator, share: float = 0.5) -> Tensor:
+    """Images (B, 1, 32, 32) with patches of 4 x 4 hidden at random, and which pixels are: (B, 2, 32, 32)."""
+    hidden = (torch.rand(len(x), 1, *GRID, generator=generator) < share).to(x)
+    hidden = hidden.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return torch.cat([x * (1 - hidden), hidden], 1)
+
+
+def hidden_patches(x: Tensor, share: float = 0.5) -> Tensor:
+    """`hide`, always the same patches."""
+    return hide(x, torch.Generator().manual_seed(0), share)
+
+
 def photo_crops(number: int = 64) -> Tensor:
-    """Grey crops of natural photos, prepared like the clothes: (number, 1, 32, 32). The photos are in turn."""
+    """Grey crops of natural photos, prepared like the clothes: (number, 1, 32, 32)."""
     _, photos = images.photos(256)
     crops = photos.mean(1, keepdim=True).unfold(2, 32, 32).unfold(3, 32, 32)  # (7, 1, 8, 8, 32, 32)
-    crops = crops.flatten(2, 3).transpose(1, 2).transpose(0, 1).flatten(0, 1)  # place by place, photo by photo
-    order = torch.randperm(len(crops), generator=torch.Generator().manual_seed(0))[:number]
-    return prepare(crops[order])
+    crops = crops.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    return prepare(crops[torch.randperm(len(crops), generator=torch.Generator().manual_seed(0))[:number]])
 
 
 def looked_at(x: Tensor) -> dict[str, Tensor]:
-    """The inputs that redundancy is measured on: images x (B, 1, 32, 32) of the task, natural photos, and the nulls."""
+    """The images that redundancy is measured on: x (B, 1, 32, 32) of the task, natural photos, and the nulls."""
     return {
         "clothes": x,
         "photos": photo_crops(len(x)),
@@ -116,29 +138,39 @@ def looked_at(x: Tensor) -> dict[str, Tensor]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Networks
+# Networks and their tasks
 
 
-def map_network(mixer: Callable[[], nn.Module | None], down: Callable[[], nn.Module] | None = None) -> nn.Sequential:
-    """A small EfficientFormerV2: a stem, three blocks of 32 channels on 8 x 8, a downsampling, a block on 4 x 4.
+class FillIn(nn.Module):
+    """Fills the hidden patches of images, (B, 2, 32, 32) as from `hide`, with what `network` paints: (B, 1, 32, 32)."""
 
-    `mixer` makes what mixes in front of the feed-forward part of the last two blocks on 8 x 8. Every feed-forward part
-    has its depthwise convolution, as in V2.
-    """
-    width, wide = WIDTHS
-    blocks = [
-        MapBlock(width, mixer() if i else None, FeedForward(width, 2 * width, local=True), layer_scale=LAYER_SCALE)
-        for i in range(DEPTH)
-    ]
-    last = MapBlock(wide, None, FeedForward(wide, 2 * wide, local=True), layer_scale=LAYER_SCALE)
-    return nn.Sequential(
-        Stem(width, nn.GELU, in_channels=1), *blocks, Downsample(width, wide) if down is None else down(), last, head()
-    )
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        image, hidden = x[:, :1], x[:, 1:]
+        return image + hidden * self.network(x)
 
 
-def head(width: int = WIDTHS[1], classes: int = 10) -> nn.Sequential:
-    """Batch norm, the mean over the map, and a linear layer: (B, C, H, W) -> (B, classes)."""
+def patches(channels: int) -> nn.Module:
+    """Patches of 4 x 4 pixels as positions: (B, channels, 32, 32) -> (B, 32, 8, 8)."""
+    return nn.Conv2d(channels, WIDTHS[0], 4, 4)
+
+
+def painter(width: int, side: int) -> nn.Sequential:
+    """Batch norm, and each position painted as `side` x `side` pixels: (B, width, H, W) -> (B, 1, H side, W side)."""
+    return nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, side**2, 1), nn.PixelShuffle(side))
+
+
+def classifier(width: int, classes: int = 10) -> nn.Sequential:
+    """Batch norm, the mean over the map, and a linear layer: (B, width, H, W) -> (B, classes)."""
     return nn.Sequential(nn.BatchNorm2d(width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+def map_block(width: int, mixer: nn.Module | None) -> MapBlock:
+    """A block whose feed-forward part has no depthwise convolution, so that its mixer alone mixes positions."""
+    return MapBlock(width, mixer, FeedForward(width, 2 * width), layer_scale=LAYER_SCALE)
 
 
 def small_attention(stride: int = 1, *, project_first: bool = False) -> MapAttention:
@@ -146,51 +178,124 @@ def small_attention(stride: int = 1, *, project_first: bool = False) -> MapAtten
     return MapAttention(WIDTHS[0], GRID, HEADS, KEY_DIM, stride=stride, project_first=project_first)
 
 
-def fitted(ctx: Context, name: str, build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The network called `name`, trained by the recipe of the budget, or the same one from the cache."""
-    recipe = RECIPES[ctx.budget]
+@dataclass(frozen=True)
+class Task:
+    """What networks are trained to do, and how well they do it."""
 
-    def fresh() -> nn.Module:
-        with fork_seed(seed):
-            return build()
+    name: str
+    metric: str
+    inputs: Callable[[Tensor], Tensor]
+    """Images (B, 1, 32, 32) -> what the network takes, always the same."""
+    score: Callable[[nn.Module, Recipe], float]
+    train: Callable[[nn.Module, Recipe, int, Callable[[int, int], None]], nn.Module]
 
-    def fit(model: nn.Module) -> nn.Module:
-        x, y, _, _ = fashion(recipe)
-        training = {"epochs": recipe.epochs, "lr": recipe.lr, "batch_size": recipe.batch_size}
-        return train(model, x, y, seed=seed, **training, progress=lambda done, of: ctx.progress(name, done, of))
 
-    spec = {"network": str(fresh()), "recipe": dataclasses.asdict(recipe), "layer_scale": LAYER_SCALE, "seed": seed}
-    return trained(f"efficient-{name}", spec, fresh, fit)
+def share_filled(model: nn.Module, recipe: Recipe) -> float:
+    """Share of the variance of the test images' hidden pixels that is filled in rightly, 1 at best.
+
+    1 - (sum of squared errors) / (sum of squared differences from the mean training image), over hidden pixels.
+    """
+    x_train, _, x, _ = fashion(recipe)
+    inputs = hidden_patches(x)
+    error = (predict(model, inputs) - x).square().sum()
+    return 1 - (error / (inputs[:, 1:] * (x - x_train.mean(0))).square().sum()).item()
+
+
+def train_to_fill(model: nn.Module, recipe: Recipe, seed: int, progress: Callable[[int, int], None]) -> nn.Module:
+    """Train to fill patches that are hidden anew in every batch."""
+    x, _, _, _ = fashion(recipe)
+    return train(model, x, x, **_training(recipe, seed), loss=F.mse_loss, augment=hide, progress=progress)
 
 
 def accuracy(model: nn.Module, recipe: Recipe) -> float:
-    """Share of the test images that the network gets right."""
+    """Share of the test images that the network puts in the right class."""
     _, _, x, y = fashion(recipe)
     return (predict(model, x).argmax(1) == y).double().mean().item()
+
+
+def train_to_classify(model: nn.Module, recipe: Recipe, seed: int, progress: Callable[[int, int], None]) -> nn.Module:
+    """Train to tell the ten classes."""
+    x, y, _, _ = fashion(recipe)
+    return train(model, x, y, **_training(recipe, seed), progress=progress)
+
+
+def _training(recipe: Recipe, seed: int) -> dict[str, Any]:
+    return {"epochs": recipe.epochs, "lr": recipe.lr, "batch_size": recipe.batch_size, "seed": seed}
+
+
+FILL = Task("fill", "variance of hidden pixels filled in", hidden_patches, share_filled, train_to_fill)
+CLASSIFY = Task("classify", "accuracy", lambda x: x, accuracy, train_to_classify)
+
+
+def map_network(task: Task, mixer: Callable[[], nn.Module | None], down: nn.Module | None = None) -> nn.Module:
+    """A small EfficientFormerV2 on patches: two blocks of 32 channels on 8 x 8 with this mixer.
+
+    With `down`, that and a block of 64 channels without mixer on 4 x 4 follow.
+    """
+    width, wide = WIDTHS
+    layers: list[nn.Module] = [patches(2 if task is FILL else 1), *(map_block(width, mixer()) for _ in range(2))]
+    if down is not None:
+        layers += [down, map_block(wide, None)]
+    if task is CLASSIFY:
+        return nn.Sequential(*layers, classifier(wide if down else width))
+    return FillIn(nn.Sequential(*layers, painter(wide, 8) if down else painter(width, 4)))
+
+
+def fitted(ctx: Context, task: Task, name: str, build: Callable[[], nn.Module]) -> list[nn.Module]:
+    """The network called `name`, trained for the task once with each seed, or the same ones from the cache."""
+    recipe, models = RECIPES[ctx.budget], []
+    for seed in seeds(ctx):
+
+        def fresh(seed: int = seed) -> nn.Module:
+            with fork_seed(seed):
+                return build()
+
+        def fit(model: nn.Module, seed: int = seed) -> nn.Module:
+            return task.train(model, recipe, seed, lambda done, of: ctx.progress(f"{name}, seed {seed}", done, of))
+
+        spec = {"task": task.name, "network": str(fresh()), "recipe": dataclasses.asdict(recipe), "seed": seed}
+        spec["layer_scale"] = LAYER_SCALE
+        models.append(trained(f"efficient-{task.name}-{name}", spec, fresh, fit))
+    return models
+
+
+def scores(ctx: Context, task: Task, name: str, models: Sequence[nn.Module]) -> list[float]:
+    """How well each of the networks called `name` does the task, from the cache if they were tested before."""
+    recipe = RECIPES[ctx.budget]
+    weights = [hashlib.sha256(b"".join(v.numpy().tobytes() for v in m.state_dict().values())) for m in models]
+    spec = {
+        "recipe": dataclasses.asdict(recipe),
+        "weights": [w.hexdigest() for w in weights],
+        "network": str(models[0]),
+    }
+    values = cached(
+        f"efficient-{task.name}-{name}", spec, lambda: torch.tensor([task.score(m, recipe) for m in models]).double()
+    )
+    return values.tolist()
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # What scenarios measure
 
 
-def sweep_accuracies(
+def sweep(
     ctx: Context, models: Sequence[nn.Module], arms: Mapping[str, Callable[[nn.Module], object]]
 ) -> tuple[dict[str, nn.Module], dict[str, Quality]]:
-    """Of each arm, which attaches something to twins of the models: the last twin, and the accuracy over all."""
+    """Of each arm, which attaches something to twins of the models: the last twin, and how well all fill in patches."""
     twins, qualities = {}, {}
     for done, (name, attach) in enumerate(arms.items()):
         values = []
         for model in models:
             twins[name] = twin(model)
             attach(twins[name])
-            values.append(accuracy(twins[name], RECIPES[ctx.budget]))
-        qualities[name] = over_seeds("accuracy", values)
+            values.append(FILL.score(twins[name], RECIPES[ctx.budget]))
+        qualities[name] = over_seeds(FILL.metric, values)
         ctx.progress("arms", done + 1, len(arms))
     return twins, qualities
 
 
 def costs_of(ctx: Context, models: Mapping[str, nn.Module], x: Tensor) -> dict[str, Cost]:
-    """Every network counted and timed on the same images, per image."""
+    """Every network counted and timed on the same inputs, for each of them."""
     return measure_arms(
         {name: partial(without_gradients, model, x) for name, model in models.items()},
         units=len(x),
@@ -200,9 +305,11 @@ def costs_of(ctx: Context, models: Mapping[str, nn.Module], x: Tensor) -> dict[s
 
 
 def measured(models: Sequence[nn.Module], technique: Technique, x: Tensor) -> tuple[Measured, dict[str, Any]]:
-    """Redundancy of images x over the trained networks, its nulls, and each place's share for each kind of input."""
-    inputs = looked_at(x)
-    found = {name: [technique.measure(model, images) for model in models] for name, images in inputs.items()}
+    """Redundancy of images x over networks that fill in patches, its nulls, and each place's for each kind of image."""
+    found = {
+        name: [technique.measure(model, hidden_patches(images)) for model in models]
+        for name, images in looked_at(x).items()
+    }
     real = found["clothes"]
     value, *ends = mean_and_interval([one.value for one in real])
     low, high = (min(max(end, 0.0), 1.0) for end in ends)
@@ -286,7 +393,7 @@ def without_gradients(model: nn.Module, x: Tensor) -> Tensor:
     return model(x)
 
 
-def scores(attention: MapAttention, x: Tensor) -> Tensor:
+def full_scores(attention: MapAttention, x: Tensor) -> Tensor:
     """Scores of attention in front of its talking heads, at full resolution: (B, heads, N, N)."""
     q, k = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (attention.q(x), attention.k(x)))
     return q.transpose(2, 3) @ k * attention.key_dim**-0.5 + attention.bias((x.shape[2], x.shape[3]))
@@ -316,4 +423,4 @@ def coarse_scores_are_means(rows: int, columns: int, seed: int, device: str) -> 
         q, k = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (q, k))
         bias = coarsen_bias(attention.bias((8, 8)), (8, 8), rows, columns)
         coarse = q.transpose(2, 3) @ k * attention.key_dim**-0.5 + bias
-        yield Quantity("scores of cells", mean_of_cells(scores(attention, x), (8, 8), rows, columns), coarse)
+        yield Quantity("scores of cells", mean_of_cells(full_scores(attention, x), (8, 8), rows, columns), coarse)

@@ -1,14 +1,13 @@
 """Experiments of stride attention: specimens for the battery, and small networks on Fashion-MNIST.
 
-- `fashion-tokens`: networks trained with attention on 64 tokens, run on fewer; and which frequencies attention adds.
-- `fashion-mixers`: other strides and other mixers, each trained for itself.
-- `fashion-projection-order`: projecting before the interpolation, which the papers do not try.
+- `fill-tokens`: networks trained with attention on 64 tokens, run on fewer; and which frequencies attention adds.
+- `fill-mixers`, `classify-mixers`: other strides and other mixers, each trained for itself.
+- `fill-projection-order`: projecting before the interpolation, which the paper does not try.
 - `s0-latency`: operations and wall-clock of EfficientFormerV2-S0 at 224 pixels.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -25,30 +24,32 @@ from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
 from reference_impls.data import images
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
+    CLASSIFY,
     FASHION,
+    FILL,
     GRID,
-    RECIPES,
     WIDTHS,
-    accuracy,
+    Task,
     coarse_scores_are_means,
     costs_of,
     described,
-    fashion,
     fitted,
+    hidden_patches,
     key,
     map_network,
     map_specimen,
     measured,
     paired_difference,
+    scores,
     seeds,
     small_attention,
-    sweep_accuracies,
+    some_images,
+    sweep,
     without_gradients,
 )
 from reference_impls.experiments.harness import (
     Context,
     Scenario,
-    cached,
     fork_seed,
     over_items,
     over_seeds,
@@ -154,9 +155,7 @@ SPECIMENS = StrideAttentionSpecimens()
 # --------------------------------------------------------------------------------------------------------------------
 # What the scenarios share: trained networks, and what attention adds to their maps
 
-ABOUT = (
-    "a small EfficientFormerV2: stem, 3 blocks of 32 channels on 8 x 8 (mixers in the last 2), a block of 64 on 4 x 4"
-)
+ABOUT = "a small EfficientFormerV2: patches of 4 x 4 pixels, 2 blocks of 32 channels on 8 x 8 with mixers"
 MIXERS: dict[str, Callable[[], nn.Module | None]] = {
     "stride 1": small_attention,
     "stride 2": partial(small_attention, 2),
@@ -170,9 +169,9 @@ PLACES = ("input", "attended", "local")
 """Where energy is looked at: what reaches attention, what it mixes, and its local values."""
 
 
-def networks(ctx: Context, mixer: str) -> list[nn.Module]:
+def networks(ctx: Context, mixer: str, task: Task = FILL) -> list[nn.Module]:
     """The network with this mixer, trained once for each seed."""
-    return [fitted(ctx, f"mixer {mixer}", partial(map_network, MIXERS[mixer]), seed) for seed in seeds(ctx)]
+    return fitted(ctx, task, f"mixer-{key(mixer)}", partial(map_network, task, MIXERS[mixer]))
 
 
 def spectra(models: Sequence[nn.Module], x: Tensor) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def spectra(models: Sequence[nn.Module], x: Tensor) -> dict[str, Any]:
     for model in models:
         shares: dict[str, list[Tensor]] = {place: [] for place in PLACES}
         attentions = full_attentions(TECHNIQUE.id, model)
-        for name, seen in inputs_of(attentions, model, x).items():
+        for name, seen in inputs_of(attentions, model, hidden_patches(x)).items():
             with torch.no_grad():
                 mixed, local = attentions[name].attend(seen)
             for place, maps in zip(PLACES, (seen, mixed, local), strict=True):
@@ -223,66 +222,71 @@ def _shuffled(attention: MapAttention, order: Tensor, coarse: Coarseness, x: Ten
 
 
 def picture(model: nn.Module, image: Tensor) -> dict[str, Any]:
-    """For the figures: an image (1, 1, 32, 32), and what the first attention of the model adds in one channel.
+    """For the figures: an image (1, 1, 32, 32), filled in, and what the first attention adds in one channel.
 
     The channel is that of the largest variance among the attended values. `strided` is the same from 16 tokens.
     """
+    inputs = hidden_patches(image)
     name, attention = next(iter(full_attentions(TECHNIQUE.id, model).items()))
-    x = inputs_of({name: attention}, model, image)[name]
+    x = inputs_of({name: attention}, model, inputs)[name]
     with torch.no_grad():
         attended, local = attention.attend(x)
         coarse, _ = coarse_values(attention, x, Coarseness(2, 2, 1))
     channel = int(attended.var((0, 2, 3)).argmax())
-    maps = {"attended": attended, "strided": resize(coarse, GRID), "local": local}
-    shown = {"image": image[0, 0]} | {what: maps[what][0, channel] for what in maps}
+    shown = {"seen": inputs[:, 0], "hidden": inputs[:, 1], "filled": without_gradients(model, inputs)[:, 0]}
+    shown |= {"attended": attended[:, channel], "strided": resize(coarse, GRID)[:, channel], "local": local[:, channel]}
     return {
-        f"picture_{what}": tuple(tuple(round(v, 3) for v in row) for row in x.tolist()) for what, x in shown.items()
+        f"picture_{what}": tuple(tuple(round(v, 3) for v in row) for row in x[0].tolist()) for what, x in shown.items()
     }
 
 
 def run_tokens(ctx: Context) -> Record:
-    """Accuracy of networks trained with attention at full resolution, against the stride at which it is run."""
+    """How well networks trained at full resolution fill in patches, against the stride that attention is run with."""
     models = networks(ctx, "stride 1")
     strides = (2, 4, 8)
     attach: dict[str, Callable[[nn.Module], object]] = {"dense": lambda model: None}
     for local in ("full", "coarse"):
         attach |= {f"{local} {s}": partial(TECHNIQUE.apply, stride=s, local=local) for s in strides}
     attach |= {f"shuffled {s}": partial(shuffled_cells, stride=s) for s in strides}
-    twins, qualities = sweep_accuracies(ctx, models, attach)
-    _, _, x, _ = fashion(RECIPES[ctx.budget])
-    costs = costs_of(ctx, twins, x[:64])
-    ctx.progress("measured", 1, 1)
-    redundancy, extra = measured(models, TECHNIQUE, x[:64])
+    twins, qualities = sweep(ctx, models, attach)
+    x = some_images(ctx)
+    costs = costs_of(ctx, twins, hidden_patches(x))
+    redundancy, extra = measured(models, TECHNIQUE, x)
 
-    def points(kind: str, local: str) -> list[Point]:
-        return [
+    def points(kind: str, local: str) -> tuple[Point, ...]:
+        left = {s: math.prod(strided(GRID, s)) for s in strides}
+        return tuple(
             costs[f"{kind} {s}"].point(
                 {"stride": s, "local": local},
                 qualities[f"{kind} {s}"],
-                samples=math.prod(strided(GRID, s)),
-                redundancy=1 - math.prod(strided(GRID, s)) / math.prod(GRID),
+                samples=left[s],
+                redundancy=1 - left[s] / math.prod(GRID),
             )
             for s in strides
-        ]
+        )
 
     return record(
         ctx,
         technique=TECHNIQUE.id,
-        scenario="fashion-tokens",
-        title="Attention trained on 64 tokens and run on 16, 4 or 1, on images of clothes",
-        data=described(RECIPES[ctx.budget]),
+        scenario="fill-tokens",
+        title="Attention trained on 64 tokens and run on 16, 4 or 1: filling in hidden patches",
+        data=described(ctx) + ", half of their patches hidden",
         model=ABOUT,
         unit="one image, in a batch of 64",
         knobs=("stride", "local"),
         baseline=costs["dense"].arm(qualities["dense"], samples=math.prod(GRID)),
-        points=points("full", "full") + points("coarse", "coarse"),
+        points=points("full", "full"),
         controls=[
             Control(
                 name="cells of random positions",
-                about="As many tokens, each the mean of positions drawn at random instead of neighbours; local values "
-                "at full resolution.",
-                points=tuple(points("shuffled", "full")),
-            )
+                about="As many tokens, each the mean of positions drawn at random instead of neighbours.",
+                points=points("shuffled", "full"),
+            ),
+            Control(
+                name="local values on the coarse map",
+                about="As in the paper, where the network is trained so: local values are strided too.",
+                points=points("coarse", "coarse"),
+            ),
         ],
         redundancy=redundancy,
         seeds=seeds(ctx),
@@ -291,7 +295,7 @@ def run_tokens(ctx: Context) -> Record:
             "extra.measured_* holds a row (mean over the networks, and its 95 % interval) for each of measured_places.",
             "extra.spectrum_* is the share of energy whose higher frequency along an axis is 1, 2, 3, 4 cycles a map.",
         ),
-        extra=extra | spectra(models, x[:64]) | picture(models[0], x[:1]),
+        extra=extra | spectra(models, x) | picture(models[0], x[:1]),
     )
 
 
@@ -299,25 +303,25 @@ def run_tokens(ctx: Context) -> Record:
 # Equal training: which mixer, which stride, which order
 
 
-def run_mixers(ctx: Context) -> Record:
-    """Accuracy of networks that differ in the mixer of two blocks, each trained for itself."""
+def run_mixers(ctx: Context, task: Task, title: str) -> Record:
+    """How well networks do a task that differ in the mixer of their blocks, each trained for itself."""
     names = ("stride 1", "stride 2", "stride 4", "none", "mean 3x3", "depthwise 3x3")
-    models = {name: networks(ctx, name) for name in names}
-    qualities = {name: over_seeds("accuracy", _accuracies(ctx, name)) for name in names}
-    _, _, x, _ = fashion(RECIPES[ctx.budget])
-    costs = costs_of(ctx, {name: trained[-1] for name, trained in models.items()}, x[:64])
-    redundancy, _ = measured(models["stride 1"], TECHNIQUE, x[:64])
+    models = {name: networks(ctx, name, task) for name in names}
+    values = {name: scores(ctx, task, f"mixer-{key(name)}", trained) for name, trained in models.items()}
+    qualities = {name: over_seeds(task.metric, found) for name, found in values.items()}
+    costs = costs_of(ctx, {name: trained[-1] for name, trained in models.items()}, task.inputs(some_images(ctx)))
+    redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, some_images(ctx))
     abouts = {
-        "none": "Nothing in the place of attention: only the feed-forward parts mix neighbours.",
-        "mean 3x3": "The mean of 3x3 neighbours minus the pixel, as in EfficientFormer V1.",
+        "none": "Nothing in the place of attention: no position learns of another.",
+        "mean 3x3": "The mean of 3x3 neighbours minus the position, as in EfficientFormer V1.",
         "depthwise 3x3": "A depthwise 3x3 convolution.",
     }
     return record(
         ctx,
         technique=TECHNIQUE.id,
-        scenario="fashion-mixers",
-        title="Mixers at equal training, on images of clothes",
-        data=described(RECIPES[ctx.budget]),
+        scenario=f"{task.name}-mixers",
+        title=title,
+        data=described(ctx),
         model=ABOUT,
         unit="one image, in a batch of 64",
         knobs=("stride",),
@@ -327,36 +331,19 @@ def run_mixers(ctx: Context) -> Record:
             for s in (2, 4)
         ],
         controls=[
-            Control(name=f"mixer: {name}", about=about, points=(costs[name].point({"mixer": name}, qualities[name]),))
+            Control(name=f"mixer {name}", about=about, points=(costs[name].point({"mixer": name}, qualities[name]),))
             for name, about in abouts.items()
         ],
         redundancy=redundancy,
         seeds=seeds(ctx),
         notes=(
             "Every network is trained from the start with its own mixer, by the same recipe and in the same order.",
-            "extra.paired_* is the difference of accuracy to stride 1 with the same seed: mean, and 95 % interval.",
+            "Strided networks are those of the paper: a depthwise convolution of the stride, local values on its map.",
+            "extra.paired_* is the difference to stride 1 with the same seed: mean, and 95 % interval.",
+            "Redundancy is that of the networks of `fill-tokens`.",
         ),
-        extra=paired(ctx, "stride 1", names[1:]),
+        extra={f"paired_{key(n)}": paired_difference(values[n], values["stride 1"]) for n in names[1:]},
     )
-
-
-def _accuracies(ctx: Context, mixer: str) -> list[float]:
-    """Accuracy of the network with this mixer, for each seed; kept in the cache."""
-    recipe = RECIPES[ctx.budget]
-    spec = {"mixer": mixer, "recipe": dataclasses.asdict(recipe), "seeds": seeds(ctx), "network": str(MIXERS[mixer]())}
-    found = cached(
-        "mixer-accuracy",
-        spec,
-        lambda: torch.tensor([accuracy(m, recipe) for m in networks(ctx, mixer)], dtype=torch.float64),
-    )
-    return found.tolist()
-
-
-def paired(ctx: Context, baseline: str, others: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Difference of accuracy to the baseline with the same seed, as (mean, low, high), by mixer."""
-    return {
-        f"paired_{key(name)}": paired_difference(_accuracies(ctx, name), _accuracies(ctx, baseline)) for name in others
-    }
 
 
 def swap_order(model: nn.Module) -> None:
@@ -369,18 +356,19 @@ def swap_order(model: nn.Module) -> None:
 def run_order(ctx: Context) -> Record:
     """Projecting before the interpolation instead of behind it: trained so, or swapped in finished networks."""
     published, first = "stride 2", "stride 2, projected first"
-    models = {name: networks(ctx, name)[-1] for name in (published, first)}
-    qualities = {name: over_seeds("accuracy", _accuracies(ctx, name)) for name in models}
-    swapped, after = sweep_accuracies(ctx, networks(ctx, published), {"swapped": swap_order})
-    _, _, x, _ = fashion(RECIPES[ctx.budget])
-    costs = costs_of(ctx, models | swapped, x[:64])
-    redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, x[:64])
+    models = {name: networks(ctx, name) for name in (published, first)}
+    values = {name: scores(ctx, FILL, f"mixer-{key(name)}", trained) for name, trained in models.items()}
+    qualities = {name: over_seeds(FILL.metric, found) for name, found in values.items()}
+    swapped, after = sweep(ctx, models[published], {"swapped": swap_order})
+    last = {name: trained[-1] for name, trained in models.items()}
+    costs = costs_of(ctx, last | swapped, hidden_patches(some_images(ctx)))
+    redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, some_images(ctx))
     return record(
         ctx,
         technique=TECHNIQUE.id,
-        scenario="fashion-projection-order",
-        title="Projecting before the interpolation, on images of clothes",
-        data=described(RECIPES[ctx.budget]),
+        scenario="fill-projection-order",
+        title="Projecting before the interpolation: filling in hidden patches",
+        data=described(ctx) + ", half of their patches hidden",
         model=ABOUT,
         unit="one image, in a batch of 64",
         knobs=("project_first",),
@@ -398,8 +386,9 @@ def run_order(ctx: Context) -> Record:
         notes=(
             "Convolutions of 1x1 and batch norm commute with bilinear interpolation; the GELU in between does not.",
             "extra.s0_* are EfficientFormerV2-S0 at 224 pixels with random weights, one image, in both orders.",
+            "extra.paired_projected_first is the difference to the published order with the same seed.",
         ),
-        extra=paired(ctx, published, (first,)) | s0_in_both_orders(ctx),
+        extra={"paired_projected_first": paired_difference(values[first], values[published])} | s0_in_both_orders(ctx),
     )
 
 
@@ -476,10 +465,19 @@ def run_s0(ctx: Context) -> Record:
 
 
 SCENARIOS = (
+    Scenario("fill-tokens", "Small EfficientFormerV2 that fills in patches, against its tokens", run_tokens, FASHION),
     Scenario(
-        "fashion-tokens", "Small EfficientFormerV2 on Fashion-MNIST: accuracy against tokens", run_tokens, FASHION
+        "fill-mixers",
+        "The same, trained with other mixers",
+        partial(run_mixers, task=FILL, title="Mixers at equal training: filling in hidden patches"),
+        FASHION,
     ),
-    Scenario("fashion-mixers", "The same, trained with other mixers", run_mixers, FASHION),
-    Scenario("fashion-projection-order", "The same, projecting before the interpolation", run_order, FASHION),
+    Scenario(
+        "classify-mixers",
+        "Small EfficientFormerV2 that tells clothes apart, trained with other mixers",
+        partial(run_mixers, task=CLASSIFY, title="Mixers at equal training: telling clothes apart"),
+        FASHION,
+    ),
+    Scenario("fill-projection-order", "The first, projecting before the interpolation", run_order, FASHION),
     Scenario("s0-latency", "EfficientFormerV2-S0 at 224 pixels: wall-clock of a single image", run_s0),
 )

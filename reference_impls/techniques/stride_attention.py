@@ -190,11 +190,16 @@ def coarsen_bias(bias: Tensor, size: Size, queries: int, keys: int) -> Tensor:
 
 def coarse_operations(attention: MapAttention, size: Size, coarse: Coarseness) -> int:
     """Closed form of the operations of `attend_coarsely` on one map of `size`."""
-    channels, heads = attention.proj.conv.out_channels, attention.heads
-    keys, values = attention.q.conv.out_channels, attention.v.conv.out_channels
+    channels, keys, values = (_width(layer) for layer in (attention.proj, attention.q, attention.v))
+    heads = attention.heads
     n, m, local = (math.prod(strided(size, factor)) for factor in (coarse.queries, coarse.keys, coarse.local))
     linear = channels * (keys * (n + m) + values * (local + math.prod(size))) + 9 * values * local
     return linear + n * m * (keys + values + 2 * heads**2)
+
+
+def _width(layer: nn.Module) -> int:
+    """Channels that a `ConvNorm` gives, or the convolution that it was folded into."""
+    return int(getattr(layer, "conv", layer).out_channels)
 
 
 def cell_means(maps: Tensor, factor: int) -> Tensor:

@@ -21,6 +21,7 @@ from reference_impls.experiments.efficient_nets import (
 from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.experiments.stride_attention import MIXERS, map_network, shuffled_cells, swap_order
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
+from reference_impls.techniques.dimension_consistent_design import fold_batch_norm
 from reference_impls.techniques.efficientformer_v2 import build
 from reference_impls.techniques.stride_attention import (
     Coarseness,
@@ -123,6 +124,16 @@ def test_a_threshold_decides_for_each_map_and_leaves_the_others_bit_for_bit() ->
     coarse = without_gradients(lambda maps: attend_coarsely(attend, maps, Coarseness(2, 2, 2)), x[chosen])
     torch.testing.assert_close(mixed[chosen], coarse)
     assert (mixed - plain)[chosen].abs().amax((1, 2, 3)).min() > 1e-3
+
+
+def test_a_folded_network_is_a_host_as_well() -> None:
+    network = nn.Sequential(attention())
+    fold_batch_norm(network[0])
+    with STRIDE.apply(network, stride=2) as handle, count() as tally:
+        without_gradients(network, maps(8, 8))
+    with count() as dense:
+        without_gradients(network, maps(8, 8))
+    assert dense.operations - tally.operations == STRIDE.saving(network, maps(8, 8), handle.trace)
 
 
 def test_stride_one_is_equal_bit_for_bit_and_warns() -> None:
