@@ -12,10 +12,11 @@ from reference_impls.experiments.attention_downsampling import (
     AllQueries,
     FewKeys,
     downsampling,
-    map_network,
 )
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
+    FILL,
+    map_network,
     map_specimen,
     tiny_attention,
     without_gradients,
@@ -108,5 +109,5 @@ def test_all_queries_ask_at_every_position_and_are_averaged() -> None:
 
 @pytest.mark.parametrize("kind", DOWNSAMPLINGS)
 def test_every_way_fits_the_small_network(kind: str) -> None:
-    network = map_network(lambda: None, lambda: downsampling(DOWNSAMPLINGS[kind])).eval()
-    assert without_gradients(network, torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+    network = map_network(FILL, lambda: None, downsampling(DOWNSAMPLINGS[kind])).eval()
+    assert without_gradients(network, torch.zeros(1, 2, 32, 32)).shape == (1, 1, 32, 32)

@@ -112,8 +112,8 @@ def test_there_and_back_copies_and_changes_nothing() -> None:
 @pytest.mark.parametrize(("kinds", "changes"), [("pppp", 0), ("ppaa", 2), ("aapp", 2), ("aaaa", 4), ("papa", 4)])
 def test_the_layout_changes_only_where_a_block_needs_it(kinds: str, changes: int) -> None:
     model = network(kinds).eval()
-    assert sum(isinstance(m, Flatten | ToMap) for m in model) == changes
-    assert without_gradients(model, torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+    assert sum(isinstance(m, Flatten | ToMap) for m in model.network) == changes
+    assert without_gradients(model, torch.zeros(2, 2, 32, 32)).shape == (2, 1, 32, 32)
     seen = [tuple(m.shape[1:]) for m in stages(model, torch.zeros(2, 1, 32, 32))]
     assert seen == [(1, 32, 32), *[(32, 8, 8)] * 3, *[(64, 4, 4)] * 2]
     assert len(seen) == len(STAGES)

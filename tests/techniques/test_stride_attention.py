@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +14,22 @@ from reference_impls.accounting.count import count
 from reference_impls.contract import NoEffectWarning, UnsupportedHost
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
+    CLASSIFY,
+    FILL,
+    RECIPES,
+    FillIn,
+    fashion,
+    hidden_patches,
+    map_network,
     map_specimen,
     photo_crops,
+    share_filled,
     small_attention,
     tiny_attention,
     without_gradients,
 )
 from reference_impls.experiments.mobile_networks import scatter
-from reference_impls.experiments.stride_attention import MIXERS, map_network, shuffled_cells, swap_order
+from reference_impls.experiments.stride_attention import MIXERS, shuffled_cells, swap_order
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
 from reference_impls.techniques.dimension_consistent_design import fold_batch_norm
 from reference_impls.techniques.efficientformer_v2 import build
@@ -187,9 +197,9 @@ def test_projecting_first_commutes_but_for_the_activation() -> None:
         attend.project_first = False
         torch.testing.assert_close(attend(x), without, rtol=1e-12, atol=1e-12)
     with count() as first:
-        map_network(MIXERS["stride 2, projected first"]).eval()(torch.zeros(1, 1, 32, 32))
+        map_network(FILL, MIXERS["stride 2, projected first"]).eval()(torch.zeros(1, 2, 32, 32))
     with count() as published:
-        map_network(MIXERS["stride 2"]).eval()(torch.zeros(1, 1, 32, 32))
+        map_network(FILL, MIXERS["stride 2"]).eval()(torch.zeros(1, 2, 32, 32))
     assert published.operations - first.operations == 2 * 128 * 32 * (64 - 16)
 
 
@@ -199,7 +209,37 @@ def test_resizing_to_the_same_size_is_free() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Controls of the experiments
+# The tasks and controls of the experiments
+
+
+def test_half_of_the_patches_are_hidden_and_only_they_are_painted() -> None:
+    x = torch.rand(50, 1, 32, 32) + 1
+    inputs = hidden_patches(x)
+    image, hidden = inputs[:, :1], inputs[:, 1:].bool()
+    assert torch.equal(inputs, hidden_patches(x))
+    assert hidden.float().mean() == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(hidden, hidden[..., ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3))
+    assert bool((image[hidden] == 0).all())
+    assert torch.equal(image[~hidden], x[~hidden])
+    filled = without_gradients(FillIn(lambda inputs: inputs[:, :1] + 7), inputs)
+    assert torch.equal(filled[~hidden], x[~hidden])
+    assert bool((filled[hidden] == 7).all())
+
+
+def test_a_perfect_painter_fills_everything_in_and_the_mean_image_nothing(asset: Callable[[str], Path]) -> None:
+    asset("fashion-mnist")
+    recipe = RECIPES["smoke"]
+    x_train, _, x, _ = fashion(recipe)
+    assert share_filled(lambda inputs: x, recipe) == 1
+    mean = x_train.mean(0)
+    assert share_filled(FillIn(lambda inputs: mean), recipe) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_fits_both_tasks(mixer: str) -> None:
+    for task, channels, shape in ((FILL, 2, (2, 1, 32, 32)), (CLASSIFY, 1, (2, 10))):
+        network = map_network(task, MIXERS[mixer]).eval()
+        assert without_gradients(network, torch.zeros(2, channels, 32, 32)).shape == shape
 
 
 def test_shuffled_cells_cost_as_much_and_agree_where_all_positions_do() -> None:
@@ -221,7 +261,7 @@ def test_shuffled_cells_cost_as_much_and_agree_where_all_positions_do() -> None:
 
 
 def test_swapping_the_order_reaches_strided_attention_only() -> None:
-    models = [map_network(MIXERS[name]) for name in ("stride 1", "stride 2")]
+    models = [map_network(FILL, MIXERS[name]) for name in ("stride 1", "stride 2")]
     for model in models:
         swap_order(model)
     swapped = [[m.project_first for m in model.modules() if isinstance(m, MapAttention)] for model in models]
@@ -230,4 +270,4 @@ def test_swapping_the_order_reaches_strided_attention_only() -> None:
 
 def test_strided_attention_is_no_host() -> None:
     with pytest.raises(UnsupportedHost, match="stride 1"):
-        STRIDE.apply(map_network(MIXERS["stride 2"]))
+        STRIDE.apply(map_network(FILL, MIXERS["stride 2"]))
