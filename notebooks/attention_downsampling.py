@@ -15,11 +15,11 @@
 #
 # Networks for images halve their maps from stage to stage, usually by a convolution of stride 2, which sees 3 x 3
 # positions. **Attention downsampling** (LeViT, Graham et al., arXiv 2104.01136; EfficientFormerV2, Li et al., arXiv
-# 2212.08059) lets each position of the small map look anywhere in the large one: attention whose *queries* stand on every
-# second row and column, while *keys* and *values* are those of all positions.
+# 2212.08059) lets each position of the small map look anywhere in the large one: attention whose *queries* stand on
+# every second row and column, while *keys* and *values* are those of all positions.
 #
-# The bet on the data: neighbouring positions ask for nearly the same, so one of four queries is enough; but each of them
-# may need any key. This notebook puts both halves of that sentence to the test.
+# The bet on the data: neighbouring positions ask for nearly the same, so one of four queries is enough; but each of
+# them may need any key. This notebook puts both halves of that sentence to the test.
 
 # %%
 from pathlib import Path
@@ -104,8 +104,8 @@ with torch.no_grad():
 # ## Do neighbours ask for the same?
 #
 # The measure: the share of the queries' energy that a grid of half the resolution holds, without the mean; 0 for white
-# noise and a chessboard, 1 for equal queries. Queries of trained networks that fill in hidden patches, for four kinds of
-# images, with the keys beside them:
+# noise and a chessboard, 1 for equal queries. Queries of trained networks that fill in hidden patches, for four kinds
+# of images, with the keys beside them:
 
 # %%
 kinds = ("clothes", "photos", "phases_scrambled", "white_noise")
@@ -172,15 +172,15 @@ plt.show()
 # %% [markdown]
 # ## Halving the map, trained
 #
-# Four networks that differ only in what brings 8 x 8 to 4 x 4, each trained for itself: a query at all 64 positions with
-# the results averaged; a query for each of the 16 (the technique); keys and values subsampled too; and the convolution
-# alone. Nothing else in these networks mixes positions.
+# Four networks that differ only in what brings 8 x 8 to 4 x 4, each trained for itself: a query at all 64 positions
+# with the results averaged; a query for each of the 16 (the technique); keys and values subsampled too; and the
+# convolution alone. Nothing else in these networks mixes positions.
 
 # %%
 arms = {"64 queries, 64 keys": halving.baseline, "16 queries, 64 keys": halving.with_[0]}
 arms |= {{"fewer queries and keys": "16 queries, 16 keys"}.get(c.name, c.name): c.points[0] for c in halving.controls}
 figure, axis = plt.subplots(figsize=(7.5, 2.6))
-for i, (name, arm) in enumerate(arms.items()):
+for i, arm in enumerate(arms.values()):
     q = arm.quality
     axis.errorbar(q.value, -i, xerr=[[q.value - q.low], [q.high - q.value]], fmt="o", color="tab:blue", capsize=3)
     text = f"{arm.operations / 1e6:.2f} M operations, {arm.wall_ms.median:.2f} ms"
@@ -191,13 +191,14 @@ plt.show()
 for name, value in halving.extra.items():
     mean, low, high = value
     print(
-        f"{name.removeprefix('paired_').replace('_', ' ')} against 64 queries: {mean:+.4f} (95 %: {low:+.4f} to {high:+.4f})"
+        f"{name.removeprefix('paired_').replace('_', ' ')} against 64 queries: "
+        f"{mean:+.4f} (95 %: {low:+.4f} to {high:+.4f})"
     )
 
 # %% [markdown]
 # ## When not to use it
 #
-# - **Early in the network.** There are four times as many keys at twice the resolution; the papers use it before the last
-#   stage only.
+# - **Early in the network.** There are four times as many keys at twice the resolution; the papers use it before the
+#   last stage only.
 # - **When the work beside the attention counts.** Values come from all positions and are widened; they are most of the
 #   cost that is left, and subsampling queries saves none of it.

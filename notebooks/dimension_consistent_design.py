@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Dimension-consistent design
 #
-# A vision transformer for phones has two kinds of blocks. Some work on *maps* (B, C, H, W) as convolutions do, others on
-# *tokens* (B, N, C) as attention does, and going from one to the other is a copy. **Dimension-consistent design**
+# A vision transformer for phones has two kinds of blocks. Some work on *maps* (B, C, H, W) as convolutions do, others
+# on *tokens* (B, N, C) as attention does, and going from one to the other is a copy. **Dimension-consistent design**
 # (EfficientFormer, Li et al., arXiv 2206.01191) puts all blocks on maps first, where a mean of 3 x 3 neighbours mixes
 # positions, and all blocks with attention last, and changes the layout once.
 #
@@ -91,8 +91,9 @@ print("sums of the rows:", matrix.sum(1).unique().tolist(), " entries:", matrix.
 # ## How alike neighbours are, stage by stage
 #
 # In trained networks with attention in all four blocks, for images with nothing hidden: the cosine of a position with
-# its neighbours' mean (left), and the share of variance that half the resolution keeps (right). At the pixels, scrambled
-# phases hardly differ from real images, since both measures depend on the spectrum alone; noise shows the zero.
+# its neighbours' mean (left), and the share of variance that half the resolution keeps (right). At the pixels,
+# scrambled phases hardly differ from real images, since both measures depend on the spectrum alone; noise shows the
+# zero.
 
 # %%
 labels = pooling.extra["stages"].split(", ")
@@ -159,8 +160,8 @@ plt.show()
 # %% [markdown]
 # ## Trained so
 #
-# Each network trained for itself: four blocks, two on 8 x 8 and two on 4 x 4, that attend (a), pool (p) or do not mix (n).
-# `ppaa` is EfficientFormer's order.
+# Each network trained for itself: four blocks, two on 8 x 8 and two on 4 x 4, that attend (a), pool (p) or do not mix
+# (n). `ppaa` is EfficientFormer's order.
 
 # %%
 arms = {"aaaa": placement.baseline, "ppaa": placement.with_[0], "pppp": placement.with_[1]}
@@ -179,9 +180,9 @@ plt.show()
 # %% [markdown]
 # ## The layout alone
 #
-# Four pooling blocks as in the second stage of EfficientFormer-L1, with the same weights: on maps; on tokens, where each
-# pooling needs a map and so two changes of layout; on maps with a copy there and back in front of each block; and on
-# tokens with the layer norms that blocks on tokens have. Operations are equal to the unit.
+# Four pooling blocks as in the second stage of EfficientFormer-L1, with the same weights: on maps; on tokens, where
+# each pooling needs a map and so two changes of layout; on maps with a copy there and back in front of each block; and
+# on tokens with the layer norms that blocks on tokens have. Operations are equal to the unit.
 
 # %%
 arms = {"on tokens": layout.baseline, "on maps": layout.with_[0]} | {c.name: c.points[0] for c in layout.controls}
@@ -193,7 +194,8 @@ for name, arm in arms.items():
     )
 for name, (ratio, low, high) in layout.extra.items():
     print(
-        f"{name.removeprefix('speed_up_').replace('_', ' ')}: {ratio:.2f} times as fast as on tokens (95 %: {low:.2f} to {high:.2f})"
+        f"{name.removeprefix('speed_up_').replace('_', ' ')}: "
+        f"{ratio:.2f} times as fast as on tokens (95 %: {low:.2f} to {high:.2f})"
     )
 
 # %% [markdown]
@@ -201,5 +203,5 @@ for name, (ratio, low, high) in layout.extra.items():
 #
 # - **When far positions matter early.** Pooling tells a position nothing of what is not beside it.
 # - **As a measure of data.** The saving by the layout has nothing to do with the data, and is as large on noise.
-# - **Where a depthwise convolution is as cheap.** EfficientFormerV2 replaces the pooling by one, and is more accurate for
-#   no time.
+# - **Where a depthwise convolution is as cheap.** EfficientFormerV2 replaces the pooling by one, and is more accurate
+#   for no time.

@@ -15,8 +15,9 @@
 #
 # Attention compares every position of a map with every other, so its work grows with the square of their number. A map
 # of 14 x 14 has 196 positions; at half the resolution it has 49, and a sixteenth of the pairs. **Stride attention**
-# (EfficientFormerV2, Li et al., arXiv 2212.08059) does just that: it makes a coarse map, attends there, and interpolates
-# the result. What is not smooth takes another way, a small convolution of the values beside attention (*local values*).
+# (EfficientFormerV2, Li et al., arXiv 2212.08059) does just that: it makes a coarse map, attends there, and
+# interpolates the result. What is not smooth takes another way, a small convolution of the values beside attention
+# (*local values*).
 #
 # This notebook asks what the coarse map loses: which frequencies attention really adds to a map, how results fall when
 # a finished network is run with fewer tokens, what training with a stride gives, and what it saves in time.
@@ -153,10 +154,10 @@ with torch.no_grad(), StrideAttention().apply(model, stride=2) as handle:
 # %% [markdown]
 # ## Fewer tokens in a finished network
 #
-# The networks were trained at full resolution and know nothing of strides. Left: how much of the hidden pixels' variance
-# they fill in with 64, 16, 4 tokens and 1. Cells of *random* positions (orange) are the control: as many tokens, but no
-# neighbours. With local values on the coarse map as well, as in the paper, a network that was not trained so breaks.
-# Right: the same of a network trained now, in the small budget.
+# The networks were trained at full resolution and know nothing of strides. Left: how much of the hidden pixels'
+# variance they fill in with 64, 16, 4 tokens and 1. Cells of *random* positions (orange) are the control: as many
+# tokens, but no neighbours. With local values on the coarse map as well, as in the paper, a network that was not
+# trained so breaks. Right: the same of a network trained now, in the small budget.
 
 # %%
 STYLES = {
@@ -193,9 +194,9 @@ plt.show()
 # %% [markdown]
 # ## Trained with it
 #
-# Now every network is trained with its own mixer, for the same time: attention at full resolution and with strides 2 and
-# 4 as in the paper (a depthwise convolution makes the coarse map, local values live on it), and three mixers without
-# attention. Left the task above; right telling the ten classes apart.
+# Now every network is trained with its own mixer, for the same time: attention at full resolution and with strides 2
+# and 4 as in the paper (a depthwise convolution makes the coarse map, local values live on it), and three mixers
+# without attention. Left the task above; right telling the ten classes apart.
 
 # %%
 NAMES = {"stride 1": "attention, 64", "stride 2": "attention, 16", "stride 4": "attention, 4"}
@@ -248,8 +249,8 @@ print("difference of the trained ones, seed by seed (mean, 95 %):", np.round(ord
 # %% [markdown]
 # ## What it saves
 #
-# The closed form of one block of S0 at stride 16, and the clock on the whole network at 224 pixels, one thread, one image
-# (random weights; they change no operation):
+# The closed form of one block of S0 at stride 16, and the clock on the whole network at 224 pixels, one thread, one
+# image (random weights; they change no operation):
 
 # %%
 for stride in (1, 2):
@@ -257,7 +258,8 @@ for stride in (1, 2):
         f"block, stride {stride}: {map_attention_cost(96, (14, 14), stride=stride).operations / 1e6:.1f} M operations"
     )
 print(
-    f"S0 at full resolution: {clock.baseline.operations / 1e6:.0f} M, {clock.baseline.wall_ms.median:.1f} ms, {clock.machine.cpu}"
+    f"S0 at full resolution: {clock.baseline.operations / 1e6:.0f} M operations, "
+    f"{clock.baseline.wall_ms.median:.1f} ms, {clock.machine.cpu}"
 )
 for point, (stride, ratio, low, high) in zip(clock.with_, clock.extra["speed_up"], strict=True):
     fewer = clock.baseline.operations / point.operations
