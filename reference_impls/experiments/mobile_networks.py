@@ -273,7 +273,7 @@ def resolution(
         ),
         seeds=seeds,
         notes=(
-            f"The images were enlarged: but for 0.02 of their variance, their detail fits into {fitted_side} pixels a side.",
+            f"The images were enlarged: all but 0.02 of their variance fits into a side of {fitted_side} pixels.",
             "Each batch of the training is of another size; the second control shows what this is for.",
             "Layer scale starts at 0.1 instead of 1e-5, for the training is short.",
         ),
