@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
-from unittest.mock import MagicMock, patch
+from unittest.mock import MagicMock
 
 import torch
 from torch import Tensor, nn
@@ -483,7 +483,7 @@ def compiled(network: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     return function
 
 
-def timm_network(name: str) -> nn.Module | None:
+def timm_network(name: str, **options: Any) -> nn.Module | None:
     """A network of timm with random weights, in evaluation mode; None where timm is not installed.
 
     timm imports torchvision for its data loaders, which are not needed here: where torchvision is absent, mocks stand
@@ -495,14 +495,15 @@ def timm_network(name: str) -> nn.Module | None:
         torchvision = MagicMock()
         torchvision.ops.misc.FrozenBatchNorm2d = type("FrozenBatchNorm2d", (nn.Module,), {})
         parts = ("datasets", "ops", "ops.misc", "transforms", "transforms.functional")
-        mocks = {f"torchvision.{part}": attrgetter(part)(torchvision) for part in parts}
+        mocks = {"torchvision": torchvision} | {f"torchvision.{p}": attrgetter(p)(torchvision) for p in parts}
         for module in [m for m in sys.modules if m.partition(".")[0] == "timm"]:
             del sys.modules[module]  # what the failed import left behind
-        with patch.dict(sys.modules, mocks, torchvision=torchvision):
-            try:
-                timm = importlib.import_module("timm")
-            except ImportError:
-                return None
-            loaded = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "timm"}
-        sys.modules.update(loaded)
-    return timm.create_model(name).eval()
+        sys.modules.update(mocks)
+        try:
+            timm = importlib.import_module("timm")
+        except ImportError:
+            return None
+        finally:
+            for module in mocks:
+                del sys.modules[module]
+    return timm.create_model(name, **options).eval()
