@@ -176,8 +176,8 @@ def resolution(
     """Accuracy, operations and time of a trained network that sees its images at `side` pixels or at fewer.
 
     `build(side)` makes the network for one channel and 10 classes. It is trained on images of random size, each batch
-    at another. Controls at the same number of pixels: images cropped instead of shrunk, and a network that was trained
-    at the full size only.
+    at another; the baseline is the same network trained and run at the full size. Controls at the same number of
+    pixels: images cropped instead of shrunk, and the baseline's weights on the smaller images.
     """
     x_train, y_train, x_test, y_test = split
     sides = range(32, side, 32)
@@ -201,12 +201,11 @@ def resolution(
 
     for n, seed in enumerate(seeds):
         network, single = fit(seed, sizes=True), fit(seed, sizes=False)
-        handles = {"as trained": technique.apply(network, fuse=False), "fused": technique.apply(network)}
-        handles |= {f"seen at {s}": technique.apply(network, scale=s / side) for s in sides}
+        handles = {f"one size, {s}": technique.apply(single, scale=s / side) for s in (side, *sides)}
+        handles |= {f"seen at {s}": technique.apply(network, scale=s / side) for s in (side, *sides)}
         handles["fitted"] = technique.apply(network, tolerance=0.02)
-        handles |= {f"one size, {s}": technique.apply(single, scale=s / side) for s in (*sides, side)}
         arms: dict[str, Callable[[Tensor], Tensor]] = {label: handle.host for label, handle in handles.items()}
-        arms |= {f"cropped to {s}": _on_crops(handles["fused"].host, s) for s in sides}
+        arms |= {f"cropped to {s}": _on_crops(handles[f"seen at {side}"].host, s) for s in sides}
         for label, arm in arms.items():
             hits = predict(arm, x).argmax(1).cpu() == y_test
             accuracy.setdefault(label, []).append(hits.float().mean().item())
@@ -242,10 +241,9 @@ def resolution(
         model=f"{name}, {sum(p.numel() for p in network.parameters()):,} parameters, trained at 32 to {side} pixels",
         unit="one image, in a batch of 32",
         knobs=("scale", "tolerance"),
-        baseline=costs["as trained"].arm(over_seeds("accuracy", accuracy["as trained"]), samples=side**2),
+        baseline=costs[f"one size, {side}"].arm(over_seeds("accuracy", accuracy[f"one size, {side}"]), samples=side**2),
         points=[
-            point("fused", side),
-            *(point(f"seen at {s}", s) for s in falling),
+            *(point(f"seen at {s}", s) for s in (side, *falling)),
             point("fitted", fitted_side, 0.02),
         ],
         controls=[
@@ -256,8 +254,8 @@ def resolution(
             ),
             Control(
                 name="trained at one size",
-                about=f"The same network trained on images of {side} pixels only.",
-                points=tuple(point(f"one size, {s}", s) for s in (side, *falling)),
+                about="The baseline's weights, which saw one size only, on fewer pixels.",
+                points=tuple(point(f"one size, {s}", s) for s in falling),
             ),
         ],
         redundancy=Measured(
@@ -274,7 +272,7 @@ def resolution(
         seeds=seeds,
         notes=(
             f"The images were enlarged: all but 0.02 of their variance fits into a side of {fitted_side} pixels.",
-            "Each batch of the training is of another size; the second control shows what this is for.",
+            "Each batch of the training is of another size, and all sizes share the statistics of batch norm.",
             "Layer scale starts at 0.1 instead of 1e-5, for the training is short.",
         ),
         extra={"side": tuple(map(float, (*sides, side))), "fitted_side": float(fitted_side)},
