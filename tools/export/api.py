@@ -160,38 +160,38 @@ def counts(knowledge: Knowledge) -> model.Counts:
 def entry(knowledge: Knowledge, one: Entry) -> model.EntryOut:
     """An entry with what is known about it elsewhere."""
     source = knowledge.sources.get(one.id)
-    return model.EntryOut.model_validate(
-        one.model_dump()
-        | {
-            "axes": {axis: tuple(terms) for axis, terms in one.axes.items()},
-            "execution": source.execution if source else None,
-            "waivers": dict(source.waivers) if source else {},
-            "claims": [claim_id(paper, claim) for paper, claim, _ in knowledge.claims(one.id)],
-            "results": [result_id(record) for record in knowledge.results.get(one.id, ())],
-            "page": f"techniques/{one.id}.html",
-            "file": f"{ENTRIES}/{one.id}.yml",
-        }
+    return model.EntryOut.model_construct(
+        **_fields(one, "axes"),
+        axes={axis: tuple(terms) for axis, terms in one.axes.items()},
+        execution=source.execution if source else None,
+        waivers=dict(source.waivers) if source else {},
+        claims=tuple(claim_id(paper, claim) for paper, claim, _ in knowledge.claims(one.id)),
+        results=tuple(result_id(record) for record in knowledge.results.get(one.id, ())),
+        page=f"techniques/{one.id}.html",
+        file=f"{ENTRIES}/{one.id}.yml",
     )
+
+
+def _fields(one: BaseModel, *without: str) -> dict[str, Any]:
+    """The fields of a model of the knowledge, which was validated when it was read."""
+    return {name: getattr(one, name) for name in type(one).model_fields if name not in without}
 
 
 def paper(knowledge: Knowledge, one: Paper) -> model.PaperOut:
     """A paper, its claims by their ids."""
-    return model.PaperOut.model_validate(
-        one.model_dump(exclude={"ids", "claims"})
-        | {
-            "ids": one.ids,
-            "axes": {axis: tuple(terms) for axis, terms in one.axes.items()},
-            "claims": [claim_id(one, claim) for claim in one.claims],
-            "entries": [
-                {"entry": e.id, "role": link.role}
-                for e in knowledge.entries_of(one.key)
-                for link in e.papers
-                if link.key == one.key
-            ],
-            "not_confirmed": one.unconfirmed,
-            "page": f"papers/{one.key}.html",
-            "file": f"{PAPERS}/{one.key}.yml",
-        }
+    return model.PaperOut.model_construct(
+        **_fields(one, "axes", "claims"),
+        axes={axis: tuple(terms) for axis, terms in one.axes.items()},
+        claims=tuple(claim_id(one, claim) for claim in one.claims),
+        entries=tuple(
+            model.PaperEntry(entry=e.id, role=link.role)
+            for e in knowledge.entries_of(one.key)
+            for link in e.papers
+            if link.key == one.key
+        ),
+        not_confirmed=one.unconfirmed,
+        page=f"papers/{one.key}.html",
+        file=f"{PAPERS}/{one.key}.yml",
     )
 
 
@@ -201,30 +201,27 @@ def claims(knowledge: Knowledge) -> tuple[model.ClaimOut, ...]:
     for one in knowledge.papers.values():
         for claim in one.claims:
             judged = knowledge.judge(claim)
-            computed = {
-                "id": claim_id(one, claim),
-                "paper": one.key,
-                "verdict": judged.verdict,
-                "because": judged.because,
-                "measured": judged.value,
-                "result": result_id(judged.record) if judged.record else None,
-            }
-            known = {name: getattr(claim, name) for name in type(claim).model_fields}
-            found.append(model.ClaimOut.model_validate(known | computed))
+            out = model.ClaimOut.model_construct(
+                **_fields(claim, "id"),
+                id=claim_id(one, claim),
+                paper=one.key,
+                verdict=judged.verdict,
+                because=judged.because,
+                measured=judged.value,
+                result=result_id(judged.record) if judged.record else None,
+            )
+            found.append(out)
     return tuple(found)
 
 
 def result(record: Record) -> model.ResultOut:
     """A result with its id."""
-    known = {name: getattr(record, name) for name in type(record).model_fields}
     anchor = result_id(record).partition("/")[2].replace(".", "-")
-    return model.ResultOut.model_validate(
-        known
-        | {
-            "id": result_id(record),
-            "page": f"techniques/{record.technique}.html#{anchor}",
-            "file": f"{RESULTS}/{result_id(record)}.json",
-        }
+    return model.ResultOut.model_construct(
+        **_fields(record),
+        id=result_id(record),
+        page=f"techniques/{record.technique}.html#{anchor}",
+        file=f"{RESULTS}/{result_id(record)}.json",
     )
 
 
