@@ -10,7 +10,7 @@ from html import unescape
 from tools.knowledge.schema import Entry, Terms
 from tools.site import evidence
 from tools.site.home import anchor, plain
-from tools.site.markup import escape, front_matter, href, link, paragraph, scrolling, small, table
+from tools.site.markup import escape, front_matter, heading, href, link, paragraph, scrolling, small, table
 from tools.site.pages import Atlas, Page
 
 FACETS = ("relation", "location", "exploitation", "stage", "data_kind", "adaptation")
@@ -76,7 +76,8 @@ def techniques(atlas: Atlas) -> Page:
     there = {e.status for e in atlas.entries}
     facets.append(Facet("status", "Status", {s: name for s, name in STATUS.items() if s in there}))
     text = filter_form("entries", "Name, alias or word", facets) + scrolling(
-        f'<table class="atlas-table atlas-index"><thead><tr>{head_html}</tr></thead><tbody>{rows}</tbody></table>',
+        f'<table class="atlas-table atlas-index" data-search-exclude><thead><tr>{head_html}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>",
         "Table of entries",
     )
     drafts = sum(e.status == "draft" for e in atlas.entries)
@@ -126,7 +127,8 @@ def classification(atlas: Atlas, here: str, axes: Mapping[str, Terms], caption: 
             continue
         terms = [term_link(atlas, here, name, term) for term in axes[name]]
         more = f" <small>also {', '.join(terms[1:])}</small>" if terms[1:] else ""
-        rows.append([link(here, f"axes/{name}.md", escape(one.name)), terms[0] + more, escape(plain(one.question))])
+        question = f"<span data-search-exclude>{escape(plain(one.question))}</span>"
+        rows.append([link(here, f"axes/{name}.md", escape(one.name)), terms[0] + more, question])
     return table(["Axis", "Term", "The question"], rows, css="atlas-axes", caption=caption)
 
 
@@ -207,14 +209,14 @@ def axis(atlas: Atlas, name: str) -> Page:
         return f"<p>{before}{linked(atlas, here, paragraph(text), name)}{after}</p>"
 
     parts = [
-        f"# {escape(one.name)}",
+        heading(one.name),
         f'<p class="atlas-lead">{escape(plain(one.question))}</p>',
         said(one.definition, after=f" {choice}"),
     ]
     if one.rule:
         parts.append(said(one.rule))
     for key, term in one.terms.items():
-        parts += [f"## {escape(term.name)} {{#{anchor(key)}}}", said(term.definition)]
+        parts += [heading(term.name, 2, anchor(key)), said(term.definition)]
         if term.question:
             parts.append(said(term.question, "<em>Ask:</em> "))
         if term.tie_break:

@@ -15,6 +15,7 @@ from tools.site.markup import (
     display_math,
     escape,
     front_matter,
+    heading,
     link,
     paragraph,
     prose,
@@ -42,7 +43,7 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     module = atlas.knowledge.sources.get(entry.id) if entry.implementation else None
     parts = [
         front_matter(title=entry.name, description=entry.summary, search={"boost": 3}),
-        f"# {escape(entry.name)}",
+        heading(entry.name),
         f'<p class="atlas-lead">{escape(entry.summary)}</p>',
         _names(atlas, here, entry),
         _strip(atlas, entry, module),
@@ -74,7 +75,7 @@ def notebook_page(atlas: Atlas, notebook: Notebook) -> Page:
     back = f"The notebook of {link(here, f'techniques/{notebook.id}.md', escape(entry.name))}. " if entry else ""
     # The first heading stays the first thing on the page; the note follows it.
     text = render(notebook)
-    title, _, rest = text.partition("\n") if text.startswith("# ") else (f"# {escape(notebook.title)}", "", text)
+    title, _, rest = text.partition("\n") if text.startswith("# ") else (heading(notebook.title), "", text)
     note = (
         f'<p class="atlas-note">{back}Executed from <code>{escape(notebook.path)}</code> in the smoke budget, in '
         f"{notebook.seconds:.0f} seconds; open it with Jupyter through jupytext, or run it as a script.</p>"
@@ -109,7 +110,8 @@ def _strip(atlas: Atlas, entry: Entry, module: Source | None) -> str:
     if "adaptation" in entry.axes:
         term = atlas.knowledge.axes["adaptation"].terms.get(entry.axes["adaptation"].primary)
         small = escape(plain(term.definition)) if term else ""
-        tiles.append(("Training needed", atlas.term("adaptation", entry.axes["adaptation"].primary), "words", small))
+        needed = escape(atlas.term("adaptation", entry.axes["adaptation"].primary))
+        tiles.append(("Training needed", needed, "words", small))
     if module and (execution := module.execution):
         meaning = {
             "real": "fewer operations are executed", "simulated": "everything is computed, the result is masked",
@@ -142,7 +144,7 @@ def _evidence(atlas: Atlas, entry: Entry) -> list[str]:
     parts = ["## Measured trade-off"]
     for record in records:
         parts += [
-            f"### {escape(record.title)} {{#{evidence.anchor(record)}}}",
+            heading(record.title, 3, evidence.anchor(record)),
             evidence.figure_block(record, f"fig-{evidence.anchor(record)}"),
             evidence.provenance(record),
         ]
@@ -150,7 +152,7 @@ def _evidence(atlas: Atlas, entry: Entry) -> list[str]:
     distinct = {record.redundancy.model_dump_json(): record for record in reversed(records)}  # the first record of each
     for record in reversed(distinct.values()):
         if len(distinct) > 1:
-            parts.append(f"### {escape(record.title)} {{#redundancy-{evidence.anchor(record)}}}")
+            parts.append(heading(record.title, 3, f"redundancy-{evidence.anchor(record)}"))
         parts.append(evidence.redundancy_block(record, f"redundancy-fig-{evidence.anchor(record)}"))
     return parts
 

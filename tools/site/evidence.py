@@ -20,7 +20,7 @@ MAX_GROUPS = 4
 
 def anchor(record: Record) -> str:
     """Where the page of its entry shows a record: the scenario, and the device where it is not the CPU."""
-    kind = record.device.partition(":")[0]
+    kind = re.sub(r"[^a-z0-9]+", "-", record.device.partition(":")[0].lower())
     return record.scenario if kind == "cpu" else f"{record.scenario}-{kind}"
 
 

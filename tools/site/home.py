@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from urllib.parse import urlencode
 
 from tools.knowledge.schema import Entry
 from tools.site.markup import escape, front_matter, href, link
@@ -83,19 +82,19 @@ def _cell(row_name: str, column_name: str, row: str, column: str, entries: list[
         title = escape(f"{row_name}, {column_name}: unexplored, no entry yet")
         inside = '<span aria-hidden="true">·</span><span class="atlas-visually-hidden">unexplored</span>'
         return f'<span class="cell empty" title="{title}">{inside}</span>'
-    target = href(HERE, "techniques/index.md") + "?" + urlencode({ROWS: row, COLUMNS: column})
+    target = href(HERE, "techniques/index.md") + f"?{ROWS}={row}&amp;{COLUMNS}={column}"
     names = ", ".join(e.name for e in entries)
     running = sum(e.status == "stable" for e in entries)
-    small = names if len(entries) == 1 and len(names) <= 30 else ""
+    small = names if len(entries) == 1 and len(names) <= 22 else ""
     if running and len(entries) > 1:
-        small = f"{running} {'runs' if running == 1 else 'run'}"
+        small = f"{running} running"
     label = f"<small>{escape(small)}</small>" if small else ""
     count = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}" + (
         f", {running} running" if running else ""
     )
     spoken = escape(f"{row_name}, {column_name}: {count}: {names}")
     return (
-        f'<a class="cell heat-{heat(len(entries), most)}{" runs" if running else ""}" href="{escape(target)}" '
+        f'<a class="cell heat-{heat(len(entries), most)}{" runs" if running else ""}" href="{target}" '
         f'title="{escape(names)}" aria-label="{spoken}">{len(entries)}{label}</a>'
     )
 
@@ -160,5 +159,6 @@ def card(atlas: Atlas, here: str, entry: Entry, note: str = "") -> str:
     more = f'<p class="atlas-note">{escape(note)}</p>' if note else ""
     return (
         f'<li class="{entry.status}"><h3>{link(here, f"techniques/{entry.id}.md", escape(entry.name))}</h3>'
-        f'<p>{escape(entry.summary)}</p>{more}<p class="atlas-chips">{marks}</p></li>'
+        f"<p data-search-exclude>{escape(entry.summary)}</p>{more}"
+        f'<p class="atlas-chips">{marks}</p></li>'
     )

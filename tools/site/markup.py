@@ -8,6 +8,7 @@ the Markdown of the page can read as anything else.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -18,7 +19,6 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from xml.etree.ElementTree import Element
 
-import yaml
 from latex2mathml.converter import Converter
 from markdown import Markdown
 from pygments import highlight
@@ -34,7 +34,7 @@ LATER = {r"\arg": "arg", r"\lVert": "‖", r"\rVert": "‖", r"\lvert": "|", r"\
 UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">[^<]</mi>){2,}')
 """A word set upright letter by letter: as one identifier its letters stand close and it is read as one."""
 
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]")
 """Characters that no text holds; two of them mark places inside the Markdown reader."""
 ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'\\`*_{}[]#|~^$!"} | {
     ord("<"): "&lt;",
@@ -47,6 +47,12 @@ ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'\\`*_{}[]#|~^$!"} | {
 def escape(text: str) -> str:
     """Plain text as HTML, for an element or an attribute, that Markdown leaves as it is."""
     return CONTROL.sub("", text).translate(ENTITIES)
+
+
+def heading(text: str, level: int = 1, anchor: str = "") -> str:
+    """Plain text as a Markdown heading, which stands on one line and may have an anchor of our own."""
+    mark = f" {{#{anchor}}}" if anchor else ""
+    return f"{'#' * level} {escape(' '.join(text.split()))}{mark}"
 
 
 class MathError(ValueError):
@@ -190,8 +196,12 @@ def code(source: str, language: str = "python", *, line_prefix: str = "") -> str
     return re.sub(r"\n(?=\n)", "\n&#8203;", html.strip()) if not line_prefix else html.strip()
 
 
+@cache
 def href(here: str, there: str, anchor: str = "") -> str:
-    """Relative URL from the page at path `here` to the page at path `there` (both end in .md), as built: .html."""
+    """Relative URL from the page at path `here` to the page at path `there` (both end in .md), as built: .html.
+
+    Paths and anchors are our own, made of ids.
+    """
     fragment = f"#{anchor}" if anchor else ""
     if here == there and anchor:
         return fragment
@@ -201,8 +211,7 @@ def href(here: str, there: str, anchor: str = "") -> str:
 
 def link(here: str, there: str, text: str, *, anchor: str = "", title: str = "", css: str = "") -> str:
     """`<a>` between two pages; `text` is HTML."""
-    attributes = {"href": href(here, there, anchor), "title": title, "class": css}
-    return f"<a{_attributes(attributes)}>{text}</a>"
+    return f'<a href="{href(here, there, anchor)}"{_attributes({"title": title, "class": css})}>{text}</a>'
 
 
 def safe(url: str) -> str | None:
@@ -267,17 +276,22 @@ def small(html: str) -> str:
 def copyable(text: str, label: str) -> str:
     """A block of text with a button that copies it."""
     button = f'<button type="button" class="atlas-copy__button" data-atlas-copy aria-label="Copy {escape(label)}">'
-    return f'<div class="atlas-copy">{button}Copy</button><pre tabindex="0">{escape(text.strip())}</pre></div>'
+    shown = f'<pre tabindex="0" data-search-exclude>{escape(text.strip())}</pre>'
+    return f'<div class="atlas-copy">{button}Copy</button>{shown}</div>'
 
 
 def front_matter(**fields: object) -> str:
-    """YAML front matter. Texts are plain, and escaped here, since themes put them into their templates as they are."""
+    """YAML front matter. Texts are plain, and escaped here: themes put them into their templates as they are."""
 
     def safe_value(value: object) -> object:
         return escape(" ".join(value.split())) if isinstance(value, str) else value
 
-    known = {name: safe_value(value) for name, value in fields.items() if value is not None}
-    return f"---\n{yaml.safe_dump(known, allow_unicode=True, sort_keys=False, width=10**6)}---\n\n"
+    lines = [
+        f"{name}: {json.dumps(safe_value(value), ensure_ascii=False)}"
+        for name, value in fields.items()
+        if value is not None
+    ]
+    return "\n".join(["---", *lines, "---", "", ""])
 
 
 KEPT_TAGS = frozenset(

@@ -17,6 +17,7 @@ from tools.site.markup import (
     escape,
     external,
     front_matter,
+    heading,
     link,
     paragraph,
     scrolling,
@@ -47,7 +48,7 @@ def papers(atlas: Atlas) -> Page:
     head_html = "".join(f'<th scope="col"{" class=num" if h == "Claims" else ""}>{h}</th>' for h in head)
     rows = "".join(_row(atlas, here, p) for p in found)
     body = filter_form("papers", "Title, author or venue", facets) + scrolling(
-        f'<table class="atlas-table atlas-index atlas-papers"><thead><tr>{head_html}</tr></thead>'
+        f'<table class="atlas-table atlas-index atlas-papers" data-search-exclude><thead><tr>{head_html}</tr></thead>'
         f"<tbody>{rows}</tbody></table>",
         "Table of papers",
     )
@@ -98,7 +99,7 @@ def paper(atlas: Atlas, one: Paper) -> Page:
     """One paper: reference, summary, what is not confirmed, claims with verdicts, entries, classification, BibTeX."""
     here = f"papers/{one.key}.md"
     parts = [
-        f"# {escape(one.title)}",
+        heading(one.title),
         f'<p class="atlas-note">{_reference(one)}</p>',
         f"<p>{linked(atlas, here, paragraph(one.summary))}</p>",
         _status(one),
@@ -151,6 +152,7 @@ def _status(one: Paper) -> str:
 
 def claims_table(atlas: Atlas, here: str, claims: list[tuple[Paper, Claim, Judgement]], *, about: bool = False) -> str:
     """Claims beside our results: the paper's number and ours never share a column, the verdict is computed."""
+    tried = any(verdict.check for _, _, verdict in claims)
     rows = []
     for paper_, claim, verdict in claims:
         ours = "–" if verdict.value is None else number(verdict.value)
@@ -179,9 +181,10 @@ def claims_table(atlas: Atlas, here: str, claims: list[tuple[Paper, Claim, Judge
             where = (
                 link(here, f"papers/{paper_.key}.md", escape(short_reference(paper_)), anchor="claims") + f"<br>{where}"
             )
-        rows.append([statement, where, stated, ours + against, verdict_mark(verdict)])
-    head = ["Claim, in our words", "Where", "In the paper", "Measured here", "Verdict"]
-    return table(head, rows, css="atlas-claims", caption="Claims of papers beside our own results")
+        rows.append([statement, where, stated, *([ours + against, verdict_mark(verdict)] if tried else [])])
+    head = ["Claim, in our words", "Where", "In the paper", *(["Measured here", "Verdict"] if tried else [])]
+    caption = "Claims of papers beside our own results" if tried else "Claims of papers; none was tried here yet"
+    return table(head, rows, css="atlas-claims", caption=caption)
 
 
 def _setting(setting: Setting) -> list[str]:

@@ -171,7 +171,8 @@ def page(atlas: Atlas) -> Page:
         ]
         if rows:
             parts.append(f"## {reads.capitalize()} {{#{type_}}}")
-            parts.append(table(["Entry", reads, "Why, or when"], rows, css="atlas-relations"))
+            tabled = table(["Entry", reads, "Why, or when"], rows, css="atlas-relations")
+            parts.append(f"<div data-search-exclude>{tabled}</div>")
     return Page(HERE, "Relations", text + "\n\n".join(parts) + "\n", "taxonomy/techniques")
 
 
@@ -284,7 +285,7 @@ def _heading(atlas: Atlas, name: str, side: int, y: float) -> str:
 
 def _node(entry: Entry, side: int, y: float) -> str:
     x, (label, align) = (LEFT, RIGHT)[side], ((-9, "end"), (9, "start"))[side]
-    shown = entry.name if len(entry.name) <= 46 else f"{entry.name[:45]}…"
+    shown = entry.name if len(entry.name) <= 52 else f"{entry.name[:51]}…"
     return (
         f'<a class="node {entry.status}" data-node="{entry.id}" href="{href(HERE, f"techniques/{entry.id}.md")}">'
         f"<title>{escape(entry.name)}: {escape(entry.summary)}</title>{_dot(entry.kind, x, y)}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tools.knowledge.schema import HardCase, Statement, Statements, Support
+from tools.site import evidence
 from tools.site.catalogue import linked, listed, term_link
 from tools.site.home import plain
-from tools.site.markup import escape, front_matter, link, paragraph, prose, small
+from tools.site.markup import escape, front_matter, heading, link, paragraph, prose, small
 from tools.site.pages import Atlas, Page
 from tools.site.papers import locator, short_reference, verdict_mark
 
@@ -34,7 +35,7 @@ def _page(atlas: Atlas, here: str, title: str, known: Statements, own: str, sour
     if not known.statements:
         parts.append("None is written down yet.")
     for one in known.statements:
-        parts += [f"## {escape(one.title)} {{#{one.id}}}", *_statement(atlas, here, one)]
+        parts += [heading(one.title, 2, one.id), *_statement(atlas, here, one)]
     text = front_matter(title=title, description=f"{title} of data redundancy in deep learning") + "\n\n".join(parts)
     return Page(here, title, f"{text}\n", source)
 
@@ -79,7 +80,7 @@ def _supporting(atlas: Atlas, here: str, support: Support) -> tuple[str, str]:
     record = known.result(technique, scenario)
     if record is None or technique not in known.entries:
         return "result", escape(support.result or "")
-    shown = link(here, f"techniques/{technique}.md", escape(record.title), anchor=scenario)
+    shown = link(here, f"techniques/{technique}.md", escape(record.title), anchor=evidence.anchor(record))
     return "measured", f"{shown} ({escape(known.entries[technique].name)}, {record.date})"
 
 
@@ -96,7 +97,7 @@ def hard_cases(atlas: Atlas) -> Page:
     for axis in order:
         cases = [case for case in found if case.axis == axis]
         if cases:
-            parts.append(f"## {escape(atlas.axis_name(axis))} {{#{axis.replace('_', '-')}}}")
+            parts.append(heading(atlas.axis_name(axis), 2, axis.replace("_", "-")))
             parts += [_case(atlas, here, case) for case in cases]
     if not found:
         parts.append("None is written down yet.")
