@@ -11,22 +11,17 @@ import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.completeness import INDEX_AXES, NOTEBOOKS, TESTS, axis_hint, due
+from tools.knowledge.editor import modeline
 from tools.knowledge.findings import Finding, did_you_mean, finding
 from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS, Knowledge
 from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
 from tools.knowledge.schema import Claim, Entry, Paper, Statements, Terms
 from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse_text, scenarios
 
-_SCHEMAS: Final = {
-    AXES: "axes",
-    HARD_CASES: "hard_cases",
-    OPEN_PROBLEMS: "statements",
-    PRINCIPLES: "statements",
-}
 _CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
 _HTML = re.compile(r"<(?!https?://|mailto:)[A-Za-z/!?]")
 _DESTINATION = re.compile(r"\]\(\s*<?([^)>\s]*)|^[ ]{0,3}\[[^\]\n]+\]:\s*<?(\S+)|<([A-Za-z][\w+.-]*:)", re.MULTILINE)
@@ -467,8 +462,7 @@ class _Checker:
 
 
 def _modeline(file: str, document: Document) -> Iterator[Finding]:
-    name = _SCHEMAS.get(file) or ("entry" if file.startswith(f"{ENTRIES}/") else "paper")
-    wanted = f"# yaml-language-server: $schema={'../' * file.count('/')}tools/knowledge/schemas/{name}.schema.json"
+    wanted = modeline(file)
     if document.first_line.strip() != wanted:
         message = "the first line does not tell editors which schema this is"
         yield document.finding("W604", message, place=Place(), hint=f"start with: {wanted}")
