@@ -179,4 +179,4 @@ def knowledge(*records: Record, root: Path | None = None) -> Knowledge:
     results = {"token-merging": list(records)} if records else {}
     source = read_source(root, "token-merging", by_id["token-merging"].implementation, []) if root else None
     sources = {"token-merging": source} if source else {}
-    return Knowledge(root or Path(), AXES, by_id, {PAPER.key: PAPER}, results, sources)
+    return Knowledge(root or Path(), AXES, by_id, {PAPER.key: PAPER}, results=results, sources=sources)

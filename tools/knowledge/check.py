@@ -7,11 +7,14 @@ one broken file does not call forth findings in others.
 
 from __future__ import annotations
 
+import datetime
 import html
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.completeness import INDEX_AXES, NOTEBOOKS, TESTS, axis_hint, due
@@ -23,6 +26,13 @@ from tools.knowledge.schema import Claim, Entry, Paper, Statements, Terms
 from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse_text, scenarios
 
 _CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
+_WORD = re.compile(r"\w+")
+_LATIN = re.compile(r"[A-Za-z]")
+_OTHER_ALPHABET = re.compile(
+    "[\u0370-\u03cf\u0400-\u052f\u0531-\u0586\u13a0-\u13ff]"
+)  # Greek, Cyrillic, Armenian, Cherokee
+_INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\u3164]")
+_MARKUP = re.compile(r"[<\[$&]")
 _HTML = re.compile(r"<(?!https?://|mailto:)[A-Za-z/!?]")
 _DESTINATION = re.compile(r"\]\(\s*<?([^)>\s]*)|^[ ]{0,3}\[[^\]\n]+\]:\s*<?(\S+)|<([A-Za-z][\w+.-]*:)", re.MULTILINE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -40,8 +50,19 @@ class _Checker:
         self.root = knowledge.root
         self.entry_ids = self._stems(ENTRIES)
         self.paper_keys = self._stems(PAPERS)
+        self.today = datetime.datetime.now(datetime.UTC).date()
         self.scenarios: dict[str, set[str]] = {}
         """Scenarios that the experiments of each entry define, as far as their names are literal."""
+
+    def _past(self, document: Document, path: Keys, day: str) -> Iterator[Finding]:
+        """A day must be on the calendar, and not later than tomorrow: somewhere on Earth it has begun."""
+        try:
+            when = datetime.date.fromisoformat(day)
+        except ValueError:
+            yield document.finding("E205", f"{day} is not on the calendar", path)
+        else:
+            if when > self.today + datetime.timedelta(days=1):
+                yield document.finding("E211", f"{day} is still to come", path)
 
     def _stems(self, folder: str) -> set[str]:
         prefix = f"{folder}/"
@@ -130,6 +151,7 @@ class _Checker:
             (("relations", n, "target"), r.target) for n, r in enumerate(entry.relations)
         ]
         targets += [(("parts", n), part) for n, part in enumerate(entry.parts)]
+        yield from self._past(document, ("added",), entry.added)
         if entry.replaced_by is not None:
             targets.append((("replaced_by",), entry.replaced_by))
         for path, target in targets:
@@ -277,6 +299,9 @@ class _Checker:
     def _paper(self, document: Document, key: str, paper: Paper) -> Iterator[Finding]:
         if paper.key != key:
             yield _misnamed(document, "key", paper.key, key)
+        if paper.year is not None and paper.year > self.today.year + 1:
+            yield document.finding("E211", f"{paper.year} is still to come", ("year",))
+        yield from self._past(document, ("verified", "on"), paper.verified.on)
         if paper.year is not None and f"-{paper.year}-" not in key:
             yield document.finding("W602", f"the key says another year than {paper.year}", ("year",))
         yield from self._terms(document, paper.axes)
@@ -353,8 +378,8 @@ class _Checker:
                     message = f'{EXPERIMENTS}/{module_name(technique)}.py defines no scenario "{record.scenario}"'
                     yield self._at_record(file, "E310", message, ("scenario",), did_you_mean(record.scenario, defined))
                 for path, text in _texts(record.model_dump(by_alias=True)):
-                    for code, message, hint in text_problems(text):
-                        yield self._at_record(file, code, message, path, hint)
+                    for problem in text_problems(text):
+                        yield self._at_record(file, problem.code, problem.message, path, problem.hint)
 
     def _at_record(self, file: str, code: str, message: str, path: Keys, hint: str) -> Finding:
         return read_json(self.root / file, file).finding(code, message, path, hint=hint)
@@ -389,7 +414,14 @@ class _Checker:
                 else:
                     named = enumerate(entry.relations)
                     links[entry_id] = [(("relations", n, "target"), r.target) for n, r in named if r.type == kind]
-            targets = {entry_id: [target for _, target in found] for entry_id, found in links.items()}
+            targets = {
+                entry_id: [target for _, target in found if target != entry_id] for entry_id, found in links.items()
+            }
+            try:
+                TopologicalSorter(targets).prepare()
+                continue
+            except CycleError:
+                pass
             for entry_id, found in links.items():
                 for path, target in found:
                     if target != entry_id and entry_id in reachable(targets, target):
@@ -547,27 +579,50 @@ def _texts(data: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
 
 def _prose(document: Document) -> Iterator[Finding]:
     for path, text in _texts(document.data):
-        for code, message, hint in text_problems(text):
-            yield document.finding(code, message, path, hint=hint)
+        for problem in text_problems(text):
+            place = document.place_of_text(path, problem.at) if "\n" in text else None
+            yield document.finding(problem.code, problem.message, path, place=place, hint=problem.hint)
 
 
-def text_problems(text: str) -> Iterator[tuple[str, str, str]]:
-    """Code, message and hint for everything in a text that must not reach a page."""
-    if "[unverified]" in text.lower():
-        yield "E506", "marked [unverified]: such a statement does not enter the atlas", "verify it, or leave it out"
-    if not any(c in text for c in "<[$&"):
+class TextProblem(NamedTuple):
+    """Something in a text that must not reach a page."""
+
+    code: str
+    message: str
+    hint: str
+    at: str
+    """The piece of the text that is wrong."""
+
+
+def text_problems(text: str) -> Iterator[TextProblem]:
+    """Everything in a text that must not reach a page."""
+    if not text.isascii():
+        for word in _WORD.findall(text):
+            if (odd := _OTHER_ALPHABET.search(word)) and _LATIN.search(word):
+                shown = f"U+{ord(odd.group()):04X} ({unicodedata.name(odd.group(), 'no name').lower()})"
+                yield TextProblem("E213", f'"{word}" holds {shown}', "type the word again", word)
+        if odd := _INVISIBLE.search(text):
+            message = f"the invisible character U+{ord(odd.group()):04X}"
+            yield TextProblem("E213", message, "type the word again", odd.group())
+    if not _MARKUP.search(text):
         return
+    if (at := text.lower().find("[unverified]")) >= 0:
+        message = "marked [unverified]: such a statement does not enter the atlas"
+        yield TextProblem("E506", message, "verify it, or leave it out", text[at : at + 12])
     bare = _CODE.sub("", text)
     if (match := _HTML.search(bare)) is not None:
         shown = bare[match.start() : match.start() + 20].split("\n")[0]
         hint = "write Markdown; put code in backticks, and a space or \\lt for `less than` in formulas"
-        yield "E210", f'raw HTML: "{shown}"', hint
+        yield TextProblem("E210", f'raw HTML: "{shown}"', hint, shown)
     for match in _DESTINATION.finditer(bare):
         target = re.sub(r"[\x00-\x20\\]", "", html.unescape(next(filter(None, match.groups()), "")))
         scheme = _SCHEME.match(target)
         if scheme and scheme.group(1).lower() not in ("http", "https", "mailto"):
-            yield "E210", f"a link to {scheme.group(1)}:", "link to http, https, mailto, or a page of the site"
-    if _REMOTE_IMAGE.search(bare):
-        yield "E210", "an image from elsewhere: no request of a reader leaves the site", "link to it"
+            hint = "link to http, https, mailto, or a page of the site"
+            yield TextProblem("E210", f"a link to {scheme.group(1)}:", hint, match.group())
+    if (match := _REMOTE_IMAGE.search(bare)) is not None:
+        message = "an image from elsewhere: no request of a reader leaves the site"
+        yield TextProblem("E210", message, "link to it", match.group())
     if len(re.findall(r"(?<!\\)\$", bare)) % 2:
-        yield "W603", "an odd number of dollar signs: a formula is not closed", "write a real dollar sign as \\$"
+        message = "an odd number of dollar signs: a formula is not closed"
+        yield TextProblem("W603", message, "write a real dollar sign as \\$", "$")
