@@ -14,8 +14,9 @@ import itertools
 import re
 import types
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Union, get_args, get_origin
 
 import yaml
@@ -23,7 +24,7 @@ from pydantic import BaseModel
 
 from tools.knowledge import editor
 from tools.knowledge.findings import Finding, finding
-from tools.knowledge.reader import Document, events, parse_yaml, scalar
+from tools.knowledge.reader import Document, events, parse_yaml, read_yaml, scalar
 from tools.knowledge.schema import Axes, Terms
 
 WIDTH: Final = 120
@@ -61,6 +62,52 @@ def layout(text: str, file: str, axes: Axes) -> str:
         message = "the layout would change what the file says; it is left as it is"
         raise Refused([finding("E107", file, message, hint="simplify the way in which this file is written")])
     return laid_out
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A file that was looked at."""
+
+    file: str
+    text: str | None = None
+    """Its text in the layout, if it has another one now."""
+    findings: tuple[Finding, ...] = ()
+    """Why it is left as it is."""
+
+
+def files(root: Path, paths: Iterable[Path] = ()) -> list[str]:
+    """The YAML files of the knowledge below the given files and folders, relative to the root; all of them by default.
+
+    Raises FileNotFoundError for a path that is not there, ValueError for a file that is none of the knowledge.
+    """
+    chosen: set[str] = set()
+    for path in [p.resolve() for p in paths] or [root / "taxonomy", root / "papers"]:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {path}")
+        below = path.rglob("*.yml") if path.is_dir() else [path]
+        named = [p.relative_to(root).as_posix() for p in below if p.is_relative_to(root)]
+        known = [file for file in named if editor.schema_name(file)]
+        if not path.is_dir() and not known:
+            raise ValueError(f"{path} is no YAML file of taxonomy/ or papers/")
+        chosen.update(known)
+    return sorted(chosen)
+
+
+def look(root: Path, names: Iterable[str], axes: Axes) -> Iterator[Laid]:
+    """What the layout makes of each of these files; nothing is written."""
+    for file in names:
+        document = read_yaml(root / file, file)
+        findings = [f for f in document.findings if f.code.startswith("E1")]
+        if findings:
+            yield Laid(file, findings=tuple(findings))
+            continue
+        text = (root / file).read_bytes().decode("utf-8")
+        try:
+            result = layout(text, file, axes)
+        except Refused as refused:
+            yield Laid(file, findings=tuple(refused.findings))
+        else:
+            yield Laid(file, result if result != text else None)
 
 
 def dump(data: Mapping[str, Any], file: str, axes: Axes, *, notes: Sequence[str] = ()) -> str:
