@@ -14,22 +14,17 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.completeness import INDEX_AXES, NOTEBOOKS, TESTS, axis_hint, due
+from tools.knowledge.editor import modeline
 from tools.knowledge.findings import Finding, did_you_mean, finding
 from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS, Knowledge
 from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
 from tools.knowledge.schema import Claim, Entry, Paper, Statements, Terms
 from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse_text, scenarios
 
-_SCHEMAS: Final = {
-    AXES: "axes",
-    HARD_CASES: "hard_cases",
-    OPEN_PROBLEMS: "statements",
-    PRINCIPLES: "statements",
-}
 _CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
 _WORD = re.compile(r"\w+")
 _LATIN = re.compile(r"[A-Za-z]")
@@ -499,8 +494,7 @@ class _Checker:
 
 
 def _modeline(file: str, document: Document) -> Iterator[Finding]:
-    name = _SCHEMAS.get(file) or ("entry" if file.startswith(f"{ENTRIES}/") else "paper")
-    wanted = f"# yaml-language-server: $schema={'../' * file.count('/')}tools/knowledge/schemas/{name}.schema.json"
+    wanted = modeline(file)
     if document.first_line.strip() != wanted:
         message = "the first line does not tell editors which schema this is"
         yield document.finding("W604", message, place=Place(), hint=f"start with: {wanted}")
