@@ -25,12 +25,11 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 
-MATH = re.compile(r"(?<![\\$])\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<![\s\\])\$(?!\w)", re.DOTALL)
+from tools.knowledge.latex import LATER, MATH, latex_problem
+
 CODE_SPAN = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.DOTALL)
 UNKNOWN = re.compile(r"\\[A-Za-z]+")
 """A command that the converter passed through as text."""
-LATER = {r"\arg": "arg", r"\lVert": "‖", r"\rVert": "‖", r"\lvert": "|", r"\rvert": "|"}
-"""Usual commands among them -> what they stand for."""
 UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">[^<]</mi>){2,}')
 """A word set upright letter by letter: as one identifier its letters stand close and it is read as one."""
 
@@ -76,8 +75,8 @@ def math(latex: str, *, display: bool = False) -> str:
 
     Raises MathError with the offending LaTeX.
     """
-    if len(re.findall(r"(?<!\\)\{", latex)) != len(re.findall(r"(?<!\\)\}", latex)):
-        raise MathError(f"cannot read the LaTeX {latex!r}: its braces do not match")
+    if problem := latex_problem(latex):
+        raise MathError(f"cannot read the LaTeX {latex!r}: {problem}")
     try:
         tree = Converter(display="block" if display else "inline").convert_to_element(latex)
         mathml = _mathml(tree, f' alttext="{escape(" ".join(latex.split()))}"')
