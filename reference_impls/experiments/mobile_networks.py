@@ -1,7 +1,7 @@
 """What the experiments of both EfficientFormers share.
 
 - Specimens for the battery.
-- `resolution`: a small network, trained, then run on fewer pixels; against cropping, and training at that size.
+- `resolution`: a small network, trained, then run on fewer pixels; against cropping, and weights that saw one size.
 - `latency`: whole networks beside MobileNetV2 on one thread, as torch runs them and compiled.
 """
 
