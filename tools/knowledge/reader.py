@@ -16,7 +16,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -350,10 +350,15 @@ def _guess(text: str, place: Place) -> str:
     return "look at the indentation and the quotes of this line and of the one before"
 
 
+def events(text: str) -> Iterator[Any]:
+    """The events of PyYAML's parser for a text; yaml.YAMLError where it is not YAML."""
+    return iter(yaml.parse(text, Loader=_LOADER))
+
+
 def _parse(text: str, document: Document) -> None:
     stack: list[_Open] = []
     documents = 0
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in events(text):
         mark: Any = event.start_mark
         place = Place(mark.line + 1, mark.column + 1)
         if isinstance(event, yaml.DocumentStartEvent):
