@@ -48,7 +48,7 @@ from reference_impls.experiments.efficient_nets import (
     sweep,
     without_gradients,
 )
-from reference_impls.experiments.harness import Context, Scenario, fork_seed, measure_arms, over_seeds, record
+from reference_impls.experiments.harness import Context, Scenario, fork_seed, over_seeds, record
 from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.hosts.substitution import Substitution, modules_of
 from reference_impls.redundancy.over_resolution import kept_detail
@@ -429,11 +429,7 @@ def run_layout(ctx: Context) -> Record:
     models = layouts(size, channels, depth)
     with fork_seed(0):
         x = torch.randn(1, channels, *size)
-    costs = measure_arms(
-        {name: partial(without_gradients, model, x) for name, model in models.items()},
-        repetitions=3 if ctx.smoke else 51,
-        threads=ctx.threads,
-    )
+    costs = costs_of(ctx, models, x, repetitions=151)
     reference = without_gradients(models["tokens"], x)
     errors = {
         name: ((without_gradients(model, x) - reference).abs().max() / reference.abs().max()).item()

@@ -294,12 +294,12 @@ def sweep(
     return twins, qualities
 
 
-def costs_of(ctx: Context, models: Mapping[str, nn.Module], x: Tensor) -> dict[str, Cost]:
+def costs_of(ctx: Context, models: Mapping[str, nn.Module], x: Tensor, repetitions: int = 25) -> dict[str, Cost]:
     """Every network counted and timed on the same inputs, for each of them."""
     return measure_arms(
         {name: partial(without_gradients, model, x) for name, model in models.items()},
         units=len(x),
-        repetitions=3 if ctx.smoke else 25,
+        repetitions=3 if ctx.smoke else repetitions,
         threads=ctx.threads,
     )
 

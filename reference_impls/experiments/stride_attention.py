@@ -399,7 +399,7 @@ def s0_in_both_orders(ctx: Context) -> dict[str, Any]:
     with fork_seed(0):
         models = {name: build("s0", project_first=name == "first").eval() for name in ("published", "first")}
         x = torch.randn(1, 3, 224, 224)
-    costs = costs_of(ctx, models, x)
+    costs = costs_of(ctx, models, x, repetitions=101)
     faster = speed_up(costs["published"].samples, costs["first"].samples)
     return {
         "s0_operations": tuple(float(costs[name].operations) for name in models),
@@ -428,7 +428,7 @@ def run_s0(ctx: Context) -> Record:
     for name, attach in arms.items():
         twins[name] = twin(model)
         attach(twins[name])
-    costs = costs_of(ctx, twins | {"published": published}, x[:1])
+    costs = costs_of(ctx, twins | {"published": published}, x[:1], repetitions=51)
     dense = predict(twins["dense"], x)
     quality = {
         name: over_items("correlation of logits", map(correlation, dense, predict(one, x)))
