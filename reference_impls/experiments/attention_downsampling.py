@@ -26,6 +26,7 @@ from reference_impls.experiments.efficient_nets import (
     coarse_scores_are_means,
     costs_of,
     described,
+    filled,
     fitted,
     full_scores,
     hidden_patches,
@@ -41,7 +42,7 @@ from reference_impls.experiments.efficient_nets import (
     tiny_attention,
     without_gradients,
 )
-from reference_impls.experiments.harness import Context, Scenario, fork_seed, over_seeds, record
+from reference_impls.experiments.harness import Context, Scenario, fork_seed, record
 from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.experiments.stride_attention import ABOUT, energy_share, networks
 from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling, DualPathDownsample
@@ -142,7 +143,7 @@ def run_queries(ctx: Context) -> Record:
     for f in factors:
         attach |= {f"queries {f}": partial(TECHNIQUE.apply, factor=f)}
         attach |= {f"keys {f}": coarse(1, f), f"both {f}": coarse(f, f)}
-    twins, qualities = sweep(ctx, models, attach)
+    twins, values = sweep(ctx, models, attach)
     x = some_images(ctx)
     costs = costs_of(ctx, twins, hidden_patches(x))
     redundancy, extra = measured(models, TECHNIQUE, x)
@@ -151,7 +152,7 @@ def run_queries(ctx: Context) -> Record:
         left = {f: math.prod(strided(GRID, f)) for f in factors}
         return tuple(
             costs[f"{what} {f}"].point(
-                {"factor": f}, qualities[f"{what} {f}"], samples=left[f], redundancy=1 - left[f] / tokens
+                {"factor": f}, filled(values[f"{what} {f}"]), samples=left[f], redundancy=1 - left[f] / tokens
             )
             for f in factors
         )
@@ -165,7 +166,7 @@ def run_queries(ctx: Context) -> Record:
         model=ABOUT,
         unit="one image, in a batch of 64",
         knobs=("factor",),
-        baseline=costs["dense"].arm(qualities["dense"], samples=tokens),
+        baseline=costs["dense"].arm(filled(values["dense"]), samples=tokens),
         points=points("queries"),
         controls=[
             Control(name="fewer keys", about="As many keys and values left, of all queries.", points=points("keys")),
@@ -180,8 +181,10 @@ def run_queries(ctx: Context) -> Record:
         notes=(
             "Training knew nothing of it: the technique is applied to the finished networks.",
             "extra.measured_* holds a row (mean over the networks, and its 95 % interval) for each of measured_places.",
+            "extra.paired_queries_* is what fewer queries give minus what fewer keys give, seed by seed.",
         ),
-        extra=extra,
+        extra=extra
+        | {f"paired_queries_{f}": paired_difference(values[f"queries {f}"], values[f"keys {f}"]) for f in factors},
     )
 
 
@@ -253,7 +256,7 @@ def run_downsampling(ctx: Context) -> Record:
     """How well networks fill in patches that differ in what halves their map, each trained for itself."""
     models = {kind: downsampled(ctx, kind) for kind in DOWNSAMPLINGS}
     values = {kind: scores(ctx, FILL, f"down-{key(kind)}", trained) for kind, trained in models.items()}
-    qualities = {kind: over_seeds(FILL.metric, found) for kind, found in values.items()}
+    qualities = {kind: filled(found) for kind, found in values.items()}
     x = some_images(ctx)
     costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, hidden_patches(x))
     redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, x)

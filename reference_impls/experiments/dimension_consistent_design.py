@@ -32,6 +32,7 @@ from reference_impls.experiments.efficient_nets import (
     chessboards,
     costs_of,
     described,
+    filled,
     fitted,
     hidden_patches,
     key,
@@ -46,9 +47,10 @@ from reference_impls.experiments.efficient_nets import (
     seeds,
     some_images,
     sweep,
+    whole,
     without_gradients,
 )
-from reference_impls.experiments.harness import Context, Scenario, fork_seed, over_seeds, record
+from reference_impls.experiments.harness import Context, Scenario, fork_seed, record
 from reference_impls.experiments.mobile_networks import scatter
 from reference_impls.hosts.substitution import Substitution, modules_of
 from reference_impls.redundancy.over_resolution import kept_detail
@@ -216,7 +218,7 @@ def networks(ctx: Context, kinds: str) -> list[nn.Module]:
 @torch.no_grad()
 def stages(model: FillIn, x: Tensor) -> list[Tensor]:
     """The maps (B, C, H, W) of images x (B, 1, 32, 32), no patch hidden, at each of `STAGES`."""
-    maps, x = [x], hidden_patches(x, share=0)
+    maps, x = [x], whole(x)
     for name, layer in model.network.named_children():
         x = layer(x)
         if name == "patches" or name.startswith("block"):
@@ -273,14 +275,14 @@ def run_pooling(ctx: Context) -> Record:
         attach |= {f"first {n}": partial(TECHNIQUE.apply, pooled=n)}
         attach |= {f"last {n}": substitute(pooled_values, slice(-n, None))}
         attach |= {f"unmixed {n}": substitute(unmixed_values, slice(n))}
-    twins, qualities = sweep(ctx, models, attach)
+    twins, values = sweep(ctx, models, attach)
     x = some_images(ctx)
     costs = costs_of(ctx, twins, hidden_patches(x))
     redundancy, extra = measured(models, TECHNIQUE, x)
 
     def points(which: str) -> tuple[Point, ...]:
         return tuple(
-            costs[f"{which} {n}"].point({"pooled": n}, qualities[f"{which} {n}"], redundancy=n / len(counts))
+            costs[f"{which} {n}"].point({"pooled": n}, filled(values[f"{which} {n}"]), redundancy=n / len(counts))
             for n in counts
         )
 
@@ -293,7 +295,7 @@ def run_pooling(ctx: Context) -> Record:
         model=ABOUT + ", attention in all of them",
         unit="one image, in a batch of 64",
         knobs=("pooled",),
-        baseline=costs["dense"].arm(qualities["dense"]),
+        baseline=costs["dense"].arm(filled(values["dense"])),
         points=points("first"),
         controls=[
             Control(name="the last blocks", about="As many blocks pool, from the end.", points=points("last")),
@@ -304,9 +306,16 @@ def run_pooling(ctx: Context) -> Record:
         notes=(
             "Training knew nothing of it: the technique is applied to the finished networks.",
             "extra.measured_* holds a row (mean over networks, and its 95 % interval) for each of measured_places.",
+            "extra.paired_* is what pooling in the first blocks gains over the last, and over no mixing, seed by seed.",
             "extra.similarity_*, extra.kept_*: the same for each of extra.stages, of images with no patch hidden.",
         ),
-        extra=extra | by_stage(models, x),
+        extra=extra
+        | by_stage(models, x)
+        | {
+            f"paired_{other}_{n}": paired_difference(values[f"first {n}"], values[f"{other} {n}"])
+            for other in ("last", "unmixed")
+            for n in counts
+        },
     )
 
 
@@ -319,7 +328,7 @@ def run_placement(ctx: Context) -> Record:
     kinds = ("aaaa", "ppaa", "pppp", "aapp", "nnaa")
     models = {kind: networks(ctx, kind) for kind in kinds}
     values = {kind: scores(ctx, FILL, f"blocks-{kind}", trained) for kind, trained in models.items()}
-    qualities = {kind: over_seeds(FILL.metric, found) for kind, found in values.items()}
+    qualities = {kind: filled(found) for kind, found in values.items()}
     x = some_images(ctx)
     costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, hidden_patches(x))
     redundancy, _ = measured(models["aaaa"], TECHNIQUE, x)

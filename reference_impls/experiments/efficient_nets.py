@@ -137,6 +137,11 @@ def looked_at(x: Tensor) -> dict[str, Tensor]:
     }
 
 
+def whole(x: Tensor) -> Tensor:
+    """Images (B, 1, 32, 32) with no patch hidden, as `hide` gives them: (B, 2, 32, 32)."""
+    return hidden_patches(x, share=0)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Networks and their tasks
 
@@ -185,7 +190,9 @@ class Task:
     name: str
     metric: str
     inputs: Callable[[Tensor], Tensor]
-    """Images (B, 1, 32, 32) -> what the network takes, always the same."""
+    """Images (B, 1, 32, 32) -> what the network is tested on, always the same."""
+    whole: Callable[[Tensor], Tensor]
+    """The same with nothing taken from the images: what redundancy is measured on."""
     score: Callable[[nn.Module, Recipe], float]
     train: Callable[[nn.Module, Recipe, int, Callable[[int, int], None]], nn.Module]
 
@@ -223,8 +230,8 @@ def _training(recipe: Recipe, seed: int) -> dict[str, Any]:
     return {"epochs": recipe.epochs, "lr": recipe.lr, "batch_size": recipe.batch_size, "seed": seed}
 
 
-FILL = Task("fill", "variance of hidden pixels filled in", hidden_patches, share_filled, train_to_fill)
-CLASSIFY = Task("classify", "accuracy", lambda x: x, accuracy, train_to_classify)
+FILL = Task("fill", "variance of hidden pixels filled in", hidden_patches, whole, share_filled, train_to_fill)
+CLASSIFY = Task("classify", "accuracy", lambda x: x, lambda x: x, accuracy, train_to_classify)
 
 
 def map_network(task: Task, mixer: Callable[[], nn.Module | None], down: nn.Module | None = None) -> nn.Module:
@@ -280,18 +287,22 @@ def scores(ctx: Context, task: Task, name: str, models: Sequence[nn.Module]) -> 
 
 def sweep(
     ctx: Context, models: Sequence[nn.Module], arms: Mapping[str, Callable[[nn.Module], object]]
-) -> tuple[dict[str, nn.Module], dict[str, Quality]]:
-    """Of each arm, which attaches something to twins of the models: the last twin, and how well all fill in patches."""
-    twins, qualities = {}, {}
+) -> tuple[dict[str, nn.Module], dict[str, list[float]]]:
+    """Of each arm, which attaches something to twins of the models: the last twin, and how well each fills patches."""
+    twins, values = {}, {}
     for done, (name, attach) in enumerate(arms.items()):
-        values = []
+        values[name] = []
         for model in models:
             twins[name] = twin(model)
             attach(twins[name])
-            values.append(FILL.score(twins[name], RECIPES[ctx.budget]))
-        qualities[name] = over_seeds(FILL.metric, values)
+            values[name].append(FILL.score(twins[name], RECIPES[ctx.budget]))
         ctx.progress("arms", done + 1, len(arms))
-    return twins, qualities
+    return twins, values
+
+
+def filled(values: Sequence[float]) -> Quality:
+    """How well networks fill in patches, over their seeds."""
+    return over_seeds(FILL.metric, values)
 
 
 def costs_of(ctx: Context, models: Mapping[str, nn.Module], x: Tensor, repetitions: int = 25) -> dict[str, Cost]:
@@ -304,12 +315,17 @@ def costs_of(ctx: Context, models: Mapping[str, nn.Module], x: Tensor, repetitio
     )
 
 
-def measured(models: Sequence[nn.Module], technique: Technique, x: Tensor) -> tuple[Measured, dict[str, Any]]:
-    """Redundancy of images x over networks that fill in patches, its nulls, and each place's for each kind of image."""
-    found = {
-        name: [technique.measure(model, hidden_patches(images)) for model in models]
-        for name, images in looked_at(x).items()
-    }
+def measured(
+    models: Sequence[nn.Module], technique: Technique, x: Tensor, task: Task = FILL
+) -> tuple[Measured, dict[str, Any]]:
+    """Redundancy of whole images x over the networks, its nulls, and each place's for each kind of image.
+
+    For networks that fill in patches also that of x with half of its patches hidden.
+    """
+    inputs = {name: task.whole(images) for name, images in looked_at(x).items()}
+    if task is FILL:
+        inputs["half hidden"] = hidden_patches(x)
+    found = {name: [technique.measure(model, images) for model in models] for name, images in inputs.items()}
     real = found["clothes"]
     value, *ends = mean_and_interval([one.value for one in real])
     low, high = (min(max(end, 0.0), 1.0) for end in ends)

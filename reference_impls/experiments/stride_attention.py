@@ -33,6 +33,7 @@ from reference_impls.experiments.efficient_nets import (
     coarse_scores_are_means,
     costs_of,
     described,
+    filled,
     fitted,
     hidden_patches,
     key,
@@ -45,6 +46,7 @@ from reference_impls.experiments.efficient_nets import (
     small_attention,
     some_images,
     sweep,
+    whole,
     without_gradients,
 )
 from reference_impls.experiments.harness import (
@@ -182,7 +184,7 @@ def spectra(models: Sequence[nn.Module], x: Tensor) -> dict[str, Any]:
     for model in models:
         shares: dict[str, list[Tensor]] = {place: [] for place in PLACES}
         attentions = full_attentions(TECHNIQUE.id, model)
-        for name, seen in inputs_of(attentions, model, hidden_patches(x)).items():
+        for name, seen in inputs_of(attentions, model, whole(x)).items():
             with torch.no_grad():
                 mixed, local = attentions[name].attend(seen)
             for place, maps in zip(PLACES, (seen, mixed, local), strict=True):
@@ -222,13 +224,13 @@ def _shuffled(attention: MapAttention, order: Tensor, coarse: Coarseness, x: Ten
 
 
 def picture(model: nn.Module, image: Tensor) -> dict[str, Any]:
-    """For the figures: an image (1, 1, 32, 32), filled in, and what the first attention adds in one channel.
+    """For the figures: an image (1, 1, 32, 32), filled in; and what the first attention adds to it, seen as a whole.
 
-    The channel is that of the largest variance among the attended values. `strided` is the same from 16 tokens.
+    Of one channel, that of the largest variance among the attended values. `strided` is the same from 16 tokens.
     """
     inputs = hidden_patches(image)
     name, attention = next(iter(full_attentions(TECHNIQUE.id, model).items()))
-    x = inputs_of({name: attention}, model, inputs)[name]
+    x = inputs_of({name: attention}, model, whole(image))[name]
     with torch.no_grad():
         attended, local = attention.attend(x)
         coarse, _ = coarse_values(attention, x, Coarseness(2, 2, 1))
@@ -248,7 +250,7 @@ def run_tokens(ctx: Context) -> Record:
     for local in ("full", "coarse"):
         attach |= {f"{local} {s}": partial(TECHNIQUE.apply, stride=s, local=local) for s in strides}
     attach |= {f"shuffled {s}": partial(shuffled_cells, stride=s) for s in strides}
-    twins, qualities = sweep(ctx, models, attach)
+    twins, values = sweep(ctx, models, attach)
     x = some_images(ctx)
     costs = costs_of(ctx, twins, hidden_patches(x))
     redundancy, extra = measured(models, TECHNIQUE, x)
@@ -258,7 +260,7 @@ def run_tokens(ctx: Context) -> Record:
         return tuple(
             costs[f"{kind} {s}"].point(
                 {"stride": s, "local": local},
-                qualities[f"{kind} {s}"],
+                filled(values[f"{kind} {s}"]),
                 samples=left[s],
                 redundancy=1 - left[s] / math.prod(GRID),
             )
@@ -274,7 +276,7 @@ def run_tokens(ctx: Context) -> Record:
         model=ABOUT,
         unit="one image, in a batch of 64",
         knobs=("stride", "local"),
-        baseline=costs["dense"].arm(qualities["dense"], samples=math.prod(GRID)),
+        baseline=costs["dense"].arm(filled(values["dense"]), samples=math.prod(GRID)),
         points=points("full", "full"),
         controls=[
             Control(
@@ -293,9 +295,13 @@ def run_tokens(ctx: Context) -> Record:
         notes=(
             "Training knew nothing of strides: the technique is applied to the finished networks.",
             "extra.measured_* holds a row (mean over the networks, and its 95 % interval) for each of measured_places.",
+            "extra.paired_neighbours_* is what cells of neighbours gain over random ones, seed by seed.",
             "extra.spectrum_* is the share of energy whose higher frequency along an axis is 1, 2, 3, 4 cycles a map.",
         ),
-        extra=extra | spectra(models, x) | picture(models[0], x[:1]),
+        extra=extra
+        | {f"paired_neighbours_{s}": paired_difference(values[f"full {s}"], values[f"shuffled {s}"]) for s in strides}
+        | spectra(models, x)
+        | picture(models[0], x[:1]),
     )
 
 
@@ -310,7 +316,7 @@ def run_mixers(ctx: Context, task: Task, title: str, strides: Sequence[int], oth
     values = {name: scores(ctx, task, f"mixer-{key(name)}", trained) for name, trained in models.items()}
     qualities = {name: over_seeds(task.metric, found) for name, found in values.items()}
     costs = costs_of(ctx, {name: trained[-1] for name, trained in models.items()}, task.inputs(some_images(ctx)))
-    redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, some_images(ctx))
+    redundancy, extra = measured(models["stride 1"], TECHNIQUE, some_images(ctx), task)
     abouts = {
         "none": "Nothing in the place of attention: no position learns of another.",
         "mean 3x3": "The mean of 3x3 neighbours minus the position, as in EfficientFormer V1.",
@@ -342,9 +348,9 @@ def run_mixers(ctx: Context, task: Task, title: str, strides: Sequence[int], oth
             "Every network is trained from the start with its own mixer, by the same recipe and in the same order.",
             "Strided networks are those of the paper: a depthwise convolution of the stride, local values on its map.",
             "extra.paired_* is the difference to stride 1 with the same seed: mean, and 95 % interval.",
-            "Redundancy is that of the networks of `fill-tokens`.",
+            "Redundancy is that of the networks with attention at full resolution, on whole images.",
         ),
-        extra={f"paired_{key(n)}": paired_difference(values[n], values["stride 1"]) for n in names[1:]},
+        extra=extra | {f"paired_{key(n)}": paired_difference(values[n], values["stride 1"]) for n in names[1:]},
     )
 
 
@@ -380,7 +386,7 @@ def run_order(ctx: Context) -> Record:
             Control(
                 name="swapped in finished networks",
                 about="Trained in the published order, run in the other one, with nothing trained again.",
-                points=(costs["swapped"].point({"project_first": True}, after["swapped"]),),
+                points=(costs["swapped"].point({"project_first": True}, filled(after["swapped"])),),
             )
         ],
         redundancy=redundancy,
@@ -454,7 +460,7 @@ def run_s0(ctx: Context) -> Record:
         redundancy=Measured(measure=found[0].measure, value=value, where={}),
         seeds=(0,),
         notes=(
-            "Random weights: the time and the operations are those of any S0, the quality says nothing.",
+            "Random weights: time and operations are those of any S0, the quality and the measure say nothing.",
             "extra.published_* is S0 as published: a depthwise convolution of stride 2 instead of the mean of cells.",
             "extra.speed_up holds the stride, the median ratio of paired repetitions and its 95 % interval.",
         ),
