@@ -31,7 +31,7 @@ import torch
 import reference_impls
 from reference_impls.accounting.record import Record
 from reference_impls.experiments.attention_downsampling import run_queries
-from reference_impls.experiments.efficient_nets import hidden_patches, some_images
+from reference_impls.experiments.efficient_nets import some_images, whole
 from reference_impls.experiments.harness import Context
 from reference_impls.experiments.stride_attention import networks
 from reference_impls.techniques.attention_downsampling import (
@@ -108,16 +108,16 @@ with torch.no_grad():
 # of images, with the keys beside them:
 
 # %%
-kinds = ("clothes", "photos", "phases_scrambled", "white_noise")
+kinds = ("clothes", "photos", "phases_scrambled", "half_hidden", "white_noise")
 places = queries.extra["measured_places"].split(", ")
 colours = {"queries": "tab:blue", "keys": "tab:orange", "input": "tab:gray"}
 figure, axis = plt.subplots(figsize=(7.5, 3))
 for i, place in enumerate(places):
     rows = np.array([queries.extra[f"measured_{kind}"][i] for kind in kinds])
     spread = np.abs(rows[:, 1:] - rows[:, :1]).T
-    axis.bar(np.arange(4) + 0.27 * (i - 1), rows[:, 0], 0.25, color=colours[place], yerr=spread, label=place)
+    axis.bar(np.arange(len(kinds)) + 0.27 * (i - 1), rows[:, 0], 0.25, color=colours[place], yerr=spread, label=place)
 axis.set(
-    xticks=range(4),
+    xticks=range(len(kinds)),
     xticklabels=[k.replace("_", " ") for k in kinds],
     ylabel="measure (0: noise, 1: equal)",
     ylim=(0, 1),
@@ -131,7 +131,7 @@ plt.show()
 
 # %%
 model, images = networks(Context(), "stride 1")[0], some_images(Context())
-found = AttentionDownsampling().measure(model, hidden_patches(images))
+found = AttentionDownsampling().measure(model, whole(images))
 print(f"{found.measure}: {found.value:.2f}")
 
 # %% [markdown]
@@ -168,6 +168,9 @@ axes[0].set_ylabel(queries.baseline.quality.metric)
 axes[0].legend(frameon=False, fontsize=8)
 figure.tight_layout()
 plt.show()
+for factor in (2, 4, 8):
+    mean, low, high = queries.extra[f"paired_queries_{factor}"]
+    print(f"factor {factor}: fewer queries minus fewer keys {mean:+.4f} (95 % over seeds: {low:+.4f} to {high:+.4f})")
 
 # %% [markdown]
 # ## Halving the map, trained

@@ -32,7 +32,7 @@ import reference_impls
 from reference_impls.accounting.record import Record
 from reference_impls.data.controls import phase_scrambled, white_noise
 from reference_impls.experiments.dimension_consistent_design import networks, run_pooling
-from reference_impls.experiments.efficient_nets import hidden_patches, photo_crops, some_images
+from reference_impls.experiments.efficient_nets import photo_crops, some_images, whole
 from reference_impls.experiments.harness import Context
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign, neighbourhood_mean
@@ -118,10 +118,10 @@ plt.show()
 
 # %%
 model = networks(Context(), "aaaa")[0]
-found = DimensionConsistentDesign().measure(model, hidden_patches(clothes))
+found = DimensionConsistentDesign().measure(model, whole(clothes))
 print(f"{found.measure}: {found.value:.2f}", {name: round(value, 2) for name, value in found.where.items()})
-with torch.no_grad(), DimensionConsistentDesign().apply(model, threshold=0.4) as handle:
-    model(hidden_patches(clothes))
+with torch.no_grad(), DimensionConsistentDesign().apply(model, threshold=0.6) as handle:
+    model(whole(clothes))
     print("pooled:", {name: f"{n} of {len(clothes)}" for name, (_, n) in handle.trace["substituted"].items()})
 
 # %% [markdown]
