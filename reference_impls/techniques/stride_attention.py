@@ -157,7 +157,9 @@ def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> T
     """
     size = (x.shape[2], x.shape[3])
     mixed, local = coarse_values(attention, x, coarse)
-    return attention.proj(attention.act(resize(mixed, size) + resize(local, size)))
+    together = mixed.shape == local.shape
+    y = resize(mixed + local, size) if together else resize(mixed, size) + resize(local, size)
+    return attention.proj(attention.act(y))
 
 
 def coarse_values(attention: MapAttention, x: Tensor, coarse: Coarseness) -> tuple[Tensor, Tensor]:
@@ -205,9 +207,9 @@ def _width(layer: nn.Module) -> int:
 def cell_means(maps: Tensor, factor: int) -> Tensor:
     """Means of cells of `factor` x `factor` positions: (B, C, H, W) -> (B, C, ceil(H / factor), ceil(W / factor)).
 
-    Where the factor does not divide a side, neighbouring cells overlap. Factor 1 gives the maps as they are.
+    Where the factor does not divide a side, the last cells are smaller. Factor 1 gives the maps as they are.
     """
-    return maps if factor == 1 else F.adaptive_avg_pool2d(maps, strided((maps.shape[2], maps.shape[3]), factor))
+    return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True)
 
 
 def full_attentions(technique: str, host: object) -> dict[str, MapAttention]:

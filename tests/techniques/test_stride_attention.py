@@ -38,6 +38,7 @@ from reference_impls.techniques.stride_attention import (
     MapAttention,
     StrideAttention,
     attend_coarsely,
+    cell_means,
     coarse_operations,
     full_attentions,
     map_attention_cost,
@@ -201,6 +202,16 @@ def test_projecting_first_commutes_but_for_the_activation() -> None:
     with count() as published:
         map_network(FILL, MIXERS["stride 2"]).eval()(torch.zeros(1, 2, 32, 32))
     assert published.operations - first.operations == 2 * 128 * 32 * (64 - 16)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 9])
+def test_cells_average_what_lies_in_them(factor: int) -> None:
+    x = maps(7, 5)
+    cells = cell_means(x, factor)
+    assert cells.shape[2:] == (math.ceil(7 / factor), math.ceil(5 / factor))
+    for i, j in ((0, 0), (cells.shape[2] - 1, cells.shape[3] - 1)):
+        inside = x[..., i * factor : (i + 1) * factor, j * factor : (j + 1) * factor]
+        torch.testing.assert_close(cells[..., i, j], inside.mean((2, 3)))
 
 
 def test_resizing_to_the_same_size_is_free() -> None:
