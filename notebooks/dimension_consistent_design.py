@@ -201,7 +201,8 @@ for name, (ratio, low, high) in layout.extra.items():
 # %% [markdown]
 # ## When not to use it
 #
-# - **When far positions matter early.** Pooling tells a position nothing of what is not beside it.
+# - **For the sake of the pooling.** Attention last is better than attention first, for half of the operations; but here
+#   the first blocks did better without any mixer than with pooling, and EfficientFormerV2 replaces it by a depthwise
+#   convolution.
+# - **On a finished network**, beyond a block or two: its attention was not trained to be local.
 # - **As a measure of data.** The saving by the layout has nothing to do with the data, and is as large on noise.
-# - **Where a depthwise convolution is as cheap.** EfficientFormerV2 replaces the pooling by one, and is more accurate
-#   for no time.
