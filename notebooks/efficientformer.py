@@ -77,9 +77,9 @@ print("of white noise:", round(neighbour_similarity(noise).mean().item(), 3))
 # %% [markdown]
 # ## Where the operations go
 #
-# Three networks of one design. Nearly everything is spent in the feed-forward parts; mixing between positions takes less
-# than a tenth, because it is pooling everywhere but in the last blocks. The numbers are closed forms, and tests hold
-# them equal, to the unit, to what the counter of the atlas sees.
+# Three networks of one design. Nearly everything is spent in the feed-forward parts; mixing between positions takes
+# less than a tenth, because it is pooling everywhere but in the last blocks. The numbers are closed forms, and tests
+# hold them equal, to the unit, to what the counter of the atlas sees.
 
 # %%
 figure, axis = plt.subplots(figsize=(7.5, 2.3))
