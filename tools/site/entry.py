@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from tools.export.bibtex import bibtex
+from tools.knowledge.completeness import gaps
 from tools.knowledge.schema import Entry
 from tools.knowledge.source import Source
 from tools.site import evidence
@@ -44,6 +45,7 @@ def page(atlas: Atlas, entry: Entry) -> Page:
         *_implementation(atlas, here, entry, module),
         *_relations(atlas, here, entry),
         *_papers(atlas, here, entry),
+        *_missing(atlas, entry),
         (
             f'<p class="atlas-note">Edit this entry: <code>taxonomy/techniques/{entry.id}.yml</code> · '
             f"added {entry.added}</p>"
@@ -78,9 +80,10 @@ def _names(atlas: Atlas, here: str, entry: Entry) -> str:
         line.append("One of the founding documents.")
     text = f'<p class="atlas-note">{" ".join(line)}</p>' if line else ""
     if entry.status == "draft":
-        text += (
-            '\n\n!!! note "Draft"\n    This entry has no implementation yet: nothing on this page was measured here.'
-        )
+        state = "Its implementation is under way" if entry.implementation else "This entry has no implementation yet"
+        measured = "" if atlas.records(entry.id) else ": nothing on this page was measured here"
+        missing = " [What is missing](#what-is-missing) stands below." if gaps(atlas.knowledge, entry) else ""
+        text += f'\n\n!!! note "Draft"\n    {state}{measured}.{missing}'
     elif entry.status == "deprecated":
         new = atlas.knowledge.entries.get(entry.replaced_by or "")
         instead = f" Use {link(here, f'techniques/{new.id}.md', escape(new.name))} instead." if new else ""
@@ -255,6 +258,12 @@ def _relations(atlas: Atlas, here: str, entry: Entry) -> list[str]:
         names = ", ".join(link(here, f"techniques/{p}.md", escape(known[p].name)) for p in entry.parts if p in known)
         items.append(f"composed of {names}")
     return ["## Relations", "\n".join(f"- {item}" for item in items)] if items else []
+
+
+def _missing(atlas: Atlas, entry: Entry) -> list[str]:
+    """What a draft still needs to become stable."""
+    missing = gaps(atlas.knowledge, entry) if entry.status == "draft" else ()
+    return ["## What is missing", bullets(f"`{need.what}`: {need.hint}" for need in missing)] if missing else []
 
 
 def _papers(atlas: Atlas, here: str, entry: Entry) -> list[str]:
