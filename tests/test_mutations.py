@@ -154,6 +154,8 @@ DAMAGES = [
     damage("image from elsewhere", PAPER, "Needs no", "'![x](https://example.org/x.png)' #", "E210"),
     damage("year to come", PAPER, "year: 2023", f"year: {NEXT_YEAR}", "E211 W602"),
     damage("day to come", PAPER, "on: 2026-11-22", f"on: {NEXT_YEAR}-01-01", "E211"),
+    damage("unknown command in a formula", ENTRY, "where $s < t$", "where $\\Norm{s} < t$", "E214"),
+    damage("braces of a formula", ENTRY, "cost_model: N^2 C", "cost_model: N^{2 C", "E214"),
     # links between files
     damage("dangling paper", DRAFT, "key: bolya-2023-token", "key: bolya-2023-tokens", "E301"),
     damage("dangling entry of a claim", PAPER, "- id: c2\n    technique: token-merging",

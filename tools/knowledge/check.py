@@ -20,6 +20,7 @@ from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.completeness import INDEX_AXES, NOTEBOOKS, TESTS, axis_hint, due
 from tools.knowledge.editor import modeline
 from tools.knowledge.findings import Finding, did_you_mean, finding
+from tools.knowledge.latex import MATH, latex_problem
 from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS, Knowledge
 from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
 from tools.knowledge.schema import Claim, Entry, Paper, Statements, Terms
@@ -168,6 +169,9 @@ class _Checker:
         if (entry.status == "deprecated") < (entry.replaced_by is not None):
             message = "only a deprecated entry is replaced"
             yield document.finding("E405", message, ("replaced_by",), key=True, hint="set `status: deprecated`")
+        if entry.cost_model is not None and (wrong := latex_problem(entry.cost_model)):
+            message = f"a formula that the site cannot show: {wrong}"
+            yield document.finding("E214", message, ("cost_model",), hint="write it in plain LaTeX, without packages")
         if not re.match(r"[A-Z0-9$]", entry.summary) or not entry.summary.endswith("."):
             yield document.finding(
                 "W601", "the summary is no sentence: capital letter first, full stop last", ("summary",)
@@ -623,6 +627,10 @@ def text_problems(text: str) -> Iterator[TextProblem]:
     if (match := _REMOTE_IMAGE.search(bare)) is not None:
         message = "an image from elsewhere: no request of a reader leaves the site"
         yield TextProblem("E210", message, "link to it", match.group())
+    for match in MATH.finditer(bare):
+        if wrong := latex_problem(match[1] or match[2]):
+            hint = "write it in plain LaTeX, without packages"
+            yield TextProblem("E214", f"a formula that the site cannot show: {wrong}", hint, match.group())
     if len(re.findall(r"(?<!\\)\$", bare)) % 2:
         message = "an odd number of dollar signs: a formula is not closed"
         yield TextProblem("W603", message, "write a real dollar sign as \\$", "$")
