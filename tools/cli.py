@@ -299,7 +299,7 @@ def check(ctx: click.Context, paths: tuple[Path, ...], form: str, changed: bool,
     if files is not None:
         findings = [f for f in findings if f.file in files]
         if elsewhere := len(knowledge.findings) - len(findings):
-            click.echo(f"{elsewhere} findings in files that did not change, see `redundancy check`", err=True)
+            click.echo(f"findings in files that did not change: {elsewhere}, see `redundancy check`", err=True)
     if paths:
         wanted = []
         for path in paths:
