@@ -162,6 +162,15 @@ def test_entries_that_import_a_technique_are_tested_with_it(atlas: Path) -> None
     assert "token-dropping" not in selected(atlas, TEST)[-1].split(" or ")
 
 
+def test_the_selection_can_be_run(atlas: Path) -> None:
+    assert "no test is concerned" in redundancy(atlas, "affected", "--run").stderr
+    base.put(atlas, "pyproject.toml", "")
+    base.put(atlas, "tests/test_one.py", "def test_one():\n    assert False\n")
+    assert redundancy(atlas, "affected", "--run").exit_code == 1
+    base.put(atlas, "tests/test_one.py", "def test_one():\n    assert True\n")
+    assert redundancy(atlas, "affected", "--run").exit_code == 0
+
+
 def test_the_selection_is_understood_by_pytest(atlas: Path) -> None:
     base.put(atlas, MODULE, (atlas / MODULE).read_text() + "# changed\n")
     arguments = redundancy(atlas, "affected").stdout.splitlines()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -329,13 +330,20 @@ def changes(root: Path, base: str | None) -> set[str]:
 
 @main.command()
 @click.option("--base", metavar="REV", help="Since this branch left REV; since the last commit by default.")
+@click.option("--run", "run_them", is_flag=True, help="Run these tests.")
 @click.pass_context
-def affected(ctx: click.Context, base: str | None) -> None:
+def affected(ctx: click.Context, base: str | None, run_them: bool) -> None:
     """Print the arguments for pytest that test what changed, one a line; nothing where no test is concerned."""
     from tools.changed import tests_for
 
-    for argument in tests_for(ctx.obj, changes(ctx.obj, base)):
-        click.echo(argument)
+    arguments = tests_for(ctx.obj, changes(ctx.obj, base))
+    if not run_them:
+        for argument in arguments:
+            click.echo(argument)
+    elif arguments:
+        ctx.exit(subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ctx.obj, check=False).returncode)
+    else:
+        click.echo("no test is concerned", err=True)
 
 
 @main.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, get_args
 
 import click
@@ -15,6 +15,7 @@ from tools.knowledge.check import text_problems
 from tools.knowledge.findings import did_you_mean, render
 from tools.knowledge.layout import Refused
 from tools.knowledge.schema import ID, KEY, Claim, Entry, Locator, Paper, PaperLink, Quantity, Setting
+from tools.knowledge.source import TECHNIQUES, module_name
 from tools.scaffold import drafts, lookup
 from tools.scaffold.ask import Asker
 
@@ -132,10 +133,8 @@ def technique(ctx: click.Context, /, **options: Any) -> None:
         drafts.write(knowledge, texts)
     except (drafts.Rejected, FileExistsError) as error:
         stop(error)
-    _told(texts)
-    click.echo(f"\nNext:\n  redundancy gaps {data['id']}   what it lacks to become stable")
-    if code:
-        _next_steps(data["id"])
+    steps = [(f"redundancy gaps {data['id']}", "what it lacks to become stable")]
+    _told(texts, steps + (_code_steps(data["id"]) if code else []))
 
 
 def _entry(knowledge: Knowledge, asker: Asker, options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -254,18 +253,22 @@ def _parts(knowledge: Knowledge, asker: Asker, options: Sequence[str]) -> list[s
     return [_entry_of(knowledge, part).id for part in parts]
 
 
-def _told(files: Any) -> None:
+def _told(files: Iterable[str], steps: Sequence[tuple[str, str]]) -> None:
+    """What was written, and what to do next: a command and what it is for."""
     for file in files:
         click.echo(f"wrote {file}")
+    click.echo("\nNext:")
+    width = max(len(command) for command, _ in steps)
+    for command, what in steps:
+        click.echo(f"  {command:{width}}  {what}".rstrip())
 
 
-def _next_steps(entry_id: str) -> None:
-    module = entry_id.replace("-", "_")
-    click.echo(
-        f"  redundancy run {entry_id}   the experiment in its small budget\n"
-        f"  python -m pytest tests/test_contract.py tests/techniques/test_{module}.py -k '{entry_id} or {module}'\n"
-        "What stands in the code is a small technique that works: put your own in its place, where it says TO DO."
-    )
+def _code_steps(entry_id: str) -> list[tuple[str, str]]:
+    return [
+        (f"redundancy run {entry_id}", "the experiment in its small budget"),
+        ("redundancy affected --run", "the tests of what changed"),
+        (f"edit {TECHNIQUES}/{module_name(entry_id)}.py", "put your technique in the place of the stand-in"),
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -291,9 +294,7 @@ def implementation_(ctx: click.Context, id_: str) -> None:
         drafts.change(knowledge, *drafts.with_implementation(knowledge, id_), texts)
     except (drafts.Rejected, Refused, FileExistsError) as error:
         stop(error)
-    _told(texts)
-    click.echo("\nNext:")
-    _next_steps(id_)
+    _told(texts, _code_steps(id_))
 
 
 def _named(knowledge: Knowledge, entry: Entry) -> list[Any]:
@@ -333,12 +334,11 @@ def paper(ctx: click.Context, /, **options: Any) -> None:
         drafts.write(knowledge, {file: text})
     except (drafts.Rejected, FileExistsError) as error:
         stop(error)
-    _told([file])
-    key = data["key"]
-    click.echo(
-        f"\nNext:\n  redundancy new technique --paper {key}   if it introduces one that is not here yet\n"
-        f"  redundancy new claim {key}               a number or a statement of it, with its place"
-    )
+    steps = [
+        (f"redundancy new technique --paper {data['key']}", "if it introduces one that is not here yet"),
+        (f"redundancy new claim {data['key']}", "a number or a statement of it, with its place"),
+    ]
+    _told([file], steps)
 
 
 def _paper(knowledge: Knowledge, asker: Asker, options: dict[str, Any]) -> dict[str, Any]:
