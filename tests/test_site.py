@@ -643,6 +643,15 @@ def test_a_draft_says_that_nothing_was_measured(texts: dict[str, str]) -> None:
     assert "## Measured trade-off" not in text
 
 
+def test_a_draft_says_what_it_lacks(texts: dict[str, str]) -> None:
+    text = texts["techniques/token-dropping.md"]
+    assert '<a href="#what-is-missing">' in text
+    missing = text.partition("## What is missing\n")[2].partition("<p class")[0]
+    assert "<li><code>axis stage</code>: What stage? One of: training, inference</li>" in missing
+    assert "<li><code>notebooks/token&#95;dropping.py</code>: " in missing
+    assert "What is missing" not in texts["techniques/token-merging.md"]
+
+
 def test_the_map_links_its_cells_and_marks_the_empty_ones(texts: dict[str, str]) -> None:
     text = texts["index.md"]
     assert text.count('class="cell empty"') == 3 * 2 - 2

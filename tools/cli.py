@@ -19,6 +19,7 @@ import click
 
 from tools.knowledge import Knowledge, find_root, load
 from tools.knowledge.findings import did_you_mean, render
+from tools.scaffold.commands import new
 
 if TYPE_CHECKING:
     from reference_impls.accounting.record import Arm, Record
@@ -76,6 +77,8 @@ def main(ctx: click.Context, root: Path | None) -> None:
     except FileNotFoundError as error:
         wrong_usage(str(error))
 
+
+main.add_command(new)
 
 # --------------------------------------------------------------------------------------------------------------------
 # The knowledge
@@ -351,14 +354,22 @@ def explain(code: str) -> None:
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a schema is out of date.")
 @click.pass_context
 def schema(ctx: click.Context, only_check: bool) -> None:
-    """Write the JSON Schemas for editors anew."""
+    """Write what follows from the schema and the axes anew: the JSON Schemas for editors, and the issue form."""
+    from tools.files import write_atomically
     from tools.knowledge import editor
+    from tools.scaffold import issue
 
     axes = knowledge_of(ctx).axes
+    form = ctx.obj / issue.FILE
     stale = editor.stale(ctx.obj, axes)
+    if not form.is_file() or form.read_text(encoding="utf-8") != issue.form(axes):
+        stale.append(issue.FILE)
     if stale and only_check:
         raise Failure(f"out of date: {', '.join(stale)}; run `redundancy schema`")
-    for name in editor.write(ctx.obj, axes) if stale else ():
+    editor.write(ctx.obj, axes)
+    if issue.FILE in stale:
+        write_atomically(form, issue.form(axes))
+    for name in stale:
         click.echo(name)
 
 
@@ -503,6 +514,7 @@ def bench(
 ) -> None:
     """Measure every scenario of the techniques again; all of them by default."""
     from tools import bench as benchmarks
+    from tools.knowledge.completeness import gaps as gaps_of
     from tools.progress import progress
 
     if corpus:
@@ -510,6 +522,10 @@ def bench(
         return
     knowledge = knowledge_of(ctx)
     chosen = [entry_of(knowledge, i).id for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
+    if save and (
+        stand_ins := [i for i in chosen if any(n.code == "E406" for n in gaps_of(knowledge, knowledge.entries[i]))]
+    ):
+        wrong_usage(f"no result is saved of the stand-in that `redundancy new` wrote: {', '.join(stand_ins)}")
     failed = []
     with progress() as report:
 
