@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from reference_impls.accounting.record import Record
 from tools import bench
+from tools.knowledge.reader import read_yaml
 from tools.runner import Outcome
 
 RECORD = {
@@ -80,24 +80,25 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
 
 
 def test_the_generated_atlas_is_as_large_as_asked_and_consistent(tmp_path: Path) -> None:
-    bench.generate(tmp_path, 25)
-    entries = [yaml.safe_load(p.read_text()) for p in (tmp_path / "taxonomy" / "techniques").glob("*.yml")]
-    papers = {p.stem: yaml.safe_load(p.read_text()) for p in (tmp_path / "papers").glob("*.yml")}
+    bench.generate(tmp_path, 25, 60)
+    entries = [read_yaml(p, p.name).data for p in (tmp_path / "taxonomy" / "techniques").glob("*.yml")]
+    papers = {p.stem: read_yaml(p, p.name).data for p in (tmp_path / "papers").glob("*.yml")}
     assert len(entries) == len({entry["id"] for entry in entries}) == 25
-    assert {entry["papers"][0]["key"] for entry in entries} == set(papers)
-    assert len({paper["ids"]["arxiv"] for paper in papers.values()}) == 25
+    assert sorted(link["key"] for entry in entries for link in entry["papers"]) == sorted(papers)
+    assert len({paper["ids"]["arxiv"] for paper in papers.values()}) == 60
+    assert sum("relations" in entry for entry in entries) == 24
     for entry in entries:
-        claims = papers[entry["papers"][0]["key"]]["claims"]
-        assert {claim["technique"] for claim in claims} <= {entry["id"]}
+        for link in entry["papers"]:
+            assert {claim["technique"] for claim in papers[link["key"]]["claims"]} <= {entry["id"]}
 
 
 def test_an_atlas_without_entries_cannot_be_varied(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no entry to vary"):
-        bench.generate(tmp_path / "new", 3, root=tmp_path)
+        bench.generate(tmp_path / "new", 3, 3, root=tmp_path)
 
 
 def test_the_check_of_a_generated_atlas_finds_nothing() -> None:
-    cost = bench.check_cost(entries=30, repetitions=1)
-    assert (cost.entries, cost.findings) == (30, ())
+    cost = bench.check_cost(entries=30, papers=70, repetitions=1)
+    assert (cost.entries, cost.papers, cost.findings) == (30, 70, ())
     assert len(cost.seconds) == 1
     assert cost.peak_mb > 1

@@ -106,11 +106,11 @@ def test_scalars_hold_no_surprise(text: str, value: Any) -> None:
 def test_every_value_and_key_has_its_place() -> None:
     document = parsed("a: 1\nlist:\n  - x\n  - {k: 'v', n: [2,\n      3]}\nlong: >-\n  text\n")
     assert document.data == {"a": 1, "list": ["x", {"k": "v", "n": [2, 3]}], "long": "text"}
-    at = {path: (p.line, p.column) for path, p in document.values.items()}
+    at = {path: (p.line, p.column) for path, p in document.places.values.items()}
     assert at[("list", 0)] == (3, 5)
     assert at[("list", 1, "k")] == (4, 9)
     assert at[("list", 1, "n", 1)] == (5, 7)
-    assert (document.keys[("list", 1, "n")].line, document.keys[("list", 1, "n")].column) == (4, 14)
+    assert (document.places.keys[("list", 1, "n")].line, document.places.keys[("list", 1, "n")].column) == (4, 14)
     assert at[("long",)] == (6, 7)
 
 
@@ -186,7 +186,7 @@ def test_refused_json(tmp_path: Path, text: str) -> None:
 def test_windows_line_ends_are_fine() -> None:
     document = parsed("a: 1\r\nb:\r\n  - x\r\n")
     assert document.data == {"a": 1, "b": ["x"]}
-    assert document.values[("b", 0)].line == 3
+    assert document.places.values[("b", 0)].line == 3
 
 
 # --- findings

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 import yaml
 
 from tools import runner
+from tools.knowledge.load import AXES
 from tools.knowledge.reader import read_yaml
 from tools.runner import Budget, Outcome
 
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "reference_impls" / "results"
 
@@ -96,6 +98,7 @@ class CheckCost:
     """What `redundancy check` cost on a generated atlas."""
 
     entries: int
+    papers: int
     seconds: tuple[float, ...]
     """Wall-clock of each repetition, interpreter start included."""
     peak_mb: float
@@ -113,10 +116,11 @@ print(json.dumps([[str(finding) for finding in findings], resource.getrusage(res
 """
 
 
-def check_cost(entries: int = 200, repetitions: int = 5, root: Path = ROOT) -> CheckCost:
-    """Time the check of an atlas of `entries` drafts, each with a paper of its own, in fresh interpreters."""
+def check_cost(entries: int = 200, papers: int | None = None, repetitions: int = 5, root: Path = ROOT) -> CheckCost:
+    """Time the check of an atlas of `entries` drafts and `papers` papers (by default as many), in new interpreters."""
+    papers = entries if papers is None else papers
     with tempfile.TemporaryDirectory(prefix="atlas-check-") as folder:
-        generate(Path(folder), entries, root)
+        generate(Path(folder), entries, papers, root)
         seconds, peaks, findings = [], [], []
         for _ in range(repetitions):
             start = time.perf_counter()
@@ -125,48 +129,60 @@ def check_cost(entries: int = 200, repetitions: int = 5, root: Path = ROOT) -> C
             seconds.append(time.perf_counter() - start)
             findings, peak = json.loads(answer)
             peaks.append(peak * (1 if sys.platform == "darwin" else 1024) / 2**20)
-        return CheckCost(entries, tuple(seconds), max(peaks), tuple(findings))
+        return CheckCost(entries, papers, tuple(seconds), max(peaks), tuple(findings))
 
 
-def generate(folder: Path, entries: int, root: Path = ROOT) -> None:
-    """Write an atlas of `entries` valid drafts with their papers and claims, varied from the entries of `root`.
+def generate(folder: Path, entries: int, papers: int, root: Path = ROOT) -> None:
+    """Write an atlas of `entries` valid drafts and `papers` papers, varied from the entries of `root` and their papers.
 
-    Raises: FileNotFoundError if `root` has no entry to vary.
+    Paper n is about entry n modulo `entries`, with the claims of the paper that it is varied from; each entry is
+    related to the one before it. Raises FileNotFoundError if `root` has no entry to vary.
     """
     sources = sorted((root / "taxonomy" / "techniques").glob("*.yml"))
     if not sources:
         raise FileNotFoundError(f"{root / 'taxonomy' / 'techniques'} holds no entry to vary")
     (folder / "taxonomy" / "techniques").mkdir(parents=True)
     (folder / "papers").mkdir()
-    for axes in (root / "taxonomy").glob("*.yml"):
-        (folder / "taxonomy" / axes.name).write_text(axes.read_text(encoding="utf-8"), encoding="utf-8")
-    for number, source in enumerate(islice(cycle(sources), entries)):
-        entry: dict[str, Any] = read_yaml(source, source.name).data
-        original = root / "papers" / f"{entry['papers'][0]['key']}.yml"
+    (folder / AXES).write_text((root / AXES).read_text(encoding="utf-8"), encoding="utf-8")
+    originals = sorted((root / "papers").glob("*.yml"))
+    about: dict[int, list[str]] = {}
+    for number, original in enumerate(islice(cycle(originals), papers)):
         paper: dict[str, Any] = read_yaml(original, original.name).data
         year = 1990 + number % 30
-        name, key = f"{entry['id']}-{number}", f"generated-{year}-paper{number}"
-        entry = {k: v for k, v in entry.items() if k not in {"implementation", "relations", "parts", "replaced_by"}}
-        entry |= {"id": name, "kind": "technique", "name": f"{entry['name'][:70]} {number}", "status": "draft"}
-        entry |= {"aliases": [], "founding": False, "papers": [{"key": key, "role": "introduces"}]}
-        entry["algorithm"] = [{"step": step["step"]} for step in entry.get("algorithm", [])]
-        arxiv = f"{1001 + number // 9999:04d}.{1 + number % 9999:04d}"
+        key = f"generated-{year}-paper{number}"
+        about.setdefault(number % entries, []).append(key)
         paper |= {
             "key": key,
             "year": year,
             "title": f"{paper['title']} {number}",
-            "ids": {"arxiv": arxiv},
+            "ids": {"arxiv": f"{1001 + number // 9999:04d}.{1 + number % 9999:04d}"},
             "founding": False,
+            "claims": [
+                {k: v for k, v in claim.items() if k != "check"} | {"technique": _id(sources, number % entries)}
+                for claim in paper.get("claims", [])
+            ],
         }
-        paper["claims"] = [
-            {k: v for k, v in claim.items() if k != "check"} | {"technique": name} for claim in paper.get("claims", [])
-        ]
-        _dump(folder / "taxonomy" / "techniques" / f"{name}.yml", entry, source)
         _dump(folder / "papers" / f"{key}.yml", paper, original)
+    for number, source in enumerate(islice(cycle(sources), entries)):
+        entry: dict[str, Any] = read_yaml(source, source.name).data
+        entry = {k: v for k, v in entry.items() if k not in {"implementation", "parts", "replaced_by", "relations"}}
+        entry |= {"id": _id(sources, number), "kind": "technique", "name": f"{entry['name'][:70]} {number}"}
+        entry |= {"status": "draft", "aliases": [], "founding": False}
+        entry["algorithm"] = [{"step": step["step"]} for step in entry.get("algorithm", [])]
+        entry["papers"] = [{"key": key, "role": "introduces"} for key in about[number]]
+        if number:
+            related = {"type": "generalises", "target": _id(sources, number - 1), "note": "The entry before."}
+            entry["relations"] = [related]
+        _dump(folder / "taxonomy" / "techniques" / f"{entry['id']}.yml", entry, source)
+
+
+def _id(sources: Sequence[Path], number: int) -> str:
+    """Id of a generated entry: that of the entry it is varied from, and its number."""
+    return f"{sources[number % len(sources)].stem}-{number}"
 
 
 def _dump(file: Path, content: dict[str, Any], original: Path) -> None:
     """Write `content` under the first line of `original`, which tells editors the schema."""
     modeline = original.read_text(encoding="utf-8").partition("\n")[0]
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
     file.write_text(f"{modeline}\n{text}", encoding="utf-8")

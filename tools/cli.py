@@ -9,6 +9,7 @@ Whatever is not needed to answer is imported where it is used, so that `list`, `
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -303,19 +304,22 @@ def run(
 @click.option("--save", is_flag=True, help="Write the records into reference_impls/results/.")
 @click.option("--budget", type=budgets, default="full", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--corpus", type=click.IntRange(min=1), metavar="N", help="Instead, time a check of N generated entries.")
+@click.option(
+    "--corpus",
+    multiple=True,
+    metavar="ENTRIESxPAPERS",
+    help="Instead, time the check of a generated atlas of this size; may be repeated.",
+)
 @click.pass_context
-def bench(ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, device: str, corpus: int | None) -> None:
+def bench(
+    ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, device: str, corpus: tuple[str, ...]
+) -> None:
     """Measure every scenario of the techniques again; all of them by default."""
     from tools import bench as benchmarks
     from tools.progress import progress
 
     if corpus:
-        cost = benchmarks.check_cost(corpus, root=ctx.obj)
-        if cost.findings:
-            raise Failure(f"the generated entries have {len(cost.findings)} findings: {cost.findings[0]}")
-        ran = ", ".join(f"{seconds:.2f}" for seconds in cost.seconds)
-        click.echo(f"{corpus} entries and as many papers checked in {ran} s, at most {cost.peak_mb:.0f} MiB")
+        check_corpora(ctx.obj, corpus)
         return
     knowledge = knowledge_of(ctx)
     chosen = [entry_of(knowledge, i).id for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
@@ -332,6 +336,28 @@ def bench(ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, dev
                 print_record(result.outcome.record)
     if failed:
         raise Failure("\n".join(failed))
+
+
+def check_corpora(root: Path, sizes: Iterable[str]) -> None:
+    """Time the check of generated atlases, a row each: what must grow with the number of files, and no faster."""
+    from tools.bench import check_cost
+
+    counts = []
+    for size in sizes:
+        entries, times, papers = size.partition("x")
+        if not (entries.isdecimal() and papers.isdecimal() and times and int(entries) and int(papers) >= int(entries)):
+            wrong_usage(f"--corpus takes entries x papers, such as 200x200, with no fewer papers, got {size!r}")
+        counts.append((int(entries), int(papers)))
+    rows = []
+    for entry_count, paper_count in counts:
+        cost = check_cost(entry_count, paper_count, root=root)
+        if cost.findings:
+            raise Failure(f"the generated atlas has {len(cost.findings)} findings: {cost.findings[0]}")
+        fast, slow = min(cost.seconds), max(cost.seconds)
+        each = 1000 * statistics.median(cost.seconds) / (entry_count + paper_count)
+        rows.append([f"{entry_count:,}", f"{paper_count:,}", f"{fast:.2f} to {slow:.2f}", f"{each:.2f}"])
+        rows[-1].append(f"{cost.peak_mb:.0f}")
+    table(("entries", "papers", "seconds", "ms a file", "MiB"), rows)
 
 
 def print_record(record: Record) -> None:

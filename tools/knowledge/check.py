@@ -7,9 +7,12 @@ one broken file does not call forth findings in others.
 
 from __future__ import annotations
 
+import datetime
 import html
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +48,13 @@ _SCHEMAS: Final = {
     PRINCIPLES: "statements",
 }
 _CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
+_WORD = re.compile(r"\w+")
+_LATIN = re.compile(r"[A-Za-z]")
+_OTHER_ALPHABET = re.compile(
+    "[\u0370-\u03cf\u0400-\u052f\u0531-\u0586\u13a0-\u13ff]"
+)  # Greek, Cyrillic, Armenian, Cherokee
+_INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\u3164]")
+_MARKUP = re.compile(r"[<\[$&]")
 _HTML = re.compile(r"<(?!https?://|mailto:)[A-Za-z/!?]")
 _DESTINATION = re.compile(r"\]\(\s*<?([^)>\s]*)|^[ ]{0,3}\[[^\]\n]+\]:\s*<?(\S+)|<([A-Za-z][\w+.-]*:)", re.MULTILINE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -62,8 +72,19 @@ class _Checker:
         self.root = knowledge.root
         self.entry_ids = self._stems(ENTRIES)
         self.paper_keys = self._stems(PAPERS)
+        self.today = datetime.datetime.now(datetime.UTC).date()
         self.scenarios: dict[str, set[str]] = {}
         """Scenarios that the experiments of each entry define, as far as their names are literal."""
+
+    def _past(self, document: Document, path: Keys, day: str) -> Iterator[Finding]:
+        """A day must be on the calendar, and not later than tomorrow: somewhere on Earth it has begun."""
+        try:
+            when = datetime.date.fromisoformat(day)
+        except ValueError:
+            yield document.finding("E205", f"{day} is not on the calendar", path)
+        else:
+            if when > self.today + datetime.timedelta(days=1):
+                yield document.finding("E211", f"{day} is still to come", path)
 
     def _stems(self, folder: str) -> set[str]:
         prefix = f"{folder}/"
@@ -163,6 +184,7 @@ class _Checker:
             (("relations", n, "target"), r.target) for n, r in enumerate(entry.relations)
         ]
         targets += [(("parts", n), part) for n, part in enumerate(entry.parts)]
+        yield from self._past(document, ("added",), entry.added)
         if entry.replaced_by is not None:
             targets.append((("replaced_by",), entry.replaced_by))
         for path, target in targets:
@@ -338,6 +360,9 @@ class _Checker:
     def _paper(self, document: Document, key: str, paper: Paper) -> Iterator[Finding]:
         if paper.key != key:
             yield _misnamed(document, "key", paper.key, key)
+        if paper.year is not None and paper.year > self.today.year + 1:
+            yield document.finding("E211", f"{paper.year} is still to come", ("year",))
+        yield from self._past(document, ("verified", "on"), paper.verified.on)
         if paper.year is not None and f"-{paper.year}-" not in key:
             yield document.finding("W602", f"the key says another year than {paper.year}", ("year",))
         yield from self._terms(document, paper.axes, INDEX_AXES if paper.kind != "survey" else (), "paper")
@@ -446,7 +471,14 @@ class _Checker:
                 else:
                     named = enumerate(entry.relations)
                     links[entry_id] = [(("relations", n, "target"), r.target) for n, r in named if r.type == kind]
-            targets = {entry_id: [target for _, target in found] for entry_id, found in links.items()}
+            targets = {
+                entry_id: [target for _, target in found if target != entry_id] for entry_id, found in links.items()
+            }
+            try:
+                TopologicalSorter(targets).prepare()
+                continue
+            except CycleError:
+                pass
             for entry_id, found in links.items():
                 for path, target in found:
                     if target != entry_id and entry_id in reachable(targets, target):
@@ -611,10 +643,17 @@ def _prose(document: Document) -> Iterator[Finding]:
 
 def text_problems(text: str) -> Iterator[tuple[str, str, str]]:
     """Code, message and hint for everything in a text that must not reach a page."""
+    if not text.isascii():
+        for word in _WORD.findall(text):
+            if (odd := _OTHER_ALPHABET.search(word)) and _LATIN.search(word):
+                shown = f"U+{ord(odd.group()):04X} ({unicodedata.name(odd.group(), 'no name').lower()})"
+                yield "E213", f'"{word}" holds {shown}', "type the word again"
+        if odd := _INVISIBLE.search(text):
+            yield "E213", f"the invisible character U+{ord(odd.group()):04X}", "type the word again"
+    if not _MARKUP.search(text):
+        return
     if "[unverified]" in text.lower():
         yield "E506", "marked [unverified]: such a statement does not enter the atlas", "verify it, or leave it out"
-    if not any(c in text for c in "<[$&"):
-        return
     bare = _CODE.sub("", text)
     if (match := _HTML.search(bare)) is not None:
         shown = bare[match.start() : match.start() + 20].split("\n")[0]

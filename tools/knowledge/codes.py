@@ -160,6 +160,16 @@ CODES: Final[dict[str, Code]] = _table(
         '{"technique": "token-merging"}',
     ),
     (
+        "E116",
+        "Windows line ends",
+        (
+            "Texts of the atlas end their lines with LF alone. `.gitattributes` sees to it in a clone; an editor that "
+            "was told otherwise does not. The place is that of the first such line end."
+        ),
+        "id: token-merging<CR><LF>",
+        "id: token-merging<LF>",
+    ),
+    (
         "E201",
         "unknown key",
         "The schema has no such key here. Often a typing error, or a key at the wrong depth.",
@@ -236,11 +246,28 @@ CODES: Final[dict[str, Code]] = _table(
         "definition: Set **r** tokens free.",
     ),
     (
+        "E211",
+        "a day or a year that is still to come",
+        "Entries were added and papers read on a day that has been. A year may be the next one: proceedings run ahead.",
+        'added: "2126-11-22"',
+        'added: "2026-11-22"',
+    ),
+    (
         "E212",
         "a file that does not belong here",
         "Folders of the knowledge base hold nothing but `*.yml`; results lie in `results/<technique>/<scenario>.json`.",
         "papers/bolya-2023-token.yaml",
         "papers/bolya-2023-token.yml",
+    ),
+    (
+        "E213",
+        "a letter that looks like another one",
+        (
+            "A word that mixes Latin letters with Cyrillic or Greek ones that look the same, or an invisible character "
+            "inside a word: a search for the word does not find it. Formulas and words of one alphabet are fine."
+        ),
+        "name: T\u043eken merging   (with a Cyrillic o)",
+        "name: Token merging",
     ),
     (
         "E301",

@@ -5,6 +5,9 @@ nested a million deep is a finding like any other. Scalars follow the core schem
 surprises: `true` and `false` are the only booleans, `null`, `~` and nothing are null, integers are decimal without
 leading zeros, floats need a point or an exponent, and all else is a string. So `no`, `on`, `2024-01-02`, `1:30` and
 `0777` stay the strings that they look like, and `1e-3` is a number.
+
+A file in which nothing is odd is read by a short loop that keeps no places (`_plain`); they are looked up, by reading
+the text again in full, when a finding needs one.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +41,7 @@ _BREAKS = "\x85\u2028\u2029"  # YAML counts these as line breaks, editors do not
 _FORBIDDEN = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_BREAKS}\ufeff\ufffe\uffff]|\r(?!\n)")
 _TAB_OR_FORBIDDEN = re.compile(f"\t+|{_FORBIDDEN.pattern}")
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_CONTROL_OR_BREAK = re.compile("[\x00-\x1f\x7f-\x9f]")
 _LOADER: Any = getattr(yaml, "CLoader", yaml.Loader)
 
 
@@ -47,25 +54,46 @@ class Place:
 
 
 @dataclass
-class Document:
-    """What a file holds, and where."""
+class Places:
+    """Where the values of a document stand."""
 
-    file: str
-    data: Any = None
     values: dict[Keys, Place] = field(default_factory=dict)
     """Place of every value, by its path; the path `()` is the document itself."""
     keys: dict[Keys, Place] = field(default_factory=dict)
     """Place of the key of every value in a mapping."""
     raw: dict[Keys, str] = field(default_factory=dict)
     """The text of every plain scalar that was not read as a string: `2210.09460` loses its last digit as a number."""
+
+
+@dataclass
+class Document:
+    """What a file holds, and where."""
+
+    file: str
+    data: Any = None
     tainted: set[Keys] = field(default_factory=set)
     """Values that could not be read, so that nothing more should be said about them."""
     findings: list[Finding] = field(default_factory=list)
-    first_line: str = ""
-    end: Place | None = None
-    """Where the text ends, as an editor sees it."""
+    text: str = field(default="", repr=False)
+    """The text, as far as it is UTF-8 without characters that do not belong in it."""
     readable: bool = True
     """False if nothing of the file could be read."""
+
+    @property
+    def first_line(self) -> str:
+        return self.text.partition("\n")[0]
+
+    @cached_property
+    def end(self) -> Place:
+        """Where the text ends, as an editor sees it."""
+        return Place(self.text.count("\n") + 1, len(self.text) - self.text.rfind("\n"))
+
+    @cached_property
+    def places(self) -> Places:
+        """The place of everything that could be read."""
+        full = Document(self.file)
+        _parse_in_full(self.text, full)
+        return full.places
 
     def add(self, code: str, message: str, place: Place | None = None, path: Keys = (), hint: str = "") -> None:
         if sum(f.code == code for f in self.findings[-MAX_FINDINGS:]) == MAX_FINDINGS:
@@ -77,22 +105,23 @@ class Document:
     ) -> Finding:
         """A finding at the value of `path`, or at its key; at the nearest enclosing value if it is not in the file."""
         place = place or self.place(path, key=key)
-        if self.end is not None and place.line > self.end.line:  # a value that is absent may count as behind the end
+        if self.text and place.line > self.end.line:  # a value that is absent may count as behind the end
             place = self.end
         return finding(code, self.file, message, line=place.line, column=place.column, path=dotted(path), hint=hint)
 
     def place(self, path: Keys, *, key: bool = False) -> Place:
         """Where the value of `path` (or its key) stands; for a value that is absent, where its parent's key stands."""
-        if key and path in self.keys:
-            return self.keys[path]
-        if path in self.values:
-            return self.values[path]
+        keys, values = self.places.keys, self.places.values
+        if key and path in keys:
+            return keys[path]
+        if path in values:
+            return values[path]
         while path:
             path = path[:-1]
-            if path in self.keys:
-                return self.keys[path]
-            if path in self.values:
-                return self.values[path]
+            if path in keys:
+                return keys[path]
+            if path in values:
+                return values[path]
         return Place()
 
     def is_tainted(self, path: Keys) -> bool:
@@ -171,7 +200,11 @@ def _text(path: Path, document: Document, *, characters: bool = True) -> str | N
 
 
 def _characters(text: str, document: Document) -> bool:
-    """Add findings for tabs and characters that do not belong in a text file; False if there are any."""
+    """Add findings for tabs, Windows line ends and characters that do not belong in a text file; False if there are
+    any of the former or the latter."""
+    if (at := text.find("\r\n")) >= 0:
+        place = Place(text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at))
+        document.add("E116", "a line that ends as on Windows (CR LF)", place, hint="save the file with LF line ends")
     if "\t" not in text and not _FORBIDDEN.search(text):
         return True
     line, start = 1, 0
@@ -217,8 +250,16 @@ class _Open:
 
 def parse_yaml(text: str, document: Document) -> None:
     """Fill `document` from YAML text."""
-    lines = text.split("\n")
-    document.first_line, document.end = lines[0], Place(len(lines), len(lines[-1]) + 1)
+    document.text = text
+    try:
+        document.data = _plain(text)
+    except (_OddError, yaml.YAMLError, ValueError):
+        _parse_in_full(text, document)
+
+
+def _parse_in_full(text: str, document: Document) -> None:
+    """Fill `document` with data, places and findings."""
+    document.text, document.places = text, Places()
     try:
         _parse(text, document)
     except yaml.MarkedYAMLError as error:
@@ -234,6 +275,54 @@ def parse_yaml(text: str, document: Document) -> None:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         document.readable = False
         document.add("E107", f"not YAML: {' '.join(str(error).split())}")
+
+
+class _OddError(Exception):
+    """The text holds something about which there may be a finding."""
+
+
+def _plain(text: str) -> Any:
+    """The data of YAML text. Raises _OddError, or an error of the parser, if it has to be read in full."""
+    parser = _LOADER(text)
+    next_event: Callable[[], Any] = parser.get_event
+    try:
+        next_event()  # the start of the stream
+        start = next_event()
+        if type(start) is not yaml.DocumentStartEvent or start.version or start.tags:
+            raise _OddError
+        data = _plain_value(next_event(), next_event, 1)
+        next_event()  # the end of the document
+        if data is None or type(next_event()) is not yaml.StreamEndEvent:
+            raise _OddError
+        return data
+    finally:
+        parser.dispose()
+
+
+def _plain_value(event: Any, next_event: Callable[[], Any], depth: int) -> Any:
+    kind = type(event)
+    if kind is yaml.AliasEvent or event.anchor is not None or event.tag is not None or depth > MAX_DEPTH:
+        raise _OddError
+    if kind is yaml.ScalarEvent:
+        if not event.style:
+            return scalar(event.value)
+        if _CONTROL.search(event.value):
+            raise _OddError
+        return event.value
+    if kind is yaml.SequenceStartEvent:
+        items = []
+        while type(event := next_event()) is not yaml.SequenceEndEvent:
+            items.append(_plain_value(event, next_event, depth + 1))
+        return items
+    data: dict[str, Any] = {}
+    while type(event := next_event()) is not yaml.MappingEndEvent:
+        if type(event) is not yaml.ScalarEvent or event.anchor is not None or event.tag is not None:
+            raise _OddError
+        key = sys.intern(event.value)  # a large base has few different keys, each in thousands of files
+        if key in data or not key or key == "<<" or _CONTROL_OR_BREAK.search(key):
+            raise _OddError
+        data[key] = _plain_value(next_event(), next_event, depth + 1)
+    return data
 
 
 def _guess(text: str, place: Place) -> str:
@@ -317,7 +406,7 @@ def _key(event: Any, top: _Open, place: Place, document: Document, stack: list[_
         document.add("E113", "a key must be plain text on one line", place, top.path)
     top.key = key
     if key in top.seen:
-        first = document.keys.get(path, Place())
+        first = document.places.keys.get(path, Place())
         document.add(
             "E108",
             f'the key "{key}" stands here for the second time',
@@ -328,7 +417,7 @@ def _key(event: Any, top: _Open, place: Place, document: Document, stack: list[_
         return
     top.seen.add(key)
     if not top.ignored:
-        document.keys[path] = place
+        document.places.keys[path] = place
 
 
 def _value(event: Any, top: _Open | None, place: Place, document: Document, stack: list[_Open]) -> None:
@@ -336,16 +425,17 @@ def _value(event: Any, top: _Open | None, place: Place, document: Document, stac
     path: Keys = ()
     if top is not None:
         path = (*top.path, len(top.data) if isinstance(top.data, list) else str(top.key))
-    ignored = top is not None and (top.ignored or path in document.values)
+    places = document.places
+    ignored = top is not None and (top.ignored or path in places.values)
     if not ignored:
         _odd(event, path, place, document)
-        document.values[path] = place
+        places.values[path] = place
     data: Any = None
     if isinstance(event, yaml.ScalarEvent):
         plain = not event.style  # None from the parser in Python, "" from the one in C
         data = scalar(event.value) if plain else event.value
         if not ignored and not isinstance(data, str):
-            document.raw[path] = event.value
+            places.raw[path] = event.value
         if not plain and _CONTROL.search(event.value):
             document.add(
                 "E106",

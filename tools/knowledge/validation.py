@@ -119,8 +119,8 @@ def _finding(model: type[BaseModel], document: Document, path: Keys, problem: di
 def _type_hint(document: Document, path: Keys, kind: str, value: Any) -> str:
     if value is None:
         return "give it a value, or leave the key out"
-    if kind == "string_type" and path in document.raw:
-        return f'write it in quotes: "{document.raw[path]}"'
+    if kind == "string_type" and path in document.places.raw:
+        return f'write it in quotes: "{document.places.raw[path]}"'
     if kind in ("tuple_type", "list_type") and isinstance(value, str):
         return "start each item on a line of its own with `- `"
     if isinstance(value, str) and kind not in ("dict_type", "model_type", "mapping_type", "model_attributes_type"):
