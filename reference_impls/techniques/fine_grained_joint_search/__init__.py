@@ -30,6 +30,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,14 +97,15 @@ def mobile_efficiency_score(
     Args:
         metrics: M, such as {"size": parameters, "latency": ms}; positive.
         units: U, what each metric is measured by; positive.
-        exponents: a, how much each metric weighs; positive. They enter with a minus sign, so that less is better.
+        exponents: a, how much each metric weighs, at least 0. They enter with a minus sign, so that less is better.
     Raises: ValueError for different sets of names, or for values that are not positive.
     """
     if not metrics.keys() == units.keys() == exponents.keys():
         raise ValueError(f"metrics, units and exponents must name the same, got {metrics}, {units}, {exponents}")
     for name in metrics:
-        for what, value in (("metric", metrics), ("unit", units), ("exponent", exponents)):
-            check_range(f"{what} {name}", value[name], 0, low_open=True)
+        check_range(f"metric {name}", metrics[name], 0, low_open=True)
+        check_range(f"unit {name}", units[name], 0, low_open=True)
+        check_range(f"exponent {name}", exponents[name], 0)
     return score * math.prod((metrics[name] / units[name]) ** -exponents[name] for name in metrics)
 
 
@@ -180,8 +182,7 @@ class FineGrainedJointSearch(Technique):
         return [
             Setting("largest", {"target": 1.0}, off=True),
             Setting("what costs nothing", {"target": 1e6, "tolerance": 1e-4}, adaptive=True),
-            Setting("1.5 times the score", {"target": 1.5}),
-            Setting("4 times the score", {"target": 4.0}),
+            Setting("twice the score", {"target": 2.0}),
         ]
 
     @torch.no_grad()
@@ -226,7 +227,9 @@ class FineGrainedJointSearch(Technique):
             raise ValueError("there is nothing to evaluate candidates on: set supernet.search = SearchData(x, y)")
         if target == 1:
             warn_no_effect(self.id, "the target is the score of the largest sub-network")
-        trial = Trial(host.extract, host.search)
+        # Without batch norms to estimate anew, a candidate can run inside the supernet.
+        copied = host.search.calibration is not None
+        trial = Trial(host.extract if copied else lambda subnet: partial(host, subnet=subnet), host.search)
         efficiency = Efficiency.of(host.space, table or host.space.operations_table(), exponents)
         path = joint_search(host, efficiency, trial, target * SCORE, tolerance=tolerance)
         trace = {"subnet": path[-1].state, "evaluated": tuple(trial.evaluated)}

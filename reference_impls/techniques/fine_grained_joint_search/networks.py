@@ -326,11 +326,11 @@ class Slimmable(nn.Module):
             whole = self.largest.get_submodule(name)
             if isinstance(module, nn.BatchNorm2d) and module.num_features != whole.num_features:
                 whole = self.norms[_key(name)][str(module.num_features)]
-            for values in (whole._parameters, whole._buffers):
-                for key, value in values.items():
-                    small = getattr(module, key)
-                    if value is not None and small is not None:
-                        found[f"{name}.{key}"] = value[tuple(slice(n) for n in small.shape)] if value.ndim else value
+            small = module._parameters | module._buffers
+            for key, value in (whole._parameters | whole._buffers).items():
+                if value is not None and (part := small[key]) is not None:
+                    same = value.shape == part.shape
+                    found[f"{name}.{key}"] = value if same else value[tuple(slice(n) for n in part.shape)]
         return found
 
     def extract(self, subnet: Subnet) -> Network:

@@ -117,7 +117,7 @@ class Trial(Generic[State]):
     y of the first state that was scored and y' of this one.
     """
 
-    def __init__(self, build: Callable[[State], nn.Module], data: SearchData) -> None:
+    def __init__(self, build: Callable[[State], Callable[[Tensor], Tensor]], data: SearchData) -> None:
         self.build, self.data = build, data
         self.evaluated: list[State] = []
         self._reference: Tensor | None = None
@@ -126,6 +126,8 @@ class Trial(Generic[State]):
         self.evaluated.append(state)
         network = self.build(state)
         if self.data.calibration is not None:
+            if not isinstance(network, nn.Module):
+                raise TypeError(f"only an nn.Module can be calibrated, got {type(network).__name__}")
             recalibrate(network, self.data.calibration)
         outputs = predict(network, self.data.x)
         if self.data.y is not None:
@@ -142,7 +144,7 @@ def change(before: Tensor, after: Tensor) -> float:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+def predict(network: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256) -> Tensor:
     """Outputs of a network in eval mode on x (N, ...), batch by batch."""
     return torch.cat([network(part) for part in x.split(batch_size)])
 
