@@ -7,7 +7,7 @@ from typing import Any
 
 from reference_impls.accounting.record import Record
 from tools.knowledge.load import Knowledge
-from tools.knowledge.schema import Axes, Entry, Paper
+from tools.knowledge.schema import Axes, Entry, HardCase, Paper, Statements
 from tools.knowledge.source import read_source
 
 
@@ -143,6 +143,7 @@ PAPER = Paper.model_validate(
         "venue": "ICLR 2023",
         "authors": [{"family": "Bolya", "given": "Daniel"}, {"family": "Müller", "given": "Æ."}, {"family": "Dai"}],
         "ids": {"arxiv": "2210.09461"},
+        "axes": {"relation": ["spatial_similarity", "irrelevance"], "location": "tokens"},
         "summary": "Merges tokens.",
         "verified": {"source": "arXiv listing", "on": "2026-11-22"},
         "claims": [
@@ -173,10 +174,62 @@ PAPER = Paper.model_validate(
 )
 
 
+HARD_CASE = HardCase.model_validate(
+    {
+        "id": "merging-tokens",
+        "case": "Tokens that are alike and matter little.",
+        "entries": ["token-merging"],
+        "papers": ["bolya-2023-token"],
+        "axis": "relation",
+        "terms": ["spatial_similarity", "irrelevance"],
+        "ruling": "Similarity: the *number that is ranked* is a similarity.",
+        "because": "The rule of the axis.",
+    }
+)
+
+OPEN_PROBLEMS = Statements.model_validate(
+    {
+        "about": "The project's own reading.",
+        "statements": [
+            {
+                "id": "when-to-merge",
+                "title": "Nobody knows when to merge",
+                "statement": "No measure says *beforehand* what merging will cost.",
+                "support": [{"claim": "bolya-2023-token#c1", "note": "The claim."}, {"paper": "bolya-2023-token"}],
+            }
+        ],
+    }
+)
+
+PRINCIPLES = Statements.model_validate(
+    {
+        "about": "The project's own reading.",
+        "statements": [
+            {
+                "id": "detection-is-cheap",
+                "title": "Detection must cost less than it saves",
+                "statement": "It must cost less.",
+                "support": [{"result": "token-merging/photos"}, {"entry": "token-merging", "note": "The entry."}],
+            }
+        ],
+    }
+)
+
+
 def knowledge(*records: Record, root: Path | None = None) -> Knowledge:
     """Two entries, a paper, the axes and the records given; with `root`, the implementation that lies there."""
     by_id = {e.id: e for e in (entry(), entry(**DRAFT))}
     results = {"token-merging": list(records)} if records else {}
     source = read_source(root, "token-merging", by_id["token-merging"].implementation, []) if root else None
     sources = {"token-merging": source} if source else {}
-    return Knowledge(root or Path(), AXES, by_id, {PAPER.key: PAPER}, results, sources)
+    return Knowledge(
+        root=root or Path("nowhere"),
+        axes=AXES,
+        entries=by_id,
+        papers={PAPER.key: PAPER},
+        hard_cases=(HARD_CASE,),
+        open_problems=OPEN_PROBLEMS,
+        principles=PRINCIPLES,
+        results=results,
+        sources=sources,
+    )

@@ -70,15 +70,6 @@ def test_nothing_is_saved_unasked_and_devices_do_not_overwrite_each_other(tmp_pa
     )
 
 
-def test_an_interrupted_write_leaves_the_earlier_file(tmp_path: Path) -> None:
-    file = tmp_path / "results" / "record.json"
-    bench.write_atomically(file, "first")
-    with pytest.raises(UnicodeEncodeError):
-        bench.write_atomically(file, "second \ud800")
-    assert file.read_text() == "first"
-    assert list(file.parent.iterdir()) == [file]
-
-
 def test_the_generated_atlas_is_as_large_as_asked_and_consistent(tmp_path: Path) -> None:
     bench.generate(tmp_path, 25, 60)
     entries = [read_yaml(p, p.name).data for p in (tmp_path / "taxonomy" / "techniques").glob("*.yml")]

@@ -593,7 +593,7 @@ def test_good_prose(text: str) -> None:
     ],
 )
 def test_bad_prose(text: str) -> None:
-    assert "E210" in {code for code, _, _ in text_problems(text)}
+    assert "E210" in {problem.code for problem in text_problems(text)}
 
 
 # --- claims

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from tools import runner
+from tools.files import write_atomically
 from tools.knowledge.load import AXES
 from tools.knowledge.reader import read_yaml
 from tools.runner import Budget, Outcome
@@ -80,17 +80,6 @@ def run_all(
                 file = folder / technique / (f"{name}.json" if kind == "cpu" else f"{name}.{kind}.json")
                 write_atomically(file, outcome.record.to_json())
             yield Result(technique, name, outcome, file)
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a file whole or not at all, making its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

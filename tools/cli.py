@@ -22,6 +22,7 @@ from tools.knowledge.findings import did_you_mean, render
 
 if TYPE_CHECKING:
     from reference_impls.accounting.record import Arm, Record
+    from tools.knowledge.completeness import Need
     from tools.knowledge.schema import Claim, Entry, Paper
 
 FLAT_AXES = ("scope", "relation", "location", "granularity", "exploitation", "stage")
@@ -144,6 +145,8 @@ def row(knowledge: Knowledge, entry: Entry) -> dict[str, Any]:
 @click.pass_context
 def show(ctx: click.Context, id_: str, json_: bool) -> None:
     """Show an entry with its papers, claims and results. ID may be an alias."""
+    from tools.knowledge.completeness import gaps as gaps_of
+
     knowledge = knowledge_of(ctx)
     entry = entry_of(knowledge, id_)
     claims = knowledge.claims(entry.id)
@@ -172,6 +175,7 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
                     for paper, claim, judgement in claims
                 ],
                 "results": [json.loads(record.to_json()) for record in results],
+                "gaps": [need.what for need in gaps_of(knowledge, entry)],
             }
         )
         return
@@ -192,6 +196,9 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
             heading(title)
             for item in items:
                 click.echo(f"- {item.strip()}" if title != "Algorithm" else item.strip())
+    if missing := gaps_of(knowledge, entry):
+        heading("What it lacks to be stable")
+        print_gaps(missing)
     for record in results:
         print_record(record)
 
@@ -212,13 +219,84 @@ def told(paper: Paper, claim: Claim, verdict: str) -> str:
 
 
 @main.command()
+@click.argument("id_", metavar="[ID]", required=False)
+@as_json
+@click.pass_context
+def gaps(ctx: click.Context, id_: str | None, json_: bool) -> None:
+    """What the entries, or the one entry ID, still lack to become stable."""
+    from tools.knowledge.completeness import gaps as gaps_of
+
+    knowledge = knowledge_of(ctx)
+    entries = [entry_of(knowledge, id_)] if id_ else list(knowledge.entries.values())
+    missing = {entry.id: gaps_of(knowledge, entry) for entry in entries}
+    if json_:
+        print_json(
+            {name: [{"what": n.what, "code": n.code, "hint": n.hint} for n in lack] for name, lack in missing.items()}
+        )
+    elif id_:
+        print_gaps(missing[entries[0].id])
+    else:
+        rows = [[entry.id, entry.status, str(len(missing[entry.id]))] for entry in entries]
+        table(("id", "status", "gaps"), sorted(rows, key=lambda one: (int(one[2]), one[0])))
+
+
+def print_gaps(missing: Iterable[Need]) -> None:
+    """Everything that is missing, with how to supply it."""
+    rows = [[need.what, need.hint] for need in missing]
+    if rows:
+        table(("missing", "how to supply it"), rows)
+    else:
+        click.echo("nothing is missing")
+
+
+@main.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a file is not in the layout.")
+@click.pass_context
+def fmt(ctx: click.Context, paths: tuple[Path, ...], only_check: bool) -> None:
+    """Bring the YAML files of the knowledge, or PATHS, into the canonical layout; data and comments stay."""
+    from tools.files import write_atomically
+    from tools.knowledge import layout
+
+    try:
+        names = layout.files(ctx.obj, paths)
+    except (FileNotFoundError, ValueError) as error:
+        wrong_usage(str(error))
+    looked = list(layout.look(ctx.obj, names, knowledge_of(ctx).axes))
+    for laid in looked:
+        if laid.text is not None:
+            click.echo(laid.file)
+            if not only_check:
+                write_atomically(ctx.obj / laid.file, laid.text)
+    changed = sum(laid.text is not None for laid in looked)
+    refused = [finding for laid in looked for finding in laid.findings]
+    if refused:
+        click.echo(render(refused, "text"))
+    what = "not in the layout; run `redundancy fmt`" if only_check else "written"
+    click.echo(f"{len(looked)} files, {changed} {what}" if changed else f"{len(looked)} files, nothing to do", err=True)
+    ctx.exit(1 if refused or (only_check and changed) else 0)
+
+
+@main.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(["text", "json", "github"]), default="text")
+@click.option("--changed", is_flag=True, help="Report only what is found in files that changed since the last commit.")
+@click.option("--base", metavar="REV", help="With --changed: since this branch left REV.")
 @click.pass_context
-def check(ctx: click.Context, paths: tuple[Path, ...], form: str) -> None:
-    """Check the knowledge, or report only what is found in PATHS."""
+def check(ctx: click.Context, paths: tuple[Path, ...], form: str, changed: bool, base: str | None) -> None:
+    """Check the knowledge, or report only what is found in PATHS.
+
+    What is found with --changed in other files is counted, not shown: a change can break a file that it does not touch.
+    """
+    if base and not changed:
+        wrong_usage("--base goes with --changed")
+    files = changes(ctx.obj, base) if changed else None
     knowledge = knowledge_of(ctx, check=True)
     findings = knowledge.findings
+    if files is not None:
+        findings = [f for f in findings if f.file in files]
+        if elsewhere := len(knowledge.findings) - len(findings):
+            click.echo(f"{elsewhere} findings in files that did not change, see `redundancy check`", err=True)
     if paths:
         wanted = []
         for path in paths:
@@ -230,8 +308,31 @@ def check(ctx: click.Context, paths: tuple[Path, ...], form: str) -> None:
     if text := render(findings, form):
         click.echo(text)
     counted = f"{len(knowledge.entries)} entries, {len(knowledge.papers)} papers"
+    if files is not None:
+        counted = f"{len(files)} changed files"
     click.echo(f"{len(findings)} findings in {counted}" if findings else f"no findings in {counted}", err=True)
     ctx.exit(1 if findings else 0)
+
+
+def changes(root: Path, base: str | None) -> set[str]:
+    """The files that changed; wrong usage where git cannot say so."""
+    from tools.changed import NoRepository, changed_files
+
+    try:
+        return changed_files(root, base)
+    except NoRepository as error:
+        wrong_usage(f"what changed is not known: {error}")
+
+
+@main.command()
+@click.option("--base", metavar="REV", help="Since this branch left REV; since the last commit by default.")
+@click.pass_context
+def affected(ctx: click.Context, base: str | None) -> None:
+    """Print the arguments for pytest that test what changed, one a line; nothing where no test is concerned."""
+    from tools.changed import tests_for
+
+    for argument in tests_for(ctx.obj, changes(ctx.obj, base)):
+        click.echo(argument)
 
 
 @main.command()
@@ -259,6 +360,92 @@ def schema(ctx: click.Context, only_check: bool) -> None:
         raise Failure(f"out of date: {', '.join(stale)}; run `redundancy schema`")
     for name in editor.write(ctx.obj, axes) if stale else ():
         click.echo(name)
+
+
+@main.group()
+def export() -> None:
+    """The knowledge for other programs: JSON, BibTeX, CSL-JSON, CSV."""
+
+
+def written(text: str, out: Path | None) -> None:
+    """Text into a file, or onto standard output, byte for byte."""
+    if out is None:
+        click.echo(text.encode(), nl=False)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(text.encode())
+
+
+out_file = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
+out_folder = click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write into this folder.")
+
+
+@export.command("json")
+@out_folder
+@click.pass_context
+def export_json(ctx: click.Context, out: Path | None) -> None:
+    """The whole base as one document; with --out every file of the site's API, with its JSON Schema."""
+    from tools.export import api
+
+    files = api.files(knowledge_of(ctx))
+    if out is None:
+        written(files["atlas.json"], None)
+        return
+    for name, text in files.items():
+        written(text, out / name)
+    click.echo(f"{len(files)} files in {out}", err=True)
+
+
+@export.command("csv")
+@click.argument("table", required=False)
+@out_folder
+@click.pass_context
+def export_csv(ctx: click.Context, table: str | None, out: Path | None) -> None:
+    """Flat tables. TABLE names one to print; with --out all are written, with a description of their columns."""
+    from tools.export import api, tables
+
+    if table is None and out is None:
+        wrong_usage(f"name a table or give --out; the tables are {', '.join(tables.TABLES)}")
+    if table is not None and table not in tables.TABLES:
+        wrong_usage(f"there is no table {table!r}", did_you_mean(table, tables.TABLES))
+    files = {n.removeprefix("csv/"): t for n, t in api.files(knowledge_of(ctx)).items() if n.startswith("csv/")}
+    if table is not None:
+        written(files[f"{table}.csv"], out / f"{table}.csv" if out else None)
+        return
+    for name, text in files.items():
+        written(text, (out or Path()) / name)
+    click.echo(f"{len(files)} files in {out}", err=True)
+
+
+def export_papers(ctx: click.Context, ids: tuple[str, ...]) -> list[Paper]:
+    """All papers, or those of the entries named, in the order of the entries."""
+    knowledge = knowledge_of(ctx)
+    if not ids:
+        return list(knowledge.papers.values())
+    keys = dict.fromkeys(link.key for i in ids for link in entry_of(knowledge, i).papers)
+    return [knowledge.papers[key] for key in keys if key in knowledge.papers]
+
+
+@export.command("bibtex")
+@click.argument("ids", nargs=-1, metavar="[ID ...]")
+@out_file
+@click.pass_context
+def export_bibtex(ctx: click.Context, ids: tuple[str, ...], out: Path | None) -> None:
+    """Papers as BibTeX: all, or those of the entries named."""
+    from tools.export import bibtex
+
+    written(bibtex.bibliography(export_papers(ctx, ids)), out)
+
+
+@export.command("csl")
+@click.argument("ids", nargs=-1, metavar="[ID ...]")
+@out_file
+@click.pass_context
+def export_csl(ctx: click.Context, ids: tuple[str, ...], out: Path | None) -> None:
+    """Papers as CSL-JSON: all, or those of the entries named."""
+    from tools.export import csl
+
+    written(csl.bibliography(export_papers(ctx, ids)), out)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -14,39 +14,18 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, NamedTuple
 
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
+from tools.knowledge.completeness import INDEX_AXES, NOTEBOOKS, TESTS, axis_hint, due
+from tools.knowledge.editor import modeline
 from tools.knowledge.findings import Finding, did_you_mean, finding
+from tools.knowledge.latex import MATH, latex_problem
 from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS, Knowledge
 from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
 from tools.knowledge.schema import Claim, Entry, Paper, Statements, Terms
 from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse_text, scenarios
 
-INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitation", "stage")
-"""The axes by which entries are listed: every entry is placed on them, drafts too."""
-
-_TESTS: Final = "tests/techniques"
-_NOTEBOOKS: Final = "notebooks"
-_STABLE: Final = {
-    "technique": (
-        "definition",
-        "algorithm",
-        "cost_model",
-        "when_to_use",
-        "when_not_to_use",
-        "limits",
-        "implementation",
-    ),
-    "system": ("definition", "algorithm", "cost_model", "when_to_use", "when_not_to_use", "limits", "parts"),
-    "study": ("definition", "limits"),
-}
-_SCHEMAS: Final = {
-    AXES: "axes",
-    HARD_CASES: "hard_cases",
-    OPEN_PROBLEMS: "statements",
-    PRINCIPLES: "statements",
-}
 _CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
 _WORD = re.compile(r"\w+")
 _LATIN = re.compile(r"[A-Za-z]")
@@ -95,7 +74,8 @@ class _Checker:
         yield from self._code_rooms()
         for entry_id, entry in self.k.entries.items():
             document = self.k.documents[f"{ENTRIES}/{entry_id}.yml"]
-            for check in (self._entry, self._classification, self._completeness, self._implementation):
+            yield from self._terms(document, entry.axes)
+            for check in (self._entry, self._completeness, self._implementation):
                 yield from check(document, entry_id, entry)
         for key, paper in self.k.papers.items():
             yield from self._paper(self.k.documents[f"{PAPERS}/{key}.yml"], key, paper)
@@ -128,15 +108,8 @@ class _Checker:
                     path = ("decision_card", n, "axes", m)
                     yield document.finding("E206", message, path, hint=did_you_mean(axis, self.k.axes.axes))
 
-    def _classification(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
-        wanted = self.k.axes if entry.status == "stable" else INDEX_AXES
-        optional = {name for name in self.k.axes if entry.kind in self.k.axes[name].optional_for}
-        yield from self._terms(document, entry.axes, [name for name in wanted if name not in optional], "entry")
-
-    def _terms(
-        self, document: Document, classified: Mapping[str, Terms], wanted: Iterable[str], what: str
-    ) -> Iterator[Finding]:
-        """The terms of an entry or a paper against the vocabulary; `wanted` are the axes that need one."""
+    def _terms(self, document: Document, classified: Mapping[str, Terms]) -> Iterator[Finding]:
+        """The terms of an entry or a paper against the vocabulary."""
         axes = self.k.axes
         if not len(axes):
             return
@@ -159,11 +132,6 @@ class _Checker:
                 elif axis.choice == "single" and n == 1:
                     message = f"the axis {name} takes one term only"
                     yield document.finding("E208", message, at, hint=f'keep the term that decides, "{terms.primary}"?')
-        for name in wanted:
-            if name in axes and name not in classified:
-                message = f"the {what} has no term on the axis {name}"
-                hint = f"{' '.join(axes[name].question.split())} One of: {', '.join(axes[name].terms)}"
-                yield document.finding("E403", message, ("axes",), key=True, hint=hint)
 
     # --- entries
 
@@ -201,43 +169,18 @@ class _Checker:
         if (entry.status == "deprecated") < (entry.replaced_by is not None):
             message = "only a deprecated entry is replaced"
             yield document.finding("E405", message, ("replaced_by",), key=True, hint="set `status: deprecated`")
+        if entry.cost_model is not None and (wrong := latex_problem(entry.cost_model)):
+            message = f"a formula that the site cannot show: {wrong}"
+            yield document.finding("E214", message, ("cost_model",), hint="write it in plain LaTeX, without packages")
         if not re.match(r"[A-Z0-9$]", entry.summary) or not entry.summary.endswith("."):
             yield document.finding(
                 "W601", "the summary is no sentence: capital letter first, full stop last", ("summary",)
             )
 
     def _completeness(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
-        if entry.status != "stable":
-            return
-        for name in _STABLE[entry.kind]:
-            if not getattr(entry, name):
-                yield document.finding(
-                    "E401",
-                    f'a stable {entry.kind} needs "{name}"',
-                    ("status",),
-                    hint="write it, or set `status: draft`",
-                )
-        if entry.kind == "technique":
-            if not any(link.role == "introduces" for link in entry.papers):
-                hint = "which paper first described it?"
-                yield document.finding("E404", "no paper has the role `introduces`", ("papers",), key=True, hint=hint)
-            read = all(link.key in self.k.papers for link in entry.papers)
-            claims = (claim for paper in self.k.papers.values() for claim in paper.claims)
-            if read and not any(claim.technique == entry_id for claim in claims):
-                message = "no paper makes a claim about this entry"
-                hint = f"add a claim with `technique: {entry_id}` and its locator to one of its papers"
-                yield document.finding("E404", message, ("papers",), key=True, hint=hint)
-        if entry.implementation is None:
-            return
-        name = module_name(entry_id)
-        needed = [f"{_NOTEBOOKS}/{name}.py", f"{_TESTS}/test_{name}.py", f"{EXPERIMENTS}/{name}.py"]
-        for file in needed:
-            if not (self.root / file).is_file():
-                yield document.finding("E402", f"a stable entry needs {file}", ("implementation",), key=True)
-        if entry_id not in self.k.known_results:
-            message = f"a stable entry needs a measured result in {RESULTS}/{entry_id}/"
-            hint = f"measure it: redundancy bench {entry_id} --save"
-            yield document.finding("E402", message, ("implementation",), key=True, hint=hint)
+        for need in due(self.k, entry.model_copy(update={"id": entry_id})):  # the file's name decides
+            hint = f"{need.hint}; or set `status: draft`" if need.status == "stable" else need.hint
+            yield document.finding(need.code, need.message, need.path, key=need.at_key, hint=hint)
 
     # --- code
 
@@ -296,8 +239,8 @@ class _Checker:
         rooms: list[tuple[str, str, Callable[[Path, str], Iterator[Finding]] | None]] = [
             (TECHNIQUES, "", None),
             (EXPERIMENTS, "", self._experiments),
-            (_NOTEBOOKS, "", self._notebook),
-            (_TESTS, "test_", None),
+            (NOTEBOOKS, "", self._notebook),
+            (TESTS, "test_", None),
         ]
         for room, prefix, look in rooms:
             folder = self.root / room
@@ -365,7 +308,11 @@ class _Checker:
         yield from self._past(document, ("verified", "on"), paper.verified.on)
         if paper.year is not None and f"-{paper.year}-" not in key:
             yield document.finding("W602", f"the key says another year than {paper.year}", ("year",))
-        yield from self._terms(document, paper.axes, INDEX_AXES if paper.kind != "survey" else (), "paper")
+        yield from self._terms(document, paper.axes)
+        for name in INDEX_AXES if paper.kind != "survey" else ():
+            if name in self.k.axes and name not in paper.axes:
+                message = f"the paper has no term on the axis {name}"
+                yield document.finding("E403", message, ("axes",), key=True, hint=axis_hint(self.k.axes[name]))
         seen: set[str] = set()
         for n, claim in enumerate(paper.claims):
             if claim.id in seen:
@@ -435,8 +382,8 @@ class _Checker:
                     message = f'{EXPERIMENTS}/{module_name(technique)}.py defines no scenario "{record.scenario}"'
                     yield self._at_record(file, "E310", message, ("scenario",), did_you_mean(record.scenario, defined))
                 for path, text in _texts(record.model_dump(by_alias=True)):
-                    for code, message, hint in text_problems(text):
-                        yield self._at_record(file, code, message, path, hint)
+                    for problem in text_problems(text):
+                        yield self._at_record(file, problem.code, problem.message, path, problem.hint)
 
     def _at_record(self, file: str, code: str, message: str, path: Keys, hint: str) -> Finding:
         return read_json(self.root / file, file).finding(code, message, path, hint=hint)
@@ -551,8 +498,7 @@ class _Checker:
 
 
 def _modeline(file: str, document: Document) -> Iterator[Finding]:
-    name = _SCHEMAS.get(file) or ("entry" if file.startswith(f"{ENTRIES}/") else "paper")
-    wanted = f"# yaml-language-server: $schema={'../' * file.count('/')}tools/knowledge/schemas/{name}.schema.json"
+    wanted = modeline(file)
     if document.first_line.strip() != wanted:
         message = "the first line does not tell editors which schema this is"
         yield document.finding("W604", message, place=Place(), hint=f"start with: {wanted}")
@@ -637,34 +583,54 @@ def _texts(data: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
 
 def _prose(document: Document) -> Iterator[Finding]:
     for path, text in _texts(document.data):
-        for code, message, hint in text_problems(text):
-            yield document.finding(code, message, path, hint=hint)
+        for problem in text_problems(text):
+            place = document.place_of_text(path, problem.at) if "\n" in text else None
+            yield document.finding(problem.code, problem.message, path, place=place, hint=problem.hint)
 
 
-def text_problems(text: str) -> Iterator[tuple[str, str, str]]:
-    """Code, message and hint for everything in a text that must not reach a page."""
+class TextProblem(NamedTuple):
+    """Something in a text that must not reach a page."""
+
+    code: str
+    message: str
+    hint: str
+    at: str
+    """The piece of the text that is wrong."""
+
+
+def text_problems(text: str) -> Iterator[TextProblem]:
+    """Everything in a text that must not reach a page."""
     if not text.isascii():
         for word in _WORD.findall(text):
             if (odd := _OTHER_ALPHABET.search(word)) and _LATIN.search(word):
                 shown = f"U+{ord(odd.group()):04X} ({unicodedata.name(odd.group(), 'no name').lower()})"
-                yield "E213", f'"{word}" holds {shown}', "type the word again"
+                yield TextProblem("E213", f'"{word}" holds {shown}', "type the word again", word)
         if odd := _INVISIBLE.search(text):
-            yield "E213", f"the invisible character U+{ord(odd.group()):04X}", "type the word again"
+            message = f"the invisible character U+{ord(odd.group()):04X}"
+            yield TextProblem("E213", message, "type the word again", odd.group())
     if not _MARKUP.search(text):
         return
-    if "[unverified]" in text.lower():
-        yield "E506", "marked [unverified]: such a statement does not enter the atlas", "verify it, or leave it out"
+    if (at := text.lower().find("[unverified]")) >= 0:
+        message = "marked [unverified]: such a statement does not enter the atlas"
+        yield TextProblem("E506", message, "verify it, or leave it out", text[at : at + 12])
     bare = _CODE.sub("", text)
     if (match := _HTML.search(bare)) is not None:
         shown = bare[match.start() : match.start() + 20].split("\n")[0]
         hint = "write Markdown; put code in backticks, and a space or \\lt for `less than` in formulas"
-        yield "E210", f'raw HTML: "{shown}"', hint
+        yield TextProblem("E210", f'raw HTML: "{shown}"', hint, shown)
     for match in _DESTINATION.finditer(bare):
         target = re.sub(r"[\x00-\x20\\]", "", html.unescape(next(filter(None, match.groups()), "")))
         scheme = _SCHEME.match(target)
         if scheme and scheme.group(1).lower() not in ("http", "https", "mailto"):
-            yield "E210", f"a link to {scheme.group(1)}:", "link to http, https, mailto, or a page of the site"
-    if _REMOTE_IMAGE.search(bare):
-        yield "E210", "an image from elsewhere: no request of a reader leaves the site", "link to it"
+            hint = "link to http, https, mailto, or a page of the site"
+            yield TextProblem("E210", f"a link to {scheme.group(1)}:", hint, match.group())
+    if (match := _REMOTE_IMAGE.search(bare)) is not None:
+        message = "an image from elsewhere: no request of a reader leaves the site"
+        yield TextProblem("E210", message, "link to it", match.group())
+    for match in MATH.finditer(bare):
+        if wrong := latex_problem(match[1] or match[2]):
+            hint = "write it in plain LaTeX, without packages"
+            yield TextProblem("E214", f"a formula that the site cannot show: {wrong}", hint, match.group())
     if len(re.findall(r"(?<!\\)\$", bare)) % 2:
-        yield "W603", "an odd number of dollar signs: a formula is not closed", "write a real dollar sign as \\$"
+        message = "an odd number of dollar signs: a formula is not closed"
+        yield TextProblem("W603", message, "write a real dollar sign as \\$", "$")

@@ -270,6 +270,13 @@ CODES: Final[dict[str, Code]] = _table(
         "name: Token merging",
     ),
     (
+        "E214",
+        "a formula that the site cannot show",
+        "Formulas become MathML when the site is built: plain LaTeX without packages or macros of your own.",
+        "definition: The norm $\\Norm{x}$.",
+        "definition: The norm $\\lVert x \\rVert$.",
+    ),
+    (
         "E301",
         "an entry names a paper that is not there",
         "Every paper of an entry has a file in papers/.",

@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from reference_impls.accounting.record import Record
+from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
 from tools.knowledge.schema import Axes, Axis, Entry, HardCases, Paper, Statements
 
 FOLDER: Final = "tools/knowledge/schemas"
@@ -20,6 +21,21 @@ MODELS: Final[dict[str, type[BaseModel]]] = {
     "record": Record,
     "statements": Statements,
 }
+_FILES: Final = {AXES: "axes", HARD_CASES: "hard_cases", OPEN_PROBLEMS: "statements", PRINCIPLES: "statements"}
+
+
+def schema_name(file: str) -> str | None:
+    """Name of the schema of a YAML file, from its path relative to the root; None for a file that is none of ours."""
+    folder, _, name = file.rpartition("/")
+    if not name.endswith(".yml"):
+        return None
+    return _FILES.get(file) or {ENTRIES: "entry", PAPERS: "paper"}.get(folder)
+
+
+def modeline(file: str) -> str:
+    """The first line of a file of the knowledge, which tells editors its schema."""
+    schema = f"{'../' * file.count('/')}{FOLDER}/{schema_name(file)}.schema.json"
+    return f"# yaml-language-server: $schema={schema}"
 
 
 def schemas(axes: Axes) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,6 +69,11 @@ class Knowledge:
         order = {link.key: n for n, link in enumerate(entry.papers)} if entry else {}
         papers = sorted(self.papers.values(), key=lambda p: (order.get(p.key, len(order)), p.key))
         return [(p, c, self.judge(c)) for p in papers for c in p.claims if c.technique == entry_id]
+
+    @cached_property
+    def claimed(self) -> frozenset[str]:
+        """Ids of the entries about which a paper makes a claim."""
+        return frozenset(claim.technique for paper in self.papers.values() for claim in paper.claims)
 
     def entries_of(self, paper_key: str) -> list[Entry]:
         """The entries that name a paper."""

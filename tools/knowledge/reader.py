@@ -16,7 +16,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,16 @@ class Document:
             if path in values:
                 return values[path]
         return Place()
+
+    def place_of_text(self, path: Keys, text: str) -> Place:
+        """Where `text` stands inside the value of `path`; where the value begins if its lines are folded there."""
+        place = self.place(path)
+        lines = self.text.split("\n")
+        start = sum(len(line) + 1 for line in lines[: place.line - 1]) + place.column - 1
+        at = self.text.find(text, start)
+        if at < 0:
+            return place
+        return Place(self.text.count("\n", 0, at) + 1, at - self.text.rfind("\n", 0, at))
 
     def is_tainted(self, path: Keys) -> bool:
         """Whether this value, or one that holds it, could not be read."""
@@ -263,18 +273,20 @@ def _parse_in_full(text: str, document: Document) -> None:
     try:
         _parse(text, document)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = Place(mark.line + 1, mark.column + 1) if mark else Place()
+        problem, context = _place_of(error.problem_mark), _place_of(error.context_mark)
+        at_end = problem is not None and problem.line >= document.end.line  # then it matters where it began
+        place = context if context and (at_end or problem is None) else problem or Place()
+        message = f"not YAML: {' '.join(filter(None, (error.context, error.problem)))}"
+        begun = f"; what is being read begins on line {context.line}" if context and context.line < place.line else ""
         document.readable = False
-        document.add(
-            "E107",
-            f"not YAML: {' '.join(filter(None, (error.context, error.problem)))}",
-            place,
-            hint=_guess(text, place),
-        )
+        document.add("E107", message, place, hint=_guess(text, place) + begun)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         document.readable = False
         document.add("E107", f"not YAML: {' '.join(str(error).split())}")
+
+
+def _place_of(mark: Any) -> Place | None:
+    return Place(mark.line + 1, mark.column + 1) if mark else None
 
 
 class _OddError(Exception):
@@ -338,10 +350,15 @@ def _guess(text: str, place: Place) -> str:
     return "look at the indentation and the quotes of this line and of the one before"
 
 
+def events(text: str) -> Iterator[Any]:
+    """The events of PyYAML's parser for a text; yaml.YAMLError where it is not YAML."""
+    return iter(yaml.parse(text, Loader=_LOADER))
+
+
 def _parse(text: str, document: Document) -> None:
     stack: list[_Open] = []
     documents = 0
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in events(text):
         mark: Any = event.start_mark
         place = Place(mark.line + 1, mark.column + 1)
         if isinstance(event, yaml.DocumentStartEvent):

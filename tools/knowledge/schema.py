@@ -24,9 +24,10 @@ ID = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 KEY = r"^[a-z]+(-[a-z]+)*-(19|20)[0-9]{2}-[a-z0-9]+$"
 TERM = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
 DATE = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$"
-URL = r"^https?://[^\s<>\"]+$"
+URL = r'^https?://[^\s<>"]+$'
 
 Status = Literal["draft", "stable", "deprecated"]
+Role = Literal["introduces", "ancestor", "extends", "analyses", "applies"]
 Verdict = Literal["reproduced", "partly", "contradicted", "not attempted"]
 
 
@@ -42,7 +43,10 @@ Text = Annotated[str, Field(min_length=1)]
 Prose = Annotated[str, Field(min_length=1)]
 """Markdown, which may hold $LaTeX$; no raw HTML."""
 Label = Annotated[
-    str, BeforeValidator(_no_bool), Field(min_length=1), WithJsonSchema({"type": ["string", "integer"], "minLength": 1})
+    str,
+    BeforeValidator(_no_bool),
+    Field(min_length=1),
+    WithJsonSchema({"type": ["string", "integer"], "minLength": 1}, mode="validation"),
 ]
 """A text that may be written as a bare integer: `table: 4`."""
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -181,7 +185,7 @@ class PaperLink(Model):
 
     key: PaperKey = Field(examples=["bolya-2023-token"])
     """Key of the paper: the name of its file in `papers/`."""
-    role: Literal["introduces", "ancestor", "extends", "analyses", "applies"] = Field(examples=["introduces"])
+    role: Role = Field(examples=["introduces"])
     """What the paper is to the technique."""
 
 

@@ -46,7 +46,7 @@ def _findings(model: type[BaseModel], document: Document, error: ValidationError
     unions: dict[Keys, list[str]] = {}
     for problem in error.errors(include_url=False):
         path, skipped = _path(problem["loc"], document.data, str(problem["type"]))
-        if document.is_tainted(path):
+        if document.is_tainted(path) or _follows_from_another(dict(problem)):
             continue
         if skipped:  # one of several forms that are allowed here; said once, for all of them
             unions.setdefault(path, []).append(_TYPES.get(str(problem["type"]), str(problem["msg"])))
@@ -59,6 +59,14 @@ def _findings(model: type[BaseModel], document: Document, error: ValidationError
             (path, "E203"), document.finding("E203", f"must be {wanted}, is {_shown(_at(document.data, path))}", path)
         )
     return list(found.values())
+
+
+def _follows_from_another(problem: dict[str, Any]) -> bool:
+    """Whether a list is only too short because items of it are wrong, which is said of the items."""
+    value = problem.get("input")
+    return (
+        problem["type"] == "too_short" and isinstance(value, list) and len(value) >= int(problem["ctx"]["min_length"])
+    )
 
 
 def _path(loc: tuple[int | str, ...], data: Any, kind: str) -> tuple[Keys, bool]:
@@ -112,6 +120,10 @@ def _finding(model: type[BaseModel], document: Document, path: Keys, problem: di
         owner = submodel(model, path[:-1])
         message = f"{_shown(value)} does not have the form {context.get('pattern')}"
         return document.finding("E205", message, path, hint=_example(owner, str(path[-1]) if path else ""))
+    if kind == "too_short":
+        least = int(context["min_length"])
+        message = f"needs at least {least} {'item' if least == 1 else 'items'}"
+        return document.finding("E205", message, path, key=True, hint="leave the key out if there is none")
     message = str(problem["msg"]).removeprefix("Value error, ")
     return document.finding("E205", message[:1].lower() + message[1:], path)
 

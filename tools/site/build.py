@@ -7,14 +7,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import yaml
 
-from tools.knowledge import load
+from tools.export import api
+from tools.knowledge import Knowledge, load
 from tools.site import links, notebooks
 from tools.site.markup import MathError
 from tools.site.pages import Page, gather, navigation, pages
@@ -32,17 +33,25 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def collect(root: Path, *, run: bool = True, progress: Say = say) -> list[Page]:
-    """The generated pages of the atlas at `root`; notebooks that changed are executed unless `run` is false."""
+def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[Page], dict[str, str]]:
+    """The generated pages of the atlas at `root`, and path -> text of the data beside them.
+
+    Notebooks that changed are executed unless `run` is false.
+    """
     knowledge = load(root)
     if errors := [f for f in knowledge.findings if f.severity == "error"]:
         shown = "\n".join(str(f) for f in errors[:20])
         raise SiteError(f"{len(errors)} errors in the knowledge, see `redundancy check`:\n{shown}")
     try:
         executed = notebooks.executed(root, run=run, progress=progress)
-        return pages(knowledge, gather(knowledge, executed))
+        return pages(knowledge, gather(knowledge, executed)), data(knowledge)
     except (notebooks.NotebookError, MathError) as error:
         raise SiteError(str(error)) from error
+
+
+def data(knowledge: Knowledge) -> dict[str, str]:
+    """The files of the API by their path on the site."""
+    return {f"{api.FOLDER}/{name}": text for name, text in api.files(knowledge).items()}
 
 
 def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progress: Say = say) -> Path:
@@ -116,13 +125,20 @@ def materialise(root: Path, folder: Path | None = None, *, run: bool = True, pro
     The folder (default `build/pages`, git-ignored) holds `mkdocs.yml` and `docs/`.
     """
     target = folder or root / "build" / "pages"
-    generated = collect(root, run=run, progress=progress)
+    generated, files = collect(root, run=run, progress=progress)
+    write(generated, files, root, target)
+    progress(f"site: {len(generated)} generated pages written to {target}")
+    return target
+
+
+def write(generated: list[Page], files: Mapping[str, str], root: Path, target: Path) -> None:
+    """Write pages, data, the hand-written pages of `root` and a configuration without the hook into `target`."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(root / "tools" / "site" / "docs", target / "docs")
-    for page in generated:
-        file = target / "docs" / page.path
+    for path, text in {**{page.path: page.markdown for page in generated}, **files}.items():
+        file = target / "docs" / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page.markdown, encoding="utf-8")
+        file.write_bytes(text.encode())
     config = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))
     del config["hooks"]
     for extension in config["markdown_extensions"]:
@@ -130,8 +146,6 @@ def materialise(root: Path, folder: Path | None = None, *, run: bool = True, pro
             snippets["base_path"] = [str(root)]
     config |= {"docs_dir": "docs", "site_dir": "site", "nav": navigation(generated)}
     (target / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    progress(f"site: {len(generated)} generated pages written to {target}")
-    return target
 
 
 def serve(root: Path, *, run: bool = True, progress: Say = say) -> None:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from html import escape
-
-from tools.export.bibtex import bibtex
+from tools.export.bibtex import bibliography
 from tools.knowledge.schema import Entry
 from tools.knowledge.source import Source
 from tools.site import evidence
-from tools.site.catalogue import claims_table, short_reference
-from tools.site.home import anchor, plain
-from tools.site.markup import bullets, code, copyable, front_matter, link, math, paragraph, table, with_math
+from tools.site.catalogue import ROLES, STATUS, classification, linked, listed
+from tools.site.home import plain
+from tools.site.markup import (
+    bullets,
+    code,
+    copyable,
+    display_math,
+    escape,
+    front_matter,
+    heading,
+    link,
+    paragraph,
+    prose,
+    table,
+)  # fmt: skip
 from tools.site.notebooks import Notebook, render
 from tools.site.pages import Atlas, Page
+from tools.site.papers import claims_table, short_reference
 
 KINDS = {
     "technique": "Technique: removes a redundancy",
     "system": "System: composes techniques",
     "study": "Study: measures and removes nothing",
 }
-ROLES = {
-    "introduces": "introduces it", "ancestor": "an ancestor", "extends": "extends it",
-    "analyses": "analyses it", "applies": "applies it",
+INVERSE = {
+    "generalises": "is generalised by", "variant-of": "has the variant", "composes-with": "composes with",
+    "conflicts-with": "conflicts with", "supersedes": "is superseded by",
 }  # fmt: skip
+"""A relation, read from its target."""
 
 
 def page(atlas: Atlas, entry: Entry) -> Page:
@@ -31,25 +43,29 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     module = atlas.knowledge.sources.get(entry.id) if entry.implementation else None
     parts = [
         front_matter(title=entry.name, description=entry.summary, search={"boost": 3}),
-        f"# {entry.name}",
+        heading(entry.name),
         f'<p class="atlas-lead">{escape(entry.summary)}</p>',
         _names(atlas, here, entry),
         _strip(atlas, entry, module),
         _when(entry),
         *_evidence(atlas, entry),
         *_claims(atlas, here, entry),
-        *_definition(entry, module),
-        "## Classification\n\n" + _classification(atlas, here, entry),
+        *_definition(atlas, here, entry, module),
+        "## Classification",
+        classification(atlas, here, entry.axes, "Place of this entry in the taxonomy"),
+        *_rulings(atlas, here, entry),
         *_limits(entry, module),
         *_implementation(atlas, here, entry, module),
         *_relations(atlas, here, entry),
+        *_statements(atlas, here, entry),
         *_papers(atlas, here, entry),
         (
             f'<p class="atlas-note">Edit this entry: <code>taxonomy/techniques/{entry.id}.yml</code> · '
             f"added {entry.added}</p>"
         ),
     ]
-    return Page(here, entry.name, "\n\n".join(p for p in parts if p) + "\n", f"taxonomy/techniques/{entry.id}.yml")
+    text = "\n\n".join(p for p in parts if p) + "\n"
+    return Page(here, entry.name, text, f"taxonomy/techniques/{entry.id}.yml", STATUS[entry.status])
 
 
 def notebook_page(atlas: Atlas, notebook: Notebook) -> Page:
@@ -59,7 +75,7 @@ def notebook_page(atlas: Atlas, notebook: Notebook) -> Page:
     back = f"The notebook of {link(here, f'techniques/{notebook.id}.md', escape(entry.name))}. " if entry else ""
     # The first heading stays the first thing on the page; the note follows it.
     text = render(notebook)
-    title, _, rest = text.partition("\n") if text.startswith("# ") else (f"# {notebook.title}", "", text)
+    title, _, rest = text.partition("\n") if text.startswith("# ") else (heading(notebook.title), "", text)
     note = (
         f'<p class="atlas-note">{back}Executed from <code>{escape(notebook.path)}</code> in the smoke budget, in '
         f"{notebook.seconds:.0f} seconds; open it with Jupyter through jupytext, or run it as a script.</p>"
@@ -79,12 +95,13 @@ def _names(atlas: Atlas, here: str, entry: Entry) -> str:
     text = f'<p class="atlas-note">{" ".join(line)}</p>' if line else ""
     if entry.status == "draft":
         text += (
-            '\n\n!!! note "Draft"\n    This entry has no implementation yet: nothing on this page was measured here.'
+            '<p class="atlas-banner draft"><b>Draft.</b> Defined and classified, with its papers. There is no '
+            "implementation yet: nothing on this page was measured here.</p>"
         )
     elif entry.status == "deprecated":
         new = atlas.knowledge.entries.get(entry.replaced_by or "")
         instead = f" Use {link(here, f'techniques/{new.id}.md', escape(new.name))} instead." if new else ""
-        text += f'\n\n!!! warning "Deprecated"\n    Kept for those who look for it.{instead}'
+        text += f'<p class="atlas-banner deprecated"><b>Deprecated.</b> Kept for those who look for it.{instead}</p>'
     return text
 
 
@@ -93,7 +110,8 @@ def _strip(atlas: Atlas, entry: Entry, module: Source | None) -> str:
     if "adaptation" in entry.axes:
         term = atlas.knowledge.axes["adaptation"].terms.get(entry.axes["adaptation"].primary)
         small = escape(plain(term.definition)) if term else ""
-        tiles.append(("Training needed", atlas.term("adaptation", entry.axes["adaptation"].primary), "words", small))
+        needed = escape(atlas.term("adaptation", entry.axes["adaptation"].primary))
+        tiles.append(("Training needed", needed, "words", small))
     if module and (execution := module.execution):
         meaning = {
             "real": "fewer operations are executed", "simulated": "everything is computed, the result is masked",
@@ -126,16 +144,16 @@ def _evidence(atlas: Atlas, entry: Entry) -> list[str]:
     parts = ["## Measured trade-off"]
     for record in records:
         parts += [
-            f"### {record.title} {{#{record.scenario}}}",
-            evidence.figure_block(record, f"fig-{record.scenario}"),
+            heading(record.title, 3, evidence.anchor(record)),
+            evidence.figure_block(record, f"fig-{evidence.anchor(record)}"),
             evidence.provenance(record),
         ]
     parts.append("## Measured redundancy")
     distinct = {record.redundancy.model_dump_json(): record for record in reversed(records)}  # the first record of each
     for record in reversed(distinct.values()):
         if len(distinct) > 1:
-            parts.append(f"### {record.title} {{#redundancy-{record.scenario}}}")
-        parts.append(evidence.redundancy_block(record, f"redundancy-fig-{record.scenario}"))
+            parts.append(heading(record.title, 3, f"redundancy-{evidence.anchor(record)}"))
+        parts.append(evidence.redundancy_block(record, f"redundancy-fig-{evidence.anchor(record)}"))
     return parts
 
 
@@ -146,22 +164,18 @@ def _claims(atlas: Atlas, here: str, entry: Entry) -> list[str]:
     return ["## What the papers say, and what we found", claims_table(atlas, here, claims)]
 
 
-def _definition(entry: Entry, module: Source | None) -> list[str]:
+def _definition(atlas: Atlas, here: str, entry: Entry, module: Source | None) -> list[str]:
     parts = []
     if entry.definition:
-        parts += ["## Definition", with_math(entry.definition.strip())]
+        parts += ["## Definition", linked(atlas, here, prose(entry.definition))]
     if entry.algorithm:
-        parts += [
-            "## Algorithm",
-            "\n".join(
-                f"{i}. {paragraph(s.step)}{_function(s.function, module)}" for i, s in enumerate(entry.algorithm, 1)
-            ),
-        ]
+        steps = [paragraph(step.step) + _function(step.function, module) for step in entry.algorithm]
+        parts += ["## Algorithm", listed(steps, "ol")]
+    if entry.invariant:
+        said = linked(atlas, here, paragraph(entry.invariant))
+        parts += ["## What an implementation must hold", f'<p class="atlas-invariant">{said}</p>']
     if entry.cost_model:
-        parts += [
-            "## Cost model",
-            f'<div class="atlas-math">{math(entry.cost_model.strip().strip("$"), display=True)}</div>',
-        ]
+        parts += ["## Cost model", display_math(entry.cost_model)]
     return parts
 
 
@@ -174,25 +188,12 @@ def _function(name: str | None, module: Source | None) -> str:
     return f' <a href="#src{module.files.index(place.file)}-{place.line}"><code>{escape(name)}</code></a>'
 
 
-def _classification(atlas: Atlas, here: str, entry: Entry) -> str:
-    rows = []
-    for name, one in atlas.knowledge.axes.axes.items():
-        if name not in entry.axes:
-            continue
-        terms = []
-        for term in entry.axes[name]:
-            known = one.terms.get(term)
-            label = (
-                f'<abbr title="{escape(plain(known.definition))}">{escape(known.name)}</abbr>'
-                if known
-                else escape(term)
-            )
-            terms.append(link(here, f"axes/{name}.md", label, anchor=anchor(term)))
-        more = f" <small>also {', '.join(terms[1:])}</small>" if terms[1:] else ""
-        rows.append([link(here, f"axes/{name}.md", escape(one.name)), terms[0] + more, escape(plain(one.question))])
-    return table(
-        ["Axis", "Term", "The question"], rows, css="atlas-axes", caption="Place of this entry in the taxonomy"
-    )
+def _rulings(atlas: Atlas, here: str, entry: Entry) -> list[str]:
+    cases = [case for case in atlas.knowledge.hard_cases if entry.id in case.entries]
+    if not cases:
+        return []
+    found = ", ".join(link(here, "hard-cases.md", escape(atlas.axis_name(case.axis)), anchor=case.id) for case in cases)
+    return [f"<p>Its place was decided as a hard case: {found}.</p>"]
 
 
 def _limits(entry: Entry, module: Source | None) -> list[str]:
@@ -240,29 +241,51 @@ def _source(path: str, text: str, prefix: str) -> str:
 
 
 def _relations(atlas: Atlas, here: str, entry: Entry) -> list[str]:
+    """Relations from both sides: what this entry says of others, and what others say of it."""
     known = atlas.knowledge.entries
+
+    def other(id_: str) -> str:
+        mark = "" if known[id_].status == "stable" else f" <small>({known[id_].status})</small>"
+        return link(here, f"techniques/{id_}.md", escape(known[id_].name)) + mark
+
+    rows = [(r.type.replace("-", " "), r.target, r.note) for r in entry.relations]
+    rows += [("has the part", part, "") for part in entry.parts]
+    rows += [(INVERSE[r.type], one.id, r.note) for one in known.values() for r in one.relations if r.target == entry.id]
+    rows += [("is a part of", one.id, "") for one in known.values() if entry.id in one.parts]
+    shown = [
+        [f'<span class="atlas-relation">{how}</span> {other(id_)}', linked(atlas, here, paragraph(note))]
+        for how, id_, note in rows
+        if id_ in known
+    ]
+    if not shown:
+        return []
+    more = f"<p>{link(here, 'relations.md', 'All relations in one figure')}</p>"
+    return ["## Relations", table(["This entry", "Why, or when"], shown, css="atlas-relations"), more]
+
+
+def _statements(atlas: Atlas, here: str, entry: Entry) -> list[str]:
+    """Principles and open problems that rest on this entry, its claims or its results."""
+    claims = {f"{paper.key}#{claim.id}" for paper, claim, _ in atlas.knowledge.claims(entry.id)}
     items = []
-    for relation in entry.relations:
-        if relation.target in known:
-            name = link(here, f"techniques/{relation.target}.md", escape(known[relation.target].name))
-            items.append(f"{relation.type.replace('-', ' ')} {name}: {paragraph(relation.note)}")
-    for other in atlas.entries:
-        name = link(here, f"techniques/{other.id}.md", escape(other.name))
-        for relation in other.relations:
-            if relation.target == entry.id:
-                items.append(f"{name} {relation.type.replace('-', ' ')} this: {paragraph(relation.note)}")
-    if entry.parts:
-        names = ", ".join(link(here, f"techniques/{p}.md", escape(known[p].name)) for p in entry.parts if p in known)
-        items.append(f"composed of {names}")
-    return ["## Relations", "\n".join(f"- {item}" for item in items)] if items else []
+    for page_, what, statements in (
+        ("principles.md", "Principle", atlas.knowledge.principles),
+        ("open-problems.md", "Open problem", atlas.knowledge.open_problems),
+    ):
+        for one in statements.statements:
+            if any(
+                s.entry == entry.id or s.claim in claims or (s.result or "").startswith(f"{entry.id}/")
+                for s in one.support
+            ):
+                items.append(f"{what}: {link(here, page_, escape(one.title), anchor=one.id)}")
+    return ["## What it bears on", listed(items)] if items else []
 
 
 def _papers(atlas: Atlas, here: str, entry: Entry) -> list[str]:
     known = [(atlas.knowledge.papers[p.key], p.role) for p in entry.papers if p.key in atlas.knowledge.papers]
     if not known:
         return []
-    items = "\n".join(
-        f"- {link(here, f'papers/{p.key}.md', escape(p.title))} ({escape(short_reference(p))}): {ROLES[role]}"
+    items = listed(
+        f"{link(here, f'papers/{p.key}.md', escape(p.title))} ({escape(short_reference(p))}) {ROLES[role]}"
         for p, role in known
     )
-    return ["## Papers and citation", items, copyable("\n".join(bibtex(p) for p, _ in known), "the BibTeX records")]
+    return ["## Papers and citation", items, copyable(bibliography(p for p, _ in known), "the BibTeX records")]

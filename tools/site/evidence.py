@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from html import escape
 from itertools import groupby
 
 from reference_impls.accounting.record import Arm, Point, Quality, Record
 from tools.site import figures
 from tools.site.figures import Axis, Mark, Series, duration, number, quantity
-from tools.site.markup import table
+from tools.site.markup import escape, table
 
 SMALL_LOSS = 0.01
 SMALL_LOSS_TEXT = "1\u00a0%"
 """The headline looks at points that lose at most this share of the baseline's quality."""
 MAX_GROUPS = 4
 """A sweep over further knobs is drawn as one line per value of these, up to so many lines."""
+
+
+def anchor(record: Record) -> str:
+    """Where the page of its entry shows a record: the scenario, and the device where it is not the CPU."""
+    kind = re.sub(r"[^a-z0-9]+", "-", record.device.partition(":")[0].lower())
+    return record.scenario if kind == "cpu" else f"{record.scenario}-{kind}"
 
 
 def loss(baseline: Quality, quality: Quality) -> float:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from html import escape
-from urllib.parse import urlencode
 
 from tools.knowledge.schema import Entry
-from tools.site.markup import front_matter, href, link
+from tools.site.markup import escape, front_matter, href, link
 from tools.site.pages import Atlas, Page
 
 HERE = "index.md"
@@ -24,7 +22,7 @@ def page(atlas: Atlas) -> Page:
     title = "Redundancy Atlas"
     text = front_matter(title=title, hide=["navigation", "toc"], search={"boost": 0.5})
     return Page(HERE, title, f"{text}{_hero(atlas)}\n\n## Where redundancy lives, and why\n\n{_map(atlas)}\n\n"
-                f"## Entries\n\n{_cards(atlas)}\n", "taxonomy/axes.yml")  # fmt: skip
+                f"## Entries that run\n\n{_cards(atlas)}\n", "taxonomy/axes.yml")  # fmt: skip
 
 
 def _hero(atlas: Atlas) -> str:
@@ -72,7 +70,7 @@ def _map(atlas: Atlas) -> str:
     return (
         "<p>Rows say <b>why</b> something is redundant, columns <b>where</b> it is when it is removed. "
         f"{total[True]} of {sum(total.values())} cells have entries; the others are areas yet to explore. "
-        "An entry counts once, by its main term on each axis.</p>"
+        "An entry counts once, by its main term on each axis; the small number says how many of them run here.</p>"
         '<div class="atlas-map-box" tabindex="0" role="region" aria-label="Map of relation and location">'
         f'<table class="atlas-map"><thead><tr><th scope="col">{corner}</th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>{_legend(most)}"
@@ -84,14 +82,20 @@ def _cell(row_name: str, column_name: str, row: str, column: str, entries: list[
         title = escape(f"{row_name}, {column_name}: unexplored, no entry yet")
         inside = '<span aria-hidden="true">·</span><span class="atlas-visually-hidden">unexplored</span>'
         return f'<span class="cell empty" title="{title}">{inside}</span>'
-    target = href(HERE, "techniques/index.md") + "?" + urlencode({ROWS: row, COLUMNS: column})
+    target = href(HERE, "techniques/index.md") + f"?{ROWS}={row}&amp;{COLUMNS}={column}"
     names = ", ".join(e.name for e in entries)
-    label = f"<small>{escape(names)}</small>" if len(entries) == 1 else ""
-    count = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}"
+    running = sum(e.status == "stable" for e in entries)
+    small = names if len(entries) == 1 and len(names) <= 22 else ""
+    if running and len(entries) > 1:
+        small = f"{running} running"
+    label = f"<small>{escape(small)}</small>" if small else ""
+    count = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}" + (
+        f", {running} running" if running else ""
+    )
     spoken = escape(f"{row_name}, {column_name}: {count}: {names}")
     return (
-        f'<a class="cell heat-{heat(len(entries), most)}" href="{escape(target)}" title="{escape(names)}" '
-        f'aria-label="{spoken}">{len(entries)}{label}</a>'
+        f'<a class="cell heat-{heat(len(entries), most)}{" runs" if running else ""}" href="{target}" '
+        f'title="{escape(names)}" aria-label="{spoken}">{len(entries)}{label}</a>'
     )
 
 
@@ -130,18 +134,31 @@ def plain(markdown: str) -> str:
 
 
 def _cards(atlas: Atlas) -> str:
-    return f'<ul class="atlas-cards">{"".join(card(atlas, HERE, e) for e in atlas.entries)}</ul>'
+    """The entries that run as cards; the drafts are counted, and stand in the table of techniques."""
+    shown = [e for e in atlas.entries if e.status == "stable"]
+    drafts = sum(e.status == "draft" for e in atlas.entries)
+    cards = f'<ul class="atlas-cards">{"".join(card(atlas, HERE, e) for e in shown)}</ul>'
+    if not drafts:
+        return cards
+    table = link(HERE, "techniques/index.md", f"All {len(atlas.entries)} entries")
+    one = "1 more entry is a draft" if drafts == 1 else f"{drafts} more are drafts"
+    return (
+        f"{cards}\n\n<p>{one}, defined and classified, with papers, steps and a testable invariant, that wait for "
+        f"their implementation. {table} · {link(HERE, 'relations.md', 'How they hang together')}</p>"
+    )
 
 
-def card(atlas: Atlas, here: str, entry: Entry) -> str:
+def card(atlas: Atlas, here: str, entry: Entry, note: str = "") -> str:
     """An entry as a card, linked from the page at `here`."""
     chips = [
         atlas.term(axis, entry.axes[axis].primary) for axis in (ROWS, COLUMNS, "exploitation") if axis in entry.axes
     ]
     marks = "".join(f'<span class="atlas-chip">{escape(c)}</span>' for c in chips)
     if entry.status != "stable":
-        marks += f'<span class="atlas-chip draft">{entry.status}</span>'
+        marks += f'<span class="atlas-chip {entry.status}">{entry.status}</span>'
+    more = f'<p class="atlas-note">{escape(note)}</p>' if note else ""
     return (
-        f"<li><h3>{link(here, f'techniques/{entry.id}.md', escape(entry.name))}</h3><p>{escape(entry.summary)}</p>"
+        f'<li class="{entry.status}"><h3>{link(here, f"techniques/{entry.id}.md", escape(entry.name))}</h3>'
+        f"<p data-search-exclude>{escape(entry.summary)}</p>{more}"
         f'<p class="atlas-chips">{marks}</p></li>'
     )

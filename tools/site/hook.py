@@ -20,19 +20,24 @@ from tools.site.build import collect
 from tools.site.pages import Page, navigation
 
 _PAGES: list[Page] = []
+_FILES: dict[str, str] = {}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Generate the pages and their navigation."""
-    _PAGES[:] = collect(Path(config.config_file_path).parent, run=os.environ.get("ATLAS_NOTEBOOKS", "run") == "run")
+    run = os.environ.get("ATLAS_NOTEBOOKS", "run") == "run"
+    _PAGES[:], files = collect(Path(config.config_file_path).parent, run=run)
+    _FILES.update(files)
     config.nav = navigation(_PAGES)
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages; "edit" leads to the file that a page comes from."""
+    """Add the pages, whose "edit" leads to the file that a page comes from, and the data."""
     for page in _PAGES:
         file = File.generated(config, page.path, content=page.markdown)
         file.edit_uri = page.source
         files.append(file)
+    for path, text in _FILES.items():
+        files.append(File.generated(config, path, content=text.encode()))
     return files

@@ -1,6 +1,9 @@
-"""Small pieces of HTML that pages and notebooks share: text, math, code, links and cleaned foreign HTML.
+"""Small pieces of HTML that pages and notebooks share: text, prose, math, code, links and cleaned foreign HTML.
 
-Pages are Markdown whose structured parts are HTML. Everything here yields HTML that Markdown leaves as it is.
+Pages are Markdown whose structured parts are HTML. What the knowledge says comes from strangers, so that nothing of it
+is ever put into a page as it stands: plain text goes through `escape`, Markdown through `prose` or `paragraph`, LaTeX
+through `math`, addresses through `external`. Each yields HTML made of a few known elements, which neither a browser nor
+the Markdown of the page can read as anything else.
 """
 
 from __future__ import annotations
@@ -8,27 +11,62 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
-from html import escape, unescape
+from html import unescape
 from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import quote, urlsplit
+from xml.etree.ElementTree import Element
 
-import latex2mathml.converter
+from latex2mathml.converter import Converter
+from markdown import Markdown
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 
-MATH = re.compile(r"(?<![\\$])\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<![\s\\])\$(?!\w)", re.DOTALL)
+from tools.knowledge.latex import LATER, MATH, latex_problem
+
 CODE_SPAN = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.DOTALL)
-UNKNOWN = re.compile(r"<m\w+[^>]*>(\\[A-Za-z]+)")
-"""A command that the converter passed through."""
+UNKNOWN = re.compile(r"\\[A-Za-z]+")
+"""A command that the converter passed through as text."""
 UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">[^<]</mi>){2,}')
 """A word set upright letter by letter: as one identifier its letters stand close and it is read as one."""
-MATH_TEXT = re.compile(r">([^<>]+)<")
+
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]")
+"""Characters that no text holds; two of them mark places inside the Markdown reader."""
+ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'\\`*_{}[]#|~^$!"} | {
+    ord("<"): "&lt;",
+    ord(">"): "&gt;",
+    ord("&"): "&amp;",
+}
+"""Characters that HTML or Markdown could read as markup -> how they are written."""
+
+
+def escape(text: str) -> str:
+    """Plain text as HTML, for an element or an attribute, that Markdown leaves as it is."""
+    return CONTROL.sub("", text).translate(ENTITIES)
+
+
+def heading(text: str, level: int = 1, anchor: str = "") -> str:
+    """Plain text as a Markdown heading, which stands on one line and may have an anchor of our own."""
+    mark = f" {{#{anchor}}}" if anchor else ""
+    return f"{'#' * level} {escape(' '.join(text.split()))}{mark}"
 
 
 class MathError(ValueError):
     """LaTeX that cannot be turned into MathML."""
+
+
+MATH_TAGS = frozenset(
+    "math mrow mi mn mo mtext ms mspace msup msub msubsup munder mover munderover mfrac msqrt mroot mtable mtr mtd "  # noqa: SIM905
+    "mlabeledtr mstyle mpadded mphantom menclose merror mmultiscripts mprescripts none".split()
+)
+MATH_ATTRIBUTES = frozenset(
+    "display mathvariant stretchy fence form separator accent accentunder movablelimits largeop symmetric minsize "  # noqa: SIM905
+    "maxsize linethickness columnalign rowalign columnspacing rowspacing columnlines rowlines frame width height depth "
+    "lspace rspace voffset scriptlevel displaystyle mathsize mathcolor mathbackground notation open close".split()
+)
 
 
 @cache
@@ -37,41 +75,116 @@ def math(latex: str, *, display: bool = False) -> str:
 
     Raises MathError with the offending LaTeX.
     """
+    if problem := latex_problem(latex):
+        raise MathError(f"cannot read the LaTeX {latex!r}: {problem}")
     try:
-        mathml = latex2mathml.converter.convert(latex, display="block" if display else "inline")
+        tree = Converter(display="block" if display else "inline").convert_to_element(latex)
+        mathml = _mathml(tree, f' alttext="{escape(" ".join(latex.split()))}"')
     except Exception as error:  # the converter raises a dozen classes without a common base
         raise MathError(f"cannot read the LaTeX {latex!r}: {type(error).__name__}: {error}") from error
-    if unknown := UNKNOWN.search(mathml):
-        raise MathError(f"cannot read the LaTeX {latex!r}: {unknown[1]} is not known")
-    if len(re.findall(r"(?<!\\)\{", latex)) != len(re.findall(r"(?<!\\)\}", latex)):
-        raise MathError(f"cannot read the LaTeX {latex!r}: its braces do not match")
-    alternative = "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in " ".join(latex.split()))
-    mathml = mathml.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', f' alttext="{alternative}"')
-    mathml = UPRIGHT.sub(lambda m: "<mi>" + re.sub(r"<[^>]+>", "", m[0]) + "</mi>", mathml)
-    # Markdown must find nothing to emphasise between the tags.
-    return MATH_TEXT.sub(lambda m: ">" + re.sub(r"[*_`\\$~^\[\]]", lambda c: f"&#{ord(c[0])};", m[1]) + "<", mathml)
+    return UPRIGHT.sub(lambda m: "<mi>" + re.sub(r"<[^>]+>", "", m[0]) + "</mi>", mathml)
+
+
+def _mathml(element: Element, more: str = "") -> str:
+    """An element of the converter as text. Its texts hold character references; the rest is the stranger's."""
+    text = unescape(element.text or "")
+    text = LATER.get(text, text)
+    if unknown := UNKNOWN.match(text):
+        raise MathError(f"{unknown[0]} is not known")
+    inside = escape(text) + "".join(_mathml(child) for child in element)
+    if element.tag not in MATH_TAGS:
+        return inside
+    kept = {name: value for name, value in element.attrib.items() if name in MATH_ATTRIBUTES}
+    return f"<{element.tag}{_attributes(kept)}{more}>{inside}</{element.tag}>"
 
 
 def with_math(markdown: str) -> str:
-    """Markdown with `$...$` and `$$...$$` replaced by MathML; code is left alone."""
+    """Trusted Markdown with `$...$` and `$$...$$` replaced by MathML; code is left alone."""
 
     def convert(match: re.Match[str]) -> str:
         if match[1] is not None:
-            return f'\n\n<div class="atlas-math">{math(match[1].strip(), display=True)}</div>\n\n'
+            return f"\n\n{display_math(match[1])}\n\n"
         return math(match[2].strip())
 
     pieces = CODE_SPAN.split(markdown)
     return "".join(p if i % 2 else MATH.sub(convert, p) for i, p in enumerate(pieces))
 
 
+def display_math(latex: str) -> str:
+    """A formula on a line of its own."""
+    return f'<div class="atlas-math">{math(latex.strip().strip("$"), display=True)}</div>'
+
+
+PROSE_INLINE = frozenset({"strong", "em", "code", "sub", "sup", "br", "a"})
+PROSE_TAGS = PROSE_INLINE | frozenset("p pre ul ol li blockquote hr table thead tbody tr th td".split())  # noqa: SIM905
+MARKS = re.compile(r"[*_`\[\]<>&\\\n]|  ")
+"""Without any of these a text on one line has no markup."""
+HELD = "\ue000{}\ue001"
+"""Holds the place of a formula while the Markdown around it is read."""
+HOLDS = re.compile("\ue000([0-9]{1,6})\ue001")
+
+
+@cache
+def prose(markdown: str) -> str:
+    """Markdown from strangers as HTML blocks: paragraphs, lists, emphasis, code, tables, links and math, and no more.
+
+    Raises MathError.
+    """
+    return f'<div class="atlas-prose">{_prose(markdown, inline=False)}</div>'
+
+
+@cache
 def paragraph(markdown: str) -> str:
-    """Inline Markdown of an entry on one line, with its math."""
-    return with_math(" ".join(markdown.split()))
+    """Markdown from strangers as HTML inside a line: emphasis, code, links and math, and no more.
+
+    Raises MathError.
+    """
+    return _prose(" ".join(markdown.split()), inline=True)
+
+
+def _prose(markdown: str, *, inline: bool) -> str:
+    formulas: list[tuple[str, str]] = []
+
+    def hold(match: re.Match[str]) -> str:
+        apart = match[1] is not None and not inline
+        formulas.append((match[0], display_math(match[1]) if apart else math((match[1] or match[2]).strip())))
+        held = HELD.format(len(formulas) - 1)
+        return f"\n\n{held}\n\n" if apart else held
+
+    text = re.sub("[\ue000\ue001]", "", CONTROL.sub("", markdown))
+    text = "".join(p if i % 2 else MATH.sub(hold, p) for i, p in enumerate(CODE_SPAN.split(text)))
+    if inline and not MARKS.search(text):
+        html = escape(text)
+    else:
+        cleaner = _Cleaner(PROSE_INLINE if inline else PROSE_TAGS, formulas)
+        html = cleaner.clean(_reader(inline).reset().convert(text))
+    html = HOLDS.sub(lambda m: _held(m, formulas)[1], html)
+    return re.sub(r'<p>(<div class="atlas-math">.*?</div>)</p>', r"\1", html)
+
+
+def _held(match: re.Match[str], formulas: list[tuple[str, str]]) -> tuple[str, str]:
+    """The formula that is held there, as it was written and as MathML; nothing for a mark that is none of ours."""
+    number = int(match[1])
+    return formulas[number] if number < len(formulas) else ("", "")
+
+
+@cache
+def _reader(inline: bool) -> Any:
+    """A Markdown reader without raw HTML, without references to other places and, inline, without blocks."""
+    reader = Markdown(extensions=[] if inline else ["sane_lists", "tables", "fenced_code"])
+    reader.preprocessors.deregister("html_block")
+    reader.inlinePatterns.deregister("html")
+    reader.parser.blockprocessors.deregister("reference")
+    reader.ESCAPED_CHARS = [*reader.ESCAPED_CHARS, "$"]
+    if inline:
+        for name in ("indent", "code", "hashheader", "setextheader", "hr", "olist", "ulist", "quote"):
+            reader.parser.blockprocessors.deregister(name)
+    return reader
 
 
 def bullets(items: Iterable[str]) -> str:
-    """A Markdown list."""
-    return "\n".join(f"- {paragraph(item)}" for item in items) + "\n"
+    """A list of Markdown from strangers."""
+    return "<ul>" + "".join(f"<li>{paragraph(item)}</li>" for item in items) + "</ul>"
 
 
 def code(source: str, language: str = "python", *, line_prefix: str = "") -> str:
@@ -82,8 +195,12 @@ def code(source: str, language: str = "python", *, line_prefix: str = "") -> str
     return re.sub(r"\n(?=\n)", "\n&#8203;", html.strip()) if not line_prefix else html.strip()
 
 
+@cache
 def href(here: str, there: str, anchor: str = "") -> str:
-    """Relative URL from the page at path `here` to the page at path `there` (both end in .md), as built: .html."""
+    """Relative URL from the page at path `here` to the page at path `there` (both end in .md), as built: .html.
+
+    Paths and anchors are our own, made of ids.
+    """
     fragment = f"#{anchor}" if anchor else ""
     if here == there and anchor:
         return fragment
@@ -93,13 +210,34 @@ def href(here: str, there: str, anchor: str = "") -> str:
 
 def link(here: str, there: str, text: str, *, anchor: str = "", title: str = "", css: str = "") -> str:
     """`<a>` between two pages; `text` is HTML."""
-    attributes = {"href": href(here, there, anchor), "title": title, "class": css}
-    return f"<a{_attributes(attributes)}>{text}</a>"
+    return f'<a href="{href(here, there, anchor)}"{_attributes({"title": title, "class": css})}>{text}</a>'
+
+
+def safe(url: str) -> str | None:
+    """The address if it leads to a page of the web or to a mailbox, else None."""
+    url = re.sub(r"[\x00-\x20\x7f-\x9f]", "", url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    web = parts.scheme in ("http", "https") and bool(parts.hostname)
+    return url if web or (parts.scheme == "mailto" and "@" in parts.path) else None
 
 
 def external(url: str, text: str) -> str:
-    """`<a>` to another site; `text` is plain."""
-    return f'<a href="{escape(url)}" rel="noopener">{escape(text)}</a>'
+    """`<a>` to another site; `text` is plain. An address that is none of the web is left out."""
+    address = safe(url)
+    return f'<a href="{escape(address)}" rel="noopener">{escape(text)}</a>' if address else escape(text)
+
+
+def arxiv(identifier: str) -> str:
+    """Link to a preprint."""
+    return external(f"https://arxiv.org/abs/{quote(identifier)}", f"arXiv:{identifier}")
+
+
+def doi(identifier: str) -> str:
+    """Link to a DOI."""
+    return external(f"https://doi.org/{quote(identifier, safe='/:;().-_')}", f"doi:{identifier}")
 
 
 def table(
@@ -137,12 +275,21 @@ def small(html: str) -> str:
 def copyable(text: str, label: str) -> str:
     """A block of text with a button that copies it."""
     button = f'<button type="button" class="atlas-copy__button" data-atlas-copy aria-label="Copy {escape(label)}">'
-    return f'<div class="atlas-copy">{button}Copy</button><pre tabindex="0">{escape(text.strip())}</pre></div>'
+    shown = f'<pre tabindex="0" data-search-exclude>{escape(text.strip())}</pre>'
+    return f'<div class="atlas-copy">{button}Copy</button>{shown}</div>'
 
 
 def front_matter(**fields: object) -> str:
-    """YAML front matter with plain scalars, one a line."""
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value is not None]
+    """YAML front matter. Texts are plain, and escaped here: themes put them into their templates as they are."""
+
+    def safe_value(value: object) -> object:
+        return escape(" ".join(value.split())) if isinstance(value, str) else value
+
+    lines = [
+        f"{name}: {json.dumps(safe_value(value), ensure_ascii=False)}"
+        for name, value in fields.items()
+        if value is not None
+    ]
     return "\n".join(["---", *lines, "---", "", ""])
 
 
@@ -150,26 +297,48 @@ KEPT_TAGS = frozenset(
     "table thead tbody tfoot tr th td caption b strong i em code pre sub sup br p ul ol li div span small hr".split()  # noqa: SIM905
 )
 KEPT_ATTRIBUTES = frozenset({"colspan", "rowspan", "scope"})
+HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 VOID_TAGS = frozenset({"br", "hr"})
 
 
 class _Cleaner(HTMLParser):
-    def __init__(self) -> None:
+    """Keeps known elements and their text, closes what is left open, and drops everything else."""
+
+    def __init__(self, tags: Collection[str], formulas: list[tuple[str, str]] | None = None) -> None:
         super().__init__(convert_charrefs=True)
+        self.tags = tags
+        self.formulas = formulas or []
         self.out: list[str] = []
         self.open: list[str] = []
         self.silent = 0
 
+    def clean(self, html: str) -> str:
+        self.feed(html)
+        self.close()
+        return "".join([*self.out, *(f"</{tag}>" for tag in reversed(self.open))])
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in ("script", "style"):
             self.silent += 1
-        elif tag in KEPT_TAGS and not self.silent:
-            kept = {k: v or "" for k, v in attrs if k in KEPT_ATTRIBUTES}
-            self.out.append(f"<{tag}{_attributes(kept)}>")
-            if tag not in VOID_TAGS:
-                self.open.append(tag)
+        if self.silent:
+            return
+        if tag == "img":
+            self.handle_data(dict(attrs).get("alt") or "")
+        tag = "p" if tag in HEADINGS else tag
+        if tag not in self.tags:
+            return
+        kept = {k: v or "" for k, v in attrs if k in KEPT_ATTRIBUTES}
+        if tag == "a":
+            target = HOLDS.sub(lambda m: _held(m, self.formulas)[0], dict(attrs).get("href") or "")
+            if (address := safe(target)) is None or "a" in self.open:
+                return
+            kept = {"href": address, "rel": "noopener"}
+        self.out.append(f"<{tag}{_attributes(kept)}>")
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
+        tag = "p" if tag in HEADINGS else tag
         if tag in ("script", "style"):
             self.silent = max(0, self.silent - 1)
         elif tag in self.open:
@@ -181,15 +350,14 @@ class _Cleaner(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.silent:
-            self.out.append(escape(data))
+            text = escape(data)
+            # A blank line would end the HTML block for some Markdown readers.
+            self.out.append(text.replace("\n", "&#10;") if "pre" in self.open else re.sub(r"\s*\n\s*", "\n", text))
 
 
 def clean_html(html: str) -> str:
     """Foreign HTML (a notebook's table) with its text and structure only: no script, style, link or handler."""
-    cleaner = _Cleaner()
-    cleaner.feed(html)
-    cleaner.close()
-    return "".join([*cleaner.out, *(f"</{tag}>" for tag in reversed(cleaner.open))])
+    return _Cleaner(KEPT_TAGS).clean(html)
 
 
 def _attributes(values: Mapping[str, str]) -> str:

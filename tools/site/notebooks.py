@@ -20,14 +20,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, cast
 
 import jupytext
 import nbformat as _nbformat
 
-from tools.site.markup import clean_html, code, scrolling, with_math
+from tools.site.markup import clean_html, code, escape, scrolling, with_math
 
 nbformat: Any = _nbformat  # typed in part only
 CACHE = Path(".cache/notebooks")

@@ -14,6 +14,7 @@ from reference_impls.accounting.record import Record
 from tools.knowledge import Knowledge
 from tools.knowledge.schema import Entry, Paper
 from tools.site.hosts import Host, hosts
+from tools.site.markup import escape
 from tools.site.notebooks import Notebook
 
 NavItem = str | dict[str, Any]
@@ -29,6 +30,8 @@ class Page:
     markdown: str
     source: str
     """Relative to the root; what "edit" means."""
+    section: str = ""
+    """Within its folder, where this has many pages: what they are grouped by in the navigation."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Atlas:
         known = self.knowledge.axes.axes.get(axis)
         return known.terms[term].name if known and term in known.terms else term.replace("_", " ")
 
+    def axis_name(self, axis: str) -> str:
+        """An axis as a reader sees it."""
+        known = self.knowledge.axes.axes.get(axis)
+        return known.name if known else axis.replace("_", " ")
+
     def with_term(self, axis: str, term: str) -> list[Entry]:
         """Entries that have the term on the axis, primary or not."""
         return [e for e in self.entries if axis in e.axes and term in e.axes[axis]]
@@ -85,7 +93,7 @@ def gather(knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
 
 def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
     """Every generated page, in the order of the navigation."""
-    from tools.site import catalogue, entry, home
+    from tools.site import catalogue, entry, home, papers, relations, statements
 
     atlas = Atlas(knowledge, material or Material())
     return [
@@ -95,8 +103,12 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
         *(entry.notebook_page(atlas, n) for n in atlas.material.notebooks.values()),
         catalogue.axes(atlas),
         *(catalogue.axis(atlas, name) for name in knowledge.axes.axes),
-        catalogue.papers(atlas),
-        *(catalogue.paper(atlas, p) for p in atlas.papers),
+        statements.hard_cases(atlas),
+        relations.page(atlas),
+        statements.principles(atlas),
+        statements.open_problems(atlas),
+        papers.papers(atlas),
+        *(papers.paper(atlas, p) for p in atlas.papers),
     ]
 
 
@@ -104,23 +116,30 @@ GUIDES = (
     ("Apply a technique", "apply.md"),
     ("Check your own technique", "contract.md"),
     ("How numbers are made", "evidence.md"),
+    ("Data for programs", "api.md"),
 )
 ABOUT = (("About", "about.md"), ("Contribute", "contribute.md"))
 
 
 def navigation(generated: list[Page]) -> list[NavItem]:
-    """The navigation of the site: generated pages by folder, then the hand-written ones."""
+    """The navigation of the site: generated pages by folder, then the hand-written ones. Themes take titles as HTML."""
 
     def folder(name: str) -> list[NavItem]:
-        inside = [p for p in generated if p.path.startswith(f"{name}/")]
-        return [p.path if p.path.endswith("/index.md") else {p.title: p.path} for p in inside]
+        items: list[NavItem] = []
+        sections: dict[str, list[NavItem]] = {}
+        for page in generated:
+            if page.path.startswith(f"{name}/"):
+                item: NavItem = page.path if page.path.endswith("/index.md") else {escape(page.title): page.path}
+                (sections.setdefault(page.section, []) if page.section else items).append(item)
+        return [*items, *({title: inside} for title, inside in sections.items())]
 
     notebooks = folder("notebooks")
     return [
         {"Map": "index.md"},
-        {"Techniques": folder("techniques")},
+        {"Techniques": [*folder("techniques"), {"Relations": "relations.md"}]},
         *([{"Notebooks": notebooks}] if notebooks else []),
-        {"Taxonomy": folder("axes")},
+        {"Taxonomy": [*folder("axes"), {"Hard cases": "hard-cases.md"}]},
+        {"Principles": [{"Principles": "principles.md"}, {"Open problems": "open-problems.md"}]},
         {"Papers": folder("papers")},
         {"Guides": [{title: path} for title, path in GUIDES]},
         {"About": [{title: path} for title, path in ABOUT]},

@@ -1,4 +1,4 @@
-/* What the pages do beyond HTML: copy buttons and the filter of the technique table. No dependency, works from file://. */
+/* What the pages do beyond HTML: copy buttons, the figure of relations, and the filters of tables. No dependency, works from file://. */
 "use strict";
 
 (() => {
@@ -31,6 +31,33 @@
   /* The theme gives its search dialog no name. */
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
 
+  /* The figure of relations: an entry that is pointed at or focused shows its own curves alone; keys switch types off. */
+  const graph = document.querySelector("svg.atlas-graph");
+  if (graph) {
+    const curves = [...graph.querySelectorAll("[data-ends]")].map((edge) => [edge, edge.dataset.ends.split(" ")]);
+    const nodes = [...graph.querySelectorAll("[data-node]")];
+    const choose = (id) => {
+      const near = new Set([id]);
+      for (const [edge, ends] of curves) {
+        edge.classList.toggle("on", ends.includes(id));
+        if (ends.includes(id)) ends.forEach((end) => near.add(end));
+      }
+      for (const node of nodes) node.classList.toggle("on", near.has(node.dataset.node));
+      graph.classList.toggle("chosen", Boolean(id));
+    };
+    for (const node of nodes) {
+      for (const start of ["mouseenter", "focus"]) node.addEventListener(start, () => choose(node.dataset.node));
+      for (const end of ["mouseleave", "blur"]) node.addEventListener(end, () => choose(""));
+    }
+    for (const key of document.querySelectorAll("[data-atlas-edges]")) {
+      key.addEventListener("click", () => {
+        const shown = key.getAttribute("aria-pressed") !== "true";
+        key.setAttribute("aria-pressed", shown);
+        for (const edge of graph.querySelectorAll(`.edge.${key.dataset.atlasEdges}`)) edge.classList.toggle("hidden", !shown);
+      });
+    }
+  }
+
   const form = document.querySelector("[data-atlas-filter]");
   if (!form) return;
   const rows = [...document.querySelectorAll("table.atlas-index tbody tr")];
@@ -57,7 +84,8 @@
       }
     }
     const shown = rows.filter((row) => !row.hidden).length;
-    count.textContent = shown === rows.length ? `${shown} entries` : `${shown} of ${rows.length} entries`;
+    const noun = form.dataset.atlasFilter;
+    count.textContent = shown === rows.length ? `${shown} ${noun}` : `${shown} of ${rows.length} ${noun}`;
     const state = new URLSearchParams(fields.filter((f) => f.value.trim()).map((f) => [f.name, f.value.trim()]));
     clear.hidden = ![...state].length;
     const url = `${location.pathname}${[...state].length ? `?${state}` : ""}${location.hash}`;

@@ -1,0 +1,25 @@
+"""What sort of publication a paper is, read off its venue: BibTeX and CSL each have their own words for it."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from tools.knowledge.schema import Paper
+
+Sort = Literal["preprint", "article", "proceedings"]
+
+WORDS = (
+    r"journal|transactions|trans\.|surveys|letters|magazine|pattern recognition|neurocomputing|ieee (access|tc|micro)"
+    r"|proceedings of the ieee(?!/)|[tj]mlr|tacl|ijcv|t?pami|tcsvt|tcad|tnnls|tip|tmm|jssc|jstsp|jetcas|csur"
+)
+JOURNAL = re.compile(rf"\b({WORDS})\b|^(nature|science)\b|\d\s?\(\d+\)", re.IGNORECASE)
+"""Words and abbreviations of journals, or a volume with its issue."""
+PREPRINT = re.compile(r"^(arxiv|corr\b|preprint|openreview)", re.IGNORECASE)
+
+
+def sort(paper: Paper) -> Sort:
+    """A preprint as long as no venue is confirmed; proceedings where the venue does not look like a journal."""
+    if paper.venue is None or PREPRINT.match(paper.venue):
+        return "preprint"
+    return "article" if JOURNAL.search(paper.venue) else "proceedings"
