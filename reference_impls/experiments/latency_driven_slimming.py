@@ -450,8 +450,8 @@ DIGITS = Recipe(
 )
 FASHION = Recipe(
     "fashion-mnist",
-    Space((32, 48, 64, 96), (2, 2, 3, 3), 28, 1, 10, 2, heads=4, key_dim=8, ratio=2, layer_scale=0.5),
-    images=4000,
+    Space((32, 32, 48, 64), (2, 2, 3, 2), 28, 1, 10, 2, heads=4, key_dim=8, ratio=2, layer_scale=0.5),
+    images=6000,
     validation=1000,
     epochs=6,
 )

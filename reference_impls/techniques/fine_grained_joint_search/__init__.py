@@ -30,7 +30,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -229,7 +228,7 @@ class FineGrainedJointSearch(Technique):
             warn_no_effect(self.id, "the target is the score of the largest sub-network")
         # Without batch norms to estimate anew, a candidate can run inside the supernet.
         copied = host.search.calibration is not None
-        trial = Trial(host.extract if copied else lambda subnet: partial(host, subnet=subnet), host.search)
+        trial = Trial(host.extract if copied else host.view, host.search)
         efficiency = Efficiency.of(host.space, table or host.space.operations_table(), exponents)
         path = joint_search(host, efficiency, trial, target * SCORE, tolerance=tolerance)
         trace = {"subnet": path[-1].state, "evaluated": tuple(trial.evaluated)}

@@ -7,9 +7,9 @@ for each block whether it is there, whether it attends, and the expansion ratio 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -332,6 +332,10 @@ class Slimmable(nn.Module):
                     same = value.shape == part.shape
                     found[f"{name}.{key}"] = value if same else value[tuple(slice(n) for n in part.shape)]
         return found
+
+    def view(self, subnet: Subnet) -> Callable[[Tensor], Tensor]:
+        """A sub-network as it is inside the supernet, without a copy."""
+        return partial(self, subnet=subnet)
 
     def extract(self, subnet: Subnet) -> Network:
         """The plain network of a choice with a copy of its weights, in eval mode."""
