@@ -161,9 +161,8 @@ for name, value in extra.items():
             name.removeprefix("gain_over_").replace("_from_scratch_", "_inherited_").partition("_inherited_")
         )
         interval = f"[{100 * value[1]:+.2f}, {100 * value[2]:+.2f}]" if len(value) == 3 else ""
-        print(
-            f"score x {target}, {kind:12} greedy - {other.replace('_', ' '):15} {100 * value[0]:+6.2f} points {interval}"
-        )
+        other = other.replace("_", " ")
+        print(f"score x {target}, {kind:12} greedy - {other:15} {100 * value[0]:+6.2f} points {interval}")
 
 # %% [markdown]
 # ## What joint means

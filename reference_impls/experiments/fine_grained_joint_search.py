@@ -375,7 +375,7 @@ def nano(size: int, depths: tuple[int, ...]) -> Space:
 
 
 DIGITS = Recipe("digits", nano(16, (1, 1, 2, 2)), images=1000, validation=437, epochs=15)
-FASHION = Recipe("fashion-mnist", nano(32, (2, 2, 3, 2)), images=8000, validation=1000, epochs=5)
+FASHION = Recipe("fashion-mnist", nano(32, (2, 2, 3, 2)), images=8000, validation=1000, epochs=4)
 
 
 def digits_search(ctx: Context) -> Record:

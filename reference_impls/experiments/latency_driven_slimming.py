@@ -73,12 +73,17 @@ class Split:
     y_test: Tensor
 
 
+TEST = 5000
+"""Test images at most, the first ones of the test set."""
+
+
 def split(data: Literal["digits", "fashion-mnist"], size: int, train_on: int, validate_on: int, seed: int) -> Split:
-    """Training and validation images drawn without overlap from the training set; the test set as it is.
+    """Training and validation images drawn without overlap from the training set, and the first `TEST` test images.
 
     Digits (8 x 8) are enlarged to `size`, Fashion-MNIST (28 x 28) is padded with black to it.
     """
     x, y, x_test, y_test = images.digits() if data == "digits" else images.fashion_mnist()
+    x_test, y_test = x_test[:TEST], y_test[:TEST]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     train_rows, valid_rows = order[:train_on], order[train_on : train_on + validate_on]
 
@@ -169,7 +174,7 @@ class Recipe:
 
         supernet = self._trained("slimming-supernet", part, seed, build, {})
         assert isinstance(supernet, Supernet)
-        supernet.search = SearchData(part.x_valid, part.y_valid, part.x_train[:512])
+        supernet.search = SearchData(part.x_valid, part.y_valid, part.x_train[:256])
         return supernet
 
     def from_scratch(self, architecture: Architecture, part: Split, seed: int) -> nn.Module:
@@ -199,7 +204,7 @@ BATCH = 16
 TARGETS = (0.75, 0.5, 0.35)
 SCRATCH = (0.5,)
 """Targets whose networks are also trained from scratch."""
-DRAWS = 3
+DRAWS = 2
 """Random paths for each seed and target."""
 
 
@@ -451,9 +456,9 @@ DIGITS = Recipe(
 FASHION = Recipe(
     "fashion-mnist",
     Space((32, 32, 48, 64), (2, 2, 3, 2), 28, 1, 10, 2, heads=4, key_dim=8, ratio=2, layer_scale=0.5),
-    images=6000,
+    images=5000,
     validation=1000,
-    epochs=6,
+    epochs=5,
 )
 
 
