@@ -379,7 +379,9 @@ FASHION = Recipe("fashion-mnist", nano(32, (2, 2, 3, 2)), images=8000, validatio
 
 
 def digits_search(ctx: Context) -> Record:
-    recipe = dataclasses.replace(DIGITS, space=nano(16, (1, 1, 1, 1)), epochs=2) if ctx.smoke else DIGITS
+    recipe = DIGITS
+    if ctx.smoke:
+        recipe = dataclasses.replace(DIGITS, space=nano(16, (1, 1, 1, 1)), images=500, validation=200, epochs=3)
     return run_search(ctx, recipe, range(1 if ctx.smoke else 5), "digits-search", "Joint search on 8 x 8 digits")
 
 

@@ -463,7 +463,7 @@ FASHION = Recipe(
 
 
 def digits_slimming(ctx: Context) -> Record:
-    recipe = dataclasses.replace(DIGITS, epochs=3) if ctx.smoke else DIGITS
+    recipe = dataclasses.replace(DIGITS, images=500, validation=200, epochs=4) if ctx.smoke else DIGITS
     return run_slimming(ctx, recipe, range(1 if ctx.smoke else 5), "digits-slimming", "Slimming on 8 x 8 digits")
 
 

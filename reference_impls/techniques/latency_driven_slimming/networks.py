@@ -380,7 +380,7 @@ class Supernet(nn.Module):
         units of the largest weights.
         """
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are written over
-            network = Network(self.space, architecture)
+            network = Network(self.space, architecture).to(self.head.linear.weight.device)
         keep = [self.channel_order(j)[:width].sort().values for j, width in enumerate(architecture.widths)]
         by_size = [{width: index} for width, index in zip(self.space.widths, keep, strict=True)]
         _inherit(network.stem, self.stem, by_size[0], {})
