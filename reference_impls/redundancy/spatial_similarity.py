@@ -5,6 +5,8 @@ are mutually orthogonal (or opposed), 1 when every part has an identical twin.
 
 A mean shared by all parts raises every cosine without making any part replaceable, so the measure comes in two forms:
 raw, which is what techniques that match by cosine see, and centred, with the mean part of the datum subtracted first.
+
+Where parts lie on a grid, `neighbour_similarity` asks less: whether a position looks like those beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,14 @@ from torch import Tensor
 from reference_impls.contract.errors import check_tensor
 
 
+def centre(tokens: Tensor) -> Tensor:
+    """Tokens (B, N, D) without their mean over N."""
+    scale = tokens.abs().amax((1, 2), keepdim=True)
+    tokens = tokens - tokens.mean(1, keepdim=True)
+    # Identical tokens leave rounding errors, not directions.
+    return tokens.masked_fill(tokens.abs() <= 8 * torch.finfo(tokens.dtype).eps * scale, 0)
+
+
 def directions(tokens: Tensor, *, centred: bool = False) -> Tensor:
     """Unit vectors of tokens (B, N, D), optionally with the mean over N subtracted first: (B, N, D + 1).
 
@@ -24,10 +34,7 @@ def directions(tokens: Tensor, *, centred: bool = False) -> Tensor:
     """
     check_tensor("tokens", tokens, "B N D")
     if centred:
-        scale = tokens.abs().amax((1, 2), keepdim=True)
-        tokens = tokens - tokens.mean(1, keepdim=True)
-        # Identical tokens leave rounding errors, not directions.
-        tokens = tokens.masked_fill(tokens.abs() <= 8 * torch.finfo(tokens.dtype).eps * scale, 0)
+        tokens = centre(tokens)
     zero = (tokens == 0).all(-1, keepdim=True).to(tokens.dtype)
     return torch.cat([F.normalize(tokens, dim=-1, eps=torch.finfo(tokens.dtype).tiny), zero], dim=-1)
 
@@ -48,3 +55,21 @@ def best_match(tokens: Tensor, *, centred: bool = False) -> Tensor:
 def spatial_similarity(tokens: Tensor, *, centred: bool = False) -> Tensor:
     """Mean best-match cosine of the tokens (B, N, D) of each datum, negative ones counted as 0: (B,) in [0, 1]."""
     return best_match(tokens, centred=centred).clamp(min=0).mean(1)
+
+
+def neighbour_similarity(maps: Tensor, *, centred: bool = True) -> Tensor:
+    """Mean cosine of each position of maps (B, C, H, W) with the mean of its up to four neighbours: (B,) in [0, 1].
+
+    1 where the map is constant or changes slowly, 0 for independent noise; a negative mean counts as 0. `centred`
+    subtracts the mean position of the map first. Raises ValueError for a wrong shape or values that are not finite.
+    """
+    check_tensor("maps", maps, "B C H W")
+    if maps.shape[2] * maps.shape[3] < 2:
+        return maps.new_zeros(maps.shape[0])
+    tokens = maps.flatten(2).transpose(1, 2)  # (B, H * W, C)
+    if centred:
+        tokens = centre(tokens)
+    grid = F.pad(tokens.transpose(1, 2).view_as(maps), (1, 1, 1, 1))
+    beside = grid[..., :-2, 1:-1] + grid[..., 2:, 1:-1] + grid[..., 1:-1, :-2] + grid[..., 1:-1, 2:]
+    beside = beside.flatten(2).transpose(1, 2)  # the sum of the neighbours points where their mean does
+    return (directions(tokens) * directions(beside)).sum(2).mean(1).clamp(0, 1)

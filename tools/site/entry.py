@@ -31,6 +31,8 @@ KINDS = {
     "system": "System: composes techniques",
     "study": "Study: measures and removes nothing",
 }
+BOOST = {"stable": 5, "draft": 2, "deprecated": 1}
+"""Weight in the search: what runs comes first."""
 INVERSE = {
     "generalises": "is generalised by", "variant-of": "has the variant", "composes-with": "composes with",
     "conflicts-with": "conflicts with", "supersedes": "is superseded by",
@@ -43,7 +45,7 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     here = f"techniques/{entry.id}.md"
     module = atlas.knowledge.sources.get(entry.id) if entry.implementation else None
     parts = [
-        front_matter(title=entry.name, description=entry.summary, search={"boost": 3}),
+        front_matter(title=entry.name, description=entry.summary, search={"boost": BOOST[entry.status]}),
         heading(entry.name),
         f'<p class="atlas-lead">{escape(entry.summary)}</p>',
         _names(atlas, here, entry),

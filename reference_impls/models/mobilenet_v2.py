@@ -1,0 +1,81 @@
+"""MobileNetV2 in plain torch: what networks for phones are compared with.
+
+References:
+  sandler-2018-mobilenetv2 (arXiv 1801.04381): inverted residual blocks, the table of stages.
+
+A width multiplier scales every width but that of the input, rounded to a multiple of 8; above 1 it scales the last
+layer's 1,280 channels too. The parameters have timm's order and shapes (`mobilenetv2_100`, `mobilenetv2_140`).
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+# expansion, width, repeats, stride of the first
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def scaled(width: int, multiplier: float) -> int:
+    """`width * multiplier` rounded to the nearest multiple of 8, but never down by more than a tenth."""
+    channels = max(8, int(width * multiplier + 4) // 8 * 8)
+    return channels + 8 if channels < 0.9 * width * multiplier else channels
+
+
+def conv_norm_act(
+    channels: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, act: bool = True
+) -> nn.Sequential:
+    """A convolution without bias, batch norm, and ReLU6 unless not `act`."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out),
+    ]
+    return nn.Sequential(*layers, *([nn.ReLU6()] if act else []))
+
+
+class InvertedResidual(nn.Module):
+    """Expand the channels, filter each on its own, project back; add the input where the shapes allow."""
+
+    def __init__(self, channels: int, out: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        self.residual = stride == 1 and channels == out
+        self.expand = conv_norm_act(channels, hidden) if expansion > 1 else nn.Identity()
+        self.depthwise = conv_norm_act(hidden, hidden, 3, stride, groups=hidden)
+        self.project = conv_norm_act(hidden, out, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nn.Module):
+    """The network: `stem`, 17 `blocks`, `head`, `classifier`; 3,504,872 parameters at width 1 with 1,000 classes."""
+
+    def __init__(self, multiplier: float = 1.0, num_classes: int = 1000) -> None:
+        super().__init__()
+        channels, last = scaled(32, multiplier), scaled(1280, max(multiplier, 1.0))
+        self.stem = conv_norm_act(3, channels, 3, 2)
+        blocks = []
+        for expansion, width, repeats, stride in STAGES:
+            for i in range(repeats):
+                blocks.append(InvertedResidual(channels, scaled(width, multiplier), stride if i == 0 else 1, expansion))
+                channels = scaled(width, multiplier)
+        self.blocks = nn.Sequential(*blocks)
+        self.head = conv_norm_act(channels, last)
+        self.classifier = nn.Linear(last, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> logits (B, classes)."""
+        return self.classifier(self.head(self.blocks(self.stem(x))).mean((2, 3)))
+
+    def fuse(self) -> MobileNetV2:
+        """A copy for deployment, in evaluation mode, of equal outputs: batch norm folded."""
+        network = copy.deepcopy(self).eval()
+        for module in network.modules():
+            if isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[1], nn.BatchNorm2d):
+                module[0] = nn.utils.fuse_conv_bn_eval(module[0], module[1])
+                del module[1]
+        return network

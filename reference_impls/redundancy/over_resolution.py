@@ -1,0 +1,95 @@
+"""Over-resolution: how much of a map is still there when it is sampled on a coarser grid.
+
+Two measures, both without the mean over positions, which every grid holds. `kept_detail` is the share of the variance
+that survives the round trip to the coarser grid and back, both by bilinear interpolation, with a filter against
+aliasing on the way down: 1 for a map without detail, and for white noise about the share of the numbers that is left.
+
+`over_resolution` asks of the map alone, whatever the filter: the share of its energy at frequencies below the Nyquist
+limit of a grid `factor` times coarser along each axis, scaled so that white noise gives 0 and a constant map 1:
+
+    max(0, (share - share of white noise) / (1 - share of white noise))
+
+A wave exactly at the limit is one number on the coarse grid and two on the fine one, so it counts half. Then the share
+of white noise is (n - 1) / (N - 1) for n coarse and N fine positions, sizes divisible by the factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reference_impls.contract.errors import check_range, check_tensor
+
+Size = tuple[int, int]
+
+
+def coarsen(maps: Tensor, size: Size) -> Tensor:
+    """Maps (B, C, H, W) sampled at `size` = (h, w), without aliasing: (B, C, h, w)."""
+    if maps.shape[2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def kept_detail(maps: Tensor, size: Size) -> Tensor:
+    """Share of the variance of each datum of maps (B, C, H, W) that sampling at `size` keeps: (B,) in [0, 1].
+
+    K = max(0, 1 - sum (x - x')^2 / sum (x - mean x)^2) with x' the map after the round trip, the mean over positions,
+    and the sums over channels and positions; a constant map keeps everything.
+    Raises ValueError for a wrong shape or values that are not finite.
+    """
+    check_tensor("maps", maps, "B C H W")
+    back = F.interpolate(coarsen(maps, size), size=maps.shape[2:], mode="bilinear", align_corners=False)
+    lost = (maps - back).square().sum((1, 2, 3))
+    total = (maps - maps.mean((2, 3), keepdim=True)).square().sum((1, 2, 3))
+    # What rounding leaves of a constant map is no detail.
+    noise = maps[0].numel() * (8 * torch.finfo(maps.dtype).eps * maps.abs().amax((1, 2, 3))).square()
+    return torch.where(total <= noise, torch.ones_like(total), (1 - lost / total.clamp(min=1e-30)).clamp(0, 1))
+
+
+def coarsest(maps: Tensor, sizes: Sequence[Size], tolerance: float) -> Size:
+    """The smallest of `sizes` at which every datum of maps (B, C, H, W) keeps at least 1 - `tolerance` of its variance.
+
+    Sizes are tried from the smallest on; the map's own size is the answer if none will do.
+    Raises ValueError for a wrong shape, values that are not finite, or a bad tolerance.
+    """
+    check_range("tolerance", tolerance, 0, 1)
+    for size in sorted(sizes):
+        if bool((kept_detail(maps, size) >= 1 - tolerance).all()):
+            return size
+    return maps.shape[2], maps.shape[3]
+
+
+def over_resolution(maps: Tensor, factor: int = 2) -> Tensor:
+    """Scaled share of energy of each of maps (B, C, H, W) that a grid `factor` times coarser holds: (B,) in [0, 1].
+
+    Energy is that of the Fourier coefficients, summed over channels and without the mean of each.
+    Raises TypeError or ValueError for a wrong shape, values that are not finite, or a factor below 2.
+    """
+    check_tensor("maps", maps, "B C H W")
+    check_range("factor", factor, 2, integer=True)
+    energy = spectrum(maps)
+    held = held_frequencies(maps.shape[2], factor)[:, None] * held_frequencies(maps.shape[3], factor)
+    white = (held.sum().item() - 1) / max(held.numel() - 1, 1)
+    below, total = (energy * held.to(energy)).sum((1, 2)), energy.sum((1, 2))
+    share = torch.where(total > 0, below / total.clamp(min=torch.finfo(total.dtype).tiny), 1.0)
+    return ((share - white) / (1 - white)).clamp(0, 1)
+
+
+def spectrum(maps: Tensor) -> Tensor:
+    """Energy of maps (B, C, H, W) at each frequency, summed over channels, 0 for the mean: (B, H, W)."""
+    scale = maps.abs().amax((2, 3), keepdim=True)
+    detail = maps - maps.mean((2, 3), keepdim=True)
+    # What rounding leaves of a constant channel is no detail.
+    detail = detail.masked_fill(detail.abs() <= 8 * torch.finfo(maps.dtype).eps * scale, 0)
+    return (
+        torch.fft.fft2(detail.to(torch.promote_types(maps.dtype, torch.float32)), norm="forward").abs().square().sum(1)
+    )
+
+
+def held_frequencies(size: int, factor: int) -> Tensor:
+    """How much of each frequency of an axis of `size` positions a grid `factor` times coarser holds: (size,)."""
+    frequency, limit = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64).abs(), size / (2 * factor)
+    return (frequency < limit).double() + 0.5 * (frequency == limit)

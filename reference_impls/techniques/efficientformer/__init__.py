@@ -1,0 +1,195 @@
+"""EfficientFormer: a vision transformer that pools on maps first and attends on 49 tokens last.
+
+References:
+  li-2022-efficientformer: Li, Yuan, Wen, Hu, Evangelidis, Tulyakov, Wang, Ren. EfficientFormer: Vision Transformers at
+    MobileNet Speed. NeurIPS 2022, arXiv 2206.01191. Variants L1, L3 and L7.
+
+The network is a composition of `dimension_consistent_design`: a stem of stride 4, four stages of blocks on maps at
+strides 4, 8, 16 and 32, and, behind the one flattening, blocks with attention at the end. Widths and depths were found
+by `latency_driven_slimming`. Two heads are trained, one on labels and one on a teacher's; their mean is the prediction.
+
+    model = build("l1").eval()                           # 12,289,928 parameters, 1,291,284,736 operations at 224 pixels
+    logits = model(images)                               # (B, 3, 224, 224) -> (B, 1000)
+    deployed = model.fuse()                              # batch norm folded, heads merged: equal outputs
+    load_timm(model, timm_state_dict)                    # ImageNet weights, for who has them
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from reference_impls.techniques.dimension_consistent_design import (
+    Cost,
+    Downsample,
+    FeedForward,
+    Flatten,
+    MapBlock,
+    Pooling,
+    Size,
+    Stem,
+    TokenAttention,
+    TokenBlock,
+    conv_cost,
+    feed_forward_cost,
+    mlp_cost,
+    stem_cost,
+    token_attention_cost,
+)
+from reference_impls.techniques.efficientformer.skeleton import (
+    STRIDES,
+    ResolutionTechnique,
+    Stage,
+    TwoHeads,
+    check_size,
+    check_stages,
+    configure,
+    drop_rates,
+    head_cost,
+    load_exactly,
+    renamed,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What an EfficientFormer is made of; of each of the four stages its width, depth, and attention blocks at its end.
+
+    `img_size`: side of the square images that the position biases are made for. The published networks take no others;
+    here every multiple of 32 is taken, with stretched biases.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    attention: tuple[int, ...]
+    mlp_ratio: float = 4
+    heads: int = 8
+    key_dim: int = 32
+    value_ratio: int = 4
+    img_size: int = 224
+    in_channels: int = 3
+    drop_path: float = 0.0
+    layer_scale: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_stages(self.widths, self.depths, self.attention)
+        check_size("img_size", (self.img_size, self.img_size))
+
+    def sizes(self) -> list[Size]:
+        """Height and width of the map of each stage."""
+        return [(self.img_size // stride, self.img_size // stride) for stride in STRIDES]
+
+
+VARIANTS = {
+    "l1": Config((48, 96, 224, 448), (3, 2, 6, 4), (0, 0, 0, 1)),
+    "l3": Config((64, 128, 320, 512), (4, 4, 12, 6), (0, 0, 0, 4)),
+    "l7": Config((96, 192, 384, 768), (6, 6, 18, 8), (0, 0, 0, 8)),
+}
+
+
+def build(variant: str | Config, num_classes: int = 1000, distillation: bool = True, **options: Any) -> EfficientFormer:
+    """An EfficientFormer with random weights: `l1`, `l3`, `l7`, or any `Config`.
+
+    `distillation`: with the second head, trained on a teacher. `features_only=True`: no head; the output is the list of
+    the four stages' maps. Other options replace fields of the `Config` (`img_size`, `drop_path`, `in_channels`, ...).
+    Raises ValueError for an unknown variant or a bad option.
+    """
+    features_only = options.pop("features_only", False)
+    return EfficientFormer(
+        configure(variant, VARIANTS, options), num_classes, distillation, features_only=features_only
+    )
+
+
+class EfficientFormer(TwoHeads):
+    """EfficientFormer on square images (B, 3, S, S), S a multiple of 32; see `build` and `TwoHeads`."""
+
+    def __init__(
+        self, config: Config, num_classes: int = 1000, distillation: bool = True, *, features_only: bool = False
+    ) -> None:
+        stages, previous, rates = [], config.widths[0], drop_rates(config.drop_path, config.depths)
+        for j, (width, depth, size) in enumerate(zip(config.widths, config.depths, config.sizes(), strict=True)):
+            hidden, blocks = int(width * config.mlp_ratio), list[nn.Module]()
+            for _ in range(depth - config.attention[j]):
+                mlp = FeedForward(width, hidden)
+                blocks.append(MapBlock(width, Pooling(), mlp, next(rates), config.layer_scale))
+            if config.attention[j]:
+                blocks.append(Flatten())
+            for _ in range(config.attention[j]):
+                mixer = TokenAttention(width, size, config.heads, config.key_dim, config.value_ratio)
+                blocks.append(TokenBlock(width, mixer, hidden, next(rates), config.layer_scale))
+            stages.append(Stage(Downsample(previous, width) if j else None, blocks))
+            previous = width
+        stem, norm = Stem(config.widths[0], nn.ReLU, config.in_channels), nn.LayerNorm(previous)
+        super().__init__(config, stem, stages, norm, num_classes, distillation, features_only)
+
+    def check_images(self, x: Tensor) -> Size:
+        size = super().check_images(x)
+        if size[0] != size[1]:  # attention takes its tokens as a square
+            raise ValueError(f"images must be square, got {size[0]} x {size[1]} pixels")
+        return size
+
+    def operations(self, size: Size) -> int:
+        classes = 0 if self.head is None else self.head.out_features
+        parts = cost(replace(self.config, img_size=size[0]), classes, self.head_dist is not None)
+        return sum(part.operations for part in parts.values())
+
+    def pool(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(2).transpose(1, 2)).mean(1)
+
+
+def cost(config: Config, num_classes: int = 1000, distillation: bool = True) -> dict[str, Cost]:
+    """Closed form of the cost by part; `sum(cost(...).values(), Cost())` is the whole network's."""
+    sizes = config.sizes()
+    parts = dict.fromkeys(("stem", "feed-forward", "mixers", "downsampling", "heads"), Cost())
+    parts["stem"] = stem_cost(config.widths[0], math.prod(sizes[0]), config.in_channels)
+    for j, (width, size) in enumerate(zip(config.widths, sizes, strict=True)):
+        positions, hidden = math.prod(size), int(width * config.mlp_ratio)
+        if j:
+            parts["downsampling"] += conv_cost(config.widths[j - 1], width, positions, 3)
+        for i in range(config.depths[j]):
+            if i < config.depths[j] - config.attention[j]:
+                parts["mixers"] += Cost(width)  # the layer scale of the pooling
+                parts["feed-forward"] += feed_forward_cost(width, hidden, positions)
+            else:
+                parts["mixers"] += token_attention_cost(width, size, config.heads, config.key_dim, config.value_ratio)
+                parts["feed-forward"] += mlp_cost(width, hidden, positions)
+    parts["heads"] = head_cost(config.widths[-1], num_classes, distillation)
+    return parts
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Weights of timm
+
+_NAMES = {
+    r"^stem\.conv(\d)": r"stem.conv\1.conv",
+    r"^stem\.norm(\d)": r"stem.conv\1.bn",
+    r"\.downsample\.conv\.": ".downsample.conv.conv.",
+    r"\.downsample\.norm\.": ".downsample.conv.bn.",
+    r"\.mlp\.norm(\d)\.": r".mlp.fc\1.bn.",
+    r"\.attention_biases$": ".bias.table",
+}
+
+
+def load_timm(model: EfficientFormer, state_dict: Mapping[str, Tensor]) -> None:
+    """Load a state dict of timm's `efficientformer_l1`, `_l3` or `_l7` into the same variant, key for key.
+
+    Raises ValueError, with nothing loaded, that names what is missing, left over, or of another shape.
+    """
+    names = {key: renamed(key, _NAMES) for key in state_dict if not key.endswith(".attention_bias_idxs")}  # a constant
+    for key, name in names.items():
+        if f"{key.rsplit('.', 2)[0]}.norm1.running_mean" in state_dict:  # the MLP of a block on maps
+            names[key] = re.sub(r"\.mlp\.(fc\d)\.(weight|bias)$", r".mlp.\1.conv.\2", name)
+    load_exactly(model, {name: state_dict[key] for key, name in names.items()}, VARIANTS)
+
+
+class EfficientFormerTechnique(ResolutionTechnique):
+    """EfficientFormer on the contract: see `ResolutionTechnique`."""
+
+    id = "efficientformer"
+    execution = "real"
+    network = EfficientFormer

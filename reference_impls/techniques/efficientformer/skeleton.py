@@ -1,0 +1,303 @@
+"""The skeleton of both EfficientFormers: stem, four stages of halving size, two heads; and how a finished one is run.
+
+References: li-2022-efficientformer (arXiv 2206.01191), li-2023-rethinking (arXiv 2212.08059).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reference_impls.contract import (
+    Handle,
+    Redundancy,
+    Setting,
+    Technique,
+    UnsupportedHost,
+    check_range,
+    check_tensor,
+)
+from reference_impls.redundancy.over_resolution import coarsen, coarsest
+from reference_impls.redundancy.spatial_similarity import neighbour_similarity
+from reference_impls.techniques.dimension_consistent_design import Cost, Size, as_map, fold_batch_norm
+
+STRIDES = (4, 8, 16, 32)
+"""Pixels of the image for each pixel of the map, stage by stage."""
+
+
+def check_stages(widths: Sequence[int], depths: Sequence[int], attention: Sequence[int]) -> None:
+    """Raise ValueError unless there are four stages whose attention blocks fit."""
+    if not len(widths) == len(depths) == len(attention) == len(STRIDES):
+        raise ValueError(f"a network has {len(STRIDES)} stages, got widths {widths}, depths {depths}, {attention=}")
+    if min(depths) < 1 or min(widths) < 2 or any(not 0 <= a <= d for a, d in zip(attention, depths, strict=True)):
+        raise ValueError(
+            f"every stage needs a block, and no more attention than blocks: {widths=}, {depths=}, {attention=}"
+        )
+
+
+def check_size(name: str, size: Size) -> None:
+    """Raise ValueError unless both sides are multiples of 32."""
+    if any(n < STRIDES[-1] or n % STRIDES[-1] for n in size):
+        raise ValueError(f"{name} must be a multiple of {STRIDES[-1]} pixels in height and width, got {size}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The network
+
+
+class Stage(nn.Module):
+    """Halve the map (the first stage does not), then the blocks."""
+
+    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = nn.Identity() if downsample is None else downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x))
+
+
+class TwoHeads(nn.Module):
+    """Stem, four stages, normalisation, mean over positions, and two linear heads.
+
+    Images (B, C, H, W), H and W multiples of 32 -> logits (B, classes), the mean of both heads; while training, the
+    pair of logits. Without `distillation` there is one head; with `features_only` there is none, and the maps of the
+    stages are returned. `config` is the `Config` of either version.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        stem: nn.Module,
+        stages: Sequence[Stage],
+        norm: nn.Module,
+        num_classes: int,
+        distillation: bool,
+        features_only: bool,
+    ) -> None:
+        super().__init__()
+        self.config, self.features_only = config, features_only
+        self.stem, self.stages = stem, nn.ModuleList(stages)
+        self.norm = nn.Identity() if features_only else norm
+        self.head = None if features_only else _head(config.widths[-1], num_classes)
+        self.head_dist = _head(config.widths[-1], num_classes) if distillation and not features_only else None
+
+    def operations(self, size: Size) -> int:
+        """Closed form of the multiply-accumulates for one image of height and width `size`, with the heads it has."""
+        raise NotImplementedError
+
+    def check_images(self, x: Tensor) -> Size:
+        """The height and width of images; ValueError or TypeError for what the network cannot take."""
+        check_tensor("images", x, f"B {self.config.in_channels} H W", finite=False)
+        size = (x.shape[2], x.shape[3])
+        check_size("images", size)
+        return size
+
+    def pool(self, x: Tensor) -> Tensor:
+        """What the last stage returns -> the normalised mean over positions: (B, C)."""
+        raise NotImplementedError
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """Images -> the map (B, C, H / s, W / s) of each stage, s = 4, 8, 16, 32."""
+        size = self.check_images(x)
+        x, maps = self.stem(x), []
+        for stage, stride in zip(self.stages, STRIDES, strict=True):
+            x = as_map(stage(x), (size[0] // stride, size[1] // stride))
+            maps.append(x)
+        return maps
+
+    def forward_head(self, pooled: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, C) -> logits, or while training with distillation the pair (head, distillation head)."""
+        logits = self.head(pooled)
+        if self.head_dist is None:
+            return logits
+        taught = self.head_dist(pooled)
+        return (logits, taught) if self.training else (logits + taught) / 2
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor] | list[Tensor]:
+        maps = self.forward_stages(x)
+        return maps if self.features_only else self.forward_head(self.pool(maps[-1]))
+
+    def fuse(self) -> TwoHeads:
+        """A copy for deployment, in evaluation mode, of equal outputs: batch norm folded, the two heads one."""
+        network = copy.deepcopy(self).eval()
+        fold_batch_norm(network)
+        if network.head is not None and network.head_dist is not None:
+            with torch.no_grad():
+                network.head.weight.add_(network.head_dist.weight).div_(2)
+                network.head.bias.add_(network.head_dist.bias).div_(2)
+            network.head_dist = None
+        return network
+
+
+def _head(width: int, classes: int) -> nn.Linear:
+    head = nn.Linear(width, classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def head_cost(width: int, classes: int, distillation: bool) -> Cost:
+    """Cost of the normalisation and the heads."""
+    heads = 2 if distillation else 1
+    return Cost(heads * (width + 1) * classes + 2 * width, heads * width * classes)
+
+
+def drop_rates(maximum: float, depths: Sequence[int]) -> Iterator[float]:
+    """Drop-path rate of each block in turn: linear from 0 to `maximum`."""
+    total = sum(depths)
+    return (maximum * i / max(total - 1, 1) for i in range(total))
+
+
+def configure(variant: Any, variants: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """The configuration called `variant` (or given as such), with some of its fields replaced."""
+    if isinstance(variant, str):
+        if variant not in variants:
+            raise ValueError(f"no variant is called {variant!r}; there are: {', '.join(variants)}")
+        variant = variants[variant]
+    unknown = sorted(set(options) - set(vars(variant)))
+    if unknown:
+        raise ValueError(f"no option is called {unknown[0]!r}; there are: {', '.join(vars(variant))}")
+    return replace(variant, **options)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+def renamed(key: str, names: Mapping[str, str]) -> str:
+    """The key after every substitution (pattern -> replacement) of `names`."""
+    for pattern, replacement in names.items():
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def load_exactly(model: TwoHeads, state_dict: Mapping[str, Tensor], variants: Mapping[str, Any]) -> None:
+    """Load a state dict that fits in every key and shape; else ValueError says what does not fit, and loads nothing."""
+    own = model.state_dict()
+    wrong = {
+        "missing": [key for key in own if key not in state_dict],
+        "unexpected": [key for key in state_dict if key not in own],
+        "of another shape": [
+            f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+            for key, value in state_dict.items()
+            if key in own and value.shape != own[key].shape
+        ],
+    }
+    if any(wrong.values()):
+        found = [
+            f"{len(keys)} {what}: {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
+            for what, keys in wrong.items()
+            if keys
+        ]
+        raise ValueError(f"these weights do not fit; {'; '.join(found)}. {_looks_like(state_dict, variants)}")
+    model.load_state_dict(dict(state_dict))
+
+
+def _looks_like(state_dict: Mapping[str, Tensor], variants: Mapping[str, Any]) -> str:
+    """A sentence that says which variant the weights are of, as far as their widths tell."""
+    scales = [state_dict.get(f"stages.{j}.blocks.0.ls2.gamma") for j in range(len(STRIDES))]
+    if any(scale is None for scale in scales):
+        return "They are not of this family."
+    widths = tuple(len(scale) for scale in scales)
+    names = [name for name, config in variants.items() if config.widths == widths]
+    return f"They look like variant {names[0]!r}." if names else f"They are of an unknown variant, of widths {widths}."
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A finished network in use
+
+
+class Resolved(nn.Module):
+    """A network that sees its images at `scale` of their size, or as coarsely as `tolerance` allows.
+
+    Images (B, C, H, W) -> what `network` returns. `size` is the height and width that the last images were seen at:
+    multiples of 32.
+    """
+
+    def __init__(self, network: TwoHeads, scale: float = 1.0, tolerance: float | None = None) -> None:
+        super().__init__()
+        self.network, self.scale, self.tolerance = network, scale, tolerance
+        self.size = (0, 0)
+
+    def forward(self, x: Tensor) -> Any:
+        """The network's result on the images at the chosen size."""
+        self.size = size = fitted(self.network.check_images(x), self.scale)
+        if self.tolerance is not None:
+            self.size = size = coarsest(x, smaller_sizes(size), self.tolerance)
+        return self.network(coarsen(x, size))
+
+
+def fitted(size: Size, scale: float) -> Size:
+    """The multiples of 32 nearest to `scale` times a height and width."""
+    height, width = (max(1, round(n * scale / STRIDES[-1])) * STRIDES[-1] for n in size)
+    return height, width
+
+
+def smaller_sizes(size: Size) -> list[Size]:
+    """Sizes that an image of `size` may be seen at: its longer side at every multiple of 32 up to its own."""
+    return [fitted(size, n * STRIDES[-1] / max(size)) for n in range(1, max(size) // STRIDES[-1] + 1)]
+
+
+class ResolutionTechnique(Technique):
+    """A finished network, deployed and on as few pixels as its images need.
+
+    The design itself is fixed once a network is trained; what can be applied to one that is there, and undone, is the
+    form in which it is deployed and the number of pixels that it sees. What the design exploits, the likeness of
+    neighbours, is what decides how few these may be.
+    """
+
+    def settings(self) -> list[Setting]:
+        return [
+            Setting("as trained", {"fuse": False}, off=True),
+            Setting("as coarse as the images allow", {"fuse": False, "tolerance": 0.02}, adaptive=True),
+            Setting("fused", {}),
+            Setting("three quarters of the side", {"scale": 0.75}),
+            Setting("half of the side", {"scale": 0.5}),
+        ]
+
+    @torch.no_grad()
+    def measure(self, host: TwoHeads, inputs: Tensor) -> Redundancy:
+        """How much neighbouring pixels of the images repeat: `neighbour_similarity`, centred, mean over the images.
+
+        `where` holds the same of the map that each stage of the network makes of them.
+        """
+        self._check(host)
+        maps = {"image": inputs} | {f"stage {j}": x for j, x in enumerate(host.forward_stages(inputs))}
+        where = {name: neighbour_similarity(x).mean().item() for name, x in maps.items()}
+        return Redundancy(where["image"], "likeness of neighbouring pixels", where)
+
+    def apply(  # type: ignore[override]  # its knobs by name
+        self, host: TwoHeads, *, fuse: bool = True, scale: float = 1.0, tolerance: float | None = None
+    ) -> Handle:
+        """Knobs: `fuse` folds batch norm and merges the heads; `scale`, in (0, 1], of the side at which images are
+        seen; with `tolerance`, each batch is seen at the smallest size at which all of its images keep all of their
+        variance but that share (`coarsest`). The host itself is not changed.
+
+        The trace holds the `size` at which the last images were seen, and the `operations` of the network on one.
+        """
+        self._check(host)
+        if not isinstance(fuse, bool):
+            raise TypeError(f"fuse must be True or False, got {fuse!r}")
+        check_range("scale", scale, 0, 1, low_open=True)
+        if tolerance is not None:
+            check_range("tolerance", tolerance, 0, 1)
+        runner = Resolved(host.fuse() if fuse else host, scale, tolerance)
+        return Handle(runner, trace=lambda: {"size": runner.size, "operations": runner.network.operations(runner.size)})
+
+    def saving(self, host: TwoHeads, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+        """Closed forms of the network on the images as they are, minus the deployed one on those that it saw."""
+        full = host.operations((inputs.shape[2], inputs.shape[3]))
+        return len(inputs) * (full - trace["operations"])
+
+    def _check(self, host: Any) -> None:
+        if not isinstance(host, self.network) or host.training:
+            raise UnsupportedHost(
+                self.id, host, f"the {self.network.__name__} that build() returns, in evaluation mode"
+            )
