@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests import knowledge_fixture as base
 from tests.knowledge_fixture import DRAFT, PAPER
@@ -489,6 +491,47 @@ def test_no_result_of_the_stand_in_is_saved(atlas: Path) -> None:
     result = CliRunner().invoke(main, ["--root", str(atlas), "bench", "row-sharing", "--save"])
     assert result.exit_code == 2
     assert "no result is saved of the stand-in" in result.stderr
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
+    [
+        "Row sharing",
+        "a: b",
+        "- x",
+        "<b>x</b>",
+        "$x",
+        "x\ny",
+        "\t",
+        "no",
+        "1.0",
+        "ToMe",
+        "'\"",
+        "#",
+        "{a",
+        "[unverified]",
+        "Über",
+    ]
+)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=texts, alias=texts, definition=texts, step=texts, code=st.booleans())
+def test_whatever_is_typed_a_draft_is_good_or_nothing_is_written(
+    tmp_path_factory: pytest.TempPathFactory, name: str, alias: str, definition: str, step: str, code: bool
+) -> None:
+    root = base.write(tmp_path_factory.mktemp("typed") / "atlas")
+    before = files(root)
+    options = ["--alias", alias, "--definition", definition, "--step", step, *([] if code else ["--no-code"])]
+    result = technique(root, "row-sharing", *options, name=name)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    if result.exit_code == 0:
+        assert findings(root) == []
+        file = "taxonomy/techniques/row-sharing.yml"
+        assert layout((root / file).read_text(), file, AXES) == (root / file).read_text()
+        assert all(compile((root / code_file).read_text(), code_file, "exec") for code_file in CODE if code)
+    else:
+        assert files(root) == before
+        assert result.stderr
 
 
 # --- an implementation for a draft

@@ -68,7 +68,9 @@ def gaps(knowledge: Knowledge, entry: Entry) -> tuple[Need, ...]:
 
 def due(knowledge: Knowledge, entry: Entry) -> tuple[Need, ...]:
     """What the entry lacks although its present status needs it."""
-    return tuple(n for n in gaps(knowledge, entry) if entry.status == "stable" or n.status == "draft")
+    if entry.status == "stable":
+        return gaps(knowledge, entry)
+    return tuple(n for n in _classification(knowledge, entry) if not n.met and n.status == "draft")
 
 
 def _needs(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:

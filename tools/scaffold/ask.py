@@ -39,7 +39,8 @@ class Asker:
     ) -> str | None:
         """One line of text. `default` is taken without asking where nobody can be asked."""
         if given is not None:
-            if problem := check(given):
+            given = given.strip()
+            if problem := check(given) if given or not required else "an answer is needed":
                 raise click.UsageError(f"{option}: {problem}")
             return given or None
         if not self.interactive:

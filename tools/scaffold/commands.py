@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, get_args
 
 import click
 from pydantic import BaseModel
@@ -82,12 +83,16 @@ def sentence(text: str) -> str:
     return prose(text)
 
 
-def stop(error: drafts.Rejected | Refused | FileExistsError) -> NoReturn:
-    """Say what is wrong, and that nothing was written."""
-    if isinstance(error, FileExistsError):
-        raise click.ClickException(f"{error}; nothing was written")
-    click.echo(render(error.findings, "text"))
-    raise click.ClickException("nothing was written: what is found above would be wrong with it")
+@contextlib.contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Say what is wrong with what was to be written, and that nothing was."""
+    try:
+        yield
+    except (drafts.Rejected, Refused) as error:
+        click.echo(render(error.findings, "text"))
+        raise click.ClickException("nothing was written: what is found above would be wrong with it") from error
+    except (FileExistsError, ValueError) as error:
+        raise click.ClickException(f"{error}; nothing was written") from error
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -125,14 +130,12 @@ def technique(ctx: click.Context, /, **options: Any) -> None:
     asker = Asker()
     data, code = _entry(knowledge, asker, options)
     asker.done()
-    texts = dict([drafts.entry_text(knowledge, data)])
-    if code:
-        named = [knowledge.papers[link["key"]] for link in data["papers"]]
-        texts |= drafts.code_texts(data["id"], data["name"], named)
-    try:
+    with all_or_nothing():
+        texts = dict([drafts.entry_text(knowledge, data)])
+        if code:
+            named = [knowledge.papers[link["key"]] for link in data["papers"]]
+            texts |= drafts.code_texts(data["id"], data["name"], named)
         drafts.write(knowledge, texts)
-    except (drafts.Rejected, FileExistsError) as error:
-        stop(error)
     steps = [(f"redundancy gaps {data['id']}", "what it lacks to become stable")]
     _told(texts, steps + (_code_steps(data["id"]) if code else []))
 
@@ -290,10 +293,8 @@ def implementation_(ctx: click.Context, id_: str) -> None:
     if problem := drafts.why_no_module(id_):
         raise click.UsageError(problem)
     texts = drafts.code_texts(id_, entry.name, _named(knowledge, entry))
-    try:
+    with all_or_nothing():
         drafts.change(knowledge, *drafts.with_implementation(knowledge, id_), texts)
-    except (drafts.Rejected, Refused, FileExistsError) as error:
-        stop(error)
     _told(texts, _code_steps(id_))
 
 
@@ -329,11 +330,9 @@ def paper(ctx: click.Context, /, **options: Any) -> None:
     asker = Asker()
     data = _paper(knowledge, asker, options)
     asker.done()
-    file, text = drafts.paper_text(knowledge, data)
-    try:
+    with all_or_nothing():
+        file, text = drafts.paper_text(knowledge, data)
         drafts.write(knowledge, {file: text})
-    except (drafts.Rejected, FileExistsError) as error:
-        stop(error)
     steps = [
         (f"redundancy new technique --paper {data['key']}", "if it introduces one that is not here yet"),
         (f"redundancy new claim {data['key']}", "a number or a statement of it, with its place"),
@@ -458,11 +457,9 @@ def claim(ctx: click.Context, /, **options: Any) -> None:
     asker = Asker()
     data = _claim(knowledge, asker, key, options)
     asker.done()
-    try:
+    with all_or_nothing():
         file, text = drafts.with_claim(knowledge, key, data)
         drafts.change(knowledge, file, text)
-    except (drafts.Rejected, Refused) as error:
-        stop(error)
     click.echo(f"added {key}#{data['id']} to {file}")
 
 
