@@ -417,6 +417,7 @@ def test_addresses_stay_as_they_are_but_cannot_break_the_record() -> None:
         ("Proceedings of the IEEE/CVF Conference on Computer Vision", "proceedings"),
         ("Findings of ACL 2021", "proceedings"),
         ("Pattern Recognition", "article"),
+        ("GitHub pull request", "web"),
     ],
 )
 def test_the_sort_of_a_publication_follows_from_its_venue(venue: str | None, expected: str) -> None:
