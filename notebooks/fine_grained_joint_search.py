@@ -70,7 +70,7 @@ plt.show()
 # rule*).
 
 # %%
-recipe = dataclasses.replace(DIGITS, space=nano(16, (1, 1, 2, 1)), epochs=4)
+recipe = dataclasses.replace(DIGITS, space=nano(16, (1, 1, 2, 1)), images=700, validation=300, epochs=4)
 part = recipe.split(seed=0)
 supernet = recipe.supernet(part, seed=0)
 space = recipe.space
@@ -106,7 +106,7 @@ plt.show()
 efficiency = Efficiency.of(space, space.operations_table())
 frontier = list(moves(space, space.largest()))
 print(f"{len(frontier)} moves from the largest network: {', '.join(name for name, _ in frontier)}\n")
-path = joint_search(supernet, efficiency, Trial(supernet.extract, supernet.search), target=500)
+path = joint_search(supernet, efficiency, Trial(supernet.extract, supernet.search), target=250)
 print("widths, and expansion of the blocks of each stage; a: attends\n")
 for step in path:
     print(f"{step.move:14} score {step.benefit:5.0f}  accuracy {step.quality:.3f}   {step.state.text()}")
@@ -122,6 +122,8 @@ figure, (left, right) = plt.subplots(1, 2)
 left.plot(extra["path_score"], extra["path_accuracy"], "o-", markersize=4, label="the walk")
 left.plot(extra["random_score"], extra["random_accuracy"], "x", color="gray", label="random sub-networks")
 left.set(xlabel="mobile efficiency score", ylabel="accuracy, validation", xscale="log")
+left.set_xticks([100, 200, 400, 800], ["100", "200", "400", "800"])
+left.minorticks_off()
 left.legend(frameon=False, fontsize=8)
 
 
