@@ -97,8 +97,8 @@ def look(root: Path, names: Iterable[str], axes: Axes) -> Iterator[Laid]:
     """What the layout makes of each of these files; nothing is written."""
     for file in names:
         document = read_yaml(root / file, file)
-        findings = [f for f in document.findings if f.code.startswith("E1")]
-        if findings:
+        findings = [f for f in document.findings if f.code.startswith("E1") and f.code != "E116"]
+        if findings:  # line ends of Windows are mended
             yield Laid(file, findings=tuple(findings))
             continue
         text = (root / file).read_bytes().decode("utf-8")
