@@ -460,10 +460,13 @@ def timed(
     arms: Mapping[tuple[str, str], Callable[[], object]], *, repetitions: int, threads: int
 ) -> dict[tuple[str, str], Cost]:
     """Cost of each arm (network, form). The counter does not see into compiled code, so it counts the eager form."""
+    import torch._dynamo  # slow to import, and needed here only
+
     eager = {label: arm for (label, form), arm in arms.items() if form == "eager"}
     counted = measure_arms(eager, repetitions=1, threads=threads)
     labels = {", ".join(key): key for key in arms}
-    times = repeat({name: arms[key] for name, key in labels.items()}, repetitions=repetitions, threads=threads)
+    with torch._dynamo.config.patch(error_on_recompile=True):  # nothing is compiled while the clock runs
+        times = repeat({name: arms[key] for name, key in labels.items()}, repetitions=repetitions, threads=threads)
     return {
         key: replace(counted[key[0]], wall_ms=wall_time(times[name]), samples=tuple(times[name]))
         for name, key in labels.items()
@@ -475,7 +478,6 @@ def compiled(network: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     import torch._inductor.config as inductor
 
     with inductor.patch(freezing=True, compile_threads=1), torch.no_grad():
-        torch._dynamo.reset()  # a counter of recompilations would stop the sixth network of one class
         function = torch.compile(network)
         function(x)
     return function
