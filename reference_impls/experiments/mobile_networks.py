@@ -478,6 +478,7 @@ def compiled(network: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     import torch._inductor.config as inductor
 
     with inductor.patch(freezing=True, compile_threads=1), torch.no_grad():
+        network(x)  # timm's networks keep what they look up, and would be compiled again for it
         function = torch.compile(network)
         function(x)
     return function
