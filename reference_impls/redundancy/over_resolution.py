@@ -1,8 +1,16 @@
 """Over-resolution: how much of a map is still there when it is sampled on a coarser grid.
 
-The measure is the share of the variance over positions that survives the round trip to the coarser grid and back, both
-by bilinear interpolation, with a filter against aliasing on the way down: 1 for a map without detail, and for white
-noise about the share of the numbers that is left.
+Two measures, both without the mean over positions, which every grid holds. `kept_detail` is the share of the variance
+that survives the round trip to the coarser grid and back, both by bilinear interpolation, with a filter against
+aliasing on the way down: 1 for a map without detail, and for white noise about the share of the numbers that is left.
+
+`over_resolution` asks of the map alone, whatever the filter: the share of its energy at frequencies below the Nyquist
+limit of a grid `factor` times coarser along each axis, scaled so that white noise gives 0 and a constant map 1:
+
+    max(0, (share - share of white noise) / (1 - share of white noise))
+
+A wave exactly at the limit is one number on the coarse grid and two on the fine one, so it counts half. Then the share
+of white noise is (n - 1) / (N - 1) for n coarse and N fine positions, sizes divisible by the factor.
 """
 
 from __future__ import annotations
@@ -52,3 +60,36 @@ def coarsest(maps: Tensor, sizes: Sequence[Size], tolerance: float) -> Size:
         if bool((kept_detail(maps, size) >= 1 - tolerance).all()):
             return size
     return maps.shape[2], maps.shape[3]
+
+
+def over_resolution(maps: Tensor, factor: int = 2) -> Tensor:
+    """Scaled share of energy of each of maps (B, C, H, W) that a grid `factor` times coarser holds: (B,) in [0, 1].
+
+    Energy is that of the Fourier coefficients, summed over channels and without the mean of each.
+    Raises TypeError or ValueError for a wrong shape, values that are not finite, or a factor below 2.
+    """
+    check_tensor("maps", maps, "B C H W")
+    check_range("factor", factor, 2, integer=True)
+    energy = spectrum(maps)
+    held = held_frequencies(maps.shape[2], factor)[:, None] * held_frequencies(maps.shape[3], factor)
+    white = (held.sum().item() - 1) / max(held.numel() - 1, 1)
+    below, total = (energy * held.to(energy)).sum((1, 2)), energy.sum((1, 2))
+    share = torch.where(total > 0, below / total.clamp(min=torch.finfo(total.dtype).tiny), 1.0)
+    return ((share - white) / (1 - white)).clamp(0, 1)
+
+
+def spectrum(maps: Tensor) -> Tensor:
+    """Energy of maps (B, C, H, W) at each frequency, summed over channels, 0 for the mean: (B, H, W)."""
+    scale = maps.abs().amax((2, 3), keepdim=True)
+    detail = maps - maps.mean((2, 3), keepdim=True)
+    # What rounding leaves of a constant channel is no detail.
+    detail = detail.masked_fill(detail.abs() <= 8 * torch.finfo(maps.dtype).eps * scale, 0)
+    return (
+        torch.fft.fft2(detail.to(torch.promote_types(maps.dtype, torch.float32)), norm="forward").abs().square().sum(1)
+    )
+
+
+def held_frequencies(size: int, factor: int) -> Tensor:
+    """How much of each frequency of an axis of `size` positions a grid `factor` times coarser holds: (size,)."""
+    frequency, limit = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64).abs(), size / (2 * factor)
+    return (frequency < limit).double() + 0.5 * (frequency == limit)

@@ -3,21 +3,36 @@
 References:
   li-2023-rethinking: Li, Hu, Wen, Evangelidis, Salahi, Wang, Tulyakov, Ren. Rethinking Vision Transformers for
     MobileNet Size and Speed (EfficientFormerV2). ICCV 2023, arXiv 2212.08059. Dual-path attention downsampling.
+  graham-2021-levit: Graham, El-Nouby, Touvron, Stock, Joulin, Jégou, Douze. LeViT: a Vision Transformer in ConvNet's
+    Clothing for Faster Inference. arXiv 2104.01136. Attention with fewer queries than keys, between stages.
 
 The idea: the small map needs one query for each of its own pixels only, a quarter of the input's, but each of them may
 look at every pixel of the input. A convolution of stride 2 runs beside it, and the two are added.
 
     down = DualPathDownsample(96, 176, (14, 14))
     y = down(x)                                          # (B, 96, 14, 14) -> (B, 176, 7, 7): 49 queries, 196 keys
+
+Attention that must keep the size of its map can subsample its queries too (`AttentionDownsampling`): queries are
+averaged over cells, keys and values stay, and the results are interpolated.
+
+    with AttentionDownsampling().apply(model, factor=2):
+        logits = model(images)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from reference_impls.contract import Handle, Redundancy, Setting, Technique, check_range, warn_no_effect
+from reference_impls.hosts.substitution import inputs_of
+from reference_impls.redundancy.over_resolution import over_resolution
 from reference_impls.techniques.dimension_consistent_design import ConvNorm, Cost, PositionBias, Size, conv_cost
+from reference_impls.techniques.stride_attention import Coarseness, coarse_handle, coarse_saving, full_attentions
 
 
 class LocalQuery(nn.Module):
@@ -79,3 +94,64 @@ def attention_down_cost(channels: int, out: int, size: Size, heads: int = 8, key
     cost += conv_cost(values, values, queries, 3, values)
     cost += Cost(heads * tokens, queries * tokens * (keys + values))
     return cost + conv_cost(values, out, queries)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# On a network whose attention was trained with all queries
+
+
+class AttentionDownsampling(Technique):
+    """Fewer queries than keys in networks with `MapAttention` at full resolution. Knobs: see `apply`."""
+
+    id = "attention-downsampling"
+    execution = "real"
+
+    def settings(self) -> list[Setting]:
+        return [
+            Setting("all queries", {"factor": 1}, off=True),
+            Setting("a quarter of them where 0.9 is coarse", {"factor": 2, "threshold": 0.9}, adaptive=True),
+            Setting("a quarter of the queries", {"factor": 2}),
+            Setting("a sixteenth of the queries", {"factor": 4}),
+        ]
+
+    def measure(self, host: nn.Module, inputs: Tensor) -> Redundancy:
+        """Share of the energy of the queries that a grid of half the resolution holds.
+
+        `redundancy.over_resolution` of the maps of queries (B, heads * key_dim, H, W): 0 for white noise and for a
+        chessboard, 1 for equal queries everywhere. The value is the mean over maps and modules. `where` holds it for
+        each module ("queries blocks.2.token_mixer"), and the same of the keys, and of the module's input, which is what
+        `threshold` compares with.
+        """
+        attentions = full_attentions(self.id, host)
+        where: dict[str, float] = {}
+        for name, x in inputs_of(attentions, host, inputs).items():
+            with torch.no_grad():
+                queries, keys = attentions[name].q(x), attentions[name].k(x)
+            for what, maps in (("queries", queries), ("keys", keys), ("input", x)):
+                where[f"{what} {name}".strip()] = over_resolution(maps).mean().item()
+        value = sum(share for what, share in where.items() if what.startswith("queries")) / len(attentions)
+        return Redundancy(value, "share of query energy below half resolution", where)
+
+    def apply(self, host: nn.Module, *, factor: int = 2, threshold: float | None = None) -> Handle:
+        """Average the queries over cells of `factor` x `factor` positions; keys and values stay at full resolution.
+
+        threshold: only where the input of attention has at least this measure (`over_resolution` of the factor), map
+        by map. The trace is that of `stride_attention.coarse_handle`.
+
+        Raises: UnsupportedHost without `MapAttention` of stride 1; TypeError or ValueError for a bad knob.
+        """
+        attentions = full_attentions(self.id, host)
+        check_range("factor", factor, 1, integer=True)
+        if threshold is not None:
+            check_range("threshold", threshold, 0, 1)
+        if factor == 1:
+            warn_no_effect(self.id, "factor is 1")
+            return Handle(host)
+        return coarse_handle(host, attentions, Coarseness(queries=factor), threshold)
+
+    def saving(self, host: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+        """For each map with n instead of N queries, of C channels, with keys of K and values of V channels in H heads:
+
+        C K (N - n)  +  (K + V + 2 H^2) N (N - n).
+        """
+        return coarse_saving(full_attentions(self.id, host), trace)

@@ -13,17 +13,39 @@ Only the last blocks, on 49 tokens, attend. In between the map is flattened once
     x = Flatten()(x)                                     # (B, C, 7, 7) -> (B, 49, C), once
     x = TokenBlock(448, TokenAttention(448, (7, 7)), 1792)(x)  # MB3D: tokens in, tokens out
 
+A finished network that attends in every block can be run in this order too (`DimensionConsistentDesign`): in its first
+blocks the mean of 3x3 neighbours takes the place of the attention matrix. Where all tokens agree that changes nothing,
+since every mean of equal values is the same.
+
+    with DimensionConsistentDesign().apply(model, pooled=2):
+        logits = model(images)
+
 The parts that EfficientFormerV2 shares (`ConvNorm`, `PositionBias`, `FeedForward`, `MapBlock`, ...) are here too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from reference_impls.contract import (
+    Handle,
+    Redundancy,
+    Setting,
+    Technique,
+    UnsupportedHost,
+    check_range,
+    warn_no_effect,
+)
+from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
+from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 
 Size = tuple[int, int]  # height and width of a map
 
@@ -85,7 +107,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (self.gamma if x.ndim == 3 else self.gamma[:, None, None])
+        return x * (self.gamma if x.ndim == 3 else self.gamma.view(1, -1, 1, 1))
 
 
 class DropPath(nn.Module):
@@ -176,7 +198,12 @@ class Pooling(nn.Module):
     """The mixer without parameters: the mean of the 3x3 neighbours inside the map, minus the pixel itself."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False) - x
+        return neighbourhood_mean(x) - x
+
+
+def neighbourhood_mean(x: Tensor) -> Tensor:
+    """Mean of the 3x3 neighbours inside the map, the pixel itself among them: (B, C, H, W) -> (B, C, H, W)."""
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class FeedForward(nn.Module):
@@ -318,3 +345,99 @@ def _small(layer: nn.Linear | nn.Conv2d) -> None:
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# On a network that attends in every block
+
+
+def to_map(tokens: Tensor, size: Size) -> Tensor:
+    """Tokens (B, H * W, C) as a map (B, C, H, W)."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def pooled_values(attention: TokenAttention, x: Tensor) -> Tensor:
+    """The output of `attention` with the mean of 3x3 neighbours as its matrix: (B, N, C) -> (B, N, C).
+
+    Values and the last projection stay; queries, keys and scores are not computed. With equal tokens the output is that
+    of attention, whose rows are means as well.
+    """
+    value = value_rows(attention)
+    values = F.linear(x, attention.qkv.weight[value], attention.qkv.bias[value])
+    return attention.proj(neighbourhood_mean(to_map(values, attention.size)).flatten(2).transpose(1, 2))
+
+
+def value_rows(attention: TokenAttention) -> Tensor:
+    """Which rows of the joint projection make values, head by head: bool, one for each row."""
+    one_head = torch.arange(2 * attention.key_dim + attention.value_dim) >= 2 * attention.key_dim
+    return one_head.repeat(attention.heads)
+
+
+class DimensionConsistentDesign(Technique):
+    """Pooling first, attention last, on networks of `TokenAttention`. Knobs: see `apply`."""
+
+    id = "dimension-consistent-design"
+    execution = "real"
+
+    def settings(self) -> list[Setting]:
+        return [
+            Setting("attention everywhere", {"pooled": 0}, off=True),
+            Setting("pooling where neighbours agree", {"threshold": 0.9}, adaptive=True),
+            Setting("pooling in the first block", {"pooled": 1}),
+            Setting("pooling in two blocks", {"pooled": 2}),
+            Setting("pooling everywhere", {"pooled": None}),
+        ]
+
+    def measure(self, host: nn.Module, inputs: Tensor) -> Redundancy:
+        """Cosine of a token with the mean of its 4 neighbours, over the tokens that reach attention, and its modules.
+
+        The formula is `spatial_similarity.neighbour_similarity`, with the mean token of each datum subtracted: 0 for
+        independent tokens, 1 for equal ones. `where` holds it for each module.
+        """
+        attentions = _attentions(host)
+        seen = inputs_of(attentions, host, inputs)
+        where = {
+            name or "attention": neighbour_similarity(to_map(x, attentions[name].size)).mean().item()
+            for name, x in seen.items()
+        }
+        return Redundancy(sum(where.values()) / len(where), "cosine of a token with its neighbours' mean", where)
+
+    def apply(self, host: nn.Module, *, pooled: int | None = None, threshold: float | None = None) -> Handle:
+        """Mix the first `pooled` attention modules (None: all) by the mean of 3x3 neighbours, see `pooled_values`.
+
+        threshold: only the data whose tokens have at least this `neighbour_similarity` there. The trace holds of each
+        module what was `substituted`: the shape of its input, and for how many data of the batch.
+
+        Raises: UnsupportedHost for a network without `TokenAttention`; TypeError or ValueError for a bad knob.
+        """
+        attentions = _attentions(host)
+        if pooled is not None:
+            check_range("pooled", pooled, 0, integer=True)
+        if threshold is not None:
+            check_range("threshold", threshold, 0, 1)
+        if pooled == 0:
+            warn_no_effect(self.id, "pooled is 0")
+        chosen = None if threshold is None else lambda a, x: neighbour_similarity(to_map(x, a.size)) >= threshold
+        run = Substitution(dict(islice(attentions.items(), pooled)), pooled_values, chosen)
+        return Handle(host, undo=run.undo, trace=run.trace)
+
+    def saving(self, host: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+        """For each datum and module that pools, with N tokens of C channels, keys of K and values of V channels in all
+        heads together:
+
+            2 C K N  +  (K + V) N^2.
+        """
+
+        def saving(attention: TokenAttention, shape: torch.Size) -> int:
+            tokens, channels = shape[1:]
+            keys, values = attention.heads * attention.key_dim, attention.heads * attention.value_dim
+            return 2 * channels * keys * tokens + (keys + values) * tokens**2
+
+        return saved(_attentions(host), trace, saving)
+
+
+def _attentions(host: object) -> dict[str, TokenAttention]:
+    found = modules_of(host, TokenAttention)
+    if not found:
+        raise UnsupportedHost(DimensionConsistentDesign.id, host, "a network with `TokenAttention`")
+    return found

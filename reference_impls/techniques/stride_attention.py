@@ -13,15 +13,36 @@ and one behind it, so the rows of the mixing matrix need not sum to 1.
 
     attend = MapAttention(96, (14, 14), stride=2)        # attention on 7 x 7 = 49 tokens
     y = attend(x)                                        # (B, 96, 14, 14) -> (B, 96, 14, 14)
+
+A network whose attention was trained at full resolution can be run so too (`StrideAttention`): the map is averaged
+instead of convolved, and each position bias becomes the mean of those that it stands for.
+
+    with StrideAttention().apply(model, stride=2):
+        logits = model(images)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reference_impls.contract import (
+    Handle,
+    Redundancy,
+    Setting,
+    Technique,
+    UnsupportedHost,
+    check_range,
+    warn_no_effect,
+)
+from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
+from reference_impls.redundancy.over_resolution import over_resolution
 from reference_impls.techniques.dimension_consistent_design import ConvNorm, Cost, PositionBias, Size, conv_cost
 
 
@@ -106,3 +127,182 @@ def map_attention_cost(
     talk = conv_cost(heads, heads, tokens**2, norm=False)
     cost += talk + talk + Cost(heads * tokens, tokens**2 * (keys + values))
     return cost + conv_cost(values, channels, tokens if project_first else math.prod(size)) + Cost(channels)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# On a network whose attention was trained at full resolution
+
+
+@dataclass(frozen=True)
+class Coarseness:
+    """How many times coarser than the map its queries, its keys with their values, and its local values are, per axis.
+
+    Raises ValueError for local values that are neither at full resolution nor on the grid of the keys.
+    """
+
+    queries: int = 1
+    keys: int = 1
+    local: int = 1
+
+    def __post_init__(self) -> None:
+        if self.local not in (1, self.keys):
+            raise ValueError(f"local values are computed at full resolution or with the keys, got {self}")
+
+
+def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> Tensor:
+    """What `attention` (of stride 1) gives with coarser queries, keys or local values: (B, C, H, W) -> (B, C, H, W).
+
+    Maps are coarsened by averaging cells, see `coarse_values`, and brought back by bilinear interpolation in front of
+    the activation.
+    """
+    size = (x.shape[2], x.shape[3])
+    mixed, local = coarse_values(attention, x, coarse)
+    return attention.proj(attention.act(resize(mixed, size) + resize(local, size)))
+
+
+def coarse_values(attention: MapAttention, x: Tensor, coarse: Coarseness) -> tuple[Tensor, Tensor]:
+    """`MapAttention.attend` with coarser queries, keys or local values: what attention mixes, and the local values.
+
+    Queries, keys and values are linear in x in evaluation mode, so averaging x averages them; position biases are
+    averaged alike. The score of two cells is therefore the mean score of their positions. The bias of the talking heads
+    behind the softmax is a weight that every key gets, so it counts for all positions that a coarse key stands for.
+    With that, equal positions give what they give at full resolution.
+    """
+    size = (x.shape[2], x.shape[3])
+    values = attention.v(cell_means(x, coarse.local))
+    local = attention.v_local(values)
+    values = values if coarse.local == coarse.keys else cell_means(values, coarse.keys)
+    queries, keys = attention.q(cell_means(x, coarse.queries)), attention.k(cell_means(x, coarse.keys))
+    q, k, v = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (queries, keys, values))
+    scores = q.transpose(2, 3) @ k * attention.key_dim**-0.5  # (B, heads, n, m)
+    scores = scores + coarsen_bias(attention.bias(size), size, coarse.queries, coarse.keys)
+    talk = attention.talking_head2
+    weights = attention.talking_head1(scores).softmax(-1)
+    mix = F.conv2d(weights, talk.weight, talk.bias * (math.prod(size) / k.shape[-1]))
+    return (v @ mix.transpose(2, 3)).flatten(1, 2).unflatten(2, queries.shape[2:]), local
+
+
+def coarsen_bias(bias: Tensor, size: Size, queries: int, keys: int) -> Tensor:
+    """Position biases between cells, the means of those between their positions: (heads, N, N) -> (heads, n, m)."""
+    bias = cell_means(bias.unflatten(2, size), keys).flatten(2)  # (heads, N, m)
+    return cell_means(bias.transpose(1, 2).unflatten(2, size), queries).flatten(2).transpose(1, 2)
+
+
+def coarse_operations(attention: MapAttention, size: Size, coarse: Coarseness) -> int:
+    """Closed form of the operations of `attend_coarsely` on one map of `size`."""
+    channels, keys, values = (_width(layer) for layer in (attention.proj, attention.q, attention.v))
+    heads = attention.heads
+    n, m, local = (math.prod(strided(size, factor)) for factor in (coarse.queries, coarse.keys, coarse.local))
+    linear = channels * (keys * (n + m) + values * (local + math.prod(size))) + 9 * values * local
+    return linear + n * m * (keys + values + 2 * heads**2)
+
+
+def _width(layer: nn.Module) -> int:
+    """Channels that a `ConvNorm` gives, or the convolution that it was folded into."""
+    return int(getattr(layer, "conv", layer).out_channels)
+
+
+def cell_means(maps: Tensor, factor: int) -> Tensor:
+    """Means of cells of `factor` x `factor` positions: (B, C, H, W) -> (B, C, ceil(H / factor), ceil(W / factor)).
+
+    Where the factor does not divide a side, neighbouring cells overlap. Factor 1 gives the maps as they are.
+    """
+    return maps if factor == 1 else F.adaptive_avg_pool2d(maps, strided((maps.shape[2], maps.shape[3]), factor))
+
+
+def full_attentions(technique: str, host: object) -> dict[str, MapAttention]:
+    """The `MapAttention` modules of stride 1 in a network, by name. UnsupportedHost if there is none."""
+    found = modules_of(host, MapAttention, lambda attention: attention.stride_conv is None)
+    if not found:
+        raise UnsupportedHost(technique, host, "a network with `MapAttention` of stride 1")
+    return found
+
+
+def coarse_handle(
+    host: nn.Module, attentions: Mapping[str, MapAttention], coarse: Coarseness, threshold: float | None
+) -> Handle:
+    """The host with coarse attention, on all maps or on those whose `over_resolution` reaches the threshold."""
+    factor = max(coarse.queries, coarse.keys)
+    chosen = None if threshold is None else lambda _, x: over_resolution(x, factor) >= threshold
+    run = Substitution(attentions, lambda attention, x: attend_coarsely(attention, x, coarse), chosen)
+    return Handle(host, undo=run.undo, trace=lambda: run.trace() | {"coarse": coarse})
+
+
+def coarse_saving(attentions: Mapping[str, MapAttention], trace: Mapping[str, Any]) -> int:
+    """Closed form of what the run that left the trace of a `coarse_handle` saved; 0 for an empty trace."""
+
+    def saving(attention: MapAttention, shape: torch.Size) -> int:
+        size = (shape[2], shape[3])
+        return coarse_operations(attention, size, Coarseness()) - coarse_operations(attention, size, trace["coarse"])
+
+    return saved(attentions, trace, saving)
+
+
+class StrideAttention(Technique):
+    """Stride attention on networks with `MapAttention` at full resolution. Knobs: see `apply`."""
+
+    id = "stride-attention"
+    execution = "real"
+
+    def settings(self) -> list[Setting]:
+        return [
+            Setting("stride 1", {"stride": 1}, off=True),
+            Setting("stride 2 where 0.9 is coarse", {"stride": 2, "threshold": 0.9}, adaptive=True),
+            Setting("stride 2, local values at full resolution", {"stride": 2, "local": "full"}),
+            Setting("stride 2", {"stride": 2}),
+            Setting("stride 4", {"stride": 4}),
+        ]
+
+    def measure(self, host: nn.Module, inputs: Tensor) -> Redundancy:
+        """Share of energy that a grid of half the resolution holds, of what attention adds to the map.
+
+        With E(f) the energy at frequency f of the attended values A V, summed over channels and without the mean, the
+        share S = E(below the Nyquist limit of the coarse grid) / E(all) of a map becomes
+
+            max(0, (S - S0) / (1 - S0)),    S0 the share of white noise, (n - 1) / (N - 1),
+
+        so that white noise and a chessboard measure 0 and a constant map 1 (`redundancy.over_resolution`). The value is
+        the mean over maps and modules. `where` holds it for each module ("attended blocks.2.token_mixer"), and the same
+        of the module's input, which is what `threshold` compares with ("input ..."), and of its local values.
+        """
+        attentions = full_attentions(self.id, host)
+        where: dict[str, float] = {}
+        for name, x in inputs_of(attentions, host, inputs).items():
+            with torch.no_grad():
+                mixed, local = attentions[name].attend(x)
+            for what, maps in (("attended", mixed), ("input", x), ("local", local)):
+                where[f"{what} {name}".strip()] = over_resolution(maps).mean().item()
+        value = sum(share for what, share in where.items() if what.startswith("attended")) / len(attentions)
+        return Redundancy(value, "share of attended energy below half resolution", where)
+
+    def apply(
+        self, host: nn.Module, *, stride: int = 2, local: str = "coarse", threshold: float | None = None
+    ) -> Handle:
+        """Attend on a map `stride` times coarser, and interpolate the result.
+
+        local: "coarse", local values on the coarse map too, as in the paper; "full", at full resolution. threshold:
+        only where the input of attention has at least this measure (`over_resolution` of the stride), map by map. The
+        trace holds `coarse`, and of each module what was `substituted`: the shape of its input, for how many maps.
+
+        Raises: UnsupportedHost without `MapAttention` of stride 1; TypeError or ValueError for a bad knob.
+        """
+        attentions = full_attentions(self.id, host)
+        check_range("stride", stride, 1, integer=True)
+        if local not in ("coarse", "full"):
+            raise ValueError(f"local must be 'coarse' or 'full', got {local!r}")
+        if threshold is not None:
+            check_range("threshold", threshold, 0, 1)
+        if stride == 1:
+            warn_no_effect(self.id, "stride is 1")
+            return Handle(host)
+        coarse = Coarseness(stride, stride, stride if local == "coarse" else 1)
+        return coarse_handle(host, attentions, coarse, threshold)
+
+    def saving(self, host: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+        """For each coarsened map, what `coarse_operations` gives at full resolution minus what it gives as run.
+
+        With N positions, n of them on the coarse map, C channels, keys of K and values of V channels in H heads:
+
+            C (2 K + V) (N - n)  +  9 V (N - n)  +  (K + V + 2 H^2) (N^2 - n^2).
+        """
+        return coarse_saving(full_attentions(self.id, host), trace)

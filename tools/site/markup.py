@@ -35,12 +35,12 @@ UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">[^<]</mi>){2,}')
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]")
 """Characters that no text holds; two of them mark places inside the Markdown reader."""
-ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'\\`*_{}[]#|~^$!"} | {
+ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'\\`*_{}[]#|~^$!\n\r\t"} | {
     ord("<"): "&lt;",
     ord(">"): "&gt;",
     ord("&"): "&amp;",
 }
-"""Characters that HTML or Markdown could read as markup -> how they are written."""
+"""Characters that HTML or Markdown could read as markup or as the end of it -> how they are written."""
 
 
 def escape(text: str) -> str:
@@ -350,9 +350,7 @@ class _Cleaner(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.silent:
-            text = escape(data)
-            # A blank line would end the HTML block for some Markdown readers.
-            self.out.append(text.replace("\n", "&#10;") if "pre" in self.open else re.sub(r"\s*\n\s*", "\n", text))
+            self.out.append(escape(data) if "pre" in self.open else escape(re.sub(r"\s+", " ", data)))
 
 
 def clean_html(html: str) -> str:

@@ -1,0 +1,216 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # EfficientFormer
+#
+# Can a vision transformer be as fast as MobileNet? **EfficientFormer** (Li et al., arXiv 2206.01191) says yes, on a
+# phone, by trusting that neighbouring pixels repeat: near the image, a plain mean over 3 x 3 neighbours mixes them, and
+# it has no parameter. Attention comes last, on 49 tokens.
+#
+# This notebook shows how much neighbours repeat, where the operations of the network go, what can be applied to a
+# finished network, and what the networks cost beside MobileNetV2 on the CPU of a PC.
+
+# %%
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+import reference_impls
+from reference_impls.accounting.count import count
+from reference_impls.accounting.record import Record
+from reference_impls.data import images
+from reference_impls.experiments.efficientformer import NANO
+from reference_impls.models.vit import imagenet_normalise
+from reference_impls.redundancy.over_resolution import kept_detail
+from reference_impls.redundancy.spatial_similarity import neighbour_similarity
+from reference_impls.techniques.efficientformer import VARIANTS, EfficientFormerTechnique, build, cost
+
+torch.set_num_threads(1)
+results = Path(reference_impls.__file__).parent / "results" / "efficientformer"
+
+
+def committed(scenario):
+    return Record.model_validate_json((results / f"{scenario}.json").read_text())
+
+
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+
+# %% [markdown]
+# ## Neighbours repeat
+#
+# Seven photos, sampled more and more coarsely and enlarged again: how much of their variance survives? At a stride of
+# 4, where the network's first stage works, nine tenths of it do, but for one photo, which is a field of stars. Of white
+# noise, next to nothing is left: there, neighbours tell nothing of one another.
+
+# %%
+names, photos = images.photos(224)
+noise = torch.rand(photos.shape, generator=torch.Generator().manual_seed(0))
+strides = (1, 2, 4, 8, 16, 32)
+kept = {
+    "photos": torch.stack([kept_detail(photos, (224 // s, 224 // s)) for s in strides]),
+    "white noise": torch.stack([kept_detail(noise, (224 // s, 224 // s)) for s in strides]),
+}
+figure, axis = plt.subplots(figsize=(6.5, 3.2))
+for name, colour in (("photos", "tab:blue"), ("white noise", "tab:gray")):
+    for i, line in enumerate(kept[name].T):
+        axis.plot(strides, line, "o-", color=colour, markersize=3, linewidth=1, label=name if i == 0 else None)
+axis.set_xscale("log", base=2)
+axis.set(xlabel="stride", ylabel="share of the variance kept", xticks=strides, xticklabels=strides, ylim=(0, 1.03))
+axis.legend(frameon=False, loc="center left")
+figure.tight_layout()
+plt.show()
+alike = dict(zip(names, neighbour_similarity(photos).tolist(), strict=True))
+print("likeness of neighbouring pixels:", {name: round(value, 3) for name, value in alike.items()})
+print("of white noise:", round(neighbour_similarity(noise).mean().item(), 3))
+
+# %% [markdown]
+# ## Where the operations go
+#
+# Three networks of one design. Nearly everything is spent in the feed-forward parts; mixing between positions takes
+# less than a tenth, because it is pooling everywhere but in the last blocks. The numbers are closed forms, and tests
+# hold them equal, to the unit, to what the counter of the atlas sees.
+
+# %%
+figure, axis = plt.subplots(figsize=(7.5, 2.3))
+colours = ("tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:purple")
+for row, (variant, config) in enumerate(VARIANTS.items()):
+    parts = cost(config)
+    whole, left = sum(part.operations for part in parts.values()), 0.0
+    for (name, part), colour in zip(parts.items(), colours, strict=True):
+        share = part.operations / whole
+        axis.barh(row, share, left=left, color=colour, label=name if row == 0 else None)
+        if share > 0.03:
+            axis.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
+        left += share
+    print(f"{variant.upper()}: {sum(p.parameters for p in parts.values()):,} parameters, {whole:,} operations")
+axis.set(yticks=range(3), yticklabels=[v.upper() for v in VARIANTS], xlabel="share of the operations", xlim=(0, 1))
+axis.invert_yaxis()
+axis.legend(frameon=False, ncols=5, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.3))
+figure.tight_layout()
+plt.show()
+
+# %% [markdown]
+# ## A network, and its form for deployment
+#
+# `build` makes a network with random weights, `load_timm` fills it with ImageNet weights if you have them. `fuse` gives
+# the network that is deployed: batch norm disappears in the convolutions, and the two heads, trained on labels and on a
+# teacher, become one. The outputs stay.
+
+# %%
+torch.manual_seed(0)
+network = build("l1").eval()
+deployed = network.fuse()
+photo = imagenet_normalise(photos[:1])
+with torch.no_grad(), count() as tally:
+    logits = network(photo)
+with torch.no_grad():
+    difference = (deployed(photo) - logits).abs().max() / logits.abs().max()
+    maps = network.forward_stages(photo)
+print("stages:", [tuple(x.shape[1:]) for x in maps])
+print(f"counted operations: {tally.operations:,}")
+for name, model in (("as trained", network), ("deployed", deployed)):
+    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters")
+print(f"difference of the logits: {difference:.1e} of the largest")
+
+# %% [markdown]
+# ## Fewer pixels
+#
+# The design cannot be switched off in a trained network, so what the atlas applies to one is something else: it lets
+# the network see its images as coarsely as they allow. Here a small network, and images of which all detail fits into
+# 32 pixels, then one that has more.
+
+# %%
+small = build(NANO, num_classes=10, img_size=128).eval()
+coarse = torch.nn.functional.interpolate(photos[:2], size=(16, 16), mode="bilinear", antialias=True)
+coarse = torch.nn.functional.interpolate(coarse, size=(128, 128), mode="bilinear")
+fine = torch.nn.functional.interpolate(photos[:2], size=(128, 128), mode="bilinear", antialias=True)
+with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as handle:
+    for name, x in (("blurred photos", coarse), ("photos", fine), ("white noise", noise[:2, :, :128, :128])):
+        handle.host(x)
+        seen = handle.trace
+        print(f"{name}: seen at {seen['size'][0]} pixels, {seen['operations']:,} operations an image")
+
+# %% [markdown]
+# Does the network still answer rightly? Below, a small EfficientFormer on handwritten digits that were enlarged to 64
+# pixels (mean of three trainings). Trained on images of 64 pixels only, it cannot read the same digits at 32, though
+# nothing of them is lost; trained on both sizes, it can, with a quarter of the operations. That the *data* are
+# redundant is not enough: the network has to have learnt so. Cropping, which keeps as many pixels, shows that it is the
+# detail that can go, not the area.
+
+# %%
+record = committed("digits-resolution")
+figure, axis = plt.subplots(figsize=(6.5, 3.2))
+lines = {"trained on both sizes": (record.with_[:-1], "tab:blue", "o-")}
+lines |= {
+    c.name: (c.points, colour, "s--") for c, colour in zip(record.controls, ("tab:orange", "tab:green"), strict=True)
+}
+for name, (points, colour, style) in lines.items():
+    quality = [p.quality for p in points]
+    bars = [[q.value - q.low for q in quality], [min(q.high, 1) - q.value for q in quality]]
+    axis.errorbar(
+        [p.operations / 1e6 for p in points],
+        [q.value for q in quality],
+        bars,
+        fmt=style,
+        color=colour,
+        capsize=3,
+        label=name,
+    )
+base = record.baseline
+axis.plot(base.operations / 1e6, base.quality.value, "*k", markersize=10, label="trained and run at 64 pixels")
+axis.set(xlabel="million operations, one image", ylabel="accuracy", ylim=(0, 1.05), xlim=(0, None))
+axis.legend(frameon=False, fontsize=8, loc="center right")
+figure.tight_layout()
+plt.show()
+
+# %% [markdown]
+# ## Beside MobileNetV2
+#
+# "At MobileNet speed" was said of an iPhone 12, its neural engine and Apple's compiler. On one thread of this CPU
+# (below) it is not so, neither operator by operator nor compiled. Left against operations, right against parameters.
+
+# %%
+record = committed("latency-224")
+arms = [(p.knobs["model"], p.knobs["form"], p, "tab:blue") for p in record.with_]
+for control in record.controls:
+    arms += [(p.knobs["model"], p.knobs["form"], p, "tab:orange") for p in control.points if "timm" not in control.name]
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
+for model, form, point, colour in arms:
+    for axis, x in ((axes[0], point.operations / 1e9), (axes[1], point.quality.value)):
+        marker = "o" if form == "compiled" else "x"
+        axis.plot(x, point.wall_ms.median, marker, color=colour)
+        if form == "compiled":
+            label = model.replace("EfficientFormer", "EF").replace("MobileNetV2", "MNv2")
+            axis.annotate(label, (x, point.wall_ms.median), xytext=(4, -9), textcoords="offset points", fontsize=8)
+axes[0].set(xlabel="billion operations", ylabel="ms for one image, one thread", xlim=(0, None), ylim=(0, None))
+axes[1].set(xlabel="million parameters, deployed", xlim=(0, None))
+for marker, form in (("o", "compiled"), ("x", "eager")):
+    axes[1].plot([], [], marker, color="black", label=form)
+axes[1].legend(frameon=False)
+figure.tight_layout()
+plt.show()
+print(record.machine.cpu, "|", record.notes[0])
+for key, (ratio, low, high) in record.extra.items():
+    if key.startswith("time of EfficientFormer"):
+        print(f"{key}: {ratio:.2f} (95 %: {low:.2f} to {high:.2f})")
+
+# %% [markdown]
+# ## When not to use it
+#
+# - **On a CPU, for speed.** The widths and depths were chosen on a phone's neural engine; measure on your own device,
+#   with your own compiler.
+# - **At other resolutions, untrained.** The published networks take 224 pixels only. Here the position biases stretch,
+#   but the network has never seen things at another scale.
+# - **For the published accuracy, from random weights.** It was reached with a teacher (RegNetY-16GF) and 300 epochs or
+#   more of ImageNet.

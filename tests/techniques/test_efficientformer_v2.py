@@ -1,0 +1,242 @@
+"""EfficientFormerV2 beyond what it shares with the first version (`test_efficientformer.py`)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reference_impls.accounting.count import count
+from reference_impls.experiments.efficientformer_v2 import NANO
+from reference_impls.experiments.mobile_networks import scatter, timm_network
+from reference_impls.models.mobilenet_v2 import MobileNetV2, scaled
+from reference_impls.techniques.dimension_consistent_design import Cost, feed_forward_cost
+from reference_impls.techniques.efficientformer_v2 import VARIANTS, build, cost, load_timm
+from reference_impls.techniques.stride_attention import map_attention_cost
+
+# parameters with both heads, with one, for deployment; operations at 224 pixels with both heads
+COUNTS = {
+    "s0": (3_600_256, 3_423_256, 3_373_944, 395_892_544),
+    "s1": (6_185_560, 5_960_560, 5_889_648, 651_969_640),
+    "s2": (12_710_112, 12_421_112, 12_299_320, 1_246_863_952),
+    "l": (26_322_288, 25_937_288, 25_740_864, 2_552_546_880),
+}
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def total(parts: dict[str, Cost]) -> Cost:
+    return sum(parts.values(), Cost())
+
+
+def noise(height: int, width: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Counts and shapes
+
+
+@pytest.mark.parametrize("variant", COUNTS)
+def test_counts_of_every_variant(variant: str) -> None:
+    both, one, deployed, operations = COUNTS[variant]
+    with torch.device("meta"):
+        network = build(variant).eval()
+        with count() as tally, torch.no_grad():
+            logits = network(torch.empty(1, 3, 224, 224))
+        assert parameters(build(variant, distillation=False)) == one
+        assert parameters(network.fuse()) == deployed
+    assert logits.shape == (1, 1000)
+    assert parameters(network) == both
+    assert tally.operations == operations == network.operations((224, 224))
+    assert total(cost(VARIANTS[variant])) == Cost(both, operations)
+    assert total(cost(VARIANTS[variant], distillation=False)).parameters == one
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("s0", (19.9, 213.2, 112.6, 26.4, 23.5, 0.35)),
+        ("s1", (19.9, 433.1, 137.9, 32.9, 27.9, 0.45)),
+        ("s2", (19.9, 810.4, 334.4, 49.0, 32.6, 0.58)),
+        ("l", (29.4, 1745.4, 653.4, 82.2, 41.4, 0.77)),
+    ],
+)
+def test_where_the_operations_go(variant: str, expected: tuple[float, ...]) -> None:
+    assert tuple(part.operations / 1e6 for part in cost(VARIANTS[variant]).values()) == pytest.approx(
+        expected, abs=0.05
+    )
+
+
+def test_closed_forms_of_the_blocks() -> None:
+    strided, last = map_attention_cost(96, (14, 14), stride=2), map_attention_cost(176, (7, 7))
+    assert strided.operations == 30_367_456
+    assert last.operations == 25_909_632
+    assert map_attention_cost(96, (14, 14)).operations == 104_065_024
+    first = map_attention_cost(96, (14, 14), stride=2, project_first=True)
+    assert strided.operations - first.operations == 1024 * 96 * (196 - 49)
+    d, h, positions = 96, 384, 196
+    parts = feed_forward_cost(d, h, positions, local=True)
+    assert parts == Cost(2 * d * h + 9 * h + 6 * h + 4 * d, (2 * d * h + 9 * h) * positions)
+
+
+def test_shapes_of_the_stages() -> None:
+    with torch.device("meta"):
+        network = build("l", features_only=True).eval()
+        maps = network(torch.empty(2, 3, 224, 320))
+    assert [tuple(x.shape[1:]) for x in maps] == [(40, 56, 80), (80, 28, 40), (192, 14, 20), (384, 7, 10)]
+    assert network.operations((224, 224)) == COUNTS["l"][3] - 2 * 384 * 1000
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Options
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mixer": "depthwise"},
+        {"mixer": "mean"},
+        {"mixer": "none"},
+        {"strides": (1, 1, 1, 1)},
+        {"strides": (1, 1, 4, 2)},
+        {"project_first": True},
+        {"dual_path": False},
+        {"img_size": (64, 96)},
+    ],
+    ids=str,
+)
+def test_every_option_has_its_closed_form(options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    network = scatter(build(NANO, 10, **{"img_size": 64} | options)).eval()
+    with count() as tally:
+        logits = network(noise(64, 96).float())
+    assert logits.shape == (2, 10)
+    assert tally.operations == 2 * network.operations((64, 96))
+    assert total(cost(network.config, 10)).parameters == parameters(network)
+    torch.testing.assert_close(network.fuse()(noise(64, 96).float()), logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_projecting_first_is_another_function_but_for_the_activation() -> None:
+    torch.manual_seed(0)
+    late = scatter(build(NANO, 10, img_size=64)).double().eval()
+    early = build(NANO, 10, img_size=64, project_first=True).double().eval()
+    early.load_state_dict(late.state_dict())
+    x = noise(64, 64)
+    assert not torch.allclose(early(x), late(x))
+    for network in (early, late):
+        for module in network.modules():
+            if hasattr(module, "project_first"):
+                module.act = nn.Identity()
+    torch.testing.assert_close(early(x), late(x), rtol=1e-10, atol=1e-10)
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ValueError, match=r"every block needs an expansion ratio"):
+        build("s0", ratios=((4,), (4,), (4,), (4,)))
+    with pytest.raises(ValueError, match="no mixer is called 'max'; there are: attention, depthwise, mean, none"):
+        build("s0", mixer="max")
+    with pytest.raises(ValueError, match=r"img_size must be a multiple of 32 .* got \(224, 100\)"):
+        build("s0", img_size=(224, 100))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Other resolutions
+
+
+@torch.no_grad()
+def test_a_network_takes_every_multiple_of_32() -> None:
+    torch.manual_seed(0)
+    network = scatter(build(NANO, 10, img_size=64)).eval()
+    for size in ((32, 32), (96, 160), (224, 32)):
+        assert network(noise(*size).float()).shape == (2, 10)
+
+
+def test_weights_of_another_resolution_are_refused() -> None:
+    with torch.device("meta"):
+        weights = {
+            k.replace(".bias.table", ".attention_biases"): v for k, v in build("s0", img_size=256).state_dict().items()
+        }
+        with pytest.raises(ValueError, match=r"5 of another shape: .*bias\.table \(8, 64\) instead of \(8, 49\)"):
+            load_timm(build("s0"), weights)
+        load_timm(build("s0", img_size=256), weights)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# timm as an oracle
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("variant", "size"), [("s0", 224), ("s0", 64), ("s1", 96), ("s2", 64), ("l", 64)])
+def test_equals_timm(variant: str, size: int) -> None:
+    theirs = timm_network(f"efficientformerv2_{variant}", img_size=size)
+    if theirs is None:
+        pytest.skip("timm is not installed")
+    torch.manual_seed(0)
+    ours = build(variant, img_size=size)
+    load_timm(ours, scatter(theirs).state_dict())
+    x = noise(size, size)
+    close(ours.eval()(x.float()), theirs(x.float()), 1e-5)
+    ours, theirs = ours.double(), theirs.double()
+    close(ours(x), theirs(x), 1e-10)
+    theirs.set_distilled_training(True)
+    rates = [[m.drop_prob for m in block.modules() if hasattr(m, "drop_prob")] for block in blocks(theirs)]
+    for block, found in zip(blocks(ours), rates, strict=True):
+        if found:  # timm rounds its rates to single precision
+            assert block.drop_path.rate == pytest.approx(found[0], rel=1e-6)
+            block.drop_path.rate = found[0]
+    pairs = []
+    for network in (theirs.train(), ours.train()):
+        torch.manual_seed(0)  # for drop path
+        pairs.append(network(x))
+    for a, b in zip(*pairs, strict=True):
+        close(b, a, 1e-10)
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    return [block for stage in network.stages for block in stage.blocks]
+
+
+def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert (got - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What it is compared with
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "expected", "fused", "operations"),
+    [(1.0, 3_504_872, 3_487_816, 300_774_272), (1.4, 6_108_776, 6_084_808, 582_195_824)],
+)
+def test_counts_of_mobilenet_v2(multiplier: float, expected: int, fused: int, operations: int) -> None:
+    with torch.device("meta"):
+        network = MobileNetV2(multiplier).eval()
+        with count() as tally, torch.no_grad():
+            assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+        assert parameters(network.fuse()) == fused
+    assert parameters(network) == expected
+    assert tally.operations == operations
+
+
+def test_widths_of_mobilenet_v2() -> None:
+    assert [scaled(width, 0.35) for width in (32, 16, 24)] == [16, 8, 8]
+    assert [scaled(width, 1.4) for width in (32, 16, 96, 1280)] == [48, 24, 136, 1792]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("multiplier", [1.0, 1.4])
+def test_mobilenet_v2_equals_timms(multiplier: float) -> None:
+    theirs = timm_network(f"mobilenetv2_{round(100 * multiplier)}")
+    if theirs is None:
+        pytest.skip("timm is not installed")
+    torch.manual_seed(0)
+    state, ours = scatter(theirs).state_dict(), MobileNetV2(multiplier).eval()
+    ours.load_state_dict(dict(zip(ours.state_dict(), state.values(), strict=True)))
+    x = noise(64, 64).float()
+    close(ours(x), theirs(x), 1e-5)
+    close(ours.fuse()(x), theirs(x), 1e-4)
