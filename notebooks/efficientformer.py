@@ -177,7 +177,7 @@ plt.show()
 # %% [markdown]
 # ## Beside MobileNetV2
 #
-# "At MobileNet speed" was said of an iPhone 12, its neural engine and Apple's compiler. On one thread of this CPU
+# "At MobileNet speed" was said of an iPhone 12 and Apple's compiler, CoreML. On one thread of this CPU
 # (below) it is not so, neither operator by operator nor compiled. Left against operations, right against parameters.
 
 # %%
@@ -208,7 +208,7 @@ for key, (ratio, low, high) in record.extra.items():
 # %% [markdown]
 # ## When not to use it
 #
-# - **On a CPU, for speed.** The widths and depths were chosen on a phone's neural engine; measure on your own device,
+# - **On a CPU, for speed.** The widths and depths were chosen on a phone; measure on your own device,
 #   with your own compiler.
 # - **At other resolutions, untrained.** The published networks take 224 pixels only. Here the position biases stretch,
 #   but the network has never seen things at another scale.

@@ -171,7 +171,7 @@ print({name: round(value, 2) for name, value in found.where.items()}, "(random w
 # ## Beside MobileNetV2
 #
 # S0 has about MobileNetV2's number of parameters and a third more operations. On one thread of this CPU it takes
-# longer, both operator by operator and compiled; on a phone's neural engine, its authors measured otherwise. A
+# longer, both operator by operator and compiled; on an iPhone 12, its authors measured otherwise. A
 # statement about speed needs the device and the compiler in it.
 
 # %%

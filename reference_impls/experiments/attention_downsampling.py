@@ -205,17 +205,16 @@ class AllQueries(AttentionDown):
 
 
 class FewKeys(AttentionDown):
-    """`AttentionDown` whose keys and values are subsampled too: those of the means of cells of 2 x 2."""
+    """`AttentionDown` whose keys, and the values that are attended to, are averaged over cells of 2 x 2 too."""
 
     def __init__(self, channels: int, out: int, size: Size, heads: int, key_dim: int) -> None:
         super().__init__(channels, out, size, heads, key_dim)
-        self.v_local.conv.stride = (1, 1)
         self.bias = PositionBias(heads, strided(size, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        cells = cell_means(x, 2)
-        values = self.v(cells)
-        mixed = attend(self, self.q(x), self.k(cells), values, self.bias((cells.shape[2], cells.shape[3])))
+        values, keys = self.v(x), self.k(cell_means(x, 2))
+        bias = self.bias((keys.shape[2], keys.shape[3]))
+        mixed = attend(self, self.q(x), keys, cell_means(values, 2), bias)
         return self.proj(self.act(mixed + self.v_local(values)))
 
 
@@ -259,7 +258,7 @@ def run_downsampling(ctx: Context) -> Record:
     costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, hidden_patches(x))
     redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, x)
     abouts = {
-        "fewer queries and keys": "Keys and values are subsampled too: 16 queries look at the means of 16 cells.",
+        "fewer queries and keys": "16 queries look at the means of 16 cells; local values are those of the technique.",
         "convolution alone": "No attention beside the convolution of stride 2.",
     }
     return record(

@@ -477,9 +477,7 @@ def run_layout(ctx: Context) -> Record:
 
 
 SCENARIOS = (
-    Scenario(
-        "fill-pooling", "Small EfficientFormer that fills in patches: pooling", run_pooling, FASHION
-    ),
+    Scenario("fill-pooling", "Small EfficientFormer that fills in patches: pooling", run_pooling, FASHION),
     Scenario("fill-placement", "The same, trained with attention in other places", run_placement, FASHION),
     Scenario("layout", "Pooling blocks on maps and on tokens: wall-clock", run_layout),
 )

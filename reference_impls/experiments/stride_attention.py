@@ -303,9 +303,9 @@ def run_tokens(ctx: Context) -> Record:
 # Equal training: which mixer, which stride, which order
 
 
-def run_mixers(ctx: Context, task: Task, title: str) -> Record:
+def run_mixers(ctx: Context, task: Task, title: str, strides: Sequence[int], others: Sequence[str]) -> Record:
     """How well networks do a task that differ in the mixer of their blocks, each trained for itself."""
-    names = ("stride 1", "stride 2", "stride 4", "none", "mean 3x3", "depthwise 3x3")
+    names = ("stride 1", *(f"stride {s}" for s in strides), *others)
     models = {name: networks(ctx, name, task) for name in names}
     values = {name: scores(ctx, task, f"mixer-{key(name)}", trained) for name, trained in models.items()}
     qualities = {name: over_seeds(task.metric, found) for name, found in values.items()}
@@ -328,11 +328,13 @@ def run_mixers(ctx: Context, task: Task, title: str) -> Record:
         baseline=costs["stride 1"].arm(qualities["stride 1"], samples=math.prod(GRID)),
         points=[
             costs[f"stride {s}"].point({"stride": s}, qualities[f"stride {s}"], samples=math.prod(strided(GRID, s)))
-            for s in (2, 4)
+            for s in strides
         ],
         controls=[
-            Control(name=f"mixer {name}", about=about, points=(costs[name].point({"mixer": name}, qualities[name]),))
-            for name, about in abouts.items()
+            Control(
+                name=f"mixer {name}", about=abouts[name], points=(costs[name].point({"mixer": name}, qualities[name]),)
+            )
+            for name in others
         ],
         redundancy=redundancy,
         seeds=seeds(ctx),
@@ -469,13 +471,25 @@ SCENARIOS = (
     Scenario(
         "fill-mixers",
         "The same, trained with other mixers",
-        partial(run_mixers, task=FILL, title="Mixers at equal training: filling in hidden patches"),
+        partial(
+            run_mixers,
+            task=FILL,
+            title="Mixers at equal training: filling in hidden patches",
+            strides=(2, 4),
+            others=("none", "mean 3x3", "depthwise 3x3"),
+        ),
         FASHION,
     ),
     Scenario(
         "classify-mixers",
         "Small EfficientFormerV2 that tells clothes apart, trained with other mixers",
-        partial(run_mixers, task=CLASSIFY, title="Mixers at equal training: telling clothes apart"),
+        partial(
+            run_mixers,
+            task=CLASSIFY,
+            title="Mixers at equal training: telling clothes apart",
+            strides=(2,),
+            others=("none", "depthwise 3x3"),
+        ),
         FASHION,
     ),
     Scenario("fill-projection-order", "The first, projecting before the interpolation", run_order, FASHION),

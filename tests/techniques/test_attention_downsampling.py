@@ -88,7 +88,7 @@ def test_operations_of_the_ways_to_halve_a_map() -> None:
     assert executed[AttentionDown] == attention_down_cost(CHANNELS, 20, (8, 8), 2, 4).operations
     more_queries = (9 * channels + channels * keys + (keys + values) * tokens) * (tokens - queries)
     assert executed[AllQueries] - executed[AttentionDown] == more_queries
-    fewer_keys = (channels * (keys + values) + (keys + values) * queries) * (tokens - queries)
+    fewer_keys = (channels * keys + (keys + values) * queries) * (tokens - queries)
     assert executed[AttentionDown] - executed[FewKeys] == fewer_keys
 
 
