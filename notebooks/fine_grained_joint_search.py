@@ -115,8 +115,8 @@ for step in path:
 # %% [markdown]
 # ## Searched against random, at equal score
 #
-# Left: the walk of the first seed, and random sub-networks of it. Right: the mean over seeds, on test images. A score of
-# 8 times the largest network's is beyond the smallest one, so there all methods but one end at networks of least size.
+# Left: the walk of the first seed, and random sub-networks of it. Right: the mean over seeds, on test images. A score
+# of 8 times the largest network's is beyond the smallest one: all methods but one end at networks of least size.
 
 # %%
 extra = record.extra
