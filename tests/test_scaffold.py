@@ -271,6 +271,29 @@ def test_a_paper_is_filled_in_from_arxiv(atlas: Path, monkeypatch: pytest.Monkey
     assert findings(atlas) == []
 
 
+def test_the_year_of_a_preprint_is_not_taken_for_that_of_a_later_publication(
+    atlas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["paper", "--arxiv", "2303.00001", "--venue", "ICLR 2024", "--summary", "Shares.", *TERM_OPTIONS]
+    with server(says(ARXIV_RECORD)) as address:
+        monkeypatch.setattr(lookup, "ARXIV", address)
+        result = new(atlas, *options)
+        assert result.exit_code == 2
+        assert "missing: KEY (or --author and --year" in result.stderr
+        assert new(atlas, *options, "--year", "2024").exit_code == 0
+    assert (load(atlas).papers["van-berg-2024-rows"].year, findings(atlas)) == (2024, [])
+
+
+def test_where_the_doi_says_nothing_arxiv_is_asked(atlas: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server(says(ARXIV_RECORD)) as address:
+        monkeypatch.setattr(lookup, "ARXIV", address)
+        both = ["--arxiv", "2303.00001", "--doi", "10.1000/x", "--summary", "Shares.", *TERM_OPTIONS]
+        result = new(atlas, "paper", *both)
+    assert result.exit_code == 0, result.output
+    assert "nothing was looked up: 127.0.0.1:9" in result.stderr
+    assert load(atlas).papers["van-berg-2023-rows"].ids.doi == "10.1000/x"
+
+
 def test_a_paper_is_filled_in_from_its_doi_and_options_win(atlas: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     with server(says(json.dumps(DOI_RECORD), asked=asked)) as address:

@@ -206,7 +206,10 @@ def _is_new(knowledge: Knowledge, asker: Asker, names: list[str], entry_id: str 
 def _papers(knowledge: Knowledge, asker: Asker, options: Sequence[str]) -> list[dict[str, str]]:
     texts = list(options)
     if not texts:
-        known = lambda text: "" if _paper_of(knowledge, text) else _no_paper(knowledge, text)  # noqa: E731
+
+        def known(text: str) -> str:
+            return "" if _paper_of(knowledge, text) else _no_paper(knowledge, text)
+
         first = asker.text("--paper", None, "Paper that introduces it: key, arXiv id or DOI", check=known)
         texts = [first] if first else []
     links = []
@@ -354,7 +357,9 @@ def _paper(knowledge: Knowledge, asker: Asker, options: dict[str, Any]) -> dict[
     authors = [_author(text) for text in options["authors"]] or list(found.authors if found else ())
     if not authors:
         authors = [_author(t) for t in asker.texts("--author", (), "Author as `family, given`")]
-    year = options["year"] or (found.year if found else None)
+    year = options["year"]
+    if year is None and found and not (options["venue"] and found.venue == lookup.PREPRINT):
+        year = found.year  # that of the preprint says nothing of a later publication
     if year is None and asker.interactive:
         answer = asker.text("--year", None, "Year", required=False, check=fitting(r"(19|20)\d\d", "four digits"))
         year = int(answer) if answer else None
@@ -395,17 +400,20 @@ def _key(knowledge: Knowledge, asker: Asker, given: str | None, derived: str | N
 
     if given is None and derived is not None and not asker.interactive:
         given = derived
-    return asker.text("KEY", given, "Key, final once it is merged", default=derived, check=check)
+    missing = "KEY (or --author and --year, which it follows from)"
+    return asker.text(missing, given, "Key, final once it is merged", default=derived, check=check)
 
 
 def _looked_up(arxiv: str | None, doi: str | None) -> lookup.Found | None:
     """What a registry says; a message on standard error where it says nothing."""
-    if not (arxiv or doi):
-        return None
-    try:
-        found = lookup.doi(doi, base=lookup.DOI) if doi else lookup.arxiv(str(arxiv), base=lookup.ARXIV)
-    except lookup.LookupFailed as error:
-        click.echo(f"nothing was looked up: {error}", err=True)
+    found = None
+    for name, ask, base in ((doi, lookup.doi, lookup.DOI), (arxiv, lookup.arxiv, lookup.ARXIV)):
+        if name and found is None:
+            try:
+                found = ask(name, base=base)
+            except lookup.LookupFailed as error:
+                click.echo(f"nothing was looked up: {error}", err=True)
+    if found is None:
         return None
     who = "; ".join(", ".join(filter(None, (a["family"], a.get("given")))) for a in found.authors)
     click.echo(f"looked up in the {found.source}: {found.title} ({who}; {found.venue}, {found.year})", err=True)

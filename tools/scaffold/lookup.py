@@ -20,6 +20,8 @@ from typing import Any, Final
 ARXIV: Final = "https://oaipmh.arxiv.org/oai"
 DOI: Final = "https://doi.org"
 SECONDS: Final = 10.0
+PREPRINT: Final = "arXiv"
+"""The venue of what arXiv says; the year beside it is the one in which the preprint appeared."""
 MAX_BYTES: Final = 2_000_000
 _OAI = "{http://www.openarchives.org/OAI/2.0/}"
 _FIELDS = "{http://arxiv.org/OAI/arXiv/}"
@@ -80,7 +82,7 @@ def arxiv(arxiv_id: str, *, base: str = ARXIV, seconds: float = SECONDS) -> Foun
         title=_line(record.findtext(f"{_FIELDS}title", "")) or None,
         authors=tuple(person for person in people if person),
         year=int(created.group()) if created else None,
-        venue="arXiv",
+        venue=PREPRINT,
         remark="; ".join(filter(None, later)),
     )
 
