@@ -112,7 +112,7 @@ def with_math(markdown: str) -> str:
 
 def display_math(latex: str) -> str:
     """A formula on a line of its own."""
-    return f'<div class="atlas-math">{math(latex.strip().strip("$"), display=True)}</div>'
+    return f'<div class="atlas-math" tabindex="0">{math(latex.strip().strip("$"), display=True)}</div>'
 
 
 PROSE_INLINE = frozenset({"strong", "em", "code", "sub", "sup", "br", "a"})
@@ -159,7 +159,7 @@ def _prose(markdown: str, *, inline: bool) -> str:
         cleaner = _Cleaner(PROSE_INLINE if inline else PROSE_TAGS, formulas)
         html = cleaner.clean(_reader(inline).reset().convert(text))
     html = HOLDS.sub(lambda m: _held(m, formulas)[1], html)
-    return re.sub(r'<p>(<div class="atlas-math">.*?</div>)</p>', r"\1", html)
+    return re.sub(r'<p>(<div class="atlas-math" tabindex="0">.*?</div>)</p>', r"\1", html)
 
 
 def _held(match: re.Match[str], formulas: list[tuple[str, str]]) -> tuple[str, str]:
