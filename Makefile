@@ -48,6 +48,7 @@ lint: $(READY)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports | tail -n 12
 	@$(BIN)/redundancy schema --check
+	@$(BIN)/redundancy fmt --check
 	@$(BIN)/redundancy check
 
 test: lint

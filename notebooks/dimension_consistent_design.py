@@ -51,17 +51,17 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font
 # %% [markdown]
 # ## Neighbours, in pictures
 #
-# Four kinds of images: clothes, crops of photos, clothes whose Fourier phases are scrambled (the same spectrum, so the
+# Four kinds of images: digits, crops of photos, digits whose Fourier phases are scrambled (the same spectrum, so the
 # same correlation between neighbours, but no objects), and white noise. Under each, its 3 x 3 means. The number is the
 # cosine of a pixel with the mean of its neighbours, the image's mean subtracted.
 
 # %%
-clothes = some_images(Context())
+digits = some_images(Context())
 kinds = {
-    "clothes": clothes,
+    "digits": digits,
     "photos": photo_crops(64),
-    "phases scrambled": phase_scrambled(clothes),
-    "white noise": white_noise(clothes),
+    "phases scrambled": phase_scrambled(digits),
+    "white noise": white_noise(digits),
 }
 figure, axes = plt.subplots(2, 8, figsize=(10, 2.9))
 for i, (name, x) in enumerate(kinds.items()):
@@ -118,11 +118,11 @@ plt.show()
 
 # %%
 model = networks(Context(), "aaaa")[0]
-found = DimensionConsistentDesign().measure(model, whole(clothes))
+found = DimensionConsistentDesign().measure(model, whole(digits))
 print(f"{found.measure}: {found.value:.2f}", {name: round(value, 2) for name, value in found.where.items()})
 with torch.no_grad(), DimensionConsistentDesign().apply(model, threshold=0.6) as handle:
-    model(whole(clothes))
-    print("pooled:", {name: f"{n} of {len(clothes)}" for name, (_, n) in handle.trace["substituted"].items()})
+    model(whole(digits))
+    print("pooled:", {name: f"{n} of {len(digits)}" for name, (_, n) in handle.trace["substituted"].items()})
 
 # %% [markdown]
 # ## Pooling in the place of trained attention

@@ -62,8 +62,9 @@ PAYLOADS = (
         f"&#60;img src=x onerror={RUN}&#62; \u2028<script>{RUN}</script>\u2029 \ufeff<script>{RUN}</script>"
     ),
     (
-        f"{WORD}\n\n| a | b |\n|---|---|\n| <script>{RUN}</script> | [x](javascript:{RUN}) |\n\n- <script>{RUN}</script>"
-        f"\n\n> <img src=x onerror={RUN}>\n\n<a href='javascript:{RUN}'>x</a> <a\nhref=javascript:{RUN}>y</a>"
+        f"{WORD}\n\n| a | b |\n|---|---|\n| <script>{RUN}</script> | [x](javascript:{RUN}) |\n\n"
+        f"- <script>{RUN}</script>\n\n> <img src=x onerror={RUN}>\n\n"
+        f"<a href='javascript:{RUN}'>x</a> <a\nhref=javascript:{RUN}>y</a>"
     ),
 )
 """The checks would refuse most of these; the pages must hold without them."""

@@ -111,6 +111,7 @@ def entry(**changes: Any) -> Entry:
         "summary": "Average the most similar tokens, dropping none.",
         "definition": "Tokens are merged, $r$ at a time, where $a_1 * b_2 < c$ and `$x$` is code.",
         "algorithm": [{"step": "Match tokens.", "function": "match"}, {"step": "Merge."}],
+        "invariant": "With $r = 0$ nothing changes.",
         "cost_model": r"N^2 C \to (N - r)^2 C",
         "when_to_use": ["Many tokens are alike."],
         "when_not_to_use": ["Few tokens."],
@@ -129,6 +130,7 @@ DRAFT = {
     "aliases": ["EViT"],
     "status": "draft",
     "implementation": None,
+    "invariant": None,
     "relations": [],
     "axes": {"relation": "irrelevance", "location": "tokens", "exploitation": "drop"},
 }

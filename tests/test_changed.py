@@ -95,7 +95,7 @@ def test_only_findings_in_changed_files_are_reported_and_the_others_counted(atla
     result = redundancy(atlas, "check", "--changed", "--format", "json")
     assert result.exit_code == 1
     assert [f["file"] for f in json.loads(result.stdout)] == [DRAFT]
-    assert "1 findings in files that did not change" in result.stderr
+    assert "findings in files that did not change: 1" in result.stderr
     assert "1 findings in 1 changed files" in result.stderr
     only = redundancy(atlas, "check", "--changed", str(atlas / "papers"))
     assert (only.exit_code, only.stdout) == (0, "")
@@ -160,6 +160,15 @@ def test_entries_that_import_a_technique_are_tested_with_it(atlas: Path) -> None
     base.put(atlas, "tests/techniques/test_token_dropping.py", "from reference_impls.techniques import token_merging\n")
     assert "token-dropping" in selected(atlas, MODULE)[-1].split(" or ")
     assert "token-dropping" not in selected(atlas, TEST)[-1].split(" or ")
+
+
+def test_the_selection_can_be_run(atlas: Path) -> None:
+    assert "no test is concerned" in redundancy(atlas, "affected", "--run").stderr
+    base.put(atlas, "pyproject.toml", "")
+    base.put(atlas, "tests/test_one.py", "def test_one():\n    assert False\n")
+    assert redundancy(atlas, "affected", "--run").exit_code == 1
+    base.put(atlas, "tests/test_one.py", "def test_one():\n    assert True\n")
+    assert redundancy(atlas, "affected", "--run").exit_code == 0
 
 
 def test_the_selection_is_understood_by_pytest(atlas: Path) -> None:

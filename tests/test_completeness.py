@@ -25,7 +25,7 @@ def test_a_stable_entry_without_findings_lacks_nothing(atlas: Path) -> None:
     assert wanted[:13] == [f"axis {name}" for name in knowledge.axes]
     assert wanted[13:] == [
         "definition", "algorithm", "cost_model", "when_to_use", "when_not_to_use", "limits", "implementation",
-        "a paper that introduces it", "a claim", EXPERIMENTS, TEST, NOTEBOOK, "a measured result",
+        "a paper that introduces it", "a claim", EXPERIMENTS, TEST, NOTEBOOK, "a measured result", "its own code",
     ]  # fmt: skip
     assert all(need.hint and need.message for need in needs(knowledge, entry))
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests import knowledge_fixture as base
 from tests.test_fuzz import documents
+from tools.cli import main
 from tools.knowledge import load
-from tools.knowledge.layout import WIDTH, Refused, append, dump, layout
+from tools.knowledge.layout import WIDTH, Refused, append, dump, files, layout, look
 from tools.knowledge.reader import Document, parse_yaml, read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -211,6 +213,46 @@ def test_what_the_reader_refuses_is_refused(text: str) -> None:
     with pytest.raises(Refused) as refused:
         layout(text, ENTRY, AXES)
     assert all(f.code.startswith("E1") and f.file == ENTRY for f in refused.value.findings)
+
+
+def test_files_are_looked_at_and_those_with_findings_left_alone(tmp_path: Path) -> None:
+    root = base.write(tmp_path / "atlas")
+    good = layout(base.FILES[base.PAPER], base.PAPER, AXES)
+    base.put(root, base.PAPER, good.replace("\n", "\r\n"))
+    base.put(root, base.DRAFT, "id: [\n")
+    assert files(root) == ["papers/bolya-2023-token.yml", "taxonomy/axes.yml", base.DRAFT, base.ENTRY]
+    found = {laid.file: laid for laid in look(root, files(root), AXES)}
+    assert found[base.PAPER].text == good, "line ends of Windows are mended"
+    assert [f.code for f in found[base.DRAFT].findings] == ["E107"]
+    assert found[base.DRAFT].text is None
+    assert files(root, [root / "papers"]) == [base.PAPER]
+    with pytest.raises(FileNotFoundError):
+        files(root, [root / "paper"])
+    with pytest.raises(ValueError, match="no YAML file of"):
+        files(root, [root / base.MODULE])
+
+
+def test_the_command_writes_what_it_says(tmp_path: Path) -> None:
+    root = base.write(tmp_path / "atlas")
+    base.put(root, base.DRAFT, "id: [\n")
+    base.replace(root, base.ENTRY, "name: Token merging", "name:   Token merging")
+
+    def fmt(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["--root", str(root), "fmt", *arguments])
+        return result.exit_code, result.output
+
+    before = {file: (root / file).read_bytes() for file in files(root)}
+    code, said = fmt("--check")
+    assert code == 1
+    assert base.ENTRY in said
+    assert f"{base.DRAFT}:2:1: E107" in said
+    assert {file: (root / file).read_bytes() for file in files(root)} == before
+    assert fmt()[0] == 1, "one file was refused"
+    assert (root / base.DRAFT).read_bytes() == before[base.DRAFT]
+    assert (root / base.ENTRY).read_bytes() != before[base.ENTRY]
+    (root / base.DRAFT).unlink()
+    assert fmt("--check")[0] == 0
+    assert fmt(str(root / "nowhere.yml"))[0] == 2
 
 
 # --- properties

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
+import subprocess
 import threading
 import urllib.request
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html import unescape
+from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+import yaml
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from markdown import Markdown
 
+from tests import attack
 from tests import site_fixture as fixture
 from tools.export.bibtex import bibtex
-from tools.knowledge import Knowledge
-from tools.site import build, evidence, figures, home, links, markup, notebooks
+from tools.knowledge import Knowledge, load
+from tools.knowledge.schema import Paper
+from tools.site import build, evidence, figures, home, links, markup, notebooks, relations
 from tools.site.figures import Axis, Mark, Series
-from tools.site.pages import Material, gather, navigation, pages
+from tools.site.pages import Atlas, Material, gather, navigation, pages
 
 ROOT = Path(__file__).parents[1]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -151,6 +161,111 @@ def test_links_are_relative_and_end_in_html() -> None:
     assert markup.href("techniques/a.md", "axes/relation.md", "merge") == "../axes/relation.html#merge"
     assert markup.href("index.md", "techniques/index.md") == "techniques/index.html"
     assert markup.href("a.md", "a.md", "x") == "#x"
+
+
+NASTY = "abc &<>\"'\\`*_{}[]()#+-.!|~^$:=\n\t \x02\x03\ue000\ue001é∑"
+
+
+@pytest.fixture(scope="module")
+def page_reader() -> Any:
+    """The Markdown of the pages, as mkdocs.yml configures it."""
+    names, settings_of = [], {}
+    for extension in yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["markdown_extensions"]:
+        name, options = next(iter(extension.items())) if isinstance(extension, dict) else (extension, {})
+        names.append(name)
+        settings_of[name] = options
+    return Markdown(extensions=names, extension_configs=settings_of)
+
+
+class Seen(HTMLParser):
+    """Text and elements of a piece of HTML."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.text = ""
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, tuple(sorted(name for name, _ in attrs))))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.sampled_from(NASTY), min_size=1, max_size=40))
+@example("--8<-- 'CITATION.cff'")
+@example("{: onclick=x }")
+@example("&lt;b&gt; &#60; <!-- x -->")
+def test_plain_text_passes_the_markdown_of_a_page_as_it_is(page_reader: Any, text: str) -> None:
+    kept = "".join(markup.CONTROL.sub("", text).split())
+    assume(kept)
+    line = markup.escape(" ".join(text.split()))
+    for source, shown in (
+        (f"<p>{markup.escape(text)}</p>", kept),
+        (f'- x <b title="{markup.escape(text)}">{line}</b>', f"x{kept}"),
+        (markup.heading(text, 2, "here"), f"{kept}#"),  # the link to the section
+    ):
+        seen = Seen(page_reader.reset().convert(source))
+        assert {tag for tag, _ in seen.tags} <= {"p", "ul", "li", "b", "h2", "a"}
+        assert "".join(seen.text.split()) == shown
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from([*attack.PAYLOADS, *NASTY, "](", "<a href=", "javascript:", "```", "$x$"]), max_size=8))
+def test_any_prose_is_made_of_known_elements_and_passes_the_page_unchanged(page_reader: Any, pieces: list[str]) -> None:
+    text = "".join(pieces)
+    for read, allowed in ((markup.prose, markup.PROSE_TAGS), (markup.paragraph, markup.PROSE_INLINE)):
+        try:
+            html = read(text)
+        except markup.MathError:
+            continue
+        seen = Seen(html)
+        for tag, attributes in seen.tags:
+            if tag == "a":
+                assert attributes == ("href", "rel")
+            elif tag in markup.MATH_TAGS:
+                assert set(attributes) <= markup.MATH_ATTRIBUTES | {"alttext"}
+            elif tag == "div":
+                assert attributes in (("class",), ("class", "tabindex"))
+            else:
+                assert tag in allowed
+                assert attributes == ()
+        assert all(re.match(r"https?://|mailto:", unescape(a)) for a in re.findall(r'href="([^"]*)"', html))
+        through = Seen(page_reader.reset().convert(f"<div>{html}</div>"))
+        assert through.tags[1:] == seen.tags
+        assert through.text.split() == seen.text.split()
+
+
+def test_prose_keeps_what_is_markdown() -> None:
+    html = markup.prose(r"A *b* **c** `d_e` [f](https://g.org/h_i). \$5, $x^2$." + "\n\n- one\n- two\n\n$$y$$\n")
+    for part in (
+        "<em>b</em>",
+        "<strong>c</strong>",
+        "<code>d&#95;e</code>",
+        '<a href="https://g.org/h&#95;i" rel="noopener">',
+    ):
+        assert part in html
+    assert "&#36;5" in html
+    assert html.count("<li>") == 2
+    assert html.count("<math") == 2
+    assert "<p><div" not in html
+    assert markup.paragraph("- a\n- b") == "- a - b"
+
+
+@pytest.mark.parametrize(
+    ("address", "fine"),
+    [
+        ("https://a.org/x?y#z", True), ("http://a.org", True), ("mailto:a@b.org", True), ("HTTPS://a.org", True),
+        ("javascript:x", False), ("java\tscript:x", False), (" javascript:x", False), ("data:text/html,x", False),
+        ("//a.org", False), ("/a", False), ("a.md", False), ("https:a", False), ("http://[", False), ("", False),
+    ],
+)  # fmt: skip
+def test_only_pages_of_the_web_and_mailboxes_are_linked(address: str, fine: bool) -> None:
+    assert (markup.safe(address) is not None) is fine
+    assert ("<a " in markup.external(address, "x")) is fine
 
 
 # --- evidence
@@ -304,6 +419,7 @@ def test_the_entry_answers_first_and_shows_everything(texts: dict[str, str]) -> 
         "## What the papers say",
         "## Definition",
         "## Algorithm",
+        "## What an implementation must hold",
         "## Cost model",
         "## Classification",
         "## Limits",
@@ -312,6 +428,7 @@ def test_the_entry_answers_first_and_shows_everything(texts: dict[str, str]) -> 
         "## Implementation",
         "notebooks/token-merging.html",
         "## Relations",
+        "## What it bears on",
         "## Papers and citation",
         "@inproceedings",
         "taxonomy/techniques/token-merging.yml",
@@ -350,10 +467,189 @@ def test_terms_named_in_a_ruling_lead_to_their_definitions(texts: dict[str, str]
     assert "<code>neither</code>" in text
 
 
+def test_relations_are_read_from_both_ends(known: Knowledge) -> None:
+    system = fixture.entry(id="both", name="Both", aliases=[], kind="system", parts=["token-merging"], relations=[])
+    general = [{"type": "generalises", "target": "token-dropping", "note": "It *merges* into nothing."}]
+    wide = fixture.entry(id="reduction", name="Reduction", aliases=[], relations=general)
+    grown = replace(known, entries=known.entries | {"both": system, "reduction": wide})
+    found = {p.path: p.markdown for p in pages(grown)}
+    assert 'composes with</span> <a href="token-dropping.html">' in found["techniques/token-merging.md"]
+    assert 'is a part of</span> <a href="both.html">' in found["techniques/token-merging.md"]
+    assert 'has the part</span> <a href="token-merging.html">' in found["techniques/both.md"]
+    dropping = found["techniques/token-dropping.md"]
+    assert 'composes with</span> <a href="token-merging.html">' in dropping
+    assert 'is generalised by</span> <a href="reduction.html">' in dropping
+    assert "It <em>merges</em> into nothing." in dropping
+    page = found["relations.md"]
+    assert page.count('class="edge composes-with" data-ends') == 1
+    assert page.count('class="edge generalises" data-ends="reduction token-dropping"') == 1
+    assert page.count('class="edge has-part" data-ends="both token-merging"') == 1
+    assert re.findall(r"^## (.*) \{", page, re.MULTILINE) == ["Generalises", "Has the part", "Composes with"]
+
+
+@pytest.fixture(scope="module")
+def real() -> Atlas:
+    return Atlas(load(ROOT, check=False), Material())
+
+
+def test_the_figure_of_relations_holds_everything_and_follows_the_theme(real: Atlas) -> None:
+    found = relations.edges(real.knowledge.entries)
+    svg = relations.figure(real, found)
+    assert svg == relations.figure(real, found), "the layout is deterministic"
+    tree = ET.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '))
+    nodes = [a.get("data-node") for a in tree.iter(f"{SVG}a") if a.get("data-node")]
+    assert sorted(nodes) == sorted(real.knowledge.entries)
+    ends = [g.get("data-ends") for g in tree.iter(f"{SVG}g") if g.get("data-ends")]
+    assert sorted(ends) == sorted(f"{e.source} {e.target}" for e in found)
+    assert not re.search(r"(?<!&)#[0-9a-f]{3,6}\b", svg), "colours come from the theme"
+    spots = [(t.get("x"), t.get("y")) for t in tree.iter(f"{SVG}text")]
+    assert len(set(spots)) == len(spots), "no label stands on another"
+    columns: dict[str, list[float]] = {}
+    for x, y in spots:
+        columns.setdefault("left" if float(x) < relations.WIDTH / 2 else "right", []).append(float(y))
+    assert all(b - a >= relations.ROW - 1e-6 for ys in columns.values() for a, b in pairwise(sorted(ys)))
+    heights = [max(ys) for ys in columns.values()]
+    assert min(heights) > 0.7 * max(heights), "the sides are balanced"
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.dictionaries(st.sampled_from("pqrstu"), st.integers(1, 7), min_size=1),
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=30),
+)
+def test_the_layout_places_every_entry_once_for_any_graph(sizes: dict[str, int], pairs: list[tuple[int, int]]) -> None:
+    groups = {name: [f"{name}{n}" for n in range(size)] for name, size in sizes.items()}
+    ids = [i for some in groups.values() for i in some]
+    made = relations.layout(groups, [(ids[a % len(ids)], ids[b % len(ids)]) for a, b in pairs])
+    assert sorted(made.places) == sorted(ids)
+    assert len(set(made.places.values())) == len(ids)
+    for name, some in groups.items():
+        side, top = next((side, y) for heading, side, y in made.headings if heading == name)
+        rows = sorted(made.places[i] for i in some)
+        assert rows == [(side, pytest.approx(top + (n + 1) * relations.ROW)) for n in range(len(some))]
+
+
+def test_statements_name_what_they_rest_on_and_whose_reading_it_is(texts: dict[str, str]) -> None:
+    problems, rules = texts["open-problems.md"], texts["principles.md"]
+    for text in (problems, rules, texts["hard-cases.md"]):
+        assert "The project's own reading." in text
+    assert "## Nobody knows when to merge {#when-to-merge}" in problems
+    assert "No measure says <em>beforehand</em>" in problems
+    assert (
+        'Twice as fast. (<a href="papers/bolya-2023-token.html#claims">Bolya et al. 2023</a>, section 5.1, table 4; '
+        in problems
+    )
+    assert '<span class="atlas-verdict partly">' in problems
+    assert '<a href="techniques/token-merging.html#photos">A ViT on photos</a> (Token merging, 2026-11-22)' in rules
+    entry = texts["techniques/token-merging.md"]
+    for link in (
+        "principles.html#detection-is-cheap",
+        "open-problems.html#when-to-merge",
+        "hard-cases.html#merging-tokens",
+    ):
+        assert f'href="../{link}"' in entry
+
+
+def test_a_hard_case_shows_the_ruling_and_what_else_fits(texts: dict[str, str]) -> None:
+    text = texts["hard-cases.md"]
+    assert '<div class="atlas-case" id="merging-tokens">' in text
+    ruled = text[text.index("atlas-ruled") :]
+    assert ruled.index("Spatial similarity") < ruled.index("also fits") < ruled.index("Irrelevance")
+    assert "<em>number that is ranked</em>" in text
+    assert 'Decides <a href="techniques/token-merging.html">Token merging</a>' in text
+
+
+def test_papers_count_what_is_confirmed_and_each_says_what_is_not(known: Knowledge) -> None:
+    bare = {"key": "unknown-2020-word", "title": "A $title$", "kind": "analysis", "summary": "S.", "axes": {}}
+    bare |= {"verified": {"source": "a list", "on": "2026-11-22"}}
+    part = {"key": "liu-2021-part", "title": "Part", "authors": [{"family": "Liu"}], "et_al": True, "year": 2021}
+    papers = {p.key: p for p in (fixture.PAPER, *(Paper.model_validate(bare | more) for more in ({}, part)))}
+    found = {p.path: p.markdown for p in pages(replace(known, papers=papers))}
+    index = found["papers/index.md"]
+    counts = "<b>1</b> with all authors, <b>2</b> with the year, <b>1</b> with the venue, <b>1</b> with an identifier"
+    assert counts in index
+    assert "<b>2</b> claims in <b>1</b> of them" in index
+    assert re.search(r'<tr data-year="2021" data-kind="analysis" data-missing="authors venue identifier"', index)
+    assert re.search(r'<tr data-year="2023" data-kind="method" data-relation="spatial&#95;similarity"', index)
+    for name in ("year", "relation", "kind", "missing"):
+        assert f'<select id="f-{name}"' in index
+    text = found["papers/unknown-2020-word.md"]
+    for what in ("all authors", "the year", "the venue", "an identifier"):
+        assert f"{what} not confirmed" in text
+    assert "# A &#36;title&#36;" in text
+    assert "Liu and others" in found["papers/liu-2021-part.md"]
+    paper = found["papers/bolya-2023-token.md"]
+    assert "not confirmed" not in paper
+    assert "The paper introduces it." in paper
+    assert "Place of this paper in the taxonomy" in paper
+    sections = {p.title: p.section for p in pages(replace(known, papers=papers)) if p.path.startswith("papers/")}
+    assert sections == {"Papers": "", "Token Merging": "2023", "Part": "2021", "A $title$": "Year not confirmed"}
+
+
+def test_the_home_page_shows_what_runs_and_counts_the_drafts(texts: dict[str, str]) -> None:
+    text = texts["index.md"]
+    cards = text[text.index("## Entries that run") :]
+    assert cards.count("<li ") == 1
+    assert "1 more entry is a draft" in cards
+    assert "<b>2</b> entries" in text
+    assert 'class="draft" data-relation' in texts["techniques/index.md"]
+
+
+def test_the_navigation_takes_titles_as_html_and_groups_many_pages(known: Knowledge) -> None:
+    named = known.entries["token-dropping"].model_copy(update={"name": "A <b> & c"})
+    text = str(navigation(pages(replace(known, entries=known.entries | {"token-dropping": named}))))
+    assert "{'A &lt;b&gt; &amp; c': 'techniques/token-dropping.md'}" in text
+    assert text.index("Runs here") < text.index("techniques/token-merging.md") < text.index("Draft")
+    assert "'2023': [{" in text
+
+
+def test_claims_that_nobody_tried_have_no_columns_for_it(known: Knowledge) -> None:
+    claims = [c for c in fixture.PAPER.claims if c.check is None]
+    untried = fixture.PAPER.model_copy(update={"claims": tuple(claims)})
+    text = {p.path: p.markdown for p in pages(replace(known, papers={untried.key: untried}))}[
+        "papers/bolya-2023-token.md"
+    ]
+    assert "none was tried here yet" in text
+    assert "Measured here" not in text
+
+
+def test_the_data_lie_beside_the_pages(known: Knowledge, tmp_path: Path) -> None:
+    build.write(pages(known), build.data(known), ROOT, tmp_path)
+    index = json.loads((tmp_path / "docs/api/v1/index.json").read_text(encoding="utf-8"))
+    assert all((tmp_path / "docs/api/v1" / one["path"]).is_file() for one in index["files"])
+    for target in re.findall(r"\((api/v1/[^)]+)\)", (ROOT / "tools/site/docs/api.md").read_text(encoding="utf-8")):
+        assert (tmp_path / "docs" / target).is_file(), target
+
+
+def test_the_examples_of_the_data_page_run(known: Knowledge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build.write(pages(known), build.data(known), ROOT, tmp_path)
+    page = (ROOT / "tools/site/docs/api.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "docs")
+    lines: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda line: lines.append(line))
+    exec(re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1], {"__name__": "example"})
+    assert lines == ["token-merging/photos: 50% of the operations, accuracy 0.8"]
+    shell = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(shell) == 2
+    if shutil.which("jq"):
+        monkeypatch.chdir(tmp_path / "docs/api/v1")
+        answers = [subprocess.run(["sh", "-c", s], capture_output=True, text=True, check=True).stdout for s in shell]
+        assert answers == ["", "entry:token-dropping\n"]
+
+
 def test_a_draft_says_that_nothing_was_measured(texts: dict[str, str]) -> None:
     text = texts["techniques/token-dropping.md"]
     assert "nothing on this page was measured here" in text
     assert "## Measured trade-off" not in text
+
+
+def test_a_draft_says_what_it_lacks(texts: dict[str, str]) -> None:
+    text = texts["techniques/token-dropping.md"]
+    assert '<a href="#what-is-missing">' in text
+    missing = text.partition("## What is missing\n")[2].partition("<p class")[0]
+    assert "<li><code>axis stage</code>: What stage? One of: training, inference</li>" in missing
+    assert "<li><code>notebooks/token&#95;dropping.py</code>: " in missing
+    assert "What is missing" not in texts["techniques/token-merging.md"]
 
 
 def test_the_map_links_its_cells_and_marks_the_empty_ones(texts: dict[str, str]) -> None:
@@ -375,7 +671,7 @@ def test_a_notebook_page_keeps_its_heading_first(texts: dict[str, str]) -> None:
     text = texts["notebooks/token-merging.md"]
     assert re.search(r"---\n\n# The notebook\n", text)
     assert "&lt;b&gt;" in text
-    assert "a\n&#8203;\n&lt;b&gt;" in text, "streams are joined, and no blank line ends the block"
+    assert "a&#10;&#10;&lt;b&gt;" in text, "streams are joined, and no blank line ends the block"
 
 
 def test_bibtex_reads_back_with_an_independent_parser() -> None:

@@ -155,7 +155,7 @@ def generate(folder: Path, entries: int, papers: int, root: Path = ROOT) -> None
     for number, source in enumerate(islice(cycle(sources), entries)):
         entry: dict[str, Any] = read_yaml(source, source.name).data
         entry = {k: v for k, v in entry.items() if k not in {"implementation", "parts", "replaced_by", "relations"}}
-        entry |= {"id": _id(sources, number), "kind": "technique", "name": f"{entry['name'][:70]} {number}"}
+        entry |= {"id": _id(sources, number), "name": f"{entry['name'][:70]} {number}"}
         entry |= {"status": "draft", "aliases": [], "founding": False}
         entry["algorithm"] = [{"step": step["step"]} for step in entry.get("algorithm", [])]
         entry["papers"] = [{"key": key, "role": "introduces"} for key in about[number]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ import click
 
 from tools.knowledge import Knowledge, find_root, load
 from tools.knowledge.findings import did_you_mean, render
+from tools.scaffold.commands import new
 
 if TYPE_CHECKING:
     from reference_impls.accounting.record import Arm, Record
@@ -76,6 +78,8 @@ def main(ctx: click.Context, root: Path | None) -> None:
     except FileNotFoundError as error:
         wrong_usage(str(error))
 
+
+main.add_command(new)
 
 # --------------------------------------------------------------------------------------------------------------------
 # The knowledge
@@ -296,7 +300,7 @@ def check(ctx: click.Context, paths: tuple[Path, ...], form: str, changed: bool,
     if files is not None:
         findings = [f for f in findings if f.file in files]
         if elsewhere := len(knowledge.findings) - len(findings):
-            click.echo(f"{elsewhere} findings in files that did not change, see `redundancy check`", err=True)
+            click.echo(f"findings in files that did not change: {elsewhere}, see `redundancy check`", err=True)
     if paths:
         wanted = []
         for path in paths:
@@ -326,13 +330,20 @@ def changes(root: Path, base: str | None) -> set[str]:
 
 @main.command()
 @click.option("--base", metavar="REV", help="Since this branch left REV; since the last commit by default.")
+@click.option("--run", "run_them", is_flag=True, help="Run these tests.")
 @click.pass_context
-def affected(ctx: click.Context, base: str | None) -> None:
+def affected(ctx: click.Context, base: str | None, run_them: bool) -> None:
     """Print the arguments for pytest that test what changed, one a line; nothing where no test is concerned."""
     from tools.changed import tests_for
 
-    for argument in tests_for(ctx.obj, changes(ctx.obj, base)):
-        click.echo(argument)
+    arguments = tests_for(ctx.obj, changes(ctx.obj, base))
+    if not run_them:
+        for argument in arguments:
+            click.echo(argument)
+    elif arguments:
+        ctx.exit(subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ctx.obj, check=False).returncode)
+    else:
+        click.echo("no test is concerned", err=True)
 
 
 @main.command()
@@ -351,14 +362,22 @@ def explain(code: str) -> None:
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a schema is out of date.")
 @click.pass_context
 def schema(ctx: click.Context, only_check: bool) -> None:
-    """Write the JSON Schemas for editors anew."""
+    """Write what follows from the schema and the axes anew: the JSON Schemas for editors, and the issue form."""
+    from tools.files import write_atomically
     from tools.knowledge import editor
+    from tools.scaffold import issue
 
     axes = knowledge_of(ctx).axes
+    form = ctx.obj / issue.FILE
     stale = editor.stale(ctx.obj, axes)
+    if not form.is_file() or form.read_text(encoding="utf-8") != issue.form(axes):
+        stale.append(issue.FILE)
     if stale and only_check:
         raise Failure(f"out of date: {', '.join(stale)}; run `redundancy schema`")
-    for name in editor.write(ctx.obj, axes) if stale else ():
+    editor.write(ctx.obj, axes)
+    if issue.FILE in stale:
+        write_atomically(form, issue.form(axes))
+    for name in stale:
         click.echo(name)
 
 
@@ -503,6 +522,7 @@ def bench(
 ) -> None:
     """Measure every scenario of the techniques again; all of them by default."""
     from tools import bench as benchmarks
+    from tools.knowledge.completeness import gaps as gaps_of
     from tools.progress import progress
 
     if corpus:
@@ -510,6 +530,10 @@ def bench(
         return
     knowledge = knowledge_of(ctx)
     chosen = [entry_of(knowledge, i).id for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
+    if save and (
+        stand_ins := [i for i in chosen if any(n.code == "E406" for n in gaps_of(knowledge, knowledge.entries[i]))]
+    ):
+        wrong_usage(f"no result is saved of the stand-in that `redundancy new` wrote: {', '.join(stand_ins)}")
     failed = []
     with progress() as report:
 

@@ -335,7 +335,7 @@ FORMS = {
 
 PHONE = (
     "These ratios are of this CPU and this compiler. That such networks are as fast as MobileNetV2 was said of a "
-    "phone's neural engine and its compiler; without a device and a compiler it says nothing."
+    "phone and its compiler, an iPhone 12 and CoreML; without a device and a compiler it says nothing."
 )
 
 

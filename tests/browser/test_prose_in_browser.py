@@ -52,9 +52,10 @@ AUDIT = """() => {
 """What is wrong on a page, the elements of its article, and how many there are of those that the theme has."""
 
 ELEMENTS = set(
-    "a abbr b br button caption circle code dd desc details div dl dt em figcaption figure form g h1 h2 h3 i input "  # noqa: SIM905
-    "label li line math mfrac mi mn mo mrow mspace mstyle msub msup mtable mtd mtext mtr ol option p path polygon "
-    "polyline pre rect select small span strong sub summary sup svg table tbody td text th thead title tr ul blockquote hr".split()
+    "a abbr b blockquote br button caption circle code dd desc details div dl dt em figcaption figure form g h1 h2 h3 "  # noqa: SIM905
+    "hr i input label li line math mfrac mi mn mo mrow mspace mstyle msub msup mtable mtd mtext mtr ol option p path "
+    "polygon polyline pre rect select small span strong sub summary sup svg table tbody td text th thead title tr "
+    "ul".split()
 )
 """All that our own pages are made of."""
 

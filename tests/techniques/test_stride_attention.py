@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -237,8 +235,7 @@ def test_half_of_the_patches_are_hidden_and_only_they_are_painted() -> None:
     assert bool((filled[hidden] == 7).all())
 
 
-def test_a_perfect_painter_fills_everything_in_and_the_mean_image_nothing(asset: Callable[[str], Path]) -> None:
-    asset("fashion-mnist")
+def test_a_perfect_painter_fills_everything_in_and_the_mean_image_nothing() -> None:
     recipe = RECIPES["smoke"]
     x_train, _, x, _ = fashion(recipe)
     assert share_filled(lambda inputs: x, recipe) == 1

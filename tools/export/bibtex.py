@@ -23,7 +23,7 @@ LETTERS = {"ß": r"{\ss}", "ø": r"{\o}", "Ø": r"{\O}", "æ": r"{\ae}", "Æ": r
 LIGATURES = frozenset({"--", "``", "''", "?`", "!`"})
 """What LaTeX would set as one sign."""
 TYPES: dict[Sort, tuple[str, str]] = {
-    "preprint": ("misc", "howpublished"), "article": ("article", "journal"),
+    "preprint": ("misc", "howpublished"), "web": ("misc", "howpublished"), "article": ("article", "journal"),
     "proceedings": ("inproceedings", "booktitle"),
 }  # fmt: skip
 """The type of the record, and its field for the venue."""

@@ -9,7 +9,9 @@ from typing import Any
 from tools.export.venue import Sort, sort
 from tools.knowledge.schema import Paper
 
-TYPES: dict[Sort, str] = {"preprint": "article", "article": "article-journal", "proceedings": "paper-conference"}
+TYPES: dict[Sort, str] = {
+    "preprint": "article", "web": "webpage", "article": "article-journal", "proceedings": "paper-conference",
+}  # fmt: skip
 OTHERS = {"literal": "others"}
 """What pandoc makes of BibTeX's `and others`; CSL-JSON has no sign of its own for a list that goes on."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tools.knowledge.schema import Paper
 
-Sort = Literal["preprint", "article", "proceedings"]
+Sort = Literal["preprint", "web", "article", "proceedings"]
 
 WORDS = (
     r"journal|transactions|trans\.|surveys|letters|magazine|pattern recognition|neurocomputing|ieee (access|tc|micro)"
@@ -18,8 +18,13 @@ JOURNAL = re.compile(rf"\b({WORDS})\b|^(nature|science)\b|\d\s?\(\d+\)", re.IGNO
 PREPRINT = re.compile(r"^(arxiv|corr\b|preprint|openreview)", re.IGNORECASE)
 
 
+WEB = re.compile(r"^(github|gitlab|zenodo|hugging face|blog)\b", re.IGNORECASE)
+
+
 def sort(paper: Paper) -> Sort:
-    """A preprint as long as no venue is confirmed; proceedings where the venue does not look like a journal."""
+    """A preprint as long as no venue is confirmed; proceedings where the venue does not look like anything else."""
     if paper.venue is None or PREPRINT.match(paper.venue):
         return "preprint"
+    if WEB.match(paper.venue):
+        return "web"
     return "article" if JOURNAL.search(paper.venue) else "proceedings"

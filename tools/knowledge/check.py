@@ -622,7 +622,7 @@ def text_problems(text: str) -> Iterator[TextProblem]:
         target = re.sub(r"[\x00-\x20\\]", "", html.unescape(next(filter(None, match.groups()), "")))
         scheme = _SCHEME.match(target)
         if scheme and scheme.group(1).lower() not in ("http", "https", "mailto"):
-            hint = "link to http, https, mailto, or a page of the site"
+            hint = "link to http, https or mailto"
             yield TextProblem("E210", f"a link to {scheme.group(1)}:", hint, match.group())
     if (match := _REMOTE_IMAGE.search(bare)) is not None:
         message = "an image from elsewhere: no request of a reader leaves the site"

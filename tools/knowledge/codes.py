@@ -413,6 +413,16 @@ CODES: Final[dict[str, Code]] = _table(
         "status: deprecated\nreplaced_by: token-merging",
     ),
     (
+        "E406",
+        "a stable entry whose code is still a stand-in",
+        (
+            "`redundancy new` writes a small technique that works, so that every check runs from the first minute. "
+            "Each of its files says so in a paragraph that you delete when your own code is in its place."
+        ),
+        '"""Row sharing.\n\nTO DO (redundancy new): everything below is a small technique that works...',
+        '"""Row sharing.\n\nThe idea: ...',
+    ),
+    (
         "E501",
         "a check of a scenario without a result",
         "A claim's check compares with the committed result of a scenario of the claim's technique.",

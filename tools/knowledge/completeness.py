@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from tools.knowledge.load import RESULTS, Knowledge
@@ -15,6 +16,8 @@ INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitati
 """The axes by which entries are listed: every entry is placed on them, drafts too."""
 NOTEBOOKS: Final = "notebooks"
 TESTS: Final = "tests/techniques"
+PLACEHOLDER: Final = "TO DO (redundancy new)"
+"""Stands in every file that `redundancy new` writes for an implementation, until somebody puts their own there."""
 _PARTS: Final = {
     "technique": (
         "definition",
@@ -28,6 +31,8 @@ _PARTS: Final = {
     "system": ("definition", "algorithm", "cost_model", "when_to_use", "when_not_to_use", "limits", "parts"),
     "study": ("definition", "limits"),
 }
+
+_HINTS: Final = {"implementation": "`redundancy new implementation {id}` writes one to start from"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ def gaps(knowledge: Knowledge, entry: Entry) -> tuple[Need, ...]:
 
 def due(knowledge: Knowledge, entry: Entry) -> tuple[Need, ...]:
     """What the entry lacks although its present status needs it."""
-    return tuple(n for n in gaps(knowledge, entry) if entry.status == "stable" or n.status == "draft")
+    if entry.status == "stable":
+        return gaps(knowledge, entry)
+    return tuple(n for n in _classification(knowledge, entry) if not n.met and n.status == "draft")
 
 
 def _needs(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
@@ -71,7 +78,7 @@ def _needs(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
     for name in _PARTS[entry.kind]:
         yield Need(
             what=name,
-            hint=_line(str(Entry.model_fields[name].description)),
+            hint=_HINTS.get(name, _line(str(Entry.model_fields[name].description))).format(id=entry.id),
             met=bool(getattr(entry, name)),
             status="stable",
             code="E401",
@@ -124,23 +131,42 @@ def _evidence(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
 
 def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
     name = module_name(entry.id)
+    source = knowledge.sources.get(entry.id)
     files = {
         f"{EXPERIMENTS}/{name}.py": "what it is examined on, and its scenarios on real data",
         f"{TESTS}/test_{name}.py": "what is particular to it; the battery covers the rest",
         f"{NOTEBOOKS}/{name}.py": "jupytext py:percent, without outputs",
     }
+    place: Keys = ("implementation",)
     for file, hint in files.items():
         met = (knowledge.root / file).is_file()
-        yield Need(file, hint, met, "stable", "E402", f"a stable entry needs {file}", ("implementation",))
+        yield Need(file, hint, met, "stable", "E402", f"a stable entry needs {file}", place)
     yield Need(
         what="a measured result",
-        hint=f"measure it: redundancy bench {entry.id} --save",
+        hint=f"measure it: `redundancy bench {entry.id} --save`",
         met=entry.id in knowledge.known_results,
         status="stable",
         code="E402",
         message=f"a stable entry needs a measured result in {RESULTS}/{entry.id}/",
-        path=("implementation",),
+        path=place,
     )
+    written = [file for file in (*(source.files if source else ()), *files) if _is_placeholder(knowledge.root / file)]
+    yield Need(
+        what="its own code",
+        hint="put your own in the place of what `redundancy new` wrote, and delete the paragraphs that say so",
+        met=not written,
+        status="stable",
+        code="E406",
+        message=f"still the stand-in that `redundancy new` wrote: {', '.join(written)}",
+        path=place,
+    )
+
+
+def _is_placeholder(path: Path) -> bool:
+    try:
+        return PLACEHOLDER.encode() in path.read_bytes()
+    except OSError:
+        return False
 
 
 def axis_hint(axis: Axis) -> str:

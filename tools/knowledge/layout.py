@@ -97,8 +97,8 @@ def look(root: Path, names: Iterable[str], axes: Axes) -> Iterator[Laid]:
     """What the layout makes of each of these files; nothing is written."""
     for file in names:
         document = read_yaml(root / file, file)
-        findings = [f for f in document.findings if f.code.startswith("E1")]
-        if findings:
+        findings = [f for f in document.findings if f.code.startswith("E1") and f.code != "E116"]
+        if findings:  # line ends of Windows are mended
             yield Laid(file, findings=tuple(findings))
             continue
         text = (root / file).read_bytes().decode("utf-8")
@@ -118,6 +118,26 @@ def dump(data: Mapping[str, Any], file: str, axes: Axes, *, notes: Sequence[str]
     tree = _collection(data, flow=False)
     tree.after = [f"# {line}".rstrip() for line in notes]
     return _write(_Parsed(tree, [editor.modeline(file)]), file, axes)
+
+
+def document(data: Mapping[str, Any]) -> str:
+    """Plain data as the text of a YAML file that is none of the knowledge."""
+    return _write(_Parsed(_collection(data, flow=False)), "", None)
+
+
+def put(text: str, file: str, key: str, value: Any, axes: Axes) -> str:
+    """The text of a file with `value` as that of its `key`, laid out.
+
+    Raises Refused for a text with findings of the families E1xx.
+    """
+    _read(text, file)
+    parsed = _Parser(text.replace("\r\n", "\n")).parse()
+    owner = next((item for item in parsed.root.items if item.key is not None and item.key.value == key), None)
+    if owner is None:
+        parsed.root.items.append(_Item(_node(value), _Scalar(key)))
+    else:
+        owner.value = _node(value)
+    return _write(parsed, file, axes)
 
 
 def append(text: str, file: str, key: str, item: Mapping[str, Any], axes: Axes) -> str:
@@ -404,9 +424,9 @@ class _Kept(str):
     __slots__ = ()
 
 
-def _write(parsed: _Parsed, file: str, axes: Axes) -> str:
+def _write(parsed: _Parsed, file: str, axes: Axes | None) -> str:
     name = editor.schema_name(file)
-    if name is not None:
+    if name is not None and axes is not None:
         _order(parsed.root, editor.MODELS[name], axes)
     root = parsed.root
     if root.items:

@@ -214,7 +214,12 @@ def _characters(text: str, document: Document) -> bool:
     any of the former or the latter."""
     if (at := text.find("\r\n")) >= 0:
         place = Place(text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at))
-        document.add("E116", "a line that ends as on Windows (CR LF)", place, hint="save the file with LF line ends")
+        document.add(
+            "E116",
+            "a line that ends as on Windows (CR LF)",
+            place,
+            hint="save the file with LF line ends, or run `redundancy fmt`",
+        )
     if "\t" not in text and not _FORBIDDEN.search(text):
         return True
     line, start = 1, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tools.export.bibtex import bibliography
+from tools.knowledge.completeness import gaps
 from tools.knowledge.schema import Entry
 from tools.knowledge.source import Source
 from tools.site import evidence
@@ -30,6 +31,8 @@ KINDS = {
     "system": "System: composes techniques",
     "study": "Study: measures and removes nothing",
 }
+BOOST = {"stable": 5, "draft": 2, "deprecated": 1}
+"""Weight in the search: what runs comes first."""
 INVERSE = {
     "generalises": "is generalised by", "variant-of": "has the variant", "composes-with": "composes with",
     "conflicts-with": "conflicts with", "supersedes": "is superseded by",
@@ -42,7 +45,7 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     here = f"techniques/{entry.id}.md"
     module = atlas.knowledge.sources.get(entry.id) if entry.implementation else None
     parts = [
-        front_matter(title=entry.name, description=entry.summary, search={"boost": 3}),
+        front_matter(title=entry.name, description=entry.summary, search={"boost": BOOST[entry.status]}),
         heading(entry.name),
         f'<p class="atlas-lead">{escape(entry.summary)}</p>',
         _names(atlas, here, entry),
@@ -59,6 +62,7 @@ def page(atlas: Atlas, entry: Entry) -> Page:
         *_relations(atlas, here, entry),
         *_statements(atlas, here, entry),
         *_papers(atlas, here, entry),
+        *_missing(atlas, entry),
         (
             f'<p class="atlas-note">Edit this entry: <code>taxonomy/techniques/{entry.id}.yml</code> · '
             f"added {entry.added}</p>"
@@ -94,9 +98,14 @@ def _names(atlas: Atlas, here: str, entry: Entry) -> str:
         line.append("One of the founding documents.")
     text = f'<p class="atlas-note">{" ".join(line)}</p>' if line else ""
     if entry.status == "draft":
+        state = "Its implementation is under way" if entry.implementation else "There is no implementation yet"
+        measured = "" if atlas.records(entry.id) else ": nothing on this page was measured here"
+        missing = (
+            '. <a href="#what-is-missing">What is missing</a> stands below' if gaps(atlas.knowledge, entry) else ""
+        )
         text += (
-            '<p class="atlas-banner draft"><b>Draft.</b> Defined and classified, with its papers. There is no '
-            "implementation yet: nothing on this page was measured here.</p>"
+            f'<p class="atlas-banner draft"><b>Draft.</b> Defined and classified, with its papers. '
+            f"{state}{measured}{missing}.</p>"
         )
     elif entry.status == "deprecated":
         new = atlas.knowledge.entries.get(entry.replaced_by or "")
@@ -278,6 +287,12 @@ def _statements(atlas: Atlas, here: str, entry: Entry) -> list[str]:
             ):
                 items.append(f"{what}: {link(here, page_, escape(one.title), anchor=one.id)}")
     return ["## What it bears on", listed(items)] if items else []
+
+
+def _missing(atlas: Atlas, entry: Entry) -> list[str]:
+    """What a draft still needs to become stable."""
+    missing = gaps(atlas.knowledge, entry) if entry.status == "draft" else ()
+    return ["## What is missing", bullets(f"`{need.what}`: {need.hint}" for need in missing)] if missing else []
 
 
 def _papers(atlas: Atlas, here: str, entry: Entry) -> list[str]:

@@ -35,12 +35,12 @@ UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">[^<]</mi>){2,}')
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]")
 """Characters that no text holds; two of them mark places inside the Markdown reader."""
-ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'\\`*_{}[]#|~^$!"} | {
+ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'\\`*_{}[]#|~^$!\n\r\t"} | {
     ord("<"): "&lt;",
     ord(">"): "&gt;",
     ord("&"): "&amp;",
 }
-"""Characters that HTML or Markdown could read as markup -> how they are written."""
+"""Characters that HTML or Markdown could read as markup or as the end of it -> how they are written."""
 
 
 def escape(text: str) -> str:
@@ -112,7 +112,7 @@ def with_math(markdown: str) -> str:
 
 def display_math(latex: str) -> str:
     """A formula on a line of its own."""
-    return f'<div class="atlas-math">{math(latex.strip().strip("$"), display=True)}</div>'
+    return f'<div class="atlas-math" tabindex="0">{math(latex.strip().strip("$"), display=True)}</div>'
 
 
 PROSE_INLINE = frozenset({"strong", "em", "code", "sub", "sup", "br", "a"})
@@ -159,7 +159,7 @@ def _prose(markdown: str, *, inline: bool) -> str:
         cleaner = _Cleaner(PROSE_INLINE if inline else PROSE_TAGS, formulas)
         html = cleaner.clean(_reader(inline).reset().convert(text))
     html = HOLDS.sub(lambda m: _held(m, formulas)[1], html)
-    return re.sub(r'<p>(<div class="atlas-math">.*?</div>)</p>', r"\1", html)
+    return re.sub(r'<p>(<div class="atlas-math" tabindex="0">.*?</div>)</p>', r"\1", html)
 
 
 def _held(match: re.Match[str], formulas: list[tuple[str, str]]) -> tuple[str, str]:
@@ -350,9 +350,7 @@ class _Cleaner(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.silent:
-            text = escape(data)
-            # A blank line would end the HTML block for some Markdown readers.
-            self.out.append(text.replace("\n", "&#10;") if "pre" in self.open else re.sub(r"\s*\n\s*", "\n", text))
+            self.out.append(escape(data) if "pre" in self.open else escape(re.sub(r"\s+", " ", data)))
 
 
 def clean_html(html: str) -> str:

@@ -219,8 +219,7 @@ def _output(output: Mapping[str, Any], name: str) -> str:
 
 def _pre(text: str) -> str:
     text = ANSI.sub("", text).rstrip()
-    # "&#8203;" keeps a blank line from ending the HTML block.
-    return f'<pre class="atlas-stream" tabindex="0">{escape(text)}</pre>'.replace("\n\n", "\n&#8203;\n") if text else ""
+    return f'<pre class="atlas-stream" tabindex="0">{escape(text)}</pre>' if text else ""
 
 
 def _imports(path: Path, root: Path) -> set[str]:

@@ -1,0 +1,68 @@
+"""Latency tables: the latency of a network is predicted as the sum of what its parts take, each measured once.
+
+A search looks at thousands of networks made of a few hundred different parts (a block of a kind, at a stage, of a
+width). Measuring the parts is affordable; measuring every network is not. The sum leaves out whatever parts do to one
+another (caches, allocation, changes of layout), so it has to be compared with whole networks: `prediction_error`.
+
+A table is any mapping from parts to costs. `measure_table` takes milliseconds on the machine at hand; a table of exact
+operation counts serves where results must not depend on a machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference_impls.accounting.timing import REPETITIONS, repeat
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What each part costs; the parts of a network add up."""
+
+    costs: Mapping[Hashable, float]
+    unit: str = "ms"
+
+    def __call__(self, parts: Iterable[Hashable]) -> float:
+        """Predicted cost of a network made of these parts. Raises: ValueError that names a part not in the table."""
+        total = 0.0
+        for part in parts:
+            if part not in self.costs:
+                raise ValueError(f"the table holds no {part!r}: measure it together with the {len(self.costs)} others")
+            total += self.costs[part]
+        return total
+
+
+def measure_table(
+    parts: Mapping[Hashable, Callable[[], object]],
+    *,
+    repetitions: int = REPETITIONS,
+    threads: int = 1,
+    percentile: float = 50,
+) -> LatencyTable:
+    """Milliseconds of each part, all of them measured in the same interleaved rounds.
+
+    Args:
+        parts: what to time; each call runs the part once, on an input of the shape that it has in a network.
+        repetitions, threads: as in `accounting.timing.repeat`.
+        percentile: of the repetitions. On a machine with other work a low one is nearer to the part's own time: a long
+            call is interrupted more often than a short one, so medians of parts do not add up to those of networks.
+    Raises: ValueError for no parts.
+    """
+    labels = {str(number): part for number, part in enumerate(parts)}
+    arms = {label: parts[part] for label, part in labels.items()}
+    times = repeat(arms, repetitions=repetitions, threads=threads)
+    return LatencyTable({part: float(np.percentile(times[label], percentile)) for label, part in labels.items()})
+
+
+def prediction_error(predicted: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+    """How well sums of parts tell whole networks: mean of |predicted - measured| / measured, and the correlation.
+
+    Raises: ValueError unless there are as many predictions as measurements, and at least two.
+    """
+    if len(predicted) != len(measured) or len(measured) < 2:
+        raise ValueError(f"at least two pairs are needed, got {len(predicted)} predictions, {len(measured)} measured")
+    p, m = np.asarray(predicted, dtype=float), np.asarray(measured, dtype=float)
+    return float(np.mean(np.abs(p - m) / m)), float(np.corrcoef(p, m)[0, 1])

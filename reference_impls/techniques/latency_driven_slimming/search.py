@@ -1,0 +1,173 @@
+"""The search loop: from the whole network, take again and again the move that loses least for what it gains.
+
+It knows nothing of networks: a state is anything, `moves` tells where one can go from it, `quality` how good a state
+is, and `benefit` how cheap (higher is better). Both searches of the EfficientFormer papers are this loop with other
+moves and another benefit.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from reference_impls.contract import check_range, check_tensor
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Step(Generic[State]):
+    """A state on the path of a search; the first one has no move."""
+
+    move: str
+    state: State
+    quality: float
+    benefit: float
+
+
+Moves = Callable[[State], Iterable[tuple[str, State]]]
+"""State -> the moves that can be made from it: name, and the state that it leads to."""
+
+
+def greedy(
+    start: State,
+    moves: Moves[State],
+    quality: Callable[[State], float],
+    benefit: Callable[[State], float],
+    target: float,
+    *,
+    tolerance: float = math.inf,
+) -> list[Step[State]]:
+    """The path from `start` to the first state whose benefit reaches `target`, or to where no move is left.
+
+    Every step takes the move of least (loss of quality) / (gain of benefit); of equal ones the first. Moves that gain
+    nothing, or that lose more quality than `tolerance`, are not taken, so the benefit rises with every step.
+    """
+    check_range("tolerance", min(tolerance, sys.float_info.max), 0)
+    path = [Step("", start, quality(start), benefit(start))]
+    while path[-1].benefit < target:
+        here = path[-1]
+        best: tuple[float, Step[State]] | None = None
+        for name, state in moves(here.state):
+            gain = benefit(state) - here.benefit
+            if gain <= 0:
+                continue
+            step = Step(name, state, quality(state), benefit(state))
+            loss = here.quality - step.quality
+            if loss <= tolerance and (best is None or loss / gain < best[0]):
+                best = loss / gain, step
+        if best is None:
+            break
+        path.append(best[1])
+    return path
+
+
+def random_path(
+    start: State, moves: Moves[State], benefit: Callable[[State], float], target: float, generator: torch.Generator
+) -> list[tuple[str, State]]:
+    """The control: as `greedy`, with a move drawn at random among those that gain anything."""
+    path = [("", start)]
+    while benefit(path[-1][1]) < target:
+        here = benefit(path[-1][1])
+        choices = [move for move in moves(path[-1][1]) if benefit(move[1]) > here]
+        if not choices:
+            break
+        path.append(choices[int(torch.randint(len(choices), (), generator=generator))])
+    return path
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Quality
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """What a search may look at; never the test set.
+
+    `x`: validation inputs (N, ...). `y`: their classes (N,), or None to hold candidates to the whole network's outputs.
+    `calibration`: training inputs on which a candidate's batch norms are estimated anew, or None to leave them.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    calibration: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, inputs in (("x", self.x), ("calibration", self.calibration)):
+            if inputs is not None:
+                check_tensor(f"{name} of the search data", inputs, "N C H W")
+        if self.y is not None and self.y.shape != self.x.shape[:1]:
+            raise ValueError(f"as many labels as inputs are needed, got {tuple(self.y.shape)} for {len(self.x)} inputs")
+
+    def samples(self) -> int:
+        """Inputs that the evaluation of one candidate runs through it."""
+        return len(self.x) + (0 if self.calibration is None else len(self.calibration))
+
+
+class Trial(Generic[State]):
+    """Scores states by the network that `build` makes of them; `evaluated` lists the states that it was asked for.
+
+    With labels the score is the accuracy on the validation inputs; without, 1 - |y - y'| / |y - mean y| for the outputs
+    y of the first state that was scored and y' of this one.
+    """
+
+    def __init__(self, build: Callable[[State], Callable[[Tensor], Tensor]], data: SearchData) -> None:
+        self.build, self.data = build, data
+        self.evaluated: list[State] = []
+        self._reference: Tensor | None = None
+
+    def __call__(self, state: State) -> float:
+        self.evaluated.append(state)
+        network = self.build(state)
+        if self.data.calibration is not None:
+            if not isinstance(network, nn.Module):
+                raise TypeError(f"only an nn.Module can be calibrated, got {type(network).__name__}")
+            recalibrate(network, self.data.calibration)
+        outputs = predict(network, self.data.x)
+        if self.data.y is not None:
+            return (outputs.argmax(-1) == self.data.y).double().mean().item()
+        self._reference = outputs if self._reference is None else self._reference
+        return 1 - change(self._reference, outputs)
+
+
+def change(before: Tensor, after: Tensor) -> float:
+    """|after - before| / |before - mean of before|, over outputs (N, C) of N inputs; 0 where nothing changes."""
+    difference = (after.double() - before.double()).norm().item()
+    spread = (before.double() - before.double().mean(0)).norm().item()
+    return difference / spread if spread > 0 else math.inf if difference > 0 else 0.0
+
+
+@torch.no_grad()
+def predict(network: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256) -> Tensor:
+    """Outputs of a network in eval mode on x (N, ...), batch by batch."""
+    return torch.cat([network(part) for part in x.split(batch_size)])
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, x: Tensor, batch_size: int = 256) -> None:
+    """Estimate the statistics of every batch norm anew, as the mean over batches of x (N, ...); in place.
+
+    Narrowed layers see other sums than they were trained with, and their old statistics would be wrong.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's way to say: the plain mean over all batches
+    network.train()
+    for part in _batches(x, batch_size):
+        network(part)
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _batches(x: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Batches of equal weight: a small remainder would count as much as a whole batch."""
+    yield from x.tensor_split(max(1, round(len(x) / batch_size)))

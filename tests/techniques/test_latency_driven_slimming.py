@@ -1,0 +1,377 @@
+"""Latency-driven slimming: the loop on planted cases, the rules of its moves, closed forms, the supernet, tables."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reference_impls.accounting.count import count
+from reference_impls.accounting.latency import LatencyTable, measure_table, prediction_error
+from reference_impls.experiments.harness import fork_seed
+from reference_impls.experiments.latency_driven_slimming import SMALL, planted
+from reference_impls.techniques import efficientformer
+from reference_impls.techniques.dimension_consistent_design import Cost
+from reference_impls.techniques.latency_driven_slimming import (
+    Architecture,
+    Network,
+    SearchData,
+    Space,
+    Supernet,
+    Trial,
+    all_moves,
+    change,
+    greedy,
+    importance,
+    moves,
+    path_weights,
+    random_path,
+    recalibrate,
+    slim,
+)
+
+NANO = Space((32, 48, 64, 96), (2, 2, 3, 3), 28, 1, 10, 2, heads=4, key_dim=8, ratio=2, layer_scale=0.5)
+
+
+def noise_of(text: str) -> float:
+    """A number in [0, 1) that is fixed for each text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+
+
+def draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def subsets(state: frozenset[str]) -> list[tuple[str, frozenset[str]]]:
+    """Moves of a toy search: leave out one of the letters that are left."""
+    return [(letter, state - {letter}) for letter in sorted(state)]
+
+
+LOSS = {"a": 5.0, "b": 1.0, "c": 4.0, "d": 0.0}
+TIME = {"a": 10.0, "b": 1.0, "c": 4.0, "d": 0.0}
+
+
+def quality(state: frozenset[str]) -> float:
+    return sum(LOSS[letter] for letter in state)
+
+
+def benefit(state: frozenset[str]) -> float:
+    return -sum(TIME[letter] for letter in state)
+
+
+def test_greedy_takes_the_least_loss_for_its_gain() -> None:
+    path = greedy(frozenset("abcd"), subsets, quality, benefit, -1.0)
+    # a costs 0.5 a unit of time, b and c cost 1: the first of equals; d costs nothing but gains nothing either.
+    assert [step.move for step in path] == ["", "a", "b", "c"]
+    assert [step.benefit for step in path] == [-15, -5, -4, 0]
+    assert [step.quality for step in path] == [10, 5, 4, 0]
+    assert [step.move for step in greedy(frozenset("abcd"), subsets, quality, benefit, -5.0)] == ["", "a"]
+    assert [step.move for step in greedy(frozenset("abcd"), subsets, quality, benefit, -99.0)] == [""]
+
+
+def test_tolerance_ends_the_walk() -> None:
+    path = greedy(frozenset("abcd"), subsets, quality, benefit, 0.0, tolerance=4.0)
+    assert [step.move for step in path] == ["", "b", "c"]
+    assert [step.move for step in greedy(frozenset("abcd"), subsets, quality, benefit, 0.0, tolerance=0.0)] == [""]
+    with pytest.raises(ValueError, match="tolerance"):
+        greedy(frozenset("abcd"), subsets, quality, benefit, 0.0, tolerance=-1)
+
+
+def test_a_gain_of_quality_comes_first() -> None:
+    path = greedy(frozenset("abcd"), subsets, lambda s: quality(s) + 9 * ("c" not in s), benefit, -1.0)
+    assert path[1].move == "c"
+
+
+def test_random_paths_follow_the_generator_and_gain_with_every_move() -> None:
+    paths = [random_path(frozenset("abcd"), subsets, benefit, -4.0, draw(seed)) for seed in (1, 1, 2, 3, 4)]
+    assert paths[0] == paths[1]
+    assert len({str(path) for path in paths}) > 1
+    for path in paths:
+        assert all(benefit(after) > benefit(before) for (_, before), (_, after) in pairwise(path))
+        assert benefit(path[-1][1]) >= -4.0 > benefit(path[-2][1])
+        assert "d" not in {move for move, _ in path}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The rules of the moves
+
+
+def check_rules(path: list[Architecture], table: LatencyTable) -> None:
+    for architecture in path:
+        kinds = [kind for _, _, kind in architecture.positions() if kind != "identity"]
+        assert kinds == sorted(kinds, reverse=True), "MB3D stay behind all MB4D"
+        assert all(depth >= 1 for depth in architecture.depths())
+        assert all(width >= 16 and width % 16 == 0 for width in architecture.widths)
+    latencies = [table(architecture.parts()) for architecture in path]
+    assert all(after < before for before, after in pairwise(latencies))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rules_hold_on_every_path(seed: int) -> None:
+    table = NANO.operations_table()
+    start = NANO.largest()
+    scores = {(j, i): noise_of(f"{seed} {j} {i}") for j, i, _ in start.positions()}
+    path = greedy(
+        start,
+        lambda a: moves(a, scores),
+        lambda a: noise_of(f"{seed} {a.text()}"),
+        lambda a: -table(a.parts()),
+        0.0,
+    )
+    check_rules([step.state for step in path], table)
+    assert path[-1].state.widths == (16,) * 4
+    assert path[-1].state.depths() == (1,) * 4
+    assert all(kind != "3d" for _, _, kind in path[-1].state.positions()), "the walk goes on to where no move is left"
+    walk = random_path(start, all_moves, lambda a: -table(a.parts()), 0.0, draw(seed))
+    check_rules([state for _, state in walk], table)
+    assert walk[-1][1].widths == (16,) * 4
+
+
+def test_the_three_moves_by_hand() -> None:
+    a = Architecture((32, 32, 64, 48), (("4d", "4d"), ("4d", "identity"), ("4d", "3d"), ("3d",)))
+    scores = {(0, 0): 3.0, (0, 1): 2.0, (1, 0): 0.5, (1, 1): 0.1, (2, 0): 4.0, (2, 1): 5.0, (3, 0): 0.7}
+    found = dict(moves(a, scores))
+    assert list(found) == ["remove 1.2", "3d to 4d 3.2", "narrow 2"]
+    assert found["remove 1.2"].text() == "32 4. | 32 4. | 64 43 | 48 3"
+    assert found["3d to 4d 3.2"].text() == "32 44 | 32 4. | 64 44 | 48 3"
+    assert found["narrow 2"].text() == "32 44 | 16 4. | 64 43 | 48 3"
+    after = dict(moves(found["narrow 2"], scores))
+    assert "narrow 4" in after, "a stage of 16 channels gives up none, the next least important one does"
+    assert {name.partition(" ")[0] for name, _ in all_moves(a)} == {"remove", "3d", "narrow"}
+    assert len(list(all_moves(a))) == 4 + 1 + 4
+    smallest = Architecture((16,) * 4, (("4d",),) * 4)
+    assert list(moves(smallest, dict.fromkeys([(j, 0) for j in range(4)], 1.0))) == []
+    assert list(all_moves(smallest)) == []
+
+
+def test_importance_by_hand() -> None:
+    given = {(0, 0): {"4d": 0.6, "identity": 0.4}, (2, 0): {"4d": 0.3, "3d": 0.5, "identity": 0.2}}
+    assert importance(given) == pytest.approx({(0, 0): 1.5, (2, 0): 4.0})
+
+
+def test_a_planted_useless_block_goes_first() -> None:
+    supernet = planted("typical", 0)
+    position = supernet.stages[3][1]
+    position.importance.data[-1] = 9.0
+    for block in position.choices.values():
+        block.ls1.gamma.data.zero_()
+        block.ls2.gamma.data.zero_()
+    x = torch.randn(4, 1, 16, 16, generator=draw(0))
+    trial = Trial(supernet.extract, SearchData(x))
+    path = slim(supernet, SMALL.operations_table(), trial, 0.9)
+    assert path[1].move == "remove 4.2"
+    assert path[1].quality == 1.0
+    assert path == slim(supernet, SMALL.operations_table(), Trial(supernet.extract, SearchData(x)), 0.9)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tables and closed forms
+
+
+def test_tables_add_up_and_name_what_is_missing() -> None:
+    table = LatencyTable({("a", 1): 2.0, ("b",): 0.5})
+    assert table([("a", 1), ("b",), ("a", 1)]) == 4.5
+    with pytest.raises(ValueError, match=r"holds no \('a', 2\)"):
+        table([("a", 2)])
+
+
+def test_measured_tables_hold_every_part() -> None:
+    calls = {"x": 0, "y": 0}
+    parts = {(name,): lambda name=name: calls.__setitem__(name, calls[name] + 1) for name in calls}
+    table = measure_table(parts, repetitions=4, percentile=10)
+    assert set(table.costs) == {("x",), ("y",)}
+    assert all(cost > 0 for cost in table.costs.values())
+    assert calls["x"] == calls["y"] >= 4
+    with pytest.raises(ValueError, match="no arms"):
+        measure_table({})
+
+
+def test_prediction_error_by_hand() -> None:
+    error, correlation = prediction_error([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    assert error == pytest.approx(0.5)
+    assert correlation == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="at least two pairs"):
+        prediction_error([1.0], [1.0])
+
+
+def test_parts_of_l1_cost_what_l1_costs() -> None:
+    """The published network in the terms of this search: equal to the unit, the second head left out."""
+    rows = (("4d",) * 3, ("4d",) * 2, ("4d",) * 6, ("4d", "4d", "4d", "3d"))
+    cost = Space((48, 96, 224, 448), (3, 2, 6, 4)).total(Architecture((48, 96, 224, 448), rows))
+    assert (cost.parameters, cost.operations) == (11_840_928, 1_291_284_736 - 448_000)
+    assert cost == sum(efficientformer.cost(efficientformer.VARIANTS["l1"], distillation=False).values(), Cost())
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_closed_forms_equal_the_counter(patch: int) -> None:
+    space = Space((32, 16, 32, 48), (2, 1, 2, 2), 40, 3, 7, patch, heads=2, key_dim=4, ratio=2)
+    table = space.operations_table()
+    walk = random_path(space.largest(), all_moves, lambda a: -table(a.parts()), 0.0, draw(1))
+    for _, architecture in walk[::3]:
+        network = Network(space, architecture).eval()
+        with torch.no_grad(), count() as tally:
+            network(torch.zeros(2, 3, 40, 40))
+        total = space.total(architecture)
+        assert tally.operations == 2 * total.operations == 2 * table(architecture.parts())
+        assert sum(p.numel() for p in network.parameters()) == total.parameters
+
+
+def test_every_part_is_built_as_it_costs() -> None:
+    space = Space((32, 16, 32, 16), (1, 1, 1, 1), 28, 1, 10, 2, heads=2, key_dim=4, ratio=2)
+    for part in space.every_part():
+        module = space.build(part).eval()
+        with torch.no_grad(), count() as tally:
+            module(space.example(part, 3))
+        assert tally.operations == 3 * space.cost(part).operations, part
+        assert sum(p.numel() for p in module.parameters()) == space.cost(part).parameters, part
+    with pytest.raises(ValueError, match="no part"):
+        space.build(("5d", 1, 16))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The supernet
+
+
+def test_gumbel_noise_draws_each_choice_with_its_probability() -> None:
+    logits = torch.tensor([1.0, 0.0, -1.0])
+    weights = path_weights(logits.expand(20_000, 3), 0.5, "gumbel", draw(0))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(20_000))
+    shares = weights.argmax(-1).bincount(minlength=3) / 20_000
+    torch.testing.assert_close(shares, logits.softmax(-1), atol=0.015, rtol=0)
+
+
+def test_uniform_noise_never_draws_a_choice_that_is_one_behind() -> None:
+    weights = path_weights(torch.tensor([1.0, 0.0, -1.0]).expand(20_000, 3), 0.5, "uniform", draw(0))
+    assert weights.argmax(-1).unique().tolist() == [0]
+    close = path_weights(torch.tensor([0.5, 0.0]).expand(20_000, 2), 0.5, "uniform", draw(0))
+    # P(u2 - u1 > 1/2) of two uniform numbers is 1/8; softmax would say 0.38.
+    assert (close.argmax(-1) == 1).double().mean().item() == pytest.approx(1 / 8, abs=0.01)
+
+
+def test_low_temperature_runs_one_choice() -> None:
+    weights = path_weights(torch.zeros(100, 3), 1e-3, "gumbel", draw(0))
+    assert (weights.amax(-1) > 0.99).double().mean().item() > 0.95
+    assert torch.equal(weights, path_weights(torch.zeros(100, 3), 1e-3, "gumbel", draw(0)))
+    with pytest.raises(ValueError, match="temperature"):
+        path_weights(torch.zeros(3), 0.0)
+    with pytest.raises(ValueError, match="noise must be"):
+        path_weights(torch.zeros(3), 1.0, "normal")  # type: ignore[arg-type]
+
+
+def test_training_mixes_and_reaches_every_importance() -> None:
+    with fork_seed(0):
+        supernet = Supernet(SMALL)
+        x = torch.randn(4, 1, 16, 16)
+    with fork_seed(1):
+        first = supernet(x)
+    with fork_seed(1):
+        assert torch.equal(first, supernet(x))
+    with fork_seed(2):
+        assert not torch.equal(first, supernet(x))
+    first.square().sum().backward()
+    for stage in supernet.stages:
+        for position in stage:
+            assert position.importance.grad.abs().min() > 0
+
+
+def test_a_mix_of_one_choice_is_that_choice() -> None:
+    supernet = planted("typical", 1)
+    position = supernet.stages[2][0]
+    x = torch.randn(2, 16, 2, 2, generator=draw(0))
+    torch.testing.assert_close(position(x, torch.tensor([0.0, 0.0, 1.0])), x)
+    torch.testing.assert_close(position(x, torch.tensor([1.0, 0.0, 0.0])), position.choices["4d"](x))
+    tokens = position.choices["3d"](x.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(position(x, torch.tensor([0.0, 1.0, 0.0])), tokens.transpose(1, 2).unflatten(2, (2, 2)))
+
+
+def test_attention_in_front_of_the_last_downsampling() -> None:
+    supernet = planted("typical", 2)
+    x = torch.randn(3, 1, 16, 16, generator=draw(0))
+    start = SMALL.largest()
+    assert start.blocks[2] == ("3d",)
+    torch.testing.assert_close(supernet.extract(start)(x), supernet(x))
+
+
+def test_narrowing_keeps_what_is_read_most() -> None:
+    supernet = planted("typical", 3)
+    order = supernet.channel_order(0)
+    assert sorted(order.tolist()) == list(range(32))
+    with torch.no_grad():
+        supernet.downs[0].conv.conv.weight[:, 5] = 100.0
+    assert supernet.channel_order(0)[0] == 5
+    narrow = supernet.extract(SMALL.largest().narrowed(0))
+    kept = supernet.channel_order(0)[:16].sort().values
+    assert torch.equal(narrow.downs[0].conv.conv.weight, supernet.downs[0].conv.conv.weight[:, kept])
+    assert torch.equal(narrow.stem[0].bn.weight, supernet.stem[0].bn.weight[kept])
+
+
+def test_spaces_say_what_is_wrong() -> None:
+    for widths, depths in (((16,) * 3, (1,) * 3), ((16,) * 4, (1,) * 3)):
+        with pytest.raises(ValueError, match="4 widths and depths"):
+            Space(widths, depths)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        Space((16, 16, 16, 40), (1,) * 4)
+    with pytest.raises(ValueError, match="depth"):
+        Space((16,) * 4, (1, 1, 0, 1))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+def test_change_by_hand() -> None:
+    before = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    assert change(before, before) == 0
+    assert change(before, before + torch.tensor([[0.0, 1.0], [0.0, 1.0]])) == pytest.approx(1.0)
+    assert change(torch.ones(2, 2), torch.zeros(2, 2)) == math.inf
+    assert change(torch.ones(2, 2), torch.ones(2, 2)) == 0
+
+
+def test_trials_score_by_labels_or_by_the_first_outputs() -> None:
+    x = torch.randn(40, 1, 1, 1, generator=draw(0))
+
+    def build(scale: float) -> nn.Module:
+        class Scaled(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.stack([x.flatten(), -x.flatten()], 1) * scale
+
+        return Scaled()
+
+    labelled = Trial(build, SearchData(x, (x.flatten() < 0).long()))
+    assert (labelled(2.0), labelled(-1.0)) == (1.0, 0.0)
+    assert labelled.evaluated == [2.0, -1.0]
+    unlabelled = Trial(build, SearchData(x))
+    spread = (x - x.mean()).norm() / x.norm()
+    assert unlabelled(1.0) == 1.0
+    assert unlabelled(0.5) == pytest.approx(1 - 0.5 / spread.item())
+
+
+def test_recalibration_estimates_the_statistics_and_nothing_else() -> None:
+    with fork_seed(0):
+        network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3)).eval()
+        x = 5 + torch.randn(64, 1, 4, 4)
+    weight = network[0].weight.clone()
+    recalibrate(network, x, batch_size=32)
+    maps = network[0](x)
+    torch.testing.assert_close(network[1].running_mean, maps.mean((0, 2, 3)))
+    halves = torch.stack([part.var((0, 2, 3)) for part in maps.split(32)]).mean(0)
+    torch.testing.assert_close(network[1].running_var, halves)
+    assert torch.equal(network[0].weight, weight)
+    assert network[1].momentum == 0.1
+    assert not network.training
+
+
+def test_search_data_say_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="as many labels"):
+        SearchData(torch.zeros(3, 1, 2, 2), torch.zeros(2))
+    with pytest.raises(ValueError, match="calibration of the search data"):
+        SearchData(torch.zeros(3, 1, 2, 2), calibration=torch.zeros(3, 1))
+    assert SearchData(torch.zeros(3, 1, 2, 2), calibration=torch.zeros(5, 1, 2, 2)).samples() == 8
