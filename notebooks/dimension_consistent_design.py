@@ -51,9 +51,10 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font
 # %% [markdown]
 # ## Neighbours, in pictures
 #
-# Four kinds of images: digits, crops of photos, digits whose Fourier phases are scrambled (the same spectrum, so the
-# same correlation between neighbours, but no objects), and white noise. Under each, its 3 x 3 means. The number is the
-# cosine of a pixel with the mean of its neighbours, the image's mean subtracted.
+# Four kinds of images: digits (enlarged from 8 x 8 pixels, so all too smooth), crops of photos, digits whose Fourier
+# phases are scrambled (the same spectrum, so the same correlation between neighbours, but no objects), and white noise.
+# Under each, its 3 x 3 means. The number is the cosine of a pixel with the mean of its neighbours, the image's mean
+# subtracted.
 
 # %%
 digits = some_images(Context())
