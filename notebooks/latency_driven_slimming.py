@@ -30,7 +30,8 @@ import torch
 
 import reference_impls
 from reference_impls.accounting.record import Record
-from reference_impls.experiments.latency_driven_slimming import DIGITS, LAST
+from reference_impls.experiments.latency_driven_slimming import DIGITS
+from reference_impls.experiments.searches import LAST
 from reference_impls.techniques.latency_driven_slimming import Trial, importance, path_weights, slim
 
 torch.set_num_threads(1)

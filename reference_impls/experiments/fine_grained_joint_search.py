@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,31 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_impls.accounting.latency import LatencyTable
-from reference_impls.accounting.record import Control, Measured, Point, Record
+from reference_impls.accounting.record import Control, Record
 from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
-from reference_impls.experiments.harness import (
-    Context,
-    Cost,
-    Scenario,
-    fork_seed,
-    measure_arms,
-    over_seeds,
-    record,
-    train,
-    trained,
-)
-from reference_impls.experiments.latency_driven_slimming import (
-    LAST,
-    Split,
-    accuracy,
-    deployed,
-    interval,
-    paired,
-    parts_table,
-    pooled,
-    run_on,
-    split,
-)
+from reference_impls.experiments import searches
+from reference_impls.experiments.harness import Context, Scenario, fork_seed, over_seeds, record
+from reference_impls.experiments.searches import GREEDY, LAST, RANDOM, Fold, Split, compare, first, parts_table
 from reference_impls.techniques.fine_grained_joint_search import (
     SCORE,
     Efficiency,
@@ -55,15 +34,10 @@ from reference_impls.techniques.fine_grained_joint_search import (
     mobile_efficiency_score,
     moves,
     random_path,
-    recalibrate,
 )
-from reference_impls.techniques.latency_driven_slimming.search import Step, greedy
+from reference_impls.techniques.latency_driven_slimming.search import greedy
 
 ID = "fine-grained-joint-search"
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Supernets and networks, trained
 
 
 def sandwich_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -72,54 +46,19 @@ def sandwich_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Every choice that the weights of one experiment follow from, but for the seed."""
+class Recipe(searches.Recipe):
+    """The supernet is trained by the sandwich rule."""
 
-    data: Literal["digits", "fashion-mnist"]
-    space: Space
-    images: int
-    validation: int
-    epochs: int
-    lr: float = 4e-3
+    search: ClassVar = "joint"
 
-    def split(self, seed: int) -> Split:
-        return split(self.data, self.space.size, self.images, self.validation, seed)
+    def network(self, state: Subnet) -> nn.Module:
+        return Network(self.space, state)
 
     def supernet(self, part: Split, seed: int) -> Slimmable:
-        """The supernet trained by the sandwich rule, from the cache if it was trained before, with its search data."""
-
-        def build() -> nn.Module:
-            with fork_seed(seed):
-                return Sandwich(Slimmable(self.space).to(memory_format=LAST))
-
-        sandwich = self._trained("joint-supernet", part, seed, build, {}, sandwich_loss)
+        sandwich = self.fitted("supernet", part, seed, lambda: Sandwich(Slimmable(self.space)), sandwich_loss)
         supernet = sandwich.supernet
         supernet.search = SearchData(part.x_valid, part.y_valid, part.x_train[:256])
         return supernet
-
-    def from_scratch(self, subnet: Subnet, part: Split, seed: int) -> nn.Module:
-        """A plain network, trained on its own for as many epochs as the supernet was."""
-
-        def build() -> nn.Module:
-            with fork_seed(seed):
-                return Network(self.space, subnet).to(memory_format=LAST)
-
-        return self._trained("joint-network", part, seed, build, {"subnet": subnet.text()}, F.cross_entropy)
-
-    def _trained(
-        self,
-        name: str,
-        part: Split,
-        seed: int,
-        build: Callable[[], nn.Module],
-        more: Mapping[str, Any],
-        loss: Callable[[Tensor, Tensor], Tensor],
-    ) -> Any:
-        def fit(model: nn.Module) -> nn.Module:
-            return train(model, part.x_train, part.y_train, epochs=self.epochs, seed=seed, lr=self.lr, loss=loss)
-
-        spec = dataclasses.asdict(self) | dict(more) | {"seed": seed, "version": 1}
-        return trained(f"{name}-{self.data}", spec, build, fit)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -135,60 +74,51 @@ DRAWS = 6
 """Random sub-networks for each seed and target."""
 SCRATCH_DRAWS = 2
 """Of the random sub-networks of a seed, how many are trained from scratch."""
+BEST, FAST = "best of random", "latency alone"
 LATENCY_ALONE: Mapping[str, float] = {"size": 0.0, "latency": 1.0}
 
 
 @dataclass
-class Fold:
-    """What one seed gave."""
+class JointFold(Fold[Subnet]):
+    """With what the search asked for."""
 
-    seed: int
-    part: Split
-    supernet: Slimmable
-    path: list[Step[Subnet]]
     evaluations: int
     """Sub-networks that the greedy walk evaluated."""
-    found: dict[tuple[str, float], list[Subnet]]
-    """Method and target -> the sub-networks found; several for the random ones."""
     validation: dict[Subnet, float]
     """Accuracy on the validation images of the sub-networks drawn at random."""
 
 
-def first_reaching(states: Sequence[Subnet], efficiency: Efficiency, target: float) -> Subnet:
-    """The first sub-network on a path whose score is at least `target`; the last one if there is none."""
-    return next((s for s in states if efficiency(s) >= target), states[-1])
-
-
-def search(recipe: Recipe, table: LatencyTable, seed: int, draws: int) -> Fold:
+def search(recipe: Recipe, table: LatencyTable, seed: int, draws: int) -> JointFold:
     """Train the supernet of a seed and search it with every method."""
     part = recipe.split(seed)
     supernet = recipe.supernet(part, seed)
     space = recipe.space
     joint = Efficiency.of(space, table)
-    goals = [target * SCORE for target in TARGETS]
+    most = max(TARGETS) * SCORE
 
     def trial() -> Trial[Subnet]:
         return Trial(lambda s: supernet.extract(s).to(memory_format=LAST), supernet.search)
 
+    def at_targets(states: Sequence[Subnet]) -> dict[float, Subnet]:
+        return {target: first(states, lambda s, t=target: joint(s) >= t * SCORE) for target in TARGETS}
+
     score = trial()
-    path = joint_search(supernet, joint, score, max(goals))
+    path = joint_search(supernet, joint, score, most)
     evaluations = len(score.evaluated)
-    found = {("greedy", t): [first_reaching([s.state for s in path], joint, t * SCORE)] for t in TARGETS}
-    fast = Efficiency.of(space, table, LATENCY_ALONE)
-    walk = walk_until(supernet, fast, trial(), lambda s: joint(s) >= max(goals))
-    found |= {("latency alone", t): [first_reaching(walk, joint, t * SCORE)] for t in TARGETS}
+    found = {(GREEDY, t): [s] for t, s in at_targets([step.state for step in path]).items()}
+    walk = walk_until(supernet, Efficiency.of(space, table, LATENCY_ALONE), trial(), lambda s: joint(s) >= most)
+    found |= {(FAST, t): [s] for t, s in at_targets(walk).items()}
 
     generator = torch.Generator().manual_seed(seed)
     validation: dict[Subnet, float] = {}
     for _ in range(draws):
-        walk = [s for _, s in random_path(space.largest(), lambda s: moves(space, s), joint, max(goals), generator)]
-        for target in TARGETS:
-            drawn = first_reaching(walk, joint, target * SCORE)
-            found.setdefault(("random", target), []).append(drawn)
+        steps = random_path(space.largest(), lambda s: moves(space, s), joint, most, generator)
+        for target, drawn in at_targets([state for _, state in steps]).items():
+            found.setdefault((RANDOM, target), []).append(drawn)
             validation[drawn] = score(drawn)
     for target in TARGETS:
-        found["best of random", target] = [max(found["random", target], key=lambda s: validation[s])]
-    return Fold(seed, part, supernet, path, evaluations, found, validation)
+        found[BEST, target] = [max(found[RANDOM, target], key=lambda s: validation[s])]
+    return JointFold(seed, part, supernet, path, found, evaluations, validation)
 
 
 def walk_until(
@@ -200,13 +130,6 @@ def walk_until(
     return [step.state for step in path]
 
 
-def inherited(fold: Fold, subnet: Subnet) -> float:
-    """Test accuracy with the supernet's weights, batch norms estimated anew as in the search."""
-    network = fold.supernet.extract(subnet).to(memory_format=LAST)
-    recalibrate(network, fold.supernet.search.calibration)
-    return accuracy(network, fold.part)
-
-
 def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str, title: str) -> Record:
     """Search the supernets of all seeds with every method, and compare at equal mobile efficiency score."""
     space = recipe.space
@@ -214,114 +137,69 @@ def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str
     table = parts_table(space, BATCH, ctx)
     joint = Efficiency.of(space, table)
     whole = space.largest()
-    folds, redundancy, noise = [], [], []
-    inherits: dict[tuple[str, float], list[float]] = defaultdict(list)
-    scratch: dict[tuple[str, float], list[float]] = defaultdict(list)
-    base: dict[str, list[float]] = {"inherited": [], "from scratch": []}
-    technique = FineGrainedJointSearch()
-    for seed in seeds:
-        ctx.progress("search", seed, len(seeds))
-        fold = search(recipe, table, seed, 2 if ctx.smoke else DRAWS)
-        folds.append(fold)
-        redundancy.append(technique.measure(fold.supernet, fold.part.x_test[:512]))
-        white = torch.randn(fold.part.x_test[:512].shape, generator=torch.Generator().manual_seed(seed))
-        noise.append(technique.measure(fold.supernet, white).value)
-        base["inherited"].append(inherited(fold, whole))
-        base["from scratch"].append(accuracy(recipe.from_scratch(whole, fold.part, seed), fold.part))
-        for key, subnets in fold.found.items():
-            inherits[key].append(float(np.mean([inherited(fold, s) for s in subnets])))
-        for target in SCRATCH:
-            for method in ("greedy", "random"):
-                ctx.progress(f"training {method}", seed, len(seeds))
-                networks = [recipe.from_scratch(s, fold.part, seed) for s in fold.found[method, target][:SCRATCH_DRAWS]]
-                scratch[method, target].append(float(np.mean([accuracy(n, fold.part) for n in networks])))
+    folds: list[JointFold] = []
 
-    ctx.progress("timing", 0, 1)
-    methods = tuple(dict.fromkeys(method for method, _ in folds[0].found))
-    every = {key: [s for fold in folds for s in fold.found[key]] for key in folds[0].found}
-    distinct = {s.text(): s for subnets in every.values() for s in subnets}
-    x = folds[0].part.x_test[:BATCH]
-    arms = {"whole": run_on(deployed(Network(space, whole)), x)}
-    arms |= {text: run_on(deployed(Network(space, s)), x) for text, s in distinct.items()}
-    costs = measure_arms(arms, units=BATCH, repetitions=3 if ctx.smoke else 15, threads=ctx.threads)
-    for text, s in distinct.items():
-        if costs[text].operations != space.total(s).operations:
-            raise RuntimeError(f"{text}: {costs[text].operations} operations counted, {space.total(s)} by closed form")
+    def search_seed(seed: int) -> JointFold:
+        folds.append(search(recipe, table, seed, 2 if ctx.smoke else DRAWS))
+        return folds[-1]
 
-    def cost(method: str, target: float) -> Cost:
-        return pooled([costs[s.text()] for s in every[method, target]])
+    compared = compare(
+        ctx,
+        recipe,
+        FineGrainedJointSearch(),
+        search_seed,
+        seeds,
+        batch=BATCH,
+        scratch=SCRATCH,
+        scratch_draws=SCRATCH_DRAWS,
+    )
 
-    def removed(method: str, target: float) -> float:
-        sizes = [space.total(s).parameters / space.total(whole).parameters for s in every[method, target]]
-        return 1 - float(np.mean(sizes))
+    def parameters(subnet: Subnet) -> float:
+        return float(space.total(subnet).parameters)
 
-    def points(method: str) -> list[Point]:
-        made = []
-        for weights, scores in (("inherited", inherits), ("from scratch", scratch)):
-            for target in TARGETS:
-                if values := scores.get((method, target)):
-                    quality = over_seeds("accuracy", values)
-                    share = removed(method, target)
-                    made.append(
-                        cost(method, target).point({"target": target, "weights": weights}, quality, redundancy=share)
-                    )
-        return made
+    def removed(subnet: Subnet) -> float:
+        return 1 - parameters(subnet) / parameters(whole)
 
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = compared.gains()
     for target in TARGETS:
-        for method in methods:
-            name = f"{method.replace(' ', '_')}_{target:g}"
-            extra[f"score_{name}"] = float(np.mean([joint(s) for s in every[method, target]]))
-            extra[f"parameters_{name}"] = float(np.mean([space.total(s).parameters for s in every[method, target]]))
-            extra[f"predicted_ms_{name}"] = float(np.mean([table(s.parts()) for s in every[method, target]]))
-            if method != "greedy":
-                gain = paired("gain", inherits["greedy", target], inherits[method, target])
-                extra |= interval(f"gain_over_{method.replace(' ', '_')}_inherited_{target:g}", gain)
-        if target in SCRATCH:
-            gain = paired("gain", scratch["greedy", target], scratch["random", target])
-            extra |= interval(f"gain_over_random_from_scratch_{target:g}", gain)
-    where = {name: float(np.mean([r.where[name] for r in redundancy])) for name in redundancy[0].where}
-    value = over_seeds(redundancy[0].measure, [r.value for r in redundancy])
-    first = folds[0]
-    drawn = [s for t in TARGETS for s in first.found["random", t]]
+        for method in compared.methods:
+            name, states = f"{method.replace(' ', '_')}_{target:g}", compared.found(method, target)
+            extra[f"score_{name}"] = float(np.mean([joint(s) for s in states]))
+            extra[f"parameters_{name}"] = float(np.mean([parameters(s) for s in states]))
+            extra[f"predicted_ms_{name}"] = float(np.mean([table(s.parts()) for s in states]))
+    fold = folds[0]
+    drawn = [s for t in TARGETS for s in fold.found[RANDOM, t]]
     return record(
         ctx,
         technique=ID,
         scenario=scenario,
         title=title,
         data=f"{recipe.data}, {space.size} x {space.size}: for each seed {recipe.images:,} images to train on and "
-        f"{recipe.validation:,} to search on; {len(first.part.x_test):,} test images",
+        f"{recipe.validation:,} to search on; {len(fold.part.x_test):,} test images",
         model=f"EfficientFormerV2 in small, largest {whole.text()} (width and expansion of the blocks of each stage, "
         f"a: attends), {space.total(whole).parameters:,} parameters",
         unit=f"one image in a batch of {BATCH}",
         knobs=("target", "weights"),
-        baseline=costs["whole"].arm(over_seeds("accuracy", base["from scratch"])),
-        points=points("greedy"),
+        baseline=compared.costs["whole"].arm(over_seeds("accuracy", compared.whole["from scratch"])),
+        points=compared.points(GREEDY, removed),
         controls=[
             Control(
                 name="random sub-networks",
                 about="Moves are drawn at random, down to the same mobile efficiency score.",
-                points=tuple(points("random")),
+                points=compared.points(RANDOM, removed),
             ),
             Control(
-                name="best of random",
+                name=BEST,
                 about="Of the random sub-networks of a seed, the one with the best accuracy on the validation images.",
-                points=tuple(points("best of random")),
+                points=compared.points(BEST, removed),
             ),
             Control(
-                name="latency alone",
+                name=FAST,
                 about="The same walk, told of the latency only; cut at the same mobile efficiency score.",
-                points=tuple(points("latency alone")),
+                points=compared.points(FAST, removed),
             ),
         ],
-        redundancy=Measured(
-            measure=value.metric,
-            value=value.value,
-            low=None if value.low is None else max(value.low, 0.0),
-            high=None if value.high is None else min(value.high, 1.0),
-            where=where,
-            null={"white noise": float(np.mean(noise))},
-        ),
+        redundancy=compared.redundancy,
         seeds=seeds,
         notes=(
             (
@@ -335,7 +213,7 @@ def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str
                 "the same architecture trained alone, for as many epochs. The baseline is trained from scratch."
             ),
             (
-                f"Random sub-networks: {len(first.found['random', TARGETS[0]])} for each seed and target, their mean; "
+                f"Random sub-networks: {len(fold.found[RANDOM, TARGETS[0]])} for each seed and target, their mean; "
                 f"from scratch, the mean of the first {SCRATCH_DRAWS}."
             ),
             "The search sees validation images only; accuracies are of the test images.",
@@ -343,29 +221,20 @@ def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str
         ),
         extra={
             **extra,
-            "accuracy_largest_inherited": float(np.mean(base["inherited"])),
-            "evaluations": tuple(float(fold.evaluations) for fold in folds),
-            "steps": tuple(float(len(fold.path) - 1) for fold in folds),
-            "path_moves": "; ".join(step.move for step in first.path[1:]),
-            "path_score": tuple(step.benefit for step in first.path),
-            "path_accuracy": tuple(step.quality for step in first.path),
-            "path_parameters": tuple(float(space.total(step.state).parameters) for step in first.path),
-            "path_ms": tuple(table(step.state.parts()) for step in first.path),
+            "accuracy_largest_inherited": float(np.mean(compared.whole["inherited"])),
+            "evaluations": tuple(float(one.evaluations) for one in folds),
+            "steps": tuple(float(len(one.path) - 1) for one in folds),
+            "path_moves": "; ".join(step.move for step in fold.path[1:]),
+            "path_score": tuple(step.benefit for step in fold.path),
+            "path_accuracy": tuple(step.quality for step in fold.path),
+            "path_parameters": tuple(parameters(step.state) for step in fold.path),
+            "path_ms": tuple(table(step.state.parts()) for step in fold.path),
             "random_score": tuple(joint(s) for s in drawn),
-            "random_accuracy": tuple(first.validation[s] for s in drawn),
-            "found": "; ".join(f"{t:g}: {first.found['greedy', t][0].text()}" for t in TARGETS),
-            "moves_by_kind": move_counts(folds),
+            "random_accuracy": tuple(fold.validation[s] for s in drawn),
+            "found": "; ".join(f"{t:g}: {fold.found[GREEDY, t][0].text()}" for t in TARGETS),
+            "moves_by_kind": compared.move_counts(),
         },
     )
-
-
-def move_counts(folds: Iterable[Fold]) -> str:
-    """How often each kind of move was made, over the greedy paths of all seeds."""
-    counts: dict[str, int] = defaultdict(int)
-    for fold in folds:
-        for step in fold.path[1:]:
-            counts[step.move.partition(" ")[0]] += 1
-    return "; ".join(f"{kind}: {n}" for kind, n in sorted(counts.items()))
 
 
 def nano(size: int, depths: tuple[int, ...]) -> Space:
