@@ -1,4 +1,4 @@
-"""The smoke run of every technique: offline, in a guarded process, from real data to a valid record."""
+"""The smoke run of every technique: offline, in a guarded process, from real data to a valid record; and training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from reference_impls.contract import registry
 from reference_impls.experiments import harness
@@ -32,3 +34,17 @@ def test_first_scenario_needs_only_what_make_serve_fetches(name: str) -> None:
 
     scenario = next(iter(harness.scenarios(name).values()))
     assert set(scenario.assets.get("smoke", ())) <= set(assets.smoke())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 12])
+def test_training_of_any_length(steps: int) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(3, 2)
+
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(steps * 8, 3, generator=generator)
+    y = (x[:, 0] > 0).long()
+    one, two = (harness.train(network(), x, y, epochs=1, seed=0, batch_size=8) for _ in range(2))
+    assert not torch.equal(one.weight, network().weight)
+    assert torch.equal(one.weight, two.weight), "the seed decides everything"

@@ -165,8 +165,10 @@ def train(
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     steps = epochs * -(-len(x) // batch_size)
-    warm_up = max(0.1, min(2 / steps, 1.0))  # one step of warm-up at least: OneCycleLR divides by its length
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps, pct_start=warm_up)
+    schedule = None
+    if steps > 2:  # fewer leave no room for a schedule
+        warm_up = max(0.1, 2 / steps)  # one step of warm-up at least: OneCycleLR divides by its length
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps, pct_start=warm_up)
     model.train()
     with fork_seed(seed):
         for epoch in range(epochs):
@@ -176,7 +178,8 @@ def train(
                 loss(model(inputs), y[batch]).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimiser.step()
-                schedule.step()
+                if schedule is not None:
+                    schedule.step()
             progress(epoch + 1, epochs)
     return model.eval()
 
