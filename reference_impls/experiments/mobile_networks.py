@@ -316,7 +316,7 @@ def fashion_resolution(
         split=(x_train[:n], y_train[:n], x[:m], y[:m]),
         data=f"Fashion-MNIST, enlarged to 96 pixels: {n:,} to train, {m:,} to test",
         side=96,
-        epochs=1 if ctx.smoke else 4,
+        epochs=1 if ctx.smoke else 8,
         seeds=(0,) if ctx.smoke else (0, 1, 2),
     )
 
