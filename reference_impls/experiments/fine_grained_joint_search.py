@@ -245,7 +245,7 @@ def nano(size: int, depths: tuple[int, ...]) -> Space:
 
 DIGITS = Recipe("digits", nano(16, (1, 1, 2, 2)), images=1000, validation=437, epochs=15)
 FASHION = Recipe("fashion-mnist", nano(32, (2, 2, 3, 2)), images=4000, validation=1000, epochs=3)
-"""About 8 minutes of one core for each seed, most of them for the two walks. No record of it is committed yet."""
+"""About 8 minutes of one core for each seed, most of them for the two walks."""
 
 
 def digits_search(ctx: Context) -> Record:
