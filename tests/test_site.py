@@ -84,6 +84,8 @@ def test_an_axis_over_a_wide_positive_range_is_logarithmic() -> None:
     assert not figures.make_scale([1, 10], 0, 100, positive=True).log
     assert not figures.make_scale([0, 1000], 0, 100, positive=True).log
     assert figures.make_scale([1, 10], 0, 100, positive=True).low == 0, "a linear axis of costs starts at zero"
+    accuracies = figures.make_scale([0.02, 1.0], 0, 100, positive=False, shares=True)
+    assert (accuracies.low, accuracies.high) == (0, 1), "no accuracy is below 0 or above 1"
 
 
 @settings(deadline=None)

@@ -252,7 +252,9 @@ def _series(record: Record) -> list[tuple[str, figures.Kind, Marks, bool]]:
         found.append((record.technique.replace("-", " "), "technique", arms, not varying))
     else:
         for values, points in groups.items():
-            name = ", ".join(_value(v) for v in values)
+            name = ", ".join(
+                v if isinstance(v, str) else f"{k} = {_value(v)}" for k, v in zip(varying, values, strict=True)
+            )
             found.append((name, "technique", [(p, f"{main} = {_value(p.knobs[main])}") for p in points], True))
     for control in record.controls:
         found.append((control.name, "control", [(p, "") for p in control.points], len(control.points) > 1))
@@ -296,7 +298,7 @@ def _key(record: Record) -> str:
     """What the marks are, in words, below the panels."""
     unit = record.unit.removeprefix("one ")
     bars = f"Per {unit}. Bars: 95 % interval of the quality, cut at the frame if wide; 10th to 90th percentile of time."
-    baseline = "the same result without the technique, in the best native dense way"
+    baseline = "without the technique, in the best native dense way"
     rows = [(figures.swatch("baseline"), "Baseline", baseline)]
     lines_of = [s for s in _series(record) if s[1] == "technique"]
     swept = record.knobs if len(lines_of) == 1 else record.knobs[:1]

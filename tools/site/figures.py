@@ -138,8 +138,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [m * 10.0**d for d in decades for m in steps if low * 0.999 <= m * 10.0**d <= high * 1.001]
 
 
-def make_scale(values: Sequence[float], start: float, end: float, *, positive: bool) -> Scale:
-    """A scale over `values`: logarithmic over wide positive ranges, else linear, from zero unless they are close."""
+def make_scale(values: Sequence[float], start: float, end: float, *, positive: bool, shares: bool = False) -> Scale:
+    """A scale over `values`: logarithmic over wide positive ranges, else linear, from zero unless they are close.
+
+    `shares`: what it shows lies in [0, 1], and no tick is outside.
+    """
     low, high = min(values), max(values)
     if positive and low > 0 and high > LOG_FROM * low:
         low, high = low / 1.25, high * 1.25
@@ -152,6 +155,8 @@ def make_scale(values: Sequence[float], start: float, end: float, *, positive: b
     ticks = nice_ticks(0.0 if from_zero else low - margin, high + (0.02 * high if from_zero else margin))
     if positive:
         ticks = [t for t in ticks if t >= 0]
+    if shares:
+        ticks = [t for t in ticks if 0 <= t <= 1]
     return Scale(ticks[0], ticks[-1], start, end, log=False, ticks=ticks)
 
 
@@ -166,8 +171,11 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
         raise ValueError(f"figure {name!r} has no mark to draw")
     xs = [v for m in marks for v in (m.x, *(m.x_interval or ()))]
     ys = _within([m.y for m in marks], [v for m in marks for v in m.y_interval or ()])
+    shares = all(0 <= m.y <= 1 for m in marks)
+    if shares:
+        ys = [min(max(v, 0.0), 1.0) for v in ys]
     sx = make_scale(xs, LEFT, WIDTH - RIGHT, positive=x.positive)
-    sy = make_scale(ys, HEIGHT - BOTTOM, TOP, positive=False)
+    sy = make_scale(ys, HEIGHT - BOTTOM, TOP, positive=False, shares=shares)
     parts = [
         (
             f'<svg class="atlas-figure" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
