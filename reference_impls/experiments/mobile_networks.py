@@ -211,6 +211,7 @@ def resolution(
         handles = {f"one size, {s}": technique.apply(single, scale=s / side) for s in (side, *sides)}
         handles |= {f"seen at {s}": technique.apply(network, scale=s / side) for s in (side, *sides)}
         handles |= {f"anew at {s}": technique.apply(anew(network, s), scale=s / side) for s in (side, *sides)}
+        handles |= {f"one size, anew at {s}": technique.apply(anew(single, s), scale=s / side) for s in sides}
         handles["fitted"] = technique.apply(network, tolerance=0.02)
         arms: dict[str, Callable[[Tensor], Tensor]] = {label: handle.host for label, handle in handles.items()}
         arms |= {f"cropped to {s}": _on_crops(handles[f"seen at {side}"].host, s) for s in sides}
@@ -257,8 +258,7 @@ def resolution(
         controls=[
             Control(
                 name="batch norm anew",
-                about="The same weights; the statistics of batch norm estimated anew on 512 training images of the size "
-                "at which they run.",
+                about="The same weights, with batch norm estimated anew on 512 training images of the size seen.",
                 points=tuple(point(f"anew at {s}", s) for s in (side, *falling)),
             ),
             Control(
@@ -270,6 +270,11 @@ def resolution(
                 name="trained at one size",
                 about="The baseline's weights, which saw one size only, on fewer pixels.",
                 points=tuple(point(f"one size, {s}", s) for s in falling),
+            ),
+            Control(
+                name="trained at one size, batch norm anew",
+                about="Those weights, with batch norm estimated anew on training images of the smaller size.",
+                points=tuple(point(f"one size, anew at {s}", s) for s in falling),
             ),
         ],
         redundancy=Measured(
