@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -162,12 +162,18 @@ def run_on(network: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return torch.no_grad()(lambda: network(x))
 
 
-def parts_table(space: Any, batch: int, ctx: Context) -> LatencyTable:
-    """The latency of every part of a space (`every_part`, `build`, `example`) on this machine, batch norms folded."""
-    arms = {}
+def parts_table(space: Any, batch: int, ctx: Context, networks: Mapping[str, nn.Module] | None = None) -> LatencyTable:
+    """The latency of every part of a space (`every_part`, `build`, `example`) on this machine, batch norms folded.
+
+    `networks` are measured in the same rounds and stand in the table under their names, to be held against their parts.
+    """
+    arms: dict[Hashable, Callable[[], object]] = {}
     for part in space.every_part():
         x = space.example(part, batch)
         arms[part] = run_on(deployed(space.build(part)), x.contiguous(memory_format=LAST) if x.ndim == 4 else x)
+    for name, network in (networks or {}).items():
+        x = torch.zeros(batch, space.in_channels, space.size, space.size)
+        arms[name] = run_on(deployed(network), x)
     return measure_table(arms, repetitions=5 if ctx.smoke else 50, threads=ctx.threads, percentile=QUIET)
 
 
