@@ -167,13 +167,12 @@ plt.show()
 # %%
 def differences(record):
     """What the walk gains over each other method, in points."""
-    for name, value in record.extra.items():
-        if name.startswith("gain_over_"):
-            other, weights, target = re.fullmatch(r"gain_over_(.*)_(inherited|from_scratch)_(.*)", name).groups()
-            print(
-                f"score x {target}, {weights.replace('_', ' '):12} greedy - {other.replace('_', ' '):15}"
-                f"{100 * value[0]:+6.2f} points [{100 * value[1]:+.2f}, {100 * value[2]:+.2f}]"
-            )
+    for name, (gain, low, high) in ((n, v) for n, v in record.extra.items() if n.startswith("gain_over_")):
+        other, weights, target = re.fullmatch(r"gain_over_(.*)_(inherited|from_scratch)_(.*)", name).groups()
+        print(
+            f"score x {target}, {weights.replace('_', ' '):12} greedy - {other.replace('_', ' '):15}"
+            f"{100 * gain:+6.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+        )
 
 
 differences(record)

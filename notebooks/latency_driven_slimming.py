@@ -22,6 +22,7 @@
 
 # %%
 import dataclasses
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -117,8 +118,8 @@ plt.show()
 # %% [markdown]
 # ## Fashion-MNIST, with a latency table of this machine
 #
-# Left: the walk of the first seed. Right: what the table predicts for whole networks, against what they take. The table
-# was measured on a busy machine and is too high throughout; it still puts the networks nearly in the right order.
+# Left: the walk of the first seed. Right: the sum of what the parts of a network take, against what the whole takes,
+# all measured in the same rounds.
 
 # %%
 extra = record.extra
@@ -169,13 +170,12 @@ axis.set(xlabel="share of the whole network's predicted latency", ylabel="test a
 axis.legend(frameon=False, fontsize=8)
 plt.show()
 
-for name, value in extra.items():
-    if name.startswith("gain_over_"):
-        what, _, target = name.removeprefix("gain_over_").rpartition("_")
-        other, _, weights = what.partition("_inherited") if "inherited" in what else what.partition("_from_scratch")
-        kind = "inherited" if "inherited" in what else "from scratch"
-        interval = f"[{100 * value[1]:+.2f}, {100 * value[2]:+.2f}]" if len(value) == 3 else ""
-        print(f"target {target:>5}, {kind:12} greedy - {other:11} {100 * value[0]:+6.2f} points {interval}")
+for name, (gain, low, high) in ((n, v) for n, v in extra.items() if n.startswith("gain_over_")):
+    other, weights, target = re.fullmatch(r"gain_over_(.*)_(inherited|from_scratch)_(.*)", name).groups()
+    print(
+        f"target {target:>4}, {weights.replace('_', ' '):12} greedy - {other:11}"
+        f"{100 * gain:+6.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+    )
 
 # %% [markdown]
 # From scratch, every network trained alone, the lead over random is no longer beyond doubt. The slimmed network is as
