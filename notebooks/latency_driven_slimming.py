@@ -70,7 +70,7 @@ plt.show()
 # Four stages with two positions each. The search looks at validation images only.
 
 # %%
-recipe = dataclasses.replace(DIGITS, epochs=4)
+recipe = dataclasses.replace(DIGITS, images=600, validation=300, epochs=4)
 part = recipe.split(seed=0)
 supernet = recipe.supernet(part, seed=0)
 for (stage, index), score in importance(supernet.probabilities()).items():

@@ -40,6 +40,7 @@ from reference_impls.experiments.efficient_nets import (
     some_images,
     sweep,
     tiny_attention,
+    unit,
     without_gradients,
 )
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, record
@@ -164,7 +165,7 @@ def run_queries(ctx: Context) -> Record:
         title="Attention trained with 64 queries and run with 16, 4 or 1: filling in hidden patches",
         data=described(ctx) + ", half of their patches hidden",
         model=ABOUT,
-        unit="one image, in a batch of 64",
+        unit=unit(ctx),
         knobs=("factor",),
         baseline=costs["dense"].arm(filled(values["dense"]), samples=tokens),
         points=points("queries"),
@@ -271,7 +272,7 @@ def run_downsampling(ctx: Context) -> Record:
         title="From 8 x 8 to 4 x 4 by attention, at equal training: filling in hidden patches",
         data=described(ctx) + ", half of their patches hidden",
         model="a small EfficientFormerV2 without other mixers: 2 blocks of 32 channels on 8 x 8, 1 of 64 on 4 x 4",
-        unit="one image, in a batch of 64",
+        unit=unit(ctx),
         knobs=("factor",),
         baseline=costs["all queries"].arm(qualities["all queries"], samples=64),
         points=[costs["fewer queries"].point({"factor": 2}, qualities["fewer queries"], samples=16, redundancy=0.75)],

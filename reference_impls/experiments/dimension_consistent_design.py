@@ -47,6 +47,7 @@ from reference_impls.experiments.efficient_nets import (
     seeds,
     some_images,
     sweep,
+    unit,
     whole,
     without_gradients,
 )
@@ -293,7 +294,7 @@ def run_pooling(ctx: Context) -> Record:
         title="Pooling in the place of trained attention, block by block: filling in hidden patches",
         data=described(ctx) + ", half of their patches hidden",
         model=ABOUT + ", attention in all of them",
-        unit="one image, in a batch of 64",
+        unit=unit(ctx),
         knobs=("pooled",),
         baseline=costs["dense"].arm(filled(values["dense"])),
         points=points("first"),
@@ -339,7 +340,7 @@ def run_placement(ctx: Context) -> Record:
         title="Pooling first and attention last, and the other ways round: filling in hidden patches",
         data=described(ctx) + ", half of their patches hidden",
         model=ABOUT,
-        unit="one image, in a batch of 64",
+        unit=unit(ctx),
         knobs=("pooled",),
         baseline=costs["aaaa"].arm(qualities["aaaa"]),
         points=[

@@ -98,8 +98,13 @@ def fashion(recipe: Recipe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def some_images(ctx: Context) -> Tensor:
-    """The first 64 test images, on which redundancy, operations and time are measured."""
-    return fashion(RECIPES[ctx.budget])[2][:64]
+    """The first 64 test images (16 in the small budget), on which redundancy, operations and time are measured."""
+    return fashion(RECIPES[ctx.budget])[2][: 16 if ctx.smoke else 64]
+
+
+def unit(ctx: Context) -> str:
+    """What costs are given for, for the record."""
+    return f"one image, in a batch of {len(some_images(ctx))}"
 
 
 def described(ctx: Context) -> str:

@@ -67,9 +67,9 @@ class Recipe(searches.Recipe):
 BATCH = 64
 """Images in the batch whose latency is predicted and measured."""
 TARGETS = (2.0, 4.0, 8.0)
-"""Mobile efficiency scores to reach, as multiples of the largest sub-network's."""
-SCRATCH = (4.0,)
-"""Targets whose networks are also trained from scratch."""
+"""Mobile efficiency scores to reach, as multiples of the largest sub-network's. At the second one, networks are also
+trained from scratch."""
+SMOKE_TARGETS = (1.5, 2.0)
 DRAWS = 6
 """Random sub-networks for each seed and target."""
 SCRATCH_DRAWS = 2
@@ -88,19 +88,19 @@ class JointFold(Fold[Subnet]):
     """Accuracy on the validation images of the sub-networks drawn at random."""
 
 
-def search(recipe: Recipe, table: LatencyTable, seed: int, draws: int) -> JointFold:
+def search(recipe: Recipe, table: LatencyTable, seed: int, targets: Sequence[float], draws: int) -> JointFold:
     """Train the supernet of a seed and search it with every method."""
     part = recipe.split(seed)
     supernet = recipe.supernet(part, seed)
     space = recipe.space
     joint = Efficiency.of(space, table)
-    most = max(TARGETS) * SCORE
+    most = max(targets) * SCORE
 
     def trial() -> Trial[Subnet]:
         return Trial(lambda s: supernet.extract(s).to(memory_format=LAST), supernet.search)
 
     def at_targets(states: Sequence[Subnet]) -> dict[float, Subnet]:
-        return {target: first(states, lambda s, t=target: joint(s) >= t * SCORE) for target in TARGETS}
+        return {target: first(states, lambda s, t=target: joint(s) >= t * SCORE) for target in targets}
 
     score = trial()
     path = joint_search(supernet, joint, score, most)
@@ -116,7 +116,7 @@ def search(recipe: Recipe, table: LatencyTable, seed: int, draws: int) -> JointF
         for target, drawn in at_targets([state for _, state in steps]).items():
             found.setdefault((RANDOM, target), []).append(drawn)
             validation[drawn] = score(drawn)
-    for target in TARGETS:
+    for target in targets:
         found[BEST, target] = [max(found[RANDOM, target], key=lambda s: validation[s])]
     return JointFold(seed, part, supernet, path, found, evaluations, validation)
 
@@ -137,10 +137,11 @@ def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str
     table = parts_table(space, BATCH, ctx)
     joint = Efficiency.of(space, table)
     whole = space.largest()
+    targets = SMOKE_TARGETS if ctx.smoke else TARGETS
     folds: list[JointFold] = []
 
     def search_seed(seed: int) -> JointFold:
-        folds.append(search(recipe, table, seed, 2 if ctx.smoke else DRAWS))
+        folds.append(search(recipe, table, seed, targets, 2 if ctx.smoke else DRAWS))
         return folds[-1]
 
     compared = compare(
@@ -150,7 +151,7 @@ def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str
         search_seed,
         seeds,
         batch=BATCH,
-        scratch=SCRATCH,
+        scratch=targets[1:2],
         scratch_draws=SCRATCH_DRAWS,
     )
 
@@ -161,14 +162,14 @@ def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str
         return 1 - parameters(subnet) / parameters(whole)
 
     extra: dict[str, Any] = compared.gains()
-    for target in TARGETS:
+    for target in targets:
         for method in compared.methods:
             name, states = f"{method.replace(' ', '_')}_{target:g}", compared.found(method, target)
             extra[f"score_{name}"] = float(np.mean([joint(s) for s in states]))
             extra[f"parameters_{name}"] = float(np.mean([parameters(s) for s in states]))
             extra[f"predicted_ms_{name}"] = float(np.mean([table(s.parts()) for s in states]))
     fold = folds[0]
-    drawn = [s for t in TARGETS for s in fold.found[RANDOM, t]]
+    drawn = [s for t in targets for s in fold.found[RANDOM, t]]
     return record(
         ctx,
         technique=ID,
@@ -213,7 +214,7 @@ def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str
                 "the same architecture trained alone, for as many epochs. The baseline is trained from scratch."
             ),
             (
-                f"Random sub-networks: {len(fold.found[RANDOM, TARGETS[0]])} for each seed and target, their mean; "
+                f"Random sub-networks: {len(fold.found[RANDOM, targets[0]])} for each seed and target, their mean; "
                 f"from scratch, the mean of the first {SCRATCH_DRAWS}."
             ),
             "The search sees validation images only; accuracies are of the test images.",
@@ -231,7 +232,7 @@ def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str
             "path_ms": tuple(table(step.state.parts()) for step in fold.path),
             "random_score": tuple(joint(s) for s in drawn),
             "random_accuracy": tuple(fold.validation[s] for s in drawn),
-            "found": "; ".join(f"{t:g}: {fold.found[GREEDY, t][0].text()}" for t in TARGETS),
+            "found": "; ".join(f"{t:g}: {fold.found[GREEDY, t][0].text()}" for t in targets),
             "moves_by_kind": compared.move_counts(),
         },
     )
@@ -251,7 +252,8 @@ FASHION = Recipe("fashion-mnist", nano(32, (2, 2, 3, 2)), images=4000, validatio
 def digits_search(ctx: Context) -> Record:
     recipe = DIGITS
     if ctx.smoke:
-        recipe = dataclasses.replace(DIGITS, space=nano(16, (1, 1, 1, 1)), images=500, validation=200, epochs=3)
+        space = dataclasses.replace(nano(16, (1, 1, 1, 1)), ratios=(1, 3))
+        recipe = dataclasses.replace(DIGITS, space=space, images=300, validation=100, epochs=3)
     return run_search(ctx, recipe, range(1 if ctx.smoke else 5), "digits-search", "Joint search on 8 x 8 digits")
 
 

@@ -242,7 +242,10 @@ FASHION = Recipe(
 
 
 def digits_slimming(ctx: Context) -> Record:
-    recipe = dataclasses.replace(DIGITS, images=500, validation=200, epochs=4) if ctx.smoke else DIGITS
+    recipe = DIGITS
+    if ctx.smoke:
+        space = dataclasses.replace(DIGITS.space, widths=(16, 32, 32, 48), depths=(1, 1, 2, 2))
+        recipe = dataclasses.replace(DIGITS, space=space, images=300, validation=100, epochs=3)
     return run_slimming(ctx, recipe, range(1 if ctx.smoke else 5), "digits-slimming", "Slimming on 8 x 8 digits")
 
 

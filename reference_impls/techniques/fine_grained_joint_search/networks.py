@@ -321,8 +321,11 @@ class Slimmable(nn.Module):
 
     def weights(self, subnet: Subnet) -> dict[str, Tensor]:
         """Parameters and buffers of a sub-network by name: views of the shared ones, and its own batch norms."""
+        return self._weights(_skeleton(self.space, subnet))
+
+    def _weights(self, network: Network) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for name, module in _skeleton(self.space, subnet).named_modules():
+        for name, module in network.named_modules():
             whole = self.largest.get_submodule(name)
             if isinstance(module, nn.BatchNorm2d) and module.num_features != whole.num_features:
                 whole = self.norms[_key(name)][str(module.num_features)]
@@ -341,7 +344,7 @@ class Slimmable(nn.Module):
         """The plain network of a choice with a copy of its weights, in eval mode."""
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are written over
             network = Network(self.space, subnet).to(self.largest.head.linear.weight.device)
-        weights = self.weights(subnet)
+        weights = self._weights(network)
         network.load_state_dict({name: weights[name] for name in network.state_dict()})
         return network.eval()
 
