@@ -151,7 +151,7 @@ with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as
 # detail that can go, not the area.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True)
 for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), strict=True):
     record = committed(scenario)
     lines = [("trained at all sizes", record.with_[:-1], "tab:blue", "o-")]
@@ -170,8 +170,8 @@ for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), str
         title=record.data.partition(":")[0], xlabel="million operations, one image", xlim=(0, None), ylim=(0, 1.05)
     )
 axes[0].set_ylabel("accuracy")
-axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-figure.tight_layout()
+figure.tight_layout(rect=(0, 0.14, 1, 1))
+figure.legend(*axes[1].get_legend_handles_labels(), frameon=False, fontsize=8, loc="lower center", ncols=3)
 plt.show()
 
 # %% [markdown]

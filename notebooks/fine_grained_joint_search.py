@@ -62,7 +62,7 @@ units = {"size": 1.0, "latency": 1.0}
 shares = np.linspace(0.2, 1, 60)
 score = [[mobile_efficiency_score({"size": s, "latency": t}, units) for s in shares] for t in shares]
 figure, axis = plt.subplots(figsize=(4.6, 3.4))
-lines = axis.contour(shares, shares, score, levels=[125, 150, 200, 300, 500, 800], cmap="viridis")
+lines = axis.contour(shares, shares, score, levels=[125, 150, 200, 300, 500, 800], colors="tab:blue")
 axis.clabel(lines, fmt="%d")
 axis.set(xlabel="size, share of the largest", ylabel="latency, share of the largest", title="mobile efficiency score")
 plt.show()

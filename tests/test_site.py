@@ -196,6 +196,11 @@ class Seen(HTMLParser):
         self.text += data
 
 
+def test_backticks_alone_make_code_of_plain_text() -> None:
+    assert markup.with_code("`a_b` of extra.c_* is <i>") == "<code>a&#95;b</code> of extra.c&#95;&#42; is &lt;i&gt;"
+    assert markup.with_code("one ` alone, &#96;b&#96;") == markup.escape("one ` alone, &#96;b&#96;")
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.sampled_from(NASTY), min_size=1, max_size=40))
 @example("--8<-- 'CITATION.cff'")

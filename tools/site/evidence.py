@@ -9,7 +9,7 @@ from itertools import groupby
 from reference_impls.accounting.record import Arm, Point, Quality, Record
 from tools.site import figures
 from tools.site.figures import Axis, Mark, Series, duration, number, quantity
-from tools.site.markup import escape, table
+from tools.site.markup import escape, table, with_code
 
 SMALL_LOSS = 0.01
 SMALL_LOSS_TEXT = "1\u00a0%"
@@ -219,7 +219,7 @@ def provenance(record: Record) -> str:
         f"Executed, and not operations by our count: {escape(', '.join(uncounted))}." if uncounted else "",
         f"Measure it again: <code>{escape(record.command)}</code>",
     ]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in record.notes)
+    notes = "".join(f"<li>{with_code(note)}</li>" for note in record.notes)
     return (
         f'<ul class="atlas-notes">{notes}</ul>' if notes else ""
     ) + f'<p class="atlas-meta">{"<br>".join(filter(None, parts))}</p>'

@@ -48,6 +48,11 @@ def escape(text: str) -> str:
     return CONTROL.sub("", text).translate(ENTITIES)
 
 
+def with_code(text: str) -> str:
+    """Plain text as `escape` gives it, but what stands between two backticks as code."""
+    return re.sub(r"&#96;(.+?)&#96;", r"<code>\1</code>", escape(text))
+
+
 def heading(text: str, level: int = 1, anchor: str = "") -> str:
     """Plain text as a Markdown heading, which stands on one line and may have an anchor of our own."""
     mark = f" {{#{anchor}}}" if anchor else ""
