@@ -75,7 +75,7 @@ plt.show()
 # rule*).
 
 # %%
-recipe = dataclasses.replace(DIGITS, space=nano(16, (1, 1, 2, 1)), images=500, validation=200, epochs=4)
+recipe = dataclasses.replace(DIGITS, space=nano(16, (1, 1, 2, 1)), images=384, validation=200, epochs=4)
 part = recipe.split(seed=0)
 supernet = recipe.supernet(part, seed=0)
 space = recipe.space

@@ -303,7 +303,7 @@ def digits_resolution(
 ) -> Record:
     """`resolution` on handwritten digits of 8 pixels, enlarged to 64."""
     x_train, y_train, x, y = images.digits()
-    n = 800 if ctx.smoke else len(x_train)
+    n, m = (400, 120) if ctx.smoke else (len(x_train), len(x))
     return resolution(
         ctx,
         technique,
@@ -311,8 +311,8 @@ def digits_resolution(
         name,
         scenario="digits-resolution",
         title=f"{name} on digits, seen at fewer pixels",
-        split=(x_train[:n], y_train[:n], x, y),
-        data=f"digits of scikit-learn, enlarged to 64 pixels: {n:,} to train, {len(x)} to test",
+        split=(x_train[:n], y_train[:n], x[:m], y[:m]),
+        data=f"digits of scikit-learn, enlarged to 64 pixels: {n:,} to train, {m} to test",
         side=64,
         epochs=2 if ctx.smoke else 12,
         seeds=(0,) if ctx.smoke else (0, 1, 2),
