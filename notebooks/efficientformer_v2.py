@@ -122,7 +122,7 @@ for size in ((224, 224), (160, 160), (96, 320)):
 # small EfficientFormerV2 on handwritten digits that were enlarged to 64 pixels, and on clothes enlarged to 96 (three
 # trainings each): only when all sizes are in the training does the network make use of what the images allow. The
 # statistics of batch norm, which the sizes share, then fit none of them well, and are worth estimating anew for the
-# size that is deployed. They do not help the network that saw one size.
+# size that is deployed. The network that saw one size they hardly help.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True)

@@ -385,7 +385,8 @@ def latency(
 ) -> Record:
     """Parameters, operations and wall-clock of whole networks on one photo, all arms in one interleaved run.
 
-    `timm`: label of a network of `own` -> name of the same network in timm, timed beside it where timm is installed.
+    `timm`: label of a network of `own` -> name of the same network in timm, timed beside it where timm is installed;
+    the ratio of the two comes from further rounds of them alone.
     """
     side = 64 if ctx.smoke else 224
     _, photos = images.photos(side)
