@@ -94,8 +94,8 @@ plt.show()
 # %%
 cost = attention_down_cost(96, 176, (14, 14))
 convolution = 9 * 96 * 176 * 49
-print(f"attention beside the convolution: {cost.operations / 1e6:.1f} M operations, {cost.parameters:,} parameters")
-print(f"the convolution of stride 2 alone: {convolution / 1e6:.1f} M operations")
+print(f"attention beside the convolution: {cost.macs / 1e6:.1f} M MACs, {cost.parameters:,} parameters")
+print(f"the convolution of stride 2 alone: {convolution / 1e6:.1f} M MACs")
 step = DualPathDownsample(96, 176, (14, 14)).eval()
 with torch.no_grad():
     print("shape:", tuple(step(torch.zeros(1, 96, 14, 14)).shape))
@@ -150,13 +150,13 @@ STYLES = {
 
 
 def curve(axis, record, title):
-    for name, points in ({"fewer queries": record.with_} | {c.name: c.points for c in record.controls}).items():
+    for name, points in ({"fewer queries": record.points} | {c.name: c.points for c in record.controls}).items():
         colour, style = STYLES[name]
-        arms = [record.baseline, *points]
-        at, quality = [arm.samples for arm in arms], [arm.quality.value for arm in arms]
+        variants = [record.baseline, *points]
+        at, quality = [variant.samples for variant in variants], [variant.quality.value for variant in variants]
         axis.plot(at, quality, style, color=colour, markersize=4, label=name)
-        if arms[0].quality.low is not None:
-            ends = ([arm.quality.low for arm in arms], [arm.quality.high for arm in arms])
+        if variants[0].quality.low is not None:
+            ends = ([variant.quality.low for variant in variants], [variant.quality.high for variant in variants])
             axis.fill_between(at, *ends, color=colour, alpha=0.12, linewidth=0)
     axis.set_xscale("log", base=2)
     axis.set(xlabel="queries or keys left", xticks=[1, 4, 16, 64], xticklabels=[1, 4, 16, 64], title=title)
@@ -183,15 +183,17 @@ for factor in (2, 4, 8):
 # convolution alone. Nothing else in these networks mixes positions.
 
 # %%
-arms = {"64 queries, 64 keys": halving.baseline, "16 queries, 64 keys": halving.with_[0]}
-arms |= {{"fewer queries and keys": "16 queries, 16 keys"}.get(c.name, c.name): c.points[0] for c in halving.controls}
+variants = {"64 queries, 64 keys": halving.baseline, "16 queries, 64 keys": halving.points[0]}
+variants |= {
+    {"fewer queries and keys": "16 queries, 16 keys"}.get(c.name, c.name): c.points[0] for c in halving.controls
+}
 figure, axis = plt.subplots(figsize=(7.5, 2.6))
-for i, arm in enumerate(arms.values()):
-    q = arm.quality
+for i, variant in enumerate(variants.values()):
+    q = variant.quality
     axis.errorbar(q.value, -i, xerr=[[q.value - q.low], [q.high - q.value]], fmt="o", color="tab:blue", capsize=3)
-    text = f"{arm.operations / 1e6:.2f} M operations, {arm.wall_ms.median:.2f} ms"
+    text = f"{variant.macs / 1e6:.2f} M MACs, {variant.wall_ms.median:.2f} ms"
     axis.annotate(text, (1.02, -i), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-axis.set(yticks=-np.arange(len(arms)), yticklabels=arms, xlabel=halving.baseline.quality.metric)
+axis.set(yticks=-np.arange(len(variants)), yticklabels=variants, xlabel=halving.baseline.quality.metric)
 figure.tight_layout()
 plt.show()
 for name, value in halving.extra.items():

@@ -124,12 +124,12 @@ plt.show()
 
 # %%
 def draw(record: Record, title: str) -> None:
-    """Accuracy against operations and against wall-clock, the controls included."""
+    """Accuracy against MACs and against wall-clock, the controls included."""
     figure, axes = plt.subplots(1, 2, sharey=True, figsize=(9, 3.9))
-    measures = (lambda arm: arm.operations / 1e6, lambda arm: arm.wall_ms.median)
+    measures = (lambda variant: variant.macs / 1e6, lambda variant: variant.wall_ms.median)
     for axis, x in zip(axes, measures, strict=True):
         for rule, marker in (("confidence", "o"), ("entropy", "s"), ("patience", "^")):
-            points = sorted((p for p in record.with_ if p.knobs["rule"] == rule), key=x)
+            points = sorted((p for p in record.points if p.knobs["rule"] == rule), key=x)
             y = np.array([p.quality.value for p in points])
             spread = [y - [p.quality.low for p in points], [p.quality.high for p in points] - y]
             axis.errorbar([x(p) for p in points], y, yerr=spread, marker=marker, label=rule, capsize=2, linewidth=1)
@@ -140,7 +140,7 @@ def draw(record: Record, title: str) -> None:
             )
         axis.plot(x(record.baseline), record.baseline.quality.value, "k*", markersize=11, label="plain network")
         axis.set_xlim(left=0)
-    axes[0].set(xlabel="million operations per sample", ylabel="accuracy")
+    axes[0].set(xlabel="million MACs per sample", ylabel="accuracy")
     axes[1].set(xlabel="wall-clock per sample in batches of 32 (ms)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False, fontsize=8)
     figure.suptitle(title, y=0.02, fontsize=9, va="bottom")
@@ -152,7 +152,7 @@ draw(fashion, "Residual CNN on Fashion-MNIST, five seeds")
 draw(mails, "MiniLM on the SpamAssassin mails, five splits")
 
 # %% [markdown]
-# In operations the rules win clearly. In time they win less on the small CNN: each exit adds several small kernels, and
+# In MACs the rules win clearly. In time they win less on the small CNN: each exit adds several small kernels, and
 # a batch that has shrunk uses the processor worse. On the mails the star is a weak baseline, because the last layer of
 # a frozen encoder is not its best one for another task; compare with *one exit for all* there.
 #
@@ -198,7 +198,7 @@ for budget, delta in ((0.01, None), (0.02, None), (0.02, 0.05)):
 # %%
 for record in (fashion, mails):
     print(record.title)
-    print("   rule         budget   certified   loss held out   loss on test [95 %]      seeds within   operations")
+    print("   rule         budget   certified   loss held out   loss on test [95 %]      seeds within   MACs")
     for rule in ("confidence", "entropy", "patience"):
         for budget, certified, _, held_out, mean, low, high, within, share in record.extra[f"calibration_{rule}"]:
             print(

@@ -81,7 +81,7 @@ dense = run_stream(net, frames)
 figure, axis = plt.subplots()
 for threshold in (0.1, 0.3, 0.8):
     with DeltaConvolution().apply(net, threshold=threshold, tile=4, min_profitable=0.0) as handle:
-        got = run_stream(handle.host, frames)
+        got = run_stream(handle.target, frames)
         found = handle.trace["layers"].values()
         saved = DeltaConvolution().saving(net, frames, handle.trace)
     share = [min(1, np.mean(layer["computed"][1:]) / layer["positions"]) for layer in found]
@@ -105,16 +105,16 @@ for name, value in (clips.redundancy.where | clips.redundancy.null).items():
 # %% [markdown]
 # ## What it costs, and what it saves
 #
-# Agreement with the dense network, against operations and against wall-clock of one CPU thread.
+# Agreement with the dense network, against MACs and against wall-clock of one CPU thread.
 
 
 # %%
 def draw(record: Record) -> None:
-    """Quality against operations and time, the controls included."""
+    """Quality against MACs and time, the controls included."""
     figure, axes = plt.subplots(1, 2, sharey=True, figsize=(9, 3.8))
-    measures = (lambda arm: arm.operations / 1e6, lambda arm: arm.wall_ms.median)
+    measures = (lambda variant: variant.macs / 1e6, lambda variant: variant.wall_ms.median)
     for axis, x in zip(axes, measures, strict=True):
-        points = sorted(record.with_, key=lambda p: p.knobs["threshold"])
+        points = sorted(record.points, key=lambda p: p.knobs["threshold"])
         axis.plot([x(p) for p in points], [p.quality.value for p in points], "o-", label="delta convolution")
         for p in points:
             axis.annotate(f"{p.knobs['threshold']:g}", (x(p), p.quality.value), fontsize=7, xytext=(3, 4),
@@ -124,7 +124,7 @@ def draw(record: Record) -> None:
                       color="gray", label=control.name)  # fmt: skip
         axis.plot(x(record.baseline), record.baseline.quality.value, "k*", markersize=11, label="dense")
         axis.set_xlim(left=0)
-    axes[0].set(xlabel="million operations a frame", ylabel="cosine of the logits")
+    axes[0].set(xlabel="million MACs a frame", ylabel="cosine of the logits")
     axes[1].set(xlabel="wall-clock a frame (ms)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 0.84))
@@ -134,19 +134,19 @@ def draw(record: Record) -> None:
 draw(clips)
 
 # %% [markdown]
-# At this resolution, 384 x 288, operations fall and time hardly does: most of the network works on maps so small that
+# At this resolution, 384 x 288, MACs fall and time hardly does: most of the network works on maps so small that
 # moving data takes as long as computing. The camera's own resolution has four times the pixels:
 
 # %%
 draw(large_clips)
 for record in (clips, large_clips):
     print(record.title)
-    for point in record.with_:
+    for point in record.points:
         threshold = point.knobs["threshold"]
         ratio, low, high = record.extra[f"speed_up value {threshold:g}"]
-        share = point.operations / record.baseline.operations
+        share = point.macs / record.baseline.macs
         print(
-            f"   threshold {threshold:<5g}{share:5.0%} of the operations, cosine {point.quality.value:.3f},"
+            f"   threshold {threshold:<5g}{share:5.0%} of the MACs, cosine {point.quality.value:.3f},"
             f" {ratio:.2f} times as fast [{low:.2f}, {high:.2f}]"
         )
 
@@ -156,12 +156,12 @@ for record in (clips, large_clips):
 # - *other clip*: with a moving camera hardly any operation is saved, and looking for changes costs time.
 # - *held results*: run the dense network on every second or fourth frame and repeat its answer. For a label of the
 #   whole picture, that is hard to beat. Delta convolution answers every frame, and moving things appear in place.
-# - *differences*: the paper's form. Equal results and operations, more memory traffic.
+# - *differences*: the paper's form. Equal results and MACs, more memory traffic.
 # - *shuffled frames*: even in random order the frames of a fixed camera share their background.
 #
 # ## One convolution at a time
 #
-# EfficientNet has few operations for each value that it moves. Ordinary 3 x 3 convolutions have many, and there the
+# EfficientNet has few MACs for each value that it moves. Ordinary 3 x 3 convolutions have many, and there the
 # tiles pay. A share of the positions changes, in one blob. A ratio above 1 is faster than the best native dense kernel.
 
 # %%

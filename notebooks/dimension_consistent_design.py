@@ -140,12 +140,14 @@ STYLES = {
 
 
 def curve(axis, record, title):
-    for name, points in ({"the first blocks": record.with_} | {c.name: c.points for c in record.controls}).items():
+    for name, points in ({"the first blocks": record.points} | {c.name: c.points for c in record.controls}).items():
         colour, style = STYLES[name]
-        arms = [record.baseline, *points]
-        axis.plot(range(5), [arm.quality.value for arm in arms], style, color=colour, markersize=4, label=name)
-        if arms[0].quality.low is not None:
-            ends = ([arm.quality.low for arm in arms], [arm.quality.high for arm in arms])
+        variants = [record.baseline, *points]
+        axis.plot(
+            range(5), [variant.quality.value for variant in variants], style, color=colour, markersize=4, label=name
+        )
+        if variants[0].quality.low is not None:
+            ends = ([variant.quality.low for variant in variants], [variant.quality.high for variant in variants])
             axis.fill_between(range(5), *ends, color=colour, alpha=0.12, linewidth=0)
     axis.set(xlabel="blocks that pool", xticks=range(5), title=title)
 
@@ -165,16 +167,16 @@ plt.show()
 # (n). `ppaa` is EfficientFormer's order.
 
 # %%
-arms = {"aaaa": placement.baseline, "ppaa": placement.with_[0], "pppp": placement.with_[1]}
-arms |= {"aapp": placement.controls[0].points[0], "nnaa": placement.controls[1].points[0]}
+variants = {"aaaa": placement.baseline, "ppaa": placement.points[0], "pppp": placement.points[1]}
+variants |= {"aapp": placement.controls[0].points[0], "nnaa": placement.controls[1].points[0]}
 figure, axis = plt.subplots(figsize=(7.5, 2.8))
-for i, (name, arm) in enumerate(arms.items()):
-    q = arm.quality
+for i, (name, variant) in enumerate(variants.items()):
+    q = variant.quality
     colour = "tab:blue" if name == "ppaa" else "tab:gray"
     axis.errorbar(q.value, -i, xerr=[[q.value - q.low], [q.high - q.value]], fmt="o", color=colour, capsize=3)
-    text = f"{arm.operations / 1e6:.2f} M operations, {arm.wall_ms.median:.2f} ms"
+    text = f"{variant.macs / 1e6:.2f} M MACs, {variant.wall_ms.median:.2f} ms"
     axis.annotate(text, (1.02, -i), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-axis.set(yticks=-np.arange(len(arms)), yticklabels=arms, xlabel=placement.baseline.quality.metric)
+axis.set(yticks=-np.arange(len(variants)), yticklabels=variants, xlabel=placement.baseline.quality.metric)
 figure.tight_layout()
 plt.show()
 
@@ -183,15 +185,15 @@ plt.show()
 #
 # Four pooling blocks as in the second stage of EfficientFormer-L1, with the same weights: on maps; on tokens, where
 # each pooling needs a map and so two changes of layout; on maps with a copy there and back in front of each block; and
-# on tokens with the layer norms that blocks on tokens have. Operations are equal to the unit.
+# on tokens with the layer norms that blocks on tokens have. MACs are equal to the unit.
 
 # %%
-arms = {"on tokens": layout.baseline, "on maps": layout.with_[0]} | {c.name: c.points[0] for c in layout.controls}
-for name, arm in arms.items():
-    w = arm.wall_ms
+variants = {"on tokens": layout.baseline, "on maps": layout.points[0]} | {c.name: c.points[0] for c in layout.controls}
+for name, variant in variants.items():
+    w = variant.wall_ms
     print(
-        f"{name:24s} {arm.operations / 1e6:.1f} M operations, {arm.bytes / 1e6:.1f} MB, {w.median:.2f} ms "
-        f"(10-90 %: {w.p10:.2f} to {w.p90:.2f}), difference of the result {arm.quality.value:.1g}"
+        f"{name:24s} {variant.macs / 1e6:.1f} M MACs, {variant.bytes / 1e6:.1f} MB, {w.median:.2f} ms "
+        f"(10-90 %: {w.p10:.2f} to {w.p90:.2f}), difference of the result {variant.quality.value:.1g}"
     )
 for name, (ratio, low, high) in layout.extra.items():
     print(
@@ -202,7 +204,7 @@ for name, (ratio, low, high) in layout.extra.items():
 # %% [markdown]
 # ## When not to use it
 #
-# - **For the sake of the pooling.** Attention last is better than attention first, for half of the operations; but here
+# - **For the sake of the pooling.** Attention last is better than attention first, for half of the MACs; but here
 #   the first blocks did better without any mixer than with pooling, and EfficientFormerV2 replaces it by a depthwise
 #   convolution.
 # - **On a finished network**, beyond a block or two: its attention was not trained to be local.

@@ -17,7 +17,7 @@
 # phone, by trusting that neighbouring pixels repeat: near the image, a plain mean over 3 x 3 neighbours mixes them, and
 # it has no parameter. Attention comes last, on 49 tokens.
 #
-# This notebook shows how much neighbours repeat, where the operations of the network go, what can be applied to a
+# This notebook shows how much neighbours repeat, where the MACs of the network go, what can be applied to a
 # finished network, and what the networks cost beside MobileNetV2 on the CPU of a PC.
 
 # %%
@@ -75,7 +75,7 @@ print("likeness of neighbouring pixels:", {name: round(value, 3) for name, value
 print("of white noise:", round(neighbour_similarity(noise).mean().item(), 3))
 
 # %% [markdown]
-# ## Where the operations go
+# ## Where the MACs go
 #
 # Three networks of one design. Nearly everything is spent in the feed-forward parts; mixing between positions takes
 # less than a tenth, because it is pooling everywhere but in the last blocks. The numbers are closed forms, and tests
@@ -86,15 +86,15 @@ figure, axis = plt.subplots(figsize=(7.5, 2.3))
 colours = ("tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:purple")
 for row, (variant, config) in enumerate(VARIANTS.items()):
     parts = cost(config)
-    whole, left = sum(part.operations for part in parts.values()), 0.0
+    whole, left = sum(part.macs for part in parts.values()), 0.0
     for (name, part), colour in zip(parts.items(), colours, strict=True):
-        share = part.operations / whole
+        share = part.macs / whole
         axis.barh(row, share, left=left, color=colour, label=name if row == 0 else None)
         if share > 0.03:
             axis.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
         left += share
-    print(f"{variant.upper()}: {sum(p.parameters for p in parts.values()):,} parameters, {whole:,} operations")
-axis.set(yticks=range(3), yticklabels=[v.upper() for v in VARIANTS], xlabel="share of the operations", xlim=(0, 1))
+    print(f"{variant.upper()}: {sum(p.parameters for p in parts.values()):,} parameters, {whole:,} MACs")
+axis.set(yticks=range(3), yticklabels=[v.upper() for v in VARIANTS], xlabel="share of the MACs", xlim=(0, 1))
 axis.invert_yaxis()
 axis.legend(frameon=False, ncols=5, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.3))
 figure.tight_layout()
@@ -118,7 +118,7 @@ with torch.no_grad():
     difference = (deployed(photo) - logits).abs().max() / logits.abs().max()
     maps = network.forward_stages(photo)
 print("stages:", [tuple(x.shape[1:]) for x in maps])
-print(f"counted operations: {tally.operations:,}")
+print(f"counted MACs: {tally.macs:,}")
 for name, model in (("as trained", network), ("deployed", deployed)):
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters")
 print(f"difference of the logits: {difference:.1e} of the largest")
@@ -137,9 +137,9 @@ coarse = torch.nn.functional.interpolate(coarse, size=(128, 128), mode="bilinear
 fine = torch.nn.functional.interpolate(photos[:2], size=(128, 128), mode="bilinear", antialias=True)
 with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as handle:
     for name, x in (("blurred photos", coarse), ("photos", fine), ("white noise", noise[:2, :, :128, :128])):
-        handle.host(x)
+        handle.target(x)
         seen = handle.trace
-        print(f"{name}: seen at {seen['size'][0]} pixels, {seen['operations']:,} operations an image")
+        print(f"{name}: seen at {seen['size'][0]} pixels, {seen['macs']:,} MACs an image")
 
 # %% [markdown]
 # Does the network still answer rightly? Below, a small EfficientFormer on handwritten digits that were enlarged to 64
@@ -154,7 +154,7 @@ with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True)
 for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), strict=True):
     record = committed(scenario)
-    lines = [("trained at all sizes", record.with_[:-1], "tab:blue", "o-")]
+    lines = [("trained at all sizes", record.points[:-1], "tab:blue", "o-")]
     lines += [
         (control.name, control.points, colour, "s--")
         for control, colour in zip(record.controls, ("tab:cyan", "tab:orange", "tab:green", "tab:olive"), strict=True)
@@ -162,13 +162,11 @@ for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), str
     for name, points, colour, style in lines:
         quality = [p.quality for p in points]
         bars = [[q.value - q.low for q in quality], [q.high - q.value for q in quality]]
-        cost_of = [p.operations / 1e6 for p in points]
+        cost_of = [p.macs / 1e6 for p in points]
         axis.errorbar(cost_of, [q.value for q in quality], bars, fmt=style, color=colour, capsize=3, label=name)
     base = record.baseline
-    axis.plot(base.operations / 1e6, base.quality.value, "*k", markersize=10, label="one size, the largest")
-    axis.set(
-        title=record.data.partition(":")[0], xlabel="million operations, one image", xlim=(0, None), ylim=(0, 1.05)
-    )
+    axis.plot(base.macs / 1e6, base.quality.value, "*k", markersize=10, label="one size, the largest")
+    axis.set(title=record.data.partition(":")[0], xlabel="million MACs, one image", xlim=(0, None), ylim=(0, 1.05))
 axes[0].set_ylabel("accuracy")
 figure.tight_layout(rect=(0, 0.14, 1, 1))
 figure.legend(*axes[1].get_legend_handles_labels(), frameon=False, fontsize=8, loc="lower center", ncols=3)
@@ -178,22 +176,24 @@ plt.show()
 # ## Beside MobileNetV2
 #
 # "At MobileNet speed" was said of an iPhone 12 and Apple's compiler, CoreML. On one thread of this CPU
-# (below) it is not so, neither operator by operator nor compiled. Left against operations, right against parameters.
+# (below) it is not so, neither operator by operator nor compiled. Left against MACs, right against parameters.
 
 # %%
 record = committed("latency-224")
-arms = [(p.knobs["model"], p.knobs["form"], p, "tab:blue") for p in record.with_]
+variants = [(p.knobs["model"], p.knobs["form"], p, "tab:blue") for p in record.points]
 for control in record.controls:
-    arms += [(p.knobs["model"], p.knobs["form"], p, "tab:orange") for p in control.points if "timm" not in control.name]
+    variants += [
+        (p.knobs["model"], p.knobs["form"], p, "tab:orange") for p in control.points if "timm" not in control.name
+    ]
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
-for model, form, point, colour in arms:
-    for axis, x in ((axes[0], point.operations / 1e9), (axes[1], point.quality.value)):
+for model, form, point, colour in variants:
+    for axis, x in ((axes[0], point.macs / 1e9), (axes[1], point.quality.value)):
         marker = "o" if form == "compiled" else "x"
         axis.plot(x, point.wall_ms.median, marker, color=colour)
         if form == "compiled":
             label = model.replace("EfficientFormer", "EF").replace("MobileNetV2", "MNv2")
             axis.annotate(label, (x, point.wall_ms.median), xytext=(4, -9), textcoords="offset points", fontsize=8)
-axes[0].set(xlabel="billion operations", ylabel="ms for one image, one thread", xlim=(0, None), ylim=(0, None))
+axes[0].set(xlabel="billion MACs", ylabel="ms for one image, one thread", xlim=(0, None), ylim=(0, None))
 axes[1].set(xlabel="million parameters, deployed", xlim=(0, None))
 for marker, form in (("o", "compiled"), ("x", "eager")):
     axes[1].plot([], [], marker, color="black", label=form)

@@ -18,7 +18,7 @@
 # ran there; it runs on half the resolution, and its result is interpolated. The bet on the data: neighbours repeat,
 # and what attention adds is smooth.
 #
-# This notebook shows where the operations go, what the stride of attention is worth, how one set of weights takes other
+# This notebook shows where the MACs go, what the stride of attention is worth, how one set of weights takes other
 # sizes, and what the networks cost beside MobileNetV2 on the CPU of a PC.
 
 # %%
@@ -46,9 +46,9 @@ def committed(scenario):
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
 
 # %% [markdown]
-# ## Where the operations go
+# ## Where the MACs go
 #
-# Mixing by attention takes a fifth to a quarter of the operations, although all of it runs on 49 tokens. The numbers
+# Mixing by attention takes a fifth to a quarter of the MACs, although all of it runs on 49 tokens. The numbers
 # are closed forms, and tests hold them equal, to the unit, to what the counter of the atlas sees.
 
 # %%
@@ -56,15 +56,15 @@ figure, axis = plt.subplots(figsize=(7.5, 2.8))
 colours = ("tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 for row, (variant, config) in enumerate(VARIANTS.items()):
     parts = cost(config)
-    whole, left = sum(part.operations for part in parts.values()), 0.0
+    whole, left = sum(part.macs for part in parts.values()), 0.0
     for (name, part), colour in zip(parts.items(), colours, strict=True):
-        share = part.operations / whole
+        share = part.macs / whole
         axis.barh(row, share, left=left, color=colour, label=name if row == 0 else None)
         if share > 0.03:
             axis.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
         left += share
-    print(f"{variant.upper()}: {sum(p.parameters for p in parts.values()):,} parameters, {whole:,} operations")
-axis.set(yticks=range(4), yticklabels=[v.upper() for v in VARIANTS], xlabel="share of the operations", xlim=(0, 1))
+    print(f"{variant.upper()}: {sum(p.parameters for p in parts.values()):,} parameters, {whole:,} MACs")
+axis.set(yticks=range(4), yticklabels=[v.upper() for v in VARIANTS], xlabel="share of the MACs", xlim=(0, 1))
 axis.invert_yaxis()
 axis.legend(frameon=False, ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.35))
 figure.tight_layout()
@@ -74,7 +74,7 @@ plt.show()
 # ## What the stride of attention is worth
 #
 # One attention block of S0 at stride 16, on a map of 14 x 14: with a stride of 2, products between queries and keys
-# fall sixteen-fold, and the block's operations to less than a third. Published, the projection behind attention runs on
+# fall sixteen-fold, and the block's MACs to less than a third. Published, the projection behind attention runs on
 # the interpolated map, where three of four pixels are interpolated ones; in front of the interpolation it would cost a
 # quarter (the activation in between makes it another network, to be trained anew).
 
@@ -91,12 +91,12 @@ networks = {
 }
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.2), sharey=True)
 for name, block in blocks.items():
-    whole = sum(part.operations for part in cost(networks[name]).values())
-    for axis, value in ((axes[0], block.operations / 1e6), (axes[1], whole / 1e6)):
+    whole = sum(part.macs for part in cost(networks[name]).values())
+    for axis, value in ((axes[0], block.macs / 1e6), (axes[1], whole / 1e6)):
         axis.barh(name, value, color="tab:orange" if axis is axes[0] else "tab:blue")
         axis.text(value, name, f" {value:.1f}", va="center", fontsize=8)
-axes[0].set(xlabel="million operations, one block", xlim=(0, 125))
-axes[1].set(xlabel="million operations, S0", xlim=(0, 640))
+axes[0].set(xlabel="million MACs, one block", xlim=(0, 125))
+axes[1].set(xlabel="million MACs, S0", xlim=(0, 640))
 axes[0].invert_yaxis()
 figure.tight_layout()
 plt.show()
@@ -128,7 +128,7 @@ for size in ((224, 224), (160, 160), (96, 320)):
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True)
 for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), strict=True):
     record = committed(scenario)
-    lines = [("trained at all sizes", record.with_[:-1], "tab:blue", "o-")]
+    lines = [("trained at all sizes", record.points[:-1], "tab:blue", "o-")]
     lines += [
         (control.name, control.points, colour, "s--")
         for control, colour in zip(record.controls, ("tab:cyan", "tab:orange", "tab:green", "tab:olive"), strict=True)
@@ -136,13 +136,11 @@ for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), str
     for name, points, colour, style in lines:
         quality = [p.quality for p in points]
         bars = [[q.value - q.low for q in quality], [q.high - q.value for q in quality]]
-        cost_of = [p.operations / 1e6 for p in points]
+        cost_of = [p.macs / 1e6 for p in points]
         axis.errorbar(cost_of, [q.value for q in quality], bars, fmt=style, color=colour, capsize=3, label=name)
     base = record.baseline
-    axis.plot(base.operations / 1e6, base.quality.value, "*k", markersize=10, label="one size, the largest")
-    axis.set(
-        title=record.data.partition(":")[0], xlabel="million operations, one image", xlim=(0, None), ylim=(0, 1.05)
-    )
+    axis.plot(base.macs / 1e6, base.quality.value, "*k", markersize=10, label="one size, the largest")
+    axis.set(title=record.data.partition(":")[0], xlabel="million MACs, one image", xlim=(0, None), ylim=(0, 1.05))
 axes[0].set_ylabel("accuracy")
 figure.tight_layout(rect=(0, 0.14, 1, 1))
 figure.legend(*axes[1].get_legend_handles_labels(), frameon=False, fontsize=8, loc="lower center", ncols=3)
@@ -155,12 +153,12 @@ plt.show()
 technique = EfficientFormerV2Technique()
 model = build("s0").eval()
 with torch.no_grad(), technique.apply(model, scale=0.5) as handle:
-    logits = handle.host(x)
+    logits = handle.target(x)
     print(
         "seen at",
         handle.trace["size"],
         "with",
-        f"{handle.trace['operations']:,} operations; logits",
+        f"{handle.trace['macs']:,} MACs; logits",
         tuple(logits.shape),
     )
 found = technique.measure(model, x)
@@ -170,24 +168,26 @@ print({name: round(value, 2) for name, value in found.where.items()}, "(random w
 # %% [markdown]
 # ## Beside MobileNetV2
 #
-# S0 has about MobileNetV2's number of parameters and a third more operations. On one thread of this CPU it takes
+# S0 has about MobileNetV2's number of parameters and a third more MACs. On one thread of this CPU it takes
 # longer, both operator by operator and compiled; on an iPhone 12, its authors measured otherwise. A
 # statement about speed needs the device and the compiler in it.
 
 # %%
 record = committed("latency-224")
-arms = [(p.knobs["model"], p.knobs["form"], p, "tab:blue") for p in record.with_]
+variants = [(p.knobs["model"], p.knobs["form"], p, "tab:blue") for p in record.points]
 for control in record.controls:
-    arms += [(p.knobs["model"], p.knobs["form"], p, "tab:orange") for p in control.points if "timm" not in control.name]
+    variants += [
+        (p.knobs["model"], p.knobs["form"], p, "tab:orange") for p in control.points if "timm" not in control.name
+    ]
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
-for model, form, point, colour in arms:
-    for axis, value in ((axes[0], point.operations / 1e9), (axes[1], point.quality.value)):
+for model, form, point, colour in variants:
+    for axis, value in ((axes[0], point.macs / 1e9), (axes[1], point.quality.value)):
         marker = "o" if form == "compiled" else "x"
         axis.plot(value, point.wall_ms.median, marker, color=colour)
         if form == "compiled":
             label = model.replace("EfficientFormer", "EF").replace("MobileNetV2", "MNv2")
             axis.annotate(label, (value, point.wall_ms.median), xytext=(4, -9), textcoords="offset points", fontsize=8)
-axes[0].set(xlabel="billion operations", ylabel="ms for one image, one thread", xlim=(0, None), ylim=(0, None))
+axes[0].set(xlabel="billion MACs", ylabel="ms for one image, one thread", xlim=(0, None), ylim=(0, None))
 axes[1].set(xlabel="million parameters, deployed", xlim=(0, None))
 for marker, form in (("o", "compiled"), ("x", "eager")):
     axes[1].plot([], [], marker, color="black", label=form)
@@ -203,6 +203,6 @@ for key, (ratio, low, high) in record.extra.items():
 # ## When not to use it
 #
 # - **On a CPU, for speed.** Depthwise convolutions, small attention maps and interpolation move much memory for few
-#   operations.
+#   MACs.
 # - **At other resolutions, untrained.** The biases stretch; what the network knows of scale does not.
 # - **For the published accuracy, from random weights.** It was reached with a teacher and 300 or 450 epochs.

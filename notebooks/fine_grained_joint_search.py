@@ -81,7 +81,7 @@ supernet = recipe.supernet(part, seed=0)
 space = recipe.space
 for name, subnet in (("largest", space.largest()), ("smallest", space.smallest())):
     total = space.total(subnet)
-    print(f"{name:8} {subnet.text()}: {total.parameters:,} parameters, {total.operations:,} operations")
+    print(f"{name:8} {subnet.text()}: {total.parameters:,} parameters, {total.macs:,} MACs")
 
 # %% [markdown]
 # Are batch norms by width enough? A layer's statistics depend on the layers in front of it as well, and those choose
@@ -104,11 +104,11 @@ plt.show()
 # %% [markdown]
 # ## The walk
 #
-# Every move of the frontier is evaluated; the cheapest is made. The table here holds operations, to give the same path
+# Every move of the frontier is evaluated; the cheapest is made. The table here holds MACs, to give the same path
 # everywhere.
 
 # %%
-efficiency = Efficiency.of(space, space.operations_table())
+efficiency = Efficiency.of(space, space.macs_table())
 frontier = list(moves(space, space.largest()))
 print(f"{len(frontier)} moves from the largest network: {', '.join(name for name, _ in frontier)}\n")
 path = joint_search(supernet, efficiency, Trial(supernet.extract, supernet.search), target=250)
@@ -133,15 +133,15 @@ left.minorticks_off()
 left.legend(frameon=False, fontsize=8)
 
 
-def inherited(arms):
-    return [p for p in arms if p.knobs["weights"] == "inherited"]
+def inherited(variants):
+    return [p for p in variants if p.knobs["weights"] == "inherited"]
 
 
 names = ["greedy", *(control.name for control in record.controls)]
-for shift, name, arms in zip(
-    np.linspace(0.94, 1.06, len(names)), names, (record.with_, *(c.points for c in record.controls)), strict=True
+for shift, name, variants in zip(
+    np.linspace(0.94, 1.06, len(names)), names, (record.points, *(c.points for c in record.controls)), strict=True
 ):
-    shown = inherited(arms)
+    shown = inherited(variants)
     accuracy = np.array([p.quality.value for p in shown])
     low = np.array([p.quality.low if p.quality.low is not None else p.quality.value for p in shown])
     style = "o-" if name == "greedy" else "x--"
@@ -208,16 +208,16 @@ print("found by the first seed:", extra["found"])
 
 # %%
 rows = [("largest", record.baseline)]
-rows += [(f"greedy, score x {p.knobs['target']:g}", p) for p in record.with_ if p.knobs["weights"] == "from scratch"]
+rows += [(f"greedy, score x {p.knobs['target']:g}", p) for p in record.points if p.knobs["weights"] == "from scratch"]
 rows += [
     (f"random, score x {p.knobs['target']:g}", p)
     for p in record.controls[0].points
     if p.knobs["weights"] == "from scratch"
 ]
-for name, arm in rows:
-    q = arm.quality
-    print(f"{name:20} {q.value:.4f} [{q.low:.4f}, {q.high:.4f}], {arm.operations / 1e3:6.0f} kMACs, "
-          f"{1000 * arm.wall_ms.median:5.0f} us an image")  # fmt: skip
+for name, variant in rows:
+    q = variant.quality
+    print(f"{name:20} {q.value:.4f} [{q.low:.4f}, {q.high:.4f}], {variant.macs / 1e3:6.0f} kMACs, "
+          f"{1000 * variant.wall_ms.median:5.0f} us an image")  # fmt: skip
 
 # %% [markdown]
 # ## How redundant the parts are

@@ -77,13 +77,13 @@ for (stage, index), score in importance(supernet.probabilities()).items():
     print(f"stage {stage + 1} position {index + 1}: blocks {score:.2f} times as likely as nothing")
 
 # %% [markdown]
-# Now the walk. To give the same path everywhere, the table here holds operations, not milliseconds.
+# Now the walk. To give the same path everywhere, the table here holds MACs, not milliseconds.
 
 # %%
 space = recipe.space
 path = slim(
     supernet,
-    space.operations_table(),
+    space.macs_table(),
     Trial(lambda architecture: supernet.extract(architecture).to(memory_format=LAST), supernet.search),
     target=0.25,
 )
@@ -110,9 +110,7 @@ def draw_path(axis, cost, accuracy, moves):
 
 figure, axis = plt.subplots(figsize=(6.5, 3.4))
 draw_path(axis, [-s.benefit / 1e6 for s in path], [s.quality for s in path], [s.move for s in path[1:]])
-axis.set(
-    xlabel="million operations per image", ylabel="accuracy, validation", title="digits, the walk from right to left"
-)
+axis.set(xlabel="million MACs per image", ylabel="accuracy, validation", title="digits, the walk from right to left")
 plt.show()
 
 # %% [markdown]
@@ -138,8 +136,8 @@ print("moves, over all seeds:", extra["moves_by_kind"])
 # %% [markdown]
 # ## Does it beat slimming at random?
 #
-# The controls end at the same predicted latency: *random slimming* draws its moves; *operations for latency* makes the
-# same walk, told operations in the place of milliseconds; *importance shuffled* deals the learned importance out to
+# The controls end at the same predicted latency: *random slimming* draws its moves; *MACs for latency* makes the
+# same walk, told MACs in the place of milliseconds; *importance shuffled* deals the learned importance out to
 # other positions. Differences are paired by seed, in points of test accuracy, with 95 % intervals.
 
 
@@ -149,19 +147,17 @@ def points(which, weights="inherited"):
 
 
 figure, axis = plt.subplots(figsize=(7, 3.8))
-for name, arms, style in (
-    ("greedy", record.with_, "o-"),
+for name, variants, style in (
+    ("greedy", record.points, "o-"),
     *(
         (control.name, control.points, style)
         for control, style in zip(record.controls, ("x--", "v:", "s:"), strict=True)
     ),
 ):
-    shown = points(arms)
+    shown = points(variants)
     accuracy = np.array([p.quality.value for p in shown])
     low = np.array([p.quality.low if p.quality.low is not None else p.quality.value for p in shown])
-    shift = {"greedy": 0, "random slimming": 0.006, "operations for latency": -0.006, "importance shuffled": 0.012}[
-        name
-    ]
+    shift = {"greedy": 0, "random slimming": 0.006, "MACs for latency": -0.006, "importance shuffled": 0.012}[name]
     axis.errorbar(
         [p.knobs["target"] + shift for p in shown], accuracy, accuracy - low, fmt=style, capsize=2, label=name
     )
@@ -179,17 +175,17 @@ for name, (gain, low, high) in ((n, v) for n, v in extra.items() if n.startswith
 
 # %% [markdown]
 # From scratch, every network trained alone, the lead over random is no longer beyond doubt. The slimmed network is as
-# good as the whole one at half of its operations:
+# good as the whole one at half of its MACs:
 
 # %%
-for name, arms in (("greedy", record.with_), ("random", record.controls[0].points)):
-    for p in points(arms, "from scratch"):
+for name, variants in (("greedy", record.points), ("random", record.controls[0].points)):
+    for p in points(variants, "from scratch"):
         q = p.quality
         print(f"{name:8} target {p.knobs['target']:g}: {q.value:.4f} [{q.low:.4f}, {q.high:.4f}], "
-              f"{p.operations / 1e6:.2f} MMACs, {p.wall_ms.median:.3f} ms an image")  # fmt: skip
+              f"{p.macs / 1e6:.2f} MMACs, {p.wall_ms.median:.3f} ms an image")  # fmt: skip
 base = record.baseline
 print(f"whole network    : {base.quality.value:.4f} [{base.quality.low:.4f}, {base.quality.high:.4f}], "
-      f"{base.operations / 1e6:.2f} MMACs, {base.wall_ms.median:.3f} ms an image")  # fmt: skip
+      f"{base.macs / 1e6:.2f} MMACs, {base.wall_ms.median:.3f} ms an image")  # fmt: skip
 
 # %% [markdown]
 # ## How redundant the blocks are

@@ -49,7 +49,7 @@ plt.rcParams.update({"figure.figsize": (9, 3.6), "axes.spines.top": False, "axes
 data = embedded_mails(Context())
 labels, _ = k_means(data.z, seed=0, threads=1)
 handle = SemanticDeduplication().apply(data.mails, embeddings=data.z, labels=labels, epsilon=0.05)
-print(f"{len(data.mails)} mails, {len(handle.host)} kept")
+print(f"{len(data.mails)} mails, {len(handle.target)} kept")
 
 # %% [markdown]
 # Below is a mail beside its nearest twin. A hash cannot see that they are the same: the words differ here and there.
@@ -131,15 +131,15 @@ print(f"{found.measure}: {found.value:.3f}", {name: round(value, 3) for name, va
 # random splits. Beside it: the same network trained on as many mails that were left **at random**.
 
 # %%
-arms = {"semantic deduplication": full.with_, **{control.name: control.points for control in full.controls[:2]}}
+variants = {"semantic deduplication": full.points, **{control.name: control.points for control in full.controls[:2]}}
 axes_of = {
-    "training mails": lambda arm: arm.samples,
-    "operations (10$^9$)": lambda arm: arm.operations / 1e9,
-    "wall-clock (s)": lambda arm: arm.wall_ms.median / 1e3,
+    "training mails": lambda variant: variant.samples,
+    "MACs (10$^9$)": lambda variant: variant.macs / 1e9,
+    "wall-clock (s)": lambda variant: variant.wall_ms.median / 1e3,
 }
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.8), sharey=True)
 for axis, (label, x) in zip(axes, axes_of.items(), strict=True):
-    for (name, points), marker in zip(arms.items(), "os^", strict=True):
+    for (name, points), marker in zip(variants.items(), "os^", strict=True):
         y = np.array([point.quality.value for point in points])
         spread = [y - [p.quality.low for p in points], [p.quality.high for p in points] - y]
         axis.errorbar([x(point) for point in points], y, yerr=spread, marker=marker, label=name, capsize=2, linewidth=1)
@@ -165,12 +165,12 @@ for epsilon, kept, mean, low, high, ours, at_random in zip(
 print(f"Test mails with a near-duplicate among the training mails: {full.extra['leaked_test_share']:.1%}")
 
 # %% [markdown]
-# Operations and wall-clock hold matching and k-means. **The embedding is not in these arms.** It is made once, but it
+# MACs and wall-clock hold matching and k-means. **The embedding is not in these arms.** It is made once, but it
 # costs far more than training this small network:
 
 # %%
 for name in ("training", "matching", "k_means", "embedding"):
-    print(f"{name:>9}: {full.extra[f'{name}_operations'] / 1e9:10.1f} x 10^9 operations")
+    print(f"{name:>9}: {full.extra[f'{name}_macs'] / 1e9:10.1f} x 10^9 MACs")
 
 # %% [markdown]
 # So here the technique costs more than it saves. It pays before an expensive training. One step of training costs about
@@ -204,7 +204,7 @@ plt.show()
 
 # %%
 print("planted   removed   found   (epsilon 0.05)")
-for point in planted.with_:
+for point in planted.points:
     if point.knobs["epsilon"] == 0.05:
         print(f"{point.knobs['rate']:7.0%} {point.redundancy:9.1%} {point.quality.value:7.1%}")
 
@@ -213,12 +213,12 @@ for point in planted.with_:
 # pairs. Its worth grows with the square of the data set. Both figures of "inside clusters" include k-means.
 
 # %%
-inside = planted.with_[0]
-for name, arm in (("all pairs", planted.baseline), ("inside clusters", inside)):
-    print(f"{name:>15}: {arm.operations / 1e9:6.3f} x 10^9 operations, {arm.wall_ms.median:6.0f} ms")
+inside = planted.points[0]
+for name, variant in (("all pairs", planted.baseline), ("inside clusters", inside)):
+    print(f"{name:>15}: {variant.macs / 1e9:6.3f} x 10^9 MACs, {variant.wall_ms.median:6.0f} ms")
 loss = (
     planted.baseline.quality.value
-    - next(p for p in planted.with_ if p.knobs == {"epsilon": 0.05, "rate": 0.4}).quality.value
+    - next(p for p in planted.points if p.knobs == {"epsilon": 0.05, "rate": 0.4}).quality.value
 )
 print(f"planted duplicates lost between clusters at epsilon 0.05: {loss:.1%}")
 

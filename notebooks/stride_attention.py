@@ -175,13 +175,13 @@ STYLES = {
 
 
 def curve(axis, record, title):
-    for name, points in ({"stride attention": record.with_} | {c.name: c.points for c in record.controls}).items():
+    for name, points in ({"stride attention": record.points} | {c.name: c.points for c in record.controls}).items():
         colour, style = STYLES[name]
-        arms = [record.baseline, *points]
-        at, quality = [arm.samples for arm in arms], [arm.quality.value for arm in arms]
+        variants = [record.baseline, *points]
+        at, quality = [variant.samples for variant in variants], [variant.quality.value for variant in variants]
         axis.plot(at, quality, style, color=colour, markersize=4, label=name)
-        if arms[0].quality.low is not None:
-            ends = ([arm.quality.low for arm in arms], [arm.quality.high for arm in arms])
+        if variants[0].quality.low is not None:
+            ends = ([variant.quality.low for variant in variants], [variant.quality.high for variant in variants])
             axis.fill_between(at, *ends, color=colour, alpha=0.12, linewidth=0)
     axis.set_xscale("log", base=2)
     axis.set(xlabel="tokens that attend", xticks=[1, 4, 16, 64], xticklabels=[1, 4, 16, 64], title=title)
@@ -190,7 +190,7 @@ def curve(axis, record, title):
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), width_ratios=(1.3, 1.3, 1))
 curve(axes[0], tokens, f"full record ({len(tokens.seeds)} trainings)")
 curve(axes[1], tokens, "the same, enlarged")
-low = min(p.quality.value for p in (*tokens.with_, *tokens.controls[0].points))
+low = min(p.quality.value for p in (*tokens.points, *tokens.controls[0].points))
 axes[1].set_ylim(low - 0.02, tokens.baseline.quality.value + 0.02)
 curve(axes[2], run_tokens(Context()), "run now (1 seed)")
 axes[0].set_ylabel(tokens.baseline.quality.metric)
@@ -214,20 +214,20 @@ NAMES = {"stride 1": "attention, 64", "stride 2": "attention, 16", "stride 4": "
 
 
 def bars(axis, record, title):
-    arms = (
+    variants = (
         {"attention, 64": record.baseline}
-        | {f"attention, {p.samples}": p for p in record.with_}
+        | {f"attention, {p.samples}": p for p in record.points}
         | {c.name.removeprefix("mixer "): c.points[0] for c in record.controls}
     )
-    for i, (name, arm) in enumerate(arms.items()):
-        q = arm.quality
+    for i, (name, variant) in enumerate(variants.items()):
+        q = variant.quality
         colour = "tab:blue" if name.startswith("attention") else "tab:gray"
         axis.errorbar(q.value, -i, xerr=[[q.value - q.low], [q.high - q.value]], fmt="o", color=colour, capsize=3)
         axis.annotate(
-            f"{arm.operations / 1e6:.2f} M", (1.02, -i), xycoords=("axes fraction", "data"), va="center", fontsize=8
+            f"{variant.macs / 1e6:.2f} M", (1.02, -i), xycoords=("axes fraction", "data"), va="center", fontsize=8
         )
-    axis.set(yticks=-np.arange(len(arms)), yticklabels=arms, xlabel=record.baseline.quality.metric, title=title)
-    axis.annotate("operations", (1.02, 0.7), xycoords=("axes fraction", "data"), fontsize=8)
+    axis.set(yticks=-np.arange(len(variants)), yticklabels=variants, xlabel=record.baseline.quality.metric, title=title)
+    axis.annotate("macs", (1.02, 0.7), xycoords=("axes fraction", "data"), fontsize=8)
 
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
@@ -243,18 +243,16 @@ plt.show()
 # interpolation; only the GELU in between does not. So the projection may as well come first:
 
 # %%
-s0, first = order.extra["s0_operations"]
+s0, first = order.extra["s0_macs"]
 ratio, low, high = order.extra["s0_speed_up"]
-print(
-    f"S0: {s0 / 1e6:.1f} M operations as published, {first / 1e6:.1f} M projecting first ({1 - first / s0:.1%} fewer)"
-)
+print(f"S0: {s0 / 1e6:.1f} M MACs as published, {first / 1e6:.1f} M projecting first ({1 - first / s0:.1%} fewer)")
 print(f"S0: {ratio:.3f} times as fast (95 %: {low:.3f} to {high:.3f}), one thread, one image")
-for name, arm in (
+for name, variant in (
     ("published order", order.baseline),
-    ("trained projecting first", order.with_[0]),
+    ("trained projecting first", order.points[0]),
     ("swapped without training", order.controls[0].points[0]),
 ):
-    print(f"{name}: {arm.quality.value:.3f} filled in, {arm.operations / 1e6:.2f} M operations")
+    print(f"{name}: {variant.quality.value:.3f} filled in, {variant.macs / 1e6:.2f} M MACs")
 print("difference of the trained ones, seed by seed (mean, 95 %):", np.round(order.extra["paired_projected_first"], 4))
 
 # %% [markdown]
@@ -265,18 +263,14 @@ print("difference of the trained ones, seed by seed (mean, 95 %):", np.round(ord
 
 # %%
 for stride in (1, 2):
-    print(
-        f"block, stride {stride}: {map_attention_cost(96, (14, 14), stride=stride).operations / 1e6:.1f} M operations"
-    )
+    print(f"block, stride {stride}: {map_attention_cost(96, (14, 14), stride=stride).macs / 1e6:.1f} M MACs")
 print(
-    f"S0 at full resolution: {clock.baseline.operations / 1e6:.0f} M operations, "
+    f"S0 at full resolution: {clock.baseline.macs / 1e6:.0f} M MACs, "
     f"{clock.baseline.wall_ms.median:.1f} ms, {clock.machine.cpu}"
 )
-for point, (stride, ratio, low, high) in zip(clock.with_, clock.extra["speed_up"], strict=True):
-    fewer = clock.baseline.operations / point.operations
-    print(
-        f"  stride {stride:.0f}: {fewer:.2f} x fewer operations, {ratio:.2f} x faster (95 %: {low:.2f} to {high:.2f})"
-    )
+for point, (stride, ratio, low, high) in zip(clock.points, clock.extra["speed_up"], strict=True):
+    fewer = clock.baseline.macs / point.macs
+    print(f"  stride {stride:.0f}: {fewer:.2f} x fewer MACs, {ratio:.2f} x faster (95 %: {low:.2f} to {high:.2f})")
 
 # %% [markdown]
 # ## When not to use it
@@ -284,5 +278,5 @@ for point, (stride, ratio, low, high) in zip(clock.with_, clock.extra["speed_up"
 # - **Every position has its own result.** Filling in patches loses by the stride; telling classes apart, where all
 #   positions are averaged in the end, does not. There the strided networks even learned better.
 # - **On a network that was not trained so.** Keep the local values at full resolution, and expect a loss.
-# - **For the count of operations.** The block of S0 falls to 29 % of its operations, and the network's time by a tenth:
+# - **For the count of MACs.** The block of S0 falls to 29 % of its MACs, and the network's time by a tenth:
 #   the other layers stay, and so does the projection on the interpolated map.

@@ -167,7 +167,7 @@ plt.show()
 # ## What it costs, and what it saves
 #
 # First the digits, run now in the small ("smoke") budget; then the records of the full runs on digits and photos.
-# Left against operations, right against wall-clock; up and to the left is better. The controls lose as many tokens:
+# Left against MACs, right against wall-clock; up and to the left is better. The controls lose as many tokens:
 # merged with a partner drawn at random, or thrown away at random.
 
 # %%
@@ -183,8 +183,8 @@ STYLES = {
 
 
 def trade_off(axes, record, title):
-    costs = (lambda arm: arm.operations / 1e6, lambda arm: arm.wall_ms.median)
-    for name, points in ({"token merging": record.with_} | {c.name: c.points for c in record.controls}).items():
+    costs = (lambda variant: variant.macs / 1e6, lambda variant: variant.wall_ms.median)
+    for name, points in ({"token merging": record.points} | {c.name: c.points for c in record.controls}).items():
         colour, style = STYLES[name]
         quality = [p.quality.value for p in points]
         for axis, cost in zip(axes, costs, strict=True):
@@ -196,7 +196,7 @@ def trade_off(axes, record, title):
         axis.plot(cost(record.baseline), record.baseline.quality.value, "*k", markersize=10, label="dense")
         axis.set_xlim(left=0)
         axis.set_title(title, fontsize=9)
-    axes[0].set(xlabel=f"million operations, {record.unit.split(',')[0]}", ylabel=record.baseline.quality.metric)
+    axes[0].set(xlabel=f"million MACs, {record.unit.split(',')[0]}", ylabel=record.baseline.quality.metric)
     axes[1].set(xlabel=f"milliseconds, {record.unit}")
 
 
@@ -209,7 +209,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Operations always fall as the closed form says. Time falls with them only where the blocks are wide: width 384 on the
+# MACs always fall as the closed form says. Time falls with them only where the blocks are wide: width 384 on the
 # photos. At width 32, comparing and moving tokens costs about what the narrow blocks save.
 #
 # That is what the bench measures on a plain ViT-S/16 at 224 pixels, one thread, against the same model with fused
@@ -219,9 +219,9 @@ plt.show()
 for scenario in ("vit-small-latency", "vit-small-latency-batch-1"):
     record = committed(scenario)
     print(f"{record.unit}, dense {record.baseline.wall_ms.median:.0f} ms; {record.machine.cpu}")
-    for point, (r, ratio, low, high) in zip(record.with_, record.extra["speed_up"], strict=True):
-        fewer = record.baseline.operations / point.operations
-        print(f"  r = {r:2.0f}: {fewer:.2f} x fewer operations, {ratio:.2f} x faster (95 %: {low:.2f} to {high:.2f})")
+    for point, (r, ratio, low, high) in zip(record.points, record.extra["speed_up"], strict=True):
+        fewer = record.baseline.macs / point.macs
+        print(f"  r = {r:2.0f}: {fewer:.2f} x fewer MACs, {ratio:.2f} x faster (95 %: {low:.2f} to {high:.2f})")
 
 # %% [markdown]
 # ## Let the photo decide
@@ -236,7 +236,7 @@ left = np.array(threshold_record.extra["tokens_left_by_photo"])  # (thresholds, 
 noise = threshold_record.extra["tokens_left_of_white_noise"]
 figure, axis = plt.subplots(figsize=(8.5, 3.2))
 width = 0.8 / len(left)
-for i, (point, counts) in enumerate(zip(threshold_record.with_, left, strict=True)):
+for i, (point, counts) in enumerate(zip(threshold_record.points, left, strict=True)):
     name = f"cosine {point.knobs['threshold']}: correlation {point.quality.value:.3f}"
     axis.bar(np.arange(len(labels) + 1) + i * width, [*counts, noise[i]], width, label=name)
 axis.axhline(257, color="black", linewidth=0.8)
@@ -250,7 +250,7 @@ plt.show()
 # %% [markdown]
 # ## When not to use it
 #
-# - **Narrow blocks or few tokens.** See the digits above: fewer operations, and no time gained.
+# - **Narrow blocks or few tokens.** See the digits above: fewer MACs, and no time gained.
 # - **Every token matters.** Small text or dense detail does not merge without loss, and a fixed `r` merges it all the
 #   same. Measure first, or use a threshold.
 # - **The grid matters.** Windowed attention and convolutions between the blocks need the tokens in their places.

@@ -141,8 +141,8 @@ def knowledge(root: Path) -> Knowledge:
         papers[key] = attacked(site_fixture.PAPER, n, key=key, claims=claims, code=code, ids=ids)
         record = attacked(site_fixture.record(technique=id_, extra={"x": "y"}), n)
         measured = record.redundancy.model_copy(update={"where": {SHORT: 0.4, "b": 0.5}, "null": {SHORT: 0.1}})
-        points = tuple(point.model_copy(update={"knobs": {SHORT: SHORT}}) for point in record.with_)
-        texts = {"knobs": (SHORT,), "with_": points, "redundancy": measured, "versions": {SHORT: SHORT}}
+        points = tuple(point.model_copy(update={"knobs": {SHORT: SHORT}}) for point in record.points)
+        texts = {"knobs": (SHORT,), "points": points, "redundancy": measured, "versions": {SHORT: SHORT}}
         results[id_] = [record.model_copy(update=texts)]
         source = read_source(root, id_, entries[id_].implementation, [])
         assert source is not None

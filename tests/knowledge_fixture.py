@@ -100,7 +100,7 @@ claims:
     locator: {table: 4, file: README.md}
     check:
       scenario: photos
-      field: baseline.wall_ms.median / with[r=4].wall_ms.median
+      field: baseline.wall_ms.median / points[r=4].wall_ms.median
       target: 1.3
       tolerance: 0.1
       better: higher

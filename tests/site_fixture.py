@@ -11,13 +11,13 @@ from tools.knowledge.schema import Axes, Entry, HardCase, Paper, Statements
 from tools.knowledge.source import read_source
 
 
-def arm(operations: int, quality: float, ms: float, **more: Any) -> dict[str, Any]:
+def variant(macs: int, quality: float, ms: float, **more: Any) -> dict[str, Any]:
     """An arm with an interval of 0.02 around its quality."""
     interval = {"low": quality - 0.01, "high": quality + 0.01, "n": 5}
-    wall = {"median": ms, "p10": 0.9 * ms, "p50": ms, "p90": 1.1 * ms, "p99": 1.2 * ms, "n": 15}
+    wall = {"median": ms, "p10": 0.9 * ms, "p90": 1.1 * ms, "p99": 1.2 * ms, "n": 15}
     return {
-        "operations": operations,
-        "bytes": 2 * operations,
+        "macs": macs,
+        "bytes": 2 * macs,
         "quality": {"metric": "accuracy", "value": quality} | interval,
         "wall_ms": wall,
         **more,
@@ -35,13 +35,16 @@ def record(scenario: str = "photos", **changes: Any) -> Record:
         "model": "ViT-S/16",
         "unit": "one image",
         "knobs": ["r"],
-        "baseline": arm(4_000_000_000, 0.9, 100.0),
-        "with": [arm(3_000_000_000, 0.9, 80.0, knobs={"r": 4}), arm(2_000_000_000, 0.8, 60.0, knobs={"r": 8})],
+        "baseline": variant(4_000_000_000, 0.9, 100.0),
+        "points": [
+            variant(3_000_000_000, 0.9, 80.0, knobs={"r": 4}),
+            variant(2_000_000_000, 0.8, 60.0, knobs={"r": 8}),
+        ],
         "controls": [
             {
                 "name": "random merging",
                 "about": "Partners drawn at random.",
-                "points": [arm(3_000_000_000, 0.7, 79.0, knobs={"r": 4})],
+                "points": [variant(3_000_000_000, 0.7, 79.0, knobs={"r": 4})],
             }
         ],
         "redundancy": {
@@ -135,7 +138,7 @@ DRAFT = {
     "axes": {"relation": "irrelevance", "location": "tokens", "exploitation": "drop"},
 }
 
-SPEED_UP = "baseline.wall_ms.median / with[r=4].wall_ms.median"
+SPEED_UP = "baseline.wall_ms.median / points[r=4].wall_ms.median"
 
 PAPER = Paper.model_validate(
     {

@@ -42,8 +42,8 @@ def tally_of(run: Callable[[], object]) -> Tally:
     return tally
 
 
-def operations(run: Callable[[], object]) -> int:
-    return tally_of(run).operations
+def macs(run: Callable[[], object]) -> int:
+    return tally_of(run).macs
 
 
 def flop_counter(run: Callable[[], object]) -> int:
@@ -82,11 +82,9 @@ def test_convolution_equals_its_closed_form(dims, groups, kernel, stride, paddin
 
     for mode in GRADIENT_MODES:
         with mode():
-            assert operations(lambda: conv(x)) == expected
-    assert operations(lambda: conv(x).sum().backward()) == 3 * expected
-    assert operations(lambda: conv(x.detach()).sum().backward()) == 2 * expected, (
-        "no gradient of the input is asked for"
-    )
+            assert macs(lambda: conv(x)) == expected
+    assert macs(lambda: conv(x).sum().backward()) == 3 * expected
+    assert macs(lambda: conv(x.detach()).sum().backward()) == 2 * expected, "no gradient of the input is asked for"
     assert flop_counter(lambda: conv(x)) == expected
     if groups == 1:
         assert flop_counter(lambda: conv(x).sum().backward()) == 3 * expected
@@ -94,7 +92,7 @@ def test_convolution_equals_its_closed_form(dims, groups, kernel, stride, paddin
 
 def test_convolution_of_one_image_without_batch_and_with_padding_by_name():
     x, weight = torch.randn(3, 8, 8), torch.randn(5, 3, 3, 3)
-    assert operations(lambda: F.conv2d(x, weight, padding="same")) == 8 * 8 * 5 * 3 * 9
+    assert macs(lambda: F.conv2d(x, weight, padding="same")) == 8 * 8 * 5 * 3 * 9
 
 
 def test_normalisation_is_no_operation_folded_or_not():
@@ -102,7 +100,7 @@ def test_normalisation_is_no_operation_folded_or_not():
     x = torch.randn(2, 3, 10, 10)
     folded = torch.nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval())
     apart = tally_of(lambda: norm(conv(x)))
-    assert apart.operations == operations(lambda: folded(x)) == 2 * 8 * 8 * 8 * 3 * 9
+    assert apart.macs == macs(lambda: folded(x)) == 2 * 8 * 8 * 8 * 3 * 9
     assert len(apart.uncounted) == 1
     assert "batch_norm" in next(iter(apart.uncounted))
 
@@ -118,8 +116,8 @@ def test_linear_equals_its_closed_form(shape, bias):
     expected = math.prod(shape[:-1]) * 7 * 5
     for mode in GRADIENT_MODES:
         with mode():
-            assert operations(lambda: layer(x)) == expected
-    assert operations(lambda: layer(x).sum().backward()) == 3 * expected
+            assert macs(lambda: layer(x)) == expected
+    assert macs(lambda: layer(x).sum().backward()) == 3 * expected
     if len(shape) > 1:
         assert flop_counter(lambda: layer(x)) == expected
 
@@ -154,25 +152,25 @@ def test_matrix_products_equal_their_closed_forms(name, mode):
     product, shapes, expected = PRODUCTS[name]
     operands = [torch.randn(shape) for shape in shapes]
     with mode():
-        assert operations(lambda: product(*operands)) == expected
+        assert macs(lambda: product(*operands)) == expected
 
 
 @pytest.mark.parametrize("name", ["mm", "bmm", "addmm", "baddbmm", "matmul, broadcast", "einsum bmk,bnk"])
 def test_matrix_products_agree_with_torch(name):
     product, shapes, _ = PRODUCTS[name]
     operands = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    assert operations(lambda: product(*operands)) == flop_counter(lambda: product(*operands))
-    assert operations(lambda: product(*operands).sum().backward()) == flop_counter(
+    assert macs(lambda: product(*operands)) == flop_counter(lambda: product(*operands))
+    assert macs(lambda: product(*operands).sum().backward()) == flop_counter(
         lambda: product(*operands).sum().backward()
     )
 
 
 def test_products_in_place_into_out_and_of_integers():
     a, b, into = torch.randn(M, K), torch.randn(K, N), torch.zeros(M, N)
-    assert operations(lambda: into.addmm_(a, b)) == M * K * N
-    assert operations(lambda: torch.mm(a, b, out=into)) == M * K * N
-    assert operations(lambda: torch.mm(a.long(), b.long())) == M * K * N
-    assert operations(lambda: torch.mm(a.bfloat16(), b.bfloat16())) == M * K * N
+    assert macs(lambda: into.addmm_(a, b)) == M * K * N
+    assert macs(lambda: torch.mm(a, b, out=into)) == M * K * N
+    assert macs(lambda: torch.mm(a.long(), b.long())) == M * K * N
+    assert macs(lambda: torch.mm(a.bfloat16(), b.bfloat16())) == M * K * N
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
@@ -181,7 +179,7 @@ def test_a_sparse_operand_multiplies_its_stored_elements_only():
     for sparse in (dense.to_sparse(), dense.to_sparse_csr()):
         for mode in GRADIENT_MODES:
             with mode():
-                assert operations(lambda sparse=sparse: sparse @ torch.ones(6, N)) == 6 * N
+                assert macs(lambda sparse=sparse: sparse @ torch.ones(6, N)) == 6 * N
 
 
 # Attention
@@ -216,7 +214,7 @@ def test_attention_equals_its_closed_form(shape, variant, backend, mode):
     kernels = [SDPBackend.MATH] if backend == "math" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     with mode(), sdpa_kernel(kernels):
         tally = tally_of(attend)
-    assert tally.operations == batch * heads * n * m * (e + e_v), "masked and causal scores count like the others"
+    assert tally.macs == batch * heads * n * m * (e + e_v), "masked and causal scores count like the others"
     if backend == "any" and e == e_v:
         assert list(tally.by_operator) == ["aten._scaled_dot_product_flash_attention_for_cpu.default"]
 
@@ -229,9 +227,9 @@ def test_backward_pass_of_attention():
         F.scaled_dot_product_attention(q, k, v).sum().backward()
 
     with sdpa_kernel(SDPBackend.MATH):
-        assert operations(train) == (2 + 4) * one
+        assert macs(train) == (2 + 4) * one
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        assert operations(train) == (2 + 5) * one, "the fused kernel computes the scores again"
+        assert macs(train) == (2 + 5) * one, "the fused kernel computes the scores again"
 
 
 def attention_layer(batch: int, n: int, m: int, width: int) -> int:
@@ -250,7 +248,7 @@ def test_encoder_layer_equals_its_closed_form(batch, n, width, heads, hidden, no
     for mode, training in itertools.product(GRADIENT_MODES, (True, False)):
         with mode():
             tally = tally_of(lambda training=training: layer.train(training)(x))
-        assert tally.operations == expected
+        assert tally.macs == expected
         fused = "aten._transformer_encoder_layer_fwd.default" in tally.by_operator
         assert fused == (mode is not torch.enable_grad and not training)
 
@@ -275,7 +273,7 @@ def test_multi_head_attention_equals_its_closed_form(need_weights, n, m, mode):
     memory = x if n == m else memory
     with mode():
         tally = tally_of(lambda: layer(x, memory, memory, need_weights=need_weights))
-    assert tally.operations == attention_layer(2, n, m, 16)
+    assert tally.macs == attention_layer(2, n, m, 16)
     fused = "aten._native_multi_head_attention.default" in tally.by_operator
     assert fused == (mode is not torch.enable_grad and n == m)
 
@@ -303,18 +301,18 @@ def test_recurrent_layers_equal_their_closed_forms(kind, gates, layers, bidirect
     inputs = [width] + [hidden * directions] * (layers - 1)
     expected = directions * batch * steps * sum(gates * hidden * (i + hidden) for i in inputs)
     with mode():
-        assert operations(lambda: layer(torch.randn(steps, batch, width))) == expected
+        assert macs(lambda: layer(torch.randn(steps, batch, width))) == expected
 
 
 @pytest.mark.parametrize(("kind", "gates"), [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
 def test_backward_pass_of_recurrent_layers(kind, gates):
     layer = getattr(nn, kind)(6, 5)
     x = torch.randn(7, 2, 6, requires_grad=True)
-    forward = operations(lambda: layer(x))
+    forward = macs(lambda: layer(x))
     first_state = (
         0 if kind == "LSTM" else gates * 2 * 5 * 5
     )  # needs no gradient; the fused LSTM computes it all the same
-    assert operations(lambda: layer(x)[0].sum().backward()) == 3 * forward - first_state
+    assert macs(lambda: layer(x)[0].sum().backward()) == 3 * forward - first_state
 
 
 # Bytes
@@ -413,7 +411,7 @@ def test_a_library_operator_without_formula_is_listed():
 
 
 @in_every_gradient_mode
-def test_operations_are_attributed_to_modules(mode):
+def test_macs_are_attributed_to_modules(mode):
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -431,7 +429,7 @@ def test_operations_are_attributed_to_modules(mode):
         x @ x.t()
     assert y.shape == (3, 2)
     assert tally.by_module == {"stem.0": 3 * 32, "head": 4 * 16, "": 3 * 4, OUTSIDE: 36}
-    assert sum(tally.by_module.values()) == sum(tally.by_operator.values()) == tally.operations
+    assert sum(tally.by_module.values()) == sum(tally.by_operator.values()) == tally.macs
 
 
 def test_counting_a_model_keeps_its_fused_path_and_leaves_no_hook():
@@ -448,9 +446,9 @@ def test_an_error_inside_the_block_passes_and_ends_the_count():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(3, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), count(model) as tally:
         model(torch.randn(2, 4))
-    assert tally.operations == 2 * 16
+    assert tally.macs == 2 * 16
     model[0](torch.randn(2, 4))
-    assert tally.operations == 2 * 16
+    assert tally.macs == 2 * 16
 
 
 def test_blocks_may_be_nested_and_results_are_unchanged():
@@ -463,7 +461,7 @@ def test_blocks_may_be_nested_and_results_are_unchanged():
             with count() as inner:
                 counted = layer(x)
     assert torch.equal(plain, counted)
-    assert outer.operations == 2 * inner.operations
+    assert outer.macs == 2 * inner.macs
 
 
 @in_every_gradient_mode
@@ -479,7 +477,7 @@ def test_the_kernels_that_run_are_torchs_own(mode):
 def test_counting_on_shapes_alone():
     layer = nn.Linear(1000, 1000, device="meta")
     tally = tally_of(lambda: layer(torch.empty(64, 1000, device="meta")))
-    assert tally.operations == 64 * 10**6
+    assert tally.macs == 64 * 10**6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -492,7 +490,7 @@ def test_attention_on_cuda_equals_its_closed_form(backend, causal, mode):
     q, k, v = (torch.randn(2, 4, n, 64, device="cuda", dtype=torch.float16) for n in (16, 24, 24))
     with mode(), sdpa_kernel(backend):
         tally = tally_of(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=causal))
-    assert tally.operations == 2 * 4 * 16 * 24 * 128
+    assert tally.macs == 2 * 4 * 16 * 24 * 128
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -501,10 +499,10 @@ def test_layers_on_cuda_equal_their_closed_forms():
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, device="cuda").eval()
     lstm = nn.LSTM(16, 8, batch_first=True, device="cuda")
     with torch.no_grad():
-        assert operations(lambda: layer(x)) == attention_layer(2, 10, 10, 16) + 2 * 20 * 16 * 32
-        assert operations(lambda: lstm(x)) == 20 * 4 * 8 * (16 + 8)
-    forward = operations(lambda: lstm(x))
-    assert operations(lambda: lstm(x.requires_grad_())[0].sum().backward()) == 3 * forward
+        assert macs(lambda: layer(x)) == attention_layer(2, 10, 10, 16) + 2 * 20 * 16 * 32
+        assert macs(lambda: lstm(x)) == 20 * 4 * 8 * (16 + 8)
+    forward = macs(lambda: lstm(x))
+    assert macs(lambda: lstm(x.requires_grad_())[0].sum().backward()) == 3 * forward
 
 
 # Timing
@@ -512,8 +510,8 @@ def test_layers_on_cuda_equal_their_closed_forms():
 
 def test_rounds_are_interleaved_and_rotated():
     calls: list[str] = []
-    arms = {label: (lambda label=label: calls.append(label)) for label in "abc"}
-    times = repeat(arms, repetitions=4, warmup=2)
+    variants = {label: (lambda label=label: calls.append(label)) for label in "abc"}
+    times = repeat(variants, repetitions=4, warmup=2)
     rounds = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
     assert rounds == ["bca", "cab", "abc", "bca", "cab", "abc"], "two rounds of warm-up, then four"
     assert {label: len(samples) for label, samples in times.items()} == {"a": 4, "b": 4, "c": 4}

@@ -18,13 +18,13 @@ RECORD = {
     "machine": {"cpu": "any", "cores": 1, "threads": 1, "memory_gb": 1.0},
 }  # fmt: skip
 ARM = {
-    "operations": 1, "bytes": 1, "quality": {"metric": "accuracy", "value": 0.5},
-    "wall_ms": {"median": 1.0, "p10": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "n": 15},
+    "macs": 1, "bytes": 1, "quality": {"metric": "accuracy", "value": 0.5},
+    "wall_ms": {"median": 1.0, "p10": 1.0, "p90": 1.0, "p99": 1.0, "n": 15},
 }  # fmt: skip
 
 
 def a_record(**changes: str) -> Record:
-    return Record.model_validate(RECORD | {"baseline": ARM, "with": [ARM | {"knobs": {"r": 1}}]} | changes)
+    return Record.model_validate(RECORD | {"baseline": ARM, "points": [ARM | {"knobs": {"r": 1}}]} | changes)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every registered technique on the battery: one test a check, on every device that exists."""
+"""Every registered technique on the conformance checks: one test a check, on every device that exists."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from reference_impls.contract import battery, registry
+from reference_impls.contract import conformance, registry
 from reference_impls.experiments import harness
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 IDS = registry.ids()
 
 
-def examined() -> Iterator[tuple[str, battery.Check]]:
+def examined() -> Iterator[tuple[str, conformance.Check]]:
     """Every technique with every check that it does not waive. One that cannot be loaded must not hide the others."""
     for name in IDS:
         try:
-            checks = battery.checks_for(registry.load(name))
+            checks = conformance.checks_for(registry.load(name))
         except Exception:
-            checks = battery.CHECKS  # each of them fails, and says why
+            checks = conformance.CHECKS  # each of them fails, and says why
         yield from ((name, check) for check in checks)
 
 
@@ -29,8 +29,8 @@ EXAMINED = list(examined())
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("name", "check"), EXAMINED, ids=[f"{name}-{check.name}" for name, check in EXAMINED])
-def test_contract(name: str, check: battery.Check, device: str) -> None:
-    check.run(registry.load(name), harness.experiment(name).SPECIMENS, device)
+def test_contract(name: str, check: conformance.Check, device: str) -> None:
+    check.run(registry.load(name), harness.experiment(name).CASES, device)
 
 
 @pytest.mark.parametrize("name", IDS)

@@ -23,9 +23,9 @@ def test_smoke_run(name: str, asset: Callable[[str], Path]) -> None:
     assert outcome.record is not None, f"{outcome.error}: {outcome.message}\n{outcome.log}"
     record = outcome.record
     assert (record.technique, record.scenario, record.budget) == (name, scenario.name, "smoke")
-    assert len(record.with_) >= 2, "a sweep has at least two points"
+    assert len(record.points) >= 2, "a sweep has at least two points"
     assert record.controls, "an experiment shows at least one null case"
-    assert any(point.operations < record.baseline.operations for point in record.with_)
+    assert any(point.macs < record.baseline.macs for point in record.points)
 
 
 @pytest.mark.parametrize("name", registry.ids())

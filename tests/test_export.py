@@ -229,8 +229,10 @@ def test_tables_have_a_row_for_everything(known: Knowledge, files: dict[str, str
     rows = {name: read_csv(files[f"csv/{name}.csv"]) for name in tables.TABLES}
     assert [row["id"] for row in rows["entries"]] == list(known.entries)
     assert [row["key"] for row in rows["papers"]] == list(known.papers)
-    arms = sum(1 + len(r.with_) + sum(len(c.points) for c in r.controls) for rs in known.results.values() for r in rs)
-    assert len(rows["results"]) == arms
+    variants = sum(
+        1 + len(r.points) + sum(len(c.points) for c in r.controls) for rs in known.results.values() for r in rs
+    )
+    assert len(rows["results"]) == variants
     terms = [t for one in (*known.entries.values(), *known.papers.values()) for ts in one.axes.values() for t in ts]
     assert [row["term"] for row in rows["classification"]] == terms
     for entry in known.entries.values():

@@ -36,7 +36,7 @@ scalars = st.one_of(
     st.floats(),
     st.text(max_size=20),
     st.sampled_from(
-        ["no", "1:30", "0777", "2024-01-02", "<b>", "[x](javascript:1)", "$", "with[r=", "../..", "token-merging", "\t"]
+        ["no", "1:30", "0777", "2024-01-02", "<b>", "[x](javascript:1)", "$", "points[r=", "../..", "token-merging"]
     ),
 )
 values = st.recursive(
@@ -223,7 +223,7 @@ def _read_as(data: Any) -> Any:
 @settings(max_examples=300, derandomize=True, **COMMON)
 @given(
     text=st.lists(
-        st.sampled_from(["with", "[r=13]", "[", "]", ".", "value", " / ", " - ", "=", ",", "0", "baseline", " "])
+        st.sampled_from(["points", "[r=13]", "[", "]", ".", "value", " / ", " - ", "=", ",", "0", "baseline", " "])
     ).map("".join)
 )
 def test_any_field_is_read_or_refused(text: str) -> None:

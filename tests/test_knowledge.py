@@ -438,8 +438,8 @@ def test_an_empty_folder_is_no_crash(tmp_path: Path) -> None:
         (EXPERIMENTS, '"photos"', '"digits"', "E310"),
         (PAPER, "scenario: photos", "scenario: photo", "E501"),
         (PAPER, "field: baseline", "field: basline", "E503"),
-        (PAPER, "with[r=4]", "with[r=5]", "E503"),
-        (PAPER, "with[r=4].wall_ms.median", "with.[r=4]", "E502"),
+        (PAPER, "points[r=4]", "points[r=5]", "E503"),
+        (PAPER, "points[r=4].wall_ms.median", "with.[r=4]", "E502"),
         (PAPER, "    quantity: {metric: throughput, value: 1.3, unit: times}\n", "", "E505"),
         (PAPER, CODE, "code: []\n", "E507"),
         (PAPER, "id: c2", "id: c1", "E311"),
@@ -602,12 +602,12 @@ def test_bad_prose(text: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("baseline.operations", 4e9),
-        ("with[r=8].quality.value", 0.8),
-        ("with[0].quality.value", 0.9),
-        ("with[-1].wall_ms.p90", 66),
-        ("baseline.wall_ms.median / with[r=8].wall_ms.median", 100 / 60),
-        ("with[r=8].quality.value - baseline.quality.value", -0.1),
+        ("baseline.macs", 4e9),
+        ("points[r=8].quality.value", 0.8),
+        ("points[0].quality.value", 0.9),
+        ("points[-1].wall_ms.p90", 66),
+        ("baseline.wall_ms.median / points[r=8].wall_ms.median", 100 / 60),
+        ("points[r=8].quality.value - baseline.quality.value", -0.1),
         ("controls[name=random merging].points[r=4].quality.value", 0.7),
         ("redundancy.null[white noise]", 0.12),
         ("redundancy.where[block 0]", 0.9),
@@ -628,15 +628,15 @@ def test_bad_fields(field: str) -> None:
 @pytest.mark.parametrize(
     ("field", "says"),
     [
-        ("with[r=9].operations", "there are: r=4; r=8"),
-        ("with[r=true].operations", "no point with r=true"),
-        ("with.operations", "no field"),
-        ("with[7].operations", "has 2 items"),
+        ("points[r=9].MACs", "there are: r=4; r=8"),
+        ("points[r=true].MACs", "no point with r=true"),
+        ("with.macs", "no field"),
+        ("points[7].MACs", "has 2 items"),
         ("baseline.quality", "is no number"),
         ("baseline.samples", "is absent"),
         ("baseline.qualty.value", 'did you mean "quality"'),
-        ("baseline[r=1].operations", "no list"),
-        ("with[name=x].operations", "no point"),
+        ("baseline[r=1].MACs", "no list"),
+        ("points[name=x].MACs", "no point"),
         ("controls[about=Partners drawn at random.].points[0].knobs.q", 'no "q"'),
     ],
 )
@@ -648,11 +648,11 @@ def test_fields_that_are_not_there(field: str, says: str) -> None:
 def test_a_ratio_to_nothing_is_no_number() -> None:
     none = record(baseline={**record().baseline.model_dump(), "samples": 0})
     with pytest.raises(FieldAbsent, match="is 0"):
-        parse_field("with[r=4].operations / baseline.samples").value(none)
+        parse_field("points[r=4].MACs / baseline.samples").value(none)
 
 
-SPEED_UP = "baseline.wall_ms.median / with[r=4].wall_ms.median"  # 1.25
-LOSS = "with[r=8].quality.value - baseline.quality.value"  # -0.1
+SPEED_UP = "baseline.wall_ms.median / points[r=4].wall_ms.median"  # 1.25
+LOSS = "points[r=8].quality.value - baseline.quality.value"  # -0.1
 
 
 @pytest.mark.parametrize(
@@ -667,8 +667,8 @@ LOSS = "with[r=8].quality.value - baseline.quality.value"  # -0.1
         (LOSS, -0.1, 0, "higher", "reproduced"),
         (LOSS, -0.002, 0.01, "higher", "contradicted"),
         (LOSS, 0.2, 0.01, "lower", "reproduced"),
-        ("baseline.operations", 5e9, 1e8, "higher", "contradicted"),
-        ("with[r=9].operations", 1, 0, None, "not attempted"),
+        ("baseline.macs", 5e9, 1e8, "higher", "contradicted"),
+        ("points[r=9].MACs", 1, 0, None, "not attempted"),
     ],
 )
 def test_verdicts(field: str, target: float, tolerance: float, better: str | None, verdict: str) -> None:
@@ -680,7 +680,7 @@ def test_verdicts(field: str, target: float, tolerance: float, better: str | Non
 
 
 def test_a_plain_number_falls_short_only_where_the_check_says_what_no_effect_is() -> None:
-    check = {"scenario": "photos", "field": "baseline.operations", "target": 5e9, "tolerance": 1e8, "better": "higher"}
+    check = {"scenario": "photos", "field": "baseline.macs", "target": 5e9, "tolerance": 1e8, "better": "higher"}
     assert judge(_claim(check=check), [record()]).verdict == "contradicted"
     assert judge(_claim(check=check | {"neutral": 0}), [record()]).verdict == "partly"
     assert judge(_claim(check=check | {"neutral": 4.5e9}), [record()]).verdict == "contradicted"

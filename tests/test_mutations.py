@@ -191,7 +191,7 @@ DAMAGES = [
     # claims and numbers
     damage("check of no scenario", PAPER, "scenario: photos", "scenario: fotos", "E501"),
     damage("check that cannot be read", PAPER, "field: baseline.wall_ms.median /", "field: baseline..median /", "E502"),
-    damage("check of no number", PAPER, "with[r=4].wall_ms", "with[r=5].wall_ms", "E503"),
+    damage("check of no number", PAPER, "points[r=4].wall_ms", "points[r=5].wall_ms", "E503"),
     damage("speed-up without a number", PAPER, "    quantity: {metric: throughput, value: 1.3, unit: times}\n", "",
            "E505", at="  - id: c1"),
     damage("unverified statement", PAPER, "Needs no training.", "Needs no training [unverified].", "E506"),

@@ -22,11 +22,11 @@ from reference_impls.accounting.record import Arm, Machine, Measured, Point, Qua
 from reference_impls.experiments.harness import Context, Scenario
 
 def make(ctx, scenario="default", technique="made-up", **changes):
-    time_ = WallTime(median=1.0, p10=1.0, p50=1.0, p90=1.0, p99=1.0, n=15)
-    arm = dict(operations=10, bytes=20, quality=Quality(metric="accuracy", value=0.5), wall_ms=time_)
+    time_ = WallTime(median=1.0, p10=1.0, p90=1.0, p99=1.0, n=15)
+    arm = dict(MACs=10, bytes=20, quality=Quality(metric="accuracy", value=0.5), wall_ms=time_)
     fields = dict(
         technique=technique, scenario=scenario, title="Made up", budget=ctx.budget, data="none", unit="one image",
-        knobs=("r",), baseline=Arm(**arm), with_=(Point(**arm, knobs={"r": 1}),), seeds=(0,), device=ctx.device,
+        knobs=("r",), baseline=Arm(**arm), points=(Point(**arm, knobs={"r": 1}),), seeds=(0,), device=ctx.device,
         redundancy=Measured(measure="none", value=0.0), versions={}, command="redundancy run made-up",
         machine=Machine(cpu="any", cores=1, threads=1, memory_gb=1.0), date="2026-11-22",
     )
@@ -129,11 +129,12 @@ def test_failures_have_a_kind_and_a_message(run: Run, name: str) -> None:
 def test_the_record_is_validated_again_outside_the_child(
     tmp_path: Path, change: dict[str, Any], says: str | None
 ) -> None:
-    time_ = {"median": 1.0, "p10": 1.0, "p50": 1.0, "p90": 1.0, "p99": 1.0, "n": 15}
-    arm = {"operations": 1, "bytes": 1, "quality": {"metric": "accuracy", "value": 0.5}, "wall_ms": time_}
+    time_ = {"median": 1.0, "p10": 1.0, "p90": 1.0, "p99": 1.0, "n": 15}
+    variant = {"macs": 1, "bytes": 1, "quality": {"metric": "accuracy", "value": 0.5}, "wall_ms": time_}
     record = {
         "technique": "made-up", "scenario": "default", "title": "Made up", "budget": "smoke", "data": "none",
-        "unit": "one image", "knobs": ["r"], "baseline": arm, "with": [arm | {"knobs": {"r": 1}}], "seeds": [0],
+        "unit": "one image", "knobs": ["r"], "baseline": variant, "points": [variant | {"knobs": {"r": 1}}],
+        "seeds": [0],
         "redundancy": {"measure": "none", "value": 0.0}, "versions": {}, "command": "-", "date": "2026-11-22",
         "machine": {"cpu": "any", "cores": 1, "threads": 1, "memory_gb": 1.0},
     }  # fmt: skip

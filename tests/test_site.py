@@ -282,7 +282,7 @@ def test_the_headline_takes_the_cheapest_point_of_small_loss() -> None:
     record = fixture.record()
     assert evidence.best_point(record).knobs == {"r": 4}
     rows = {what: (value, small) for what, value, small in evidence.headline([record])}
-    assert rows["Operations saved"][0] == "25\u00a0%"
+    assert rows["MACs saved"][0] == "25\u00a0%"
     assert rows["Wall-clock at these settings"][0] == "1.2×"
     assert "one thread" in rows["Wall-clock at these settings"][1]
     assert rows["Redundancy measured"][0] == "0.87"
@@ -293,8 +293,8 @@ def test_the_headline_leaves_out_results_that_nothing_can_degrade() -> None:
     exact = {"metric": "largest error", "value": 0.0, "higher_is_better": False}
     still = fixture.record(
         "layers",
-        baseline=fixture.arm(100, 0.9, 10.0) | {"quality": exact},
-        **{"with": [fixture.arm(1, 0.9, 1.0, knobs={"r": 1}) | {"quality": exact}]},
+        baseline=fixture.variant(100, 0.9, 10.0) | {"quality": exact},
+        points=[fixture.variant(1, 0.9, 1.0, knobs={"r": 1}) | {"quality": exact}],
     )
     record = fixture.record()
     assert evidence.headline([record, still]) == evidence.headline([record])
@@ -304,27 +304,27 @@ def test_the_headline_leaves_out_results_that_nothing_can_degrade() -> None:
 def test_the_headline_names_what_the_best_control_saves() -> None:
     poor = fixture.record()
     assert "No control saves anything there" in evidence.headline([poor])[0][2]
-    point = fixture.arm(1_000_000_000, 0.9, 30.0, knobs={"r": 4})
+    point = fixture.variant(1_000_000_000, 0.9, 30.0, knobs={"r": 4})
     good = fixture.record(controls=[{"name": "one exit", "about": "Cut.", "points": [point]}])
     assert evidence.headline([good])[0][2].endswith("Best control: 75\u00a0%")
 
 
 def test_a_technique_that_only_loses_says_none() -> None:
-    bad = fixture.record(**{"with": [fixture.arm(3_000_000_000, 0.5, 120.0, knobs={"r": 4})]})
+    bad = fixture.record(points=[fixture.variant(3_000_000_000, 0.5, 120.0, knobs={"r": 4})])
     assert evidence.best_point(bad) is None
     assert evidence.headline([bad])[0][1] == "none"
     both = dict((w, (v, s)) for w, v, s in evidence.headline([fixture.record(), bad]))  # noqa: C402
-    assert "none in 1 of 2 scenarios" in both["Operations saved"][1]
+    assert "none in 1 of 2 scenarios" in both["MACs saved"][1]
 
 
 def test_a_slowdown_is_called_slower() -> None:
-    slow = fixture.record(**{"with": [fixture.arm(3_000_000_000, 0.9, 200.0, knobs={"r": 4})]})
+    slow = fixture.record(points=[fixture.variant(3_000_000_000, 0.9, 200.0, knobs={"r": 4})])
     assert evidence.headline([slow])[1][1:2] == ("0.5×",)
     assert evidence.headline([slow])[1][2].startswith("slower")
 
 
 def test_lower_is_better_metrics_lose_upwards() -> None:
-    base, worse = fixture.record().baseline.quality, fixture.record().with_[1].quality
+    base, worse = fixture.record().baseline.quality, fixture.record().points[1].quality
     assert evidence.loss(base, worse) == pytest.approx(0.1)
     flipped = [q.model_copy(update={"higher_is_better": False}) for q in (base, worse)]
     assert evidence.loss(*flipped) == pytest.approx(-0.1)
@@ -340,11 +340,11 @@ def test_every_number_of_a_figure_is_in_its_table() -> None:
 
 def test_a_sweep_over_two_knobs_is_one_line_per_rule() -> None:
     points = [
-        fixture.arm(10**9 * (3 - i), 0.9, 50.0, knobs={"t": i / 10, "rule": rule})
+        fixture.variant(10**9 * (3 - i), 0.9, 50.0, knobs={"t": i / 10, "rule": rule})
         for rule in ("a", "b")
         for i in (0, 1)
     ]
-    series = evidence._series(fixture.record(knobs=["t", "rule"], **{"with": points}))
+    series = evidence._series(fixture.record(knobs=["t", "rule"], points=points))
     assert [(name, len(marks), joined) for name, kind, marks, joined in series if kind == "technique"] == [
         ("a", 2, True),
         ("b", 2, True),
@@ -635,7 +635,7 @@ def test_the_examples_of_the_data_page_run(known: Knowledge, tmp_path: Path, mon
     lines: list[str] = []
     monkeypatch.setattr("builtins.print", lambda line: lines.append(line))
     exec(re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1], {"__name__": "example"})
-    assert lines == ["token-merging/photos: 50% of the operations, accuracy 0.8"]
+    assert lines == ["token-merging/photos: 50% of the MACs, accuracy 0.8"]
     shell = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert len(shell) == 2
     if shutil.which("jq"):

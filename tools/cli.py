@@ -23,7 +23,7 @@ from tools.knowledge.findings import did_you_mean, render
 from tools.scaffold.commands import new
 
 if TYPE_CHECKING:
-    from reference_impls.accounting.record import Arm, Record
+    from reference_impls.accounting.record import Record, Variant
     from tools.knowledge.completeness import Need
     from tools.knowledge.schema import Claim, Entry, Paper
 
@@ -579,7 +579,7 @@ def print_record(record: Record) -> None:
     click.echo(f"  data: {record.data}\n  {redundancy.measure}: {redundancy.value:.3f}{null}")
     names = (*record.knobs, "MACs", "bytes", record.baseline.quality.metric, "ms (p10 to p90)")
     rows = [["baseline", *[""] * (len(record.knobs) - 1), *figures(record.baseline)]]
-    rows += [[*(str(point.knobs[knob]) for knob in record.knobs), *figures(point)] for point in record.with_]
+    rows += [[*(str(point.knobs[knob]) for knob in record.knobs), *figures(point)] for point in record.points]
     for control in record.controls:
         for point in control.points:
             knobs = " ".join(str(point.knobs.get(knob, "")) for knob in record.knobs)
@@ -589,11 +589,11 @@ def print_record(record: Record) -> None:
         click.echo(f"  note: {note}")
 
 
-def figures(arm: Arm) -> list[str]:
-    quality, wall = arm.quality, arm.wall_ms
+def figures(variant: Variant) -> list[str]:
+    quality, wall = variant.quality, variant.wall_ms
     spread = "" if quality.low is None or quality.high is None else f" ({quality.low:.4g} to {quality.high:.4g})"
     time = f"{wall.median:.3g} ({wall.p10:.3g} to {wall.p90:.3g})"
-    return [f"{arm.operations:,}", f"{arm.bytes:,}", f"{quality.value:.4g}{spread}", time]
+    return [f"{variant.macs:,}", f"{variant.bytes:,}", f"{quality.value:.4g}{spread}", time]
 
 
 def table(names: Iterable[str], rows: Iterable[list[str]]) -> None:

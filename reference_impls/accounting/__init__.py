@@ -1,4 +1,4 @@
-"""Exact counts of operations and bytes, the timing protocol, and the result record.
+"""Exact counts of MACs and bytes, the timing protocol, and the result record.
 
 `record` imports no torch, because `tools.knowledge` validates committed results with it.
 """

@@ -1,13 +1,13 @@
-"""Exact counts of the operations and bytes of whatever runs inside a block.
+"""Exact counts of the MACs and bytes of whatever runs inside a block.
 
     with count() as tally:
         model(x)
-    tally.operations, tally.bytes, tally.uncounted
+    tally.MACs, tally.bytes, tally.uncounted
 
-Operations are multiply-accumulates (MACs): one multiplication with the addition that follows it. They are counted from
+MACs are multiply-accumulates (MACs): one multiplication with the addition that follows it. They are counted from
 the shapes of the operators that torch really dispatches, as dense kernels execute them: a padded zero, a zero of the
 data or a masked (causal) attention score counts like any other number, since the kernel may not know that it is zero.
-A technique saves operations only by dispatching smaller ones.
+A technique saves MACs only by dispatching smaller ones.
 
 Convolutions, matrix products, scaled-dot-product attention, the fused encoder layer and attention of
 `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` in eval mode, recurrent layers, and the backward passes of all
@@ -52,24 +52,24 @@ OUTSIDE = "(outside)"
 class Tally:
     """What ran inside `count()`; it grows while the block runs."""
 
-    operations: int = 0
+    macs: int = 0
     """Multiply-accumulates."""
     bytes: int = 0
     """Bytes of operands read and results written (defined in the module's docstring)."""
     by_operator: Counter[str] = field(default_factory=Counter)
-    """Operator, such as `aten.mm.default` -> its operations."""
+    """Operator, such as `aten.mm.default` -> its MACs."""
     by_module: Counter[str] = field(default_factory=Counter)
-    """With `count(model)`: module name -> operations that ran in it and in none of its children; `""` is the model."""
+    """With `count(model)`: module name -> MACs that ran in it and in none of its children; `""` is the model."""
     uncounted: Counter[str] = field(default_factory=Counter)
     """Operators that computed with floating point numbers but have no formula -> number of calls."""
 
 
 @contextmanager
 def count(model: nn.Module | None = None) -> Iterator[Tally]:
-    """Count the operations and bytes of everything that torch runs inside the block.
+    """Count the MACs and bytes of everything that torch runs inside the block.
 
     Args:
-        model: also attribute the operations to the modules of this model, in `Tally.by_module`.
+        model: also attribute the MACs to the modules of this model, in `Tally.by_module`.
     """
     tally = Tally()
     running: list[str] = []
@@ -95,7 +95,7 @@ def count(model: nn.Module | None = None) -> Iterator[Tally]:
             hook.remove()
 
 
-# Formulas: (arguments by their name in the operator's schema, result) -> operations, or None if they cannot be told.
+# Formulas: (arguments by their name in the operator's schema, result) -> MACs, or None if they cannot be told.
 Formula = Callable[[dict[str, Any], Any], int | None]
 
 
@@ -147,7 +147,7 @@ def _attention(
     hold the bounds of packed sequences, if the operator has them.
     """
 
-    def operations(arg: dict[str, Any], _: Any) -> int:
+    def macs(arg: dict[str, Any], _: Any) -> int:
         q, k, v = arg["query"], arg["key"], arg["value"]
         length, heads = (2, 1) if heads_first else (1, 2)
         bounds = [b for name in cumulated if (b := arg.get(name)) is not None]
@@ -158,7 +158,7 @@ def _attention(
             scores = q.shape[0] * q.shape[heads] * q.shape[length] * k.shape[length]
         return int(scores * (query_key * q.shape[-1] + value * v.shape[-1]))
 
-    return operations
+    return macs
 
 
 def _multi_head_attention(query: Tensor, key: Tensor, width: int) -> int:
@@ -346,12 +346,12 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         tally.bytes += _bytes_moved(operator, arg, operands, results, written)
         formula = FORMULAS.get(operator) if func.namespace == "aten" else None
-        operations = formula(arg, out) if formula else None
-        if operations is not None:
-            tally.operations += operations
-            tally.by_operator[name] += operations
+        macs = formula(arg, out) if formula else None
+        if macs is not None:
+            tally.macs += macs
+            tally.by_operator[name] += macs
             if self.running is not None:
-                tally.by_module[self.running[-1] if self.running else OUTSIDE] += operations
+                tally.by_module[self.running[-1] if self.running else OUTSIDE] += macs
         elif _is_arithmetic(operator, arg, (operands | results).values()):
             tally.uncounted[name] += 1
 

@@ -52,8 +52,8 @@ def measure_table(
     Raises: ValueError for no parts.
     """
     labels = {str(number): part for number, part in enumerate(parts)}
-    arms = {label: parts[part] for label, part in labels.items()}
-    times = repeat(arms, repetitions=repetitions, threads=threads)
+    variants = {label: parts[part] for label, part in labels.items()}
+    times = repeat(variants, repetitions=repetitions, threads=threads)
     return LatencyTable({part: float(np.percentile(times[label], percentile)) for label, part in labels.items()})
 
 

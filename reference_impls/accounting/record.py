@@ -6,43 +6,62 @@ the files in `results/`, feeds the figures of the site, and is what `redundancy 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+import re
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Knob = bool | int | Finite | str
-SCHEMA_VERSION = 1
+SLUG = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+VERSION: Literal[2] = 2
+"""Of the schema. Records of version 1 were converted once, in the commit that brought version 2."""
+
+
+class OldRecord(ValueError):
+    """A record of an earlier version of the schema."""
+
+    def __init__(self, version: object) -> None:
+        super().__init__(
+            f"this is a record of version {version!r}, the atlas reads version {VERSION}: measure it again with the "
+            "command that it names (CHANGELOG.md names the commit that converted those of the atlas)"
+        )
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Quality(Model):
-    """How good the result is, over the seeds of the record."""
+class Interval(Model):
+    """A value with its 95 % interval."""
 
-    metric: str = Field(examples=["accuracy"])
-    """Name of the metric, in words a reader knows."""
     value: Finite = Field(examples=[0.912])
-    """Mean over the seeds (or the single value of a deterministic run)."""
+    """Mean over the independent units, median over paired rounds, or the single value of a deterministic run."""
     low: Finite | None = Field(default=None, examples=[0.908])
-    """Lower end of the 95 % interval over `n` independent units."""
+    """Lower end of the 95 % interval; absent together with `high` where there is none."""
     high: Finite | None = Field(default=None, examples=[0.916])
     """Upper end of the 95 % interval."""
     n: Annotated[int, Field(ge=1)] = Field(default=1, examples=[5])
-    """Number of independent units behind the interval (seeds, or items when the run is deterministic)."""
-    higher_is_better: bool = Field(default=True, examples=[True])
-    """Direction of the metric."""
+    """Number of independent units behind the interval (seeds, items, or rounds)."""
 
     @model_validator(mode="after")
-    def _interval_holds_value(self) -> Quality:
+    def _interval_holds_value(self) -> Self:
         if (self.low is None) != (self.high is None):
             raise ValueError("give both ends of the interval, or neither")
         if self.low is not None and self.high is not None and not self.low <= self.value <= self.high:
             raise ValueError(f"the interval [{self.low}, {self.high}] does not hold the value {self.value}")
         return self
+
+
+class Quality(Interval):
+    """How good the result is, over the seeds of the record."""
+
+    metric: str = Field(examples=["accuracy"])
+    """Name of the metric, in words a reader knows."""
+    higher_is_better: bool = Field(default=True, examples=[True])
+    """Direction of the metric."""
 
 
 class WallTime(Model):
@@ -52,8 +71,6 @@ class WallTime(Model):
     """Median, in milliseconds."""
     p10: Finite = Field(ge=0, examples=[118.2])
     """10th percentile, in milliseconds."""
-    p50: Finite = Field(ge=0, examples=[121.8])
-    """50th percentile, in milliseconds; equal to the median."""
     p90: Finite = Field(ge=0, examples=[130.4])
     """90th percentile, in milliseconds."""
     p99: Finite = Field(ge=0, examples=[140.1])
@@ -61,38 +78,37 @@ class WallTime(Model):
     n: Annotated[int, Field(ge=1)] = Field(examples=[15])
     """Number of repetitions."""
 
-    def scaled(self, factor: float) -> WallTime:
-        """The same measurement in another unit of work: every time multiplied by `factor`."""
-        times = {name: getattr(self, name) * factor for name in ("median", "p10", "p50", "p90", "p99")}
-        return WallTime(**times, n=self.n)
 
-
-class Arm(Model):
+class Variant(Model):
     """What one configuration cost and what it delivered."""
 
-    operations: Count = Field(examples=[4_608_000_000])
-    """Multiply-accumulate operations per unit of work, counted, not estimated; the technique's own included."""
+    macs: Count = Field(examples=[4_608_000_000])
+    """Multiply-accumulates per unit of work, counted, not estimated; the technique's own included."""
     bytes: Count = Field(examples=[812_000_000])
     """Bytes of operands read and results written by the executed operators, per unit of work."""
     quality: Quality = Field(examples=[{"metric": "accuracy", "value": 0.912}])
     """What the configuration delivers."""
-    wall_ms: WallTime = Field(
-        examples=[{"median": 121.8, "p10": 118.2, "p50": 121.8, "p90": 130.4, "p99": 140.1, "n": 15}]
-    )
-    """Wall-clock per unit of work, measured in the same interleaved run as the other arms."""
+    wall_ms: WallTime = Field(examples=[{"median": 121.8, "p10": 118.2, "p90": 130.4, "p99": 140.1, "n": 15}])
+    """Wall-clock per unit of work, measured in the same interleaved run as the other variants."""
+    speed_up: Interval | None = Field(default=None, examples=[{"value": 1.63, "low": 1.61, "high": 1.66, "n": 21}])
+    """Median over paired rounds of (time of the baseline) / (time of the variant); below 1 the variant is slower."""
+    gain: dict[str, Interval] = Field(default_factory=dict, examples=[{"baseline": {"value": -0.02, "n": 5}}])
+    """Quality minus that of the baseline (`baseline`) or of a control (its name) with the same seed, over the seeds."""
     samples: Count | None = Field(default=None, examples=[4096])
     """Samples, tokens or frames really processed, where the technique changes that number."""
     redundancy: Finite | None = Field(default=None, ge=0, le=1, examples=[0.41])
     """Share of the units that the technique removed, shared or made cheaper in this configuration."""
     uncounted: tuple[str, ...] = Field(default=(), examples=[["aten.sort.default"]])
-    """Operators that were executed but that the counter has no operation formula for."""
+    """Operators that were executed but that the counter has no formula for."""
 
 
-class Point(Arm):
-    """One point of the sweep: an arm and the knobs that produced it."""
+class Point(Variant):
+    """One point of the sweep: a variant and the knobs that produced it."""
 
     knobs: dict[str, Knob] = Field(examples=[{"r": 13}])
     """Values of the technique's knobs at this point."""
+    technique: str | None = Field(default=None, examples=["token-merging"])
+    """Whose point it is, in the record of a benchmark where several techniques meet."""
 
 
 class Control(Model):
@@ -106,17 +122,37 @@ class Control(Model):
     """The control's points, over the same knobs where that makes sense."""
 
 
-class Measured(Model):
+class Table(Model):
+    """Further numbers, a row for each case."""
+
+    about: str = Field(examples=["Share of the test samples that leave at each exit."])
+    """What the rows are, in a sentence."""
+    columns: tuple[str, ...] = Field(min_length=1, examples=[["threshold", "exit", "share"]])
+    """Names of the columns; a claim selects a row by them."""
+    rows: tuple[tuple[Knob | Interval | None, ...], ...] = Field(examples=[[[0.9, 1, 0.41]]])
+    """A cell is a number, a word, a value with its interval, or empty."""
+
+    @model_validator(mode="after")
+    def _rows_fit_columns(self) -> Self:
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError("two columns have the same name")
+        for number, row in enumerate(self.rows, start=1):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {number} has {len(row)} cells, there are {len(self.columns)} columns")
+        return self
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as mappings from column to cell."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+class Measured(Interval):
     """Redundancy measured before anything is removed."""
 
     measure: str = Field(examples=["mean best-match cosine of keys"])
     """What is measured; the formula stands in the docstring of the measure."""
     value: Finite = Field(ge=0, le=1, examples=[0.87])
-    """The measure, in [0, 1]."""
-    low: Finite | None = Field(default=None, examples=[0.85])
-    """Lower end of the 95 % interval over the data items."""
-    high: Finite | None = Field(default=None, examples=[0.89])
-    """Upper end of the 95 % interval over the data items."""
+    """The measure, in [0, 1]; its interval is over the data items or the seeds."""
     where: dict[str, Finite] = Field(default_factory=dict, examples=[{"block 0": 0.91}])
     """The same measure part by part (layer, block, clip)."""
     null: dict[str, Finite] = Field(default_factory=dict, examples=[{"white noise": 0.12}])
@@ -139,14 +175,16 @@ class Machine(Model):
 
 
 class Record(Model):
-    """One experiment: a technique beside its baseline on named data, over a sweep of its knob."""
+    """One experiment on named data: a technique, or several that meet in a benchmark, beside their baseline."""
 
-    schema_version: Literal[1] = Field(default=1, examples=[1])
+    schema_version: Literal[2] = Field(default=VERSION, examples=[VERSION])
     """Version of this schema."""
-    technique: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", examples=["token-merging"])
-    """Id of the entry."""
-    scenario: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", examples=["saliency-photos"])
-    """Name of the scenario in `experiments/<id>.py`."""
+    technique: str | None = Field(default=None, pattern=SLUG, examples=["token-merging"])
+    """Id of the entry; absent where several techniques meet, and each point says whose it is."""
+    benchmark: str | None = Field(default=None, pattern=SLUG, examples=["token-reduction"])
+    """Id of the benchmark that the scenario belongs to, `benchmarks/<id>.py`."""
+    scenario: str = Field(pattern=SLUG, examples=["saliency-photos"])
+    """Name of the scenario in `experiments/<id>.py`, or in the benchmark."""
     title: str = Field(examples=["ViT-S/14 saliency on 12 photos"])
     """The scenario in a line."""
     budget: Literal["smoke", "full"] = Field(examples=["full"])
@@ -154,19 +192,23 @@ class Record(Model):
     data: str = Field(examples=["12 photos of scikit-image and scikit-learn, 224 x 224"])
     """The data, with its number of items and its split."""
     model: str | None = Field(default=None, examples=["ViT-S/14 with a saliency decoder, 24.3 M parameters"])
-    """The host model, where there is one."""
+    """The model, where there is one."""
     unit: str = Field(examples=["one image"])
-    """The unit of work that `operations`, `bytes` and `wall_ms` refer to."""
+    """The unit of work that `macs`, `bytes` and `wall_ms` refer to."""
     knobs: tuple[str, ...] = Field(min_length=1, examples=[["r"]])
     """Names of the knobs that the sweep moves, the main one first."""
-    baseline: Arm = Field(examples=[{}])
+    baseline: Variant = Field(examples=[{}])
     """The best native dense way to get the result, without the technique."""
-    with_: tuple[Point, ...] = Field(alias="with", min_length=1, examples=[[]])
+    points: tuple[Point, ...] = Field(min_length=1, examples=[[]])
     """The technique, point by point over its knobs."""
     controls: tuple[Control, ...] = Field(default=(), examples=[[]])
     """Null cases."""
     redundancy: Measured = Field(examples=[{"measure": "mean best-match cosine of keys", "value": 0.87}])
     """How much redundancy the data hold, by the technique's own measure."""
+    tables: dict[str, Table] = Field(default_factory=dict, examples=[{}])
+    """Further measured numbers."""
+    pictures: tuple[str, ...] = Field(default=(), examples=[["filled in"]])
+    """Names of the arrays in the `.npz` beside the record; they are shown, not compared."""
     seeds: tuple[int, ...] = Field(min_length=1, examples=[[0, 1, 2]])
     """Seeds that were run."""
     device: str = Field(default="cpu", examples=["cpu"])
@@ -181,18 +223,46 @@ class Record(Model):
     """Day of the measurement."""
     notes: tuple[str, ...] = Field(default=(), examples=[["Agreement with the dense model, not accuracy: no labels."]])
     """What a reader must know to read the numbers rightly."""
-    extra: dict[str, Finite | tuple[Finite, ...] | tuple[tuple[Finite, ...], ...] | str] = Field(
-        default_factory=dict, examples=[{"exit_share": [0.4, 0.3, 0.3]}]
-    )
-    """Further measured numbers and small arrays, for the notebook and the page."""
+    extra: dict[str, Finite | Interval | str] = Field(default_factory=dict, examples=[{"fitted side": 64}])
+    """Few single numbers that have no other place; no page needs them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_version(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("schema_version", VERSION) != VERSION:
+            raise OldRecord(data["schema_version"])
+        return data
 
     @model_validator(mode="after")
-    def _points_name_their_knobs(self) -> Record:
-        for point in self.with_:
+    def _points_say_what_they_are(self) -> Self:
+        for point in self.points:
             if missing := set(self.knobs) - set(point.knobs):
                 raise ValueError(f"a point of the sweep does not say its {', '.join(sorted(missing))}")
+            if (self.technique is None) != (point.technique is not None):
+                raise ValueError("either the record names the technique, or each of its points does")
+        if self.technique is None and self.benchmark is None:
+            raise ValueError("name the technique, or the benchmark in which several meet")
         return self
 
+    @property
+    def owner(self) -> str:
+        """Id of the entry, or of the benchmark where several techniques meet: the folder of the record."""
+        return self.technique or self.benchmark or ""
+
     def to_json(self) -> str:
-        """The record as indented JSON, keys as in the schema (`with`, not `with_`), absent optionals left out."""
-        return self.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n"
+        """The record as indented JSON, a row of a table on one line; what is absent or empty is left out."""
+        data = _without_empty(self.model_dump(mode="json", exclude_none=True))
+        rows: list[str] = []
+        for table in data.get("tables", {}).values():
+            for number, row in enumerate(table["rows"]):
+                rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False))
+                table["rows"][number] = f"\0{len(rows) - 1}\0"
+        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+        return re.sub(r'"\\u0000(\d+)\\u0000"', lambda row: rows[int(row[1])], text) + "\n"
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: _without_empty(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item != {} and item != []}
+    return [_without_empty(item) for item in value] if isinstance(value, list) else value

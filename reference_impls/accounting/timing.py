@@ -23,20 +23,20 @@ from reference_impls.accounting.record import WallTime
 REPETITIONS = 15
 """The least number of repetitions behind a published wall-clock."""
 
-Arms = Mapping[str, Callable[[], object]]
+Variants = Mapping[str, Callable[[], object]]
 """Label -> a call that does the arm's whole work."""
 
 
 def interleave(
-    arms: Arms, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1, units: int = 1
+    variants: Variants, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1, units: int = 1
 ) -> dict[str, WallTime]:
     """Wall-clock of each arm in milliseconds per unit of work; the arguments are those of `repeat`."""
-    times = repeat(arms, repetitions=repetitions, warmup=warmup, threads=threads, units=units)
+    times = repeat(variants, repetitions=repetitions, warmup=warmup, threads=threads, units=units)
     return {label: wall_time(samples) for label, samples in times.items()}
 
 
 def repeat(
-    arms: Arms, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1, units: int = 1
+    variants: Variants, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1, units: int = 1
 ) -> dict[str, list[float]]:
     """Wall-clock of every repetition in milliseconds per unit; repetition i of all arms belongs to the same round.
 
@@ -49,18 +49,18 @@ def repeat(
 
     Raises: ValueError for no arms, or for numbers that are too small.
     """
-    if not arms:
+    if not variants:
         raise ValueError("there are no arms to time: give at least one label with its call")
     for name, value, least in (("repetitions", repetitions, 1), ("warmup", warmup, 0), ("units", units, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    labels = list(arms)
+    labels = list(variants)
     times: dict[str, list[float]] = {label: [] for label in labels}
     with _steady(threads):
         for round_ in range(-warmup, repetitions):
             first = round_ % len(labels)
             for label in labels[first:] + labels[:first]:
-                elapsed = _elapsed(arms[label])
+                elapsed = _elapsed(variants[label])
                 if round_ >= 0:
                     times[label].append(elapsed / units)
     return times
@@ -68,8 +68,8 @@ def repeat(
 
 def wall_time(samples: Sequence[float]) -> WallTime:
     """Median and percentiles of repetitions in milliseconds."""
-    p10, p50, p90, p99 = (float(p) for p in np.percentile(samples, [10, 50, 90, 99]))
-    return WallTime(median=p50, p10=p10, p50=p50, p90=p90, p99=p99, n=len(samples))
+    p10, median, p90, p99 = (float(p) for p in np.percentile(samples, [10, 50, 90, 99]))
+    return WallTime(median=median, p10=p10, p90=p90, p99=p99, n=len(samples))
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,17 @@ class SpeedUp:
     """Upper end."""
 
 
-def speed_up(baseline: Sequence[float], arm: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> SpeedUp:
+def speed_up(baseline: Sequence[float], variant: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> SpeedUp:
     """Speed-up of `arm` over `baseline`, two lists of the same `repeat`: pairs of the same round are compared.
 
     Raises: ValueError if the lists are empty or not of the same length.
     """
-    if len(baseline) != len(arm) or not arm:
+    if len(baseline) != len(variant) or not variant:
         raise ValueError(
-            f"paired repetitions are needed: got {len(baseline)} of the baseline and {len(arm)} of the arm; "
+            f"paired repetitions are needed: got {len(baseline)} of the baseline and {len(variant)} of the arm; "
             "take both from one call of `repeat`"
         )
-    ratios = np.asarray(baseline, dtype=float) / np.asarray(arm, dtype=float)
+    ratios = np.asarray(baseline, dtype=float) / np.asarray(variant, dtype=float)
     generator = np.random.default_rng(seed)
     medians = np.median(generator.choice(ratios, size=(resamples, len(ratios))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])

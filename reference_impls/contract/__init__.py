@@ -1,4 +1,4 @@
-"""The contract of a reference implementation, and the battery of checks that holds it to it."""
+"""The contract of a reference implementation, and the conformance checks that hold it to it."""
 
 from reference_impls.contract.errors import (
     NoEffectWarning,
@@ -8,26 +8,26 @@ from reference_impls.contract.errors import (
     warn_no_effect,
 )
 from reference_impls.contract.technique import (
+    Case,
+    Cases,
+    Expectation,
     Handle,
     Invalid,
-    Quantity,
     Redundancy,
     Setting,
-    Specimen,
-    Specimens,
     Technique,
     tensors,
 )
 
 __all__ = [
+    "Case",
+    "Cases",
+    "Expectation",
     "Handle",
     "Invalid",
     "NoEffectWarning",
-    "Quantity",
     "Redundancy",
     "Setting",
-    "Specimen",
-    "Specimens",
     "Technique",
     "UnsupportedHost",
     "check_range",

@@ -13,8 +13,8 @@ from torch import Tensor
 class UnsupportedHost(TypeError):
     """The technique cannot work on this host; the message says what it would need."""
 
-    def __init__(self, technique: str, host: object, needs: str) -> None:
-        super().__init__(f"{technique} cannot be applied to {type(host).__name__}: it needs {needs}")
+    def __init__(self, technique: str, target: object, needs: str) -> None:
+        super().__init__(f"{technique} cannot be applied to {type(target).__name__}: it needs {needs}")
 
 
 class NoEffectWarning(UserWarning):

@@ -1,6 +1,6 @@
 """A complete technique in a page: rows of a batch that repeat go through a row-wise layer once.
 
-It is what `docs/contract` walks through and what the battery's own tests damage on purpose. The idea is as old as
+It is what `docs/contract` walks through and what their own tests damage on purpose. The idea is as old as
 memo functions (Michie 1968, doi 10.1038/218019a0); it is not an entry of the atlas.
 """
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from reference_impls.contract.errors import UnsupportedHost, check_tensor
 from reference_impls.contract.technique import (
+    Case,
+    Cases,
+    Expectation,
     Handle,
     Invalid,
-    Quantity,
     Redundancy,
     Setting,
-    Specimen,
-    Specimens,
     Technique,
 )
 
@@ -41,60 +41,60 @@ class RowSharing(Technique):
     def settings(self) -> list[Setting]:
         return [Setting("off", {"share": False}, off=True), Setting("share", {"share": True}, adaptive=True)]
 
-    def measure(self, host: Any, inputs: Tensor) -> Redundancy:
+    def measure(self, target: Any, inputs: Tensor) -> Redundancy:
         """Share of the rows beyond the first that repeat an earlier one: (N - M) / (N - 1)."""
         rows, _ = distinct_rows(inputs)
         return Redundancy((len(inputs) - len(rows)) / max(len(inputs) - 1, 1), "repeated rows")
 
-    def apply(self, host: Any, *, share: bool = True) -> Handle:  # type: ignore[override]  # its knobs by name
-        if not isinstance(host, nn.Linear):
-            raise UnsupportedHost(self.id, host, "an nn.Linear, which treats every row alike")
+    def apply(self, target: Any, *, share: bool = True) -> Handle:  # type: ignore[override]  # its knobs by name
+        if not isinstance(target, nn.Linear):
+            raise UnsupportedHost(self.id, target, "an nn.Linear, which treats every row alike")
         if not isinstance(share, bool):
             raise TypeError(f"share must be True or False, got {share!r}")
         trace: dict[str, int] = {}
-        dense = host.forward
+        dense = target.forward
 
         def forward(x: Tensor) -> Tensor:
             rows, index = distinct_rows(x) if share else (x, slice(None))
             trace.update(rows=len(x), distinct=len(rows))
             return dense(rows)[index]
 
-        host.forward = forward  # type: ignore[method-assign, assignment]
-        return Handle(host, undo=lambda: delattr(host, "forward"), trace=lambda: trace)
+        target.forward = forward  # type: ignore[method-assign, assignment]
+        return Handle(target, undo=lambda: delattr(target, "forward"), trace=lambda: trace)
 
-    def saving(self, host: nn.Linear, inputs: Tensor, trace: Mapping[str, Any]) -> int:
-        return int(trace["rows"] - trace["distinct"]) * host.in_features * host.out_features
+    def saving(self, target: nn.Linear, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+        return int(trace["rows"] - trace["distinct"]) * target.in_features * target.out_features
 
 
-class RowSharingSpecimens(Specimens):
+class RowSharingCases(Cases):
     """A linear layer, and rows with a known number of repetitions."""
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         distinct = {"typical": 6, "redundant": 1, "null": 12}[kind]
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(distinct, 5, generator=generator)
-        host = nn.Linear(5, 3)
+        target = nn.Linear(5, 3)
         with torch.no_grad():
-            for parameter in host.parameters():
+            for parameter in target.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
         inputs = rows[torch.arange(12) % distinct].to(device)
-        return Specimen(host.to(device).requires_grad_(False), inputs, lambda layer, x: layer(x))
+        return Case(target.to(device).requires_grad_(False), inputs, lambda layer, x: layer(x))
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         x = self.build("typical", seed, device).inputs
         by_hand = len({tuple(row) for row in x.tolist()})
-        yield Quantity("distinct rows", torch.tensor(by_hand), torch.tensor(len(distinct_rows(x)[0])))
+        yield Expectation("distinct rows", torch.tensor(by_hand), torch.tensor(len(distinct_rows(x)[0])))
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         x = self.build("typical", seed, device).inputs
         rows, index = distinct_rows(x)
-        yield Quantity("the rows put back", x, rows[index])
+        yield Expectation("the rows put back", x, rows[index])
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        specimen = self.build("typical", 0, device)
-        x, nothing = specimen.inputs, torch.full((2, 5), torch.nan, device=device)
+        case = self.build("typical", 0, device)
+        x, nothing = case.inputs, torch.full((2, 5), torch.nan, device=device)
         yes: Any = "yes"
         yield Invalid("a vector", lambda: RowSharing().measure(None, x[0]), "shape")
         yield Invalid("integers", lambda: RowSharing().measure(None, x.long()), "floating point")
         yield Invalid("NaN", lambda: RowSharing().measure(None, nothing), "not finite")
-        yield Invalid("a wrong knob", lambda: RowSharing().apply(specimen.host, share=yes), "True or False")
+        yield Invalid("a wrong knob", lambda: RowSharing().apply(case.target, share=yes), "True or False")

@@ -1,7 +1,7 @@
 """What a reference implementation offers.
 
 The algorithm of a technique is plain functions or `nn.Module`s on tensors, which anybody can lift out of its file.
-Beside it stands one subclass of `Technique`, which the battery, the experiments and the tools drive.
+Beside it stands one subclass of `Technique`, which the conformance checks, the experiments and the tools drive.
 """
 
 from __future__ import annotations
@@ -55,15 +55,20 @@ class Handle:
 
     def __init__(
         self,
-        host: Any,
+        target: Any,
         undo: Callable[[], None] = lambda: None,
         trace: Callable[[], Mapping[str, Any]] = dict,
         reset: Callable[[], None] = lambda: None,
     ) -> None:
-        self.host = host
+        self.target = target
         self._undo: Callable[[], None] | None = undo
         self._trace = trace
         self._reset = reset
+
+    @property
+    def host(self) -> Any:
+        """`target`, under the name that it had in version 0.1."""
+        return self.target
 
     @property
     def trace(self) -> Mapping[str, Any]:
@@ -93,30 +98,30 @@ class Technique(ABC):
     id: ClassVar[str]
     """Id of the entry, `taxonomy/techniques/<id>.yml`."""
     execution: ClassVar[Literal["real", "simulated"]]
-    """`real` executes fewer operations; `simulated` computes everything and masks the result."""
+    """`real` executes fewer MACs; `simulated` computes everything and masks the result."""
     stateful: ClassVar[bool] = False
     """State is carried from one input to the next."""
     waivers: ClassVar[Mapping[str, str]] = {}
-    """Name of a check of the battery that cannot apply -> the reason, shown on the entry's page."""
+    """Name of a conformance check that cannot apply -> the reason, shown on the entry's page."""
 
     @abstractmethod
     def settings(self) -> list[Setting]:
         """At least two settings, from the one that is `off` to the most aggressive."""
 
     @abstractmethod
-    def measure(self, host: Any, inputs: Any) -> Redundancy:
+    def measure(self, target: Any, inputs: Any) -> Redundancy:
         """How much of its redundancy the inputs hold, as this host sees them."""
 
     @abstractmethod
-    def apply(self, host: Any, **knobs: Any) -> Handle:
+    def apply(self, target: Any, **knobs: Any) -> Handle:
         """Exploit it. Raises `UnsupportedHost` for a host it cannot work on, ValueError for a bad knob."""
 
     @abstractmethod
-    def saving(self, host: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
-        """Closed form of the operations saved by the run that left `trace`: dense minus executed, overhead included.
+    def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
+        """Closed form of the MACs saved by the run that left `trace`: dense minus executed, overhead included.
 
-        Negative when the overhead is larger than what was removed. The battery holds it equal, to the unit, to the
-        difference of two counted runs.
+        Negative when the overhead is larger than what was removed. The conformance checks hold it equal, to the unit,
+        to the difference of two counted runs.
         """
 
 
@@ -133,10 +138,10 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True)
-class Specimen:
-    """A small host and inputs on which the battery examines a technique."""
+class Case:
+    """A small host and inputs on which the conformance checks examine a technique."""
 
-    host: Any
+    target: Any
     inputs: Any
     """Tensors, or a nested list, tuple or dict of tensors. For a stateful technique: the successive inputs."""
     run: Callable[[Any, Any], Tensor]
@@ -144,12 +149,12 @@ class Specimen:
 
 
 @dataclass(frozen=True)
-class Quantity:
+class Expectation:
     """A quantity that the technique must conserve, before and after."""
 
     name: str
-    before: Tensor
-    after: Tensor
+    expected: Tensor
+    actual: Tensor
 
 
 @dataclass(frozen=True)
@@ -161,25 +166,25 @@ class Invalid:
     says: str
 
 
-class Specimens(ABC):
-    """What the battery examines a technique on: small hosts and data built with exactly known redundancy."""
+class Cases(ABC):
+    """What the conformance checks examine a technique on: small hosts and data built with exactly known redundancy."""
 
     @abstractmethod
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         """A fresh host with inputs. `redundant`: built of nothing but redundancy; `null`: built without any."""
 
     @abstractmethod
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         """What the technique selects on small cases (`after`), and the same by brute force (`before`)."""
 
     @abstractmethod
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         """Quantities that must not be lost or counted twice."""
 
     @abstractmethod
     def invalid(self, device: str) -> Iterable[Invalid]:
         """Calls with bad shapes, dtypes, knobs, values that are not finite, and unsupported hosts."""
 
-    def stream(self, frames: int, seed: int, device: str) -> Specimen:
+    def stream(self, frames: int, seed: int, device: str) -> Case:
         """For stateful techniques: a stream of `frames` inputs whose content changes throughout."""
         raise NotImplementedError

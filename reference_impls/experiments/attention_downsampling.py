@@ -1,4 +1,4 @@
-"""Experiments of attention downsampling: specimens for the battery, and small networks on Fashion-MNIST.
+"""Experiments of attention downsampling: cases for the conformance checks, and small networks on Fashion-MNIST.
 
 - `fill-queries`: networks trained with 64 queries and 64 keys, run with fewer of either.
 - `fill-downsampling`: ways to halve a map, each trained for itself.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.record import Control, Point, Record
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.experiments.efficient_nets import (
     FASHION,
     FILL,
@@ -31,8 +31,8 @@ from reference_impls.experiments.efficient_nets import (
     full_scores,
     hidden_patches,
     key,
+    map_case,
     map_network,
-    map_specimen,
     measured,
     paired_difference,
     scores,
@@ -44,7 +44,7 @@ from reference_impls.experiments.efficient_nets import (
     without_gradients,
 )
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, record
-from reference_impls.experiments.mobile_networks import scatter
+from reference_impls.experiments.mobile_networks import randomise_parameters
 from reference_impls.experiments.stride_attention import ABOUT, energy_share, networks
 from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling, DualPathDownsample
 from reference_impls.techniques.dimension_consistent_design import Downsample, PositionBias, Size
@@ -60,54 +60,58 @@ from reference_impls.techniques.stride_attention import (
 TECHNIQUE = AttentionDownsampling()
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens
+# Cases
 
 
-class AttentionDownsamplingSpecimens(Specimens):
-    """Attention on constant maps, on chessboards, and on what is in between (`efficient_nets.map_specimen`)."""
+class AttentionDownsamplingCases(Cases):
+    """Attention on constant maps, on chessboards, and on what is in between (`efficient_nets.map_case`)."""
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
-        return map_specimen(kind, seed, device)
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        return map_case(kind, seed, device)
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
-        specimen = map_specimen("typical", seed, device)
-        with TECHNIQUE.apply(specimen.host, factor=2, threshold=0.5) as handle:
-            without_gradients(handle.host, specimen.inputs)
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = map_case("typical", seed, device)
+        with TECHNIQUE.apply(case.target, factor=2, threshold=0.5) as handle:
+            without_gradients(handle.target, case.inputs)
             _, chosen = handle.trace["substituted"]["0.token_mixer"]
-        by_hand = sum(energy_share(one.double().tolist(), 2) >= 0.5 for one in specimen.inputs)
-        yield Quantity("maps with fewer queries", torch.tensor(by_hand), torch.tensor(chosen))
+        by_hand = sum(energy_share(one.double().tolist(), 2) >= 0.5 for one in case.inputs)
+        yield Expectation("maps with fewer queries", torch.tensor(by_hand), torch.tensor(chosen))
         yield from queries_one_by_one(seed, device)
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         yield from coarse_scores_are_means(2, 1, seed, device)
-        specimen = map_specimen("redundant", seed, device)
-        attention, flat = specimen.host, specimen.inputs
+        case = map_case("redundant", seed, device)
+        attention, flat = case.target, case.inputs
         with torch.no_grad():
-            yield Quantity("result on constant maps", attention(flat), attend_coarsely(attention, flat, Coarseness(2)))
+            yield Expectation(
+                "result on constant maps", attention(flat), attend_coarsely(attention, flat, Coarseness(2))
+            )
         with fork_seed(seed):
-            attention = scatter(tiny_attention()).double().eval().to(device)
+            attention = randomise_parameters(tiny_attention()).double().eval().to(device)
             x = torch.randn(2, 12, 8, 8, dtype=torch.float64).to(device)
         with torch.no_grad():
-            yield Quantity(
+            yield Expectation(
                 "a weight for each key", torch.ones(2, 2, 64).to(x), full_scores(attention, x).softmax(-1).sum(-1)
             )
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        specimen = map_specimen("typical", 0, device)
-        host, x = specimen.host, specimen.inputs.clone()
+        case = map_case("typical", 0, device)
+        target, x = case.target, case.inputs.clone()
         x[0, 0, 0, 0] = torch.nan
         down = AttentionDown(12, 24, (8, 8)).to(device)
-        yield Invalid("half a factor", lambda: TECHNIQUE.apply(host, factor=1.5), "factor must be an integer")
-        yield Invalid("factor 0", lambda: TECHNIQUE.apply(host, factor=0), "factor must be an integer")
-        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(host, threshold=1.1), "threshold must be")
-        yield Invalid("inputs with NaN", lambda: TECHNIQUE.measure(host, x), "not finite")
+        yield Invalid("half a factor", lambda: TECHNIQUE.apply(target, factor=1.5), "factor must be an integer")
+        yield Invalid("factor 0", lambda: TECHNIQUE.apply(target, factor=0), "factor must be an integer")
+        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(target, threshold=1.1), "threshold must be")
+        yield Invalid("inputs with NaN", lambda: TECHNIQUE.measure(target, x), "not finite")
         yield Invalid("queries subsampled already", lambda: TECHNIQUE.apply(down), "`MapAttention` of stride 1")
 
 
-def queries_one_by_one(seed: int, device: str) -> Iterable[Quantity]:
+def queries_one_by_one(seed: int, device: str) -> Iterable[Expectation]:
     """What `AttentionDown` gives for each query, and the same with one query after the other over all keys."""
     with fork_seed(seed):
-        down = scatter(AttentionDown(12, 10, (6, 6), heads=2, key_dim=4, ratio=2)).double().eval().to(device)
+        down = (
+            randomise_parameters(AttentionDown(12, 10, (6, 6), heads=2, key_dim=4, ratio=2)).double().eval().to(device)
+        )
         x = torch.randn(1, 12, 6, 6, dtype=torch.float64).to(device)
     with torch.no_grad():
         queries, values = down.q(x), down.v(x)
@@ -121,10 +125,10 @@ def queries_one_by_one(seed: int, device: str) -> Iterable[Quantity]:
                     score = torch.einsum("c,chw->hw", q[head, :, i, j], k[head]) / 2 + distance
                     weights = score.flatten().softmax(0).unflatten(0, (6, 6))
                     mixed[0, 8 * head : 8 * head + 8, i, j] = (v[head] * weights).sum((1, 2))
-        yield Quantity("queries over all keys", down.proj(down.act(mixed + down.v_local(values))), down(x))
+        yield Expectation("queries over all keys", down.proj(down.act(mixed + down.v_local(values))), down(x))
 
 
-SPECIMENS = AttentionDownsamplingSpecimens()
+CASES = AttentionDownsamplingCases()
 
 # --------------------------------------------------------------------------------------------------------------------
 # Fixed weights: fewer queries, or fewer keys

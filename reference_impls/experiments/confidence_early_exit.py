@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_impls.accounting.record import Control, Measured, Point, Record
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.data import images, text
 from reference_impls.experiments.harness import (
     Context,
@@ -30,7 +30,7 @@ from reference_impls.experiments.harness import (
     trained,
 )
 from reference_impls.hosts.bert import pool, staged_bert
-from reference_impls.hosts.staged import AllExits, Staged, StageOperations, State, batch_size, count_stages
+from reference_impls.hosts.staged import AllExits, Staged, StageMacs, State, batch_size, count_stages
 from reference_impls.models import minilm
 from reference_impls.redundancy.sufficiency import MEASURE, sufficiency
 from reference_impls.techniques.confidence_early_exit import (
@@ -40,7 +40,7 @@ from reference_impls.techniques.confidence_early_exit import (
     at_exits,
     calibrate,
     exit_decisions,
-    expected_operations,
+    expected_macs,
 )
 
 ID = "confidence-early-exit"
@@ -85,7 +85,7 @@ def residual_cnn(size: int, width: int = 16, classes: int = 10) -> Staged:
         for n, p in zip(c, pools, strict=True)
     ]
     a = [s * s for s in sides]  # positions
-    operations = StageOperations(
+    macs = StageMacs(
         stages=(
             a[0] * (9 * c[0] + 2 * 9 * c[0] ** 2),
             a[1] * (9 * c[0] * c[1] + 9 * c[1] ** 2 + c[0] * c[1]),
@@ -94,7 +94,7 @@ def residual_cnn(size: int, width: int = 16, classes: int = 10) -> Staged:
         ),
         heads=tuple(n * p * p * classes for n, p in zip(c, pools, strict=True)),
     )
-    return Staged(stages, heads, operations)
+    return Staged(stages, heads, macs)
 
 
 def joint_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ BUDGETS = (0.005, 0.01, 0.02)
 DELTA = 0.05
 CALIBRATION_COLUMNS = (
     "budget; 1 if certified at 95 %, else 0; threshold (mean over seeds); held-out loss (mean); "
-    "test loss (mean, low, high); seeds within the budget on test; operations, as a share of the plain network's. "
+    "test loss (mean, low, high); seeds within the budget on test; MACs, as a share of the plain network's. "
     "Losses are against the last exit of the same network."
 )
 
@@ -201,12 +201,12 @@ class Fold:
         """Test accuracy when samples leave at `left`, (N,)."""
         return (at_exits(self.test, left).argmax(-1) == self.y_test).double().mean().item()
 
-    def operations(self, left: Tensor) -> float:
-        """Operations per test sample when samples leave at `left`, (N,)."""
-        return expected_operations(left, self.network.operations.stages, self.network.operations.heads) / len(left)
+    def macs(self, left: Tensor) -> float:
+        """MACs per test sample when samples leave at `left`, (N,)."""
+        return expected_macs(left, self.network.macs.stages, self.network.macs.heads) / len(left)
 
-    def plain_operations(self) -> int:
-        return sum(self.network.operations.stages) + self.network.operations.heads[-1]
+    def plain_macs(self) -> int:
+        return sum(self.network.macs.stages) + self.network.macs.heads[-1]
 
     def at_exit(self, e: int) -> Tensor:
         """Every test sample at exit `e`."""
@@ -239,11 +239,9 @@ def costs_of(
         total = 0
         for batch in batches:
             runner(batch)
-            total += expected_operations(runner.left, *dataclasses.astuple(runner.network.operations))
-        if round(total / units) != costs[name].operations:
-            raise RuntimeError(
-                f"{name}: {costs[name].operations} operations counted, {total / units} by the closed form"
-            )
+            total += expected_macs(runner.left, *dataclasses.astuple(runner.network.macs))
+        if round(total / units) != costs[name].macs:
+            raise RuntimeError(f"{name}: {costs[name].macs} MACs counted, {total / units} by the closed form")
     return costs
 
 
@@ -252,15 +250,15 @@ def sweep_points(
 ) -> list[Point]:
     """A point for each entry of `decide`: name of its cost -> its knobs and the exits taken in every fold.
 
-    Accuracy and operations are over all test samples of all folds; bytes and time are those of the timed samples.
+    Accuracy and MACs are over all test samples of all folds; bytes and time are those of the timed samples.
     """
     points = []
     for name, (knobs, lefts) in decide.items():
         stages = len(folds[0].network.stages)
         skipped = np.mean([1 - (left.double().mean().item() + 1) / stages for left in lefts])
-        operations = np.mean([fold.operations(left) for fold, left in zip(folds, lefts, strict=True)])
+        macs = np.mean([fold.macs(left) for fold, left in zip(folds, lefts, strict=True)])
         quality = over_seeds("accuracy", [fold.accuracy(left) for fold, left in zip(folds, lefts, strict=True)])
-        cost = dataclasses.replace(costs[name], operations=round(operations))
+        cost = dataclasses.replace(costs[name], macs=round(macs))
         points.append(cost.point(knobs, quality, redundancy=max(float(skipped), 0.0)))
     return points
 
@@ -277,7 +275,7 @@ def calibration_table(folds: Sequence[Fold], rule: Rule) -> tuple[tuple[float, .
             lefts = [exit_decisions(f.test, rule, c.threshold) for f, c in zip(folds, chosen, strict=True)]
             losses = [f.accuracy(f.at_exit(-1)) - f.accuracy(left) for f, left in zip(folds, lefts, strict=True)]
             loss = over_seeds("loss", losses)
-            share = np.mean([f.operations(left) / f.plain_operations() for f, left in zip(folds, lefts, strict=True)])
+            share = np.mean([f.macs(left) / f.plain_macs() for f, left in zip(folds, lefts, strict=True)])
             rows.append(
                 (
                     budget,
@@ -296,7 +294,7 @@ def calibration_table(folds: Sequence[Fold], rule: Rule) -> tuple[tuple[float, .
 
 def measured(folds: Sequence[Fold], null: Mapping[str, float]) -> Measured:
     """Sufficiency of the test data, over the seeds."""
-    per_fold = [sufficiency(f.test.argmax(-1), f.network.operations.stages) for f in folds]
+    per_fold = [sufficiency(f.test.argmax(-1), f.network.macs.stages) for f in folds]
     mean = over_seeds(MEASURE, [r.value for r in per_fold])
     where = {name: float(np.mean([r.where[name] for r in per_fold])) for name in per_fold[0].where}
     low, high = (None, None) if mean.low is None else (max(mean.low, 0.0), min(mean.high, 1.0))
@@ -355,7 +353,7 @@ def report(
     controls = [
         Control(
             name="random exits",
-            about="The same number of samples leaves at each exit, but which ones is drawn at random. Operations are "
+            about="The same number of samples leaves at each exit, but which ones is drawn at random. MACs are "
             "the same by construction; bytes and time are those of the rule.",
             points=tuple(sweep_points(folds, costs, drawn)),
         ),
@@ -396,7 +394,7 @@ def report(
             "batch_1_threshold": BATCH_1,
             "batch_1_plain_ms": _spread(alone["plain"]),
             "batch_1_ms": tuple(_spread(alone[label("confidence", t)]) for t in BATCH_1),
-            "patience_gain_over_confidence": gain_at_equal_operations(points),
+            "patience_gain_over_confidence": gain_at_equal_macs(points),
             "time_saved_within_1_percent": time_saved(costs, good),
             "time_saved_within_1_percent_batch_1": time_saved(alone, good),
             "calibration_columns": CALIBRATION_COLUMNS,
@@ -416,11 +414,11 @@ def time_saved(costs: Mapping[str, Cost], good: Sequence[str]) -> float:
     return max([0.0, *(1 - costs[name].wall_ms.median / plain for name in good if name in costs)])
 
 
-def gain_at_equal_operations(points: Sequence[Point]) -> float:
-    """Mean accuracy of the patience points minus that of the confidence rule at as many operations, interpolated."""
-    curve = sorted((p.operations, p.quality.value) for p in points if p.knobs["rule"] == "confidence")
+def gain_at_equal_macs(points: Sequence[Point]) -> float:
+    """Mean accuracy of the patience points minus that of the confidence rule at as many MACs, interpolated."""
+    curve = sorted((p.macs, p.quality.value) for p in points if p.knobs["rule"] == "confidence")
     patience = [p for p in points if p.knobs["rule"] == "patience"]
-    return float(np.mean([p.quality.value - np.interp(p.operations, *zip(*curve, strict=True)) for p in patience]))
+    return float(np.mean([p.quality.value - np.interp(p.macs, *zip(*curve, strict=True)) for p in patience]))
 
 
 def _spread(cost: Cost) -> tuple[float, float, float]:
@@ -456,7 +454,7 @@ def run_cnn(ctx: Context, recipe: Recipe, held_out: int, seeds: Sequence[int], n
                     dataclasses.replace(recipe, shuffled=True).train(part, seed), part.x_test
                 ),
             }
-            null = {k: sufficiency(v.argmax(-1), network.operations.stages).value for k, v in nulls.items()}
+            null = {k: sufficiency(v.argmax(-1), network.macs.stages).value for k, v in nulls.items()}
             left_early = {
                 f"left_early_{k.replace(' ', '_')}": (exit_decisions(v, "confidence", 0.9) < EXITS - 1)
                 .double()
@@ -616,12 +614,12 @@ def mails_minilm(ctx: Context) -> Record:
             blind = fit(
                 features[fit_on], y[fit_on][torch.randperm(len(fit_on), generator=torch.Generator().manual_seed(1))], 0
             )
-            network.operations = count_stages(network, {k: v[:2].to(ctx.device) for k, v in inputs.items()})
+            network.macs = count_stages(network, {k: v[:2].to(ctx.device) for k, v in inputs.items()})
             nulls = {
                 "random tokens": logits(ramps, noise_features),
                 "labels shuffled in training": logits(blind, features[test]),
             }
-            null = {k: sufficiency(v.argmax(-1), network.operations.stages).value for k, v in nulls.items()}
+            null = {k: sufficiency(v.argmax(-1), network.macs.stages).value for k, v in nulls.items()}
             extra = {
                 f"left_early_{k.replace(' ', '_')}": (exit_decisions(v, "confidence", 0.9) < exits - 1)
                 .double()
@@ -680,7 +678,7 @@ SCENARIOS = (
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens with exactly known exits
+# Cases with exactly known exits
 
 
 class Turn(nn.Linear):
@@ -707,8 +705,8 @@ def ring(exits: int, classes: int) -> Staged:
     """
     n = exits * classes
     stages = [nn.Identity() if e == 0 else Turn(exits, classes) for e in range(exits)]
-    operations = StageOperations((0, *[n * n] * (exits - 1)), (n * classes,) * exits)
-    return Staged(stages, [First(exits, classes) for _ in range(exits)], operations)
+    macs = StageMacs((0, *[n * n] * (exits - 1)), (n * classes,) * exits)
+    return Staged(stages, [First(exits, classes) for _ in range(exits)], macs)
 
 
 def ring_inputs(logits: Tensor) -> Tensor:
@@ -716,17 +714,17 @@ def ring_inputs(logits: Tensor) -> Tensor:
     return logits.transpose(0, 1).flatten(1).contiguous()
 
 
-class EarlyExitSpecimens(Specimens):
+class EarlyExitCases(Cases):
     """`redundant`: every exit is sure of the same class. `null`: every exit before the last is unsure, and wrong."""
 
     classes = 5
     batch = 12
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         with fork_seed(seed):
             if kind == "typical":
-                host = residual_cnn(8, width=4)
-                for head in host.heads:
+                target = residual_cnn(8, width=4)
+                for head in target.heads:
                     head[-1].weight.data *= 30  # untrained heads are never sure; these are for some inputs
                 inputs = torch.randn(self.batch, 1, 8, 8)
             else:
@@ -736,34 +734,34 @@ class EarlyExitSpecimens(Specimens):
                 sure = torch.full((EXITS, 1, 1), 8.0)
                 if kind == "null":
                     sure[:-1] = 0.1
-                host, inputs = ring(EXITS, self.classes), ring_inputs(F.one_hot(answers, self.classes) * sure)
-        return Specimen(host.eval().to(device), inputs.to(device), torch.no_grad()(lambda network, x: network(x)))
+                target, inputs = ring(EXITS, self.classes), ring_inputs(F.one_hot(answers, self.classes) * sure)
+        return Case(target.eval().to(device), inputs.to(device), torch.no_grad()(lambda network, x: network(x)))
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
-        specimen = self.build("typical", seed, device)
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
         for rule, threshold in (("confidence", 0.7), ("entropy", 0.6), ("patience", 1)):
-            batched = EarlyExit(specimen.host, rule, threshold)
-            logits = batched(specimen.inputs)
-            alone = EarlyExit(specimen.host, rule, threshold)
-            pairs = [(alone(x.unsqueeze(0)), alone.left) for x in specimen.inputs]
-            yield Quantity(f"{rule}: exits one by one", torch.cat([left for _, left in pairs]), batched.left)
-            yield Quantity(f"{rule}: logits one by one", torch.cat([one for one, _ in pairs]), logits)
-            offline = exit_decisions(specimen.host.exits(specimen.inputs).detach(), rule, threshold)
-            yield Quantity(f"{rule}: exits from all logits", offline, batched.left)
+            batched = EarlyExit(case.target, rule, threshold)
+            logits = batched(case.inputs)
+            alone = EarlyExit(case.target, rule, threshold)
+            pairs = [(alone(x.unsqueeze(0)), alone.left) for x in case.inputs]
+            yield Expectation(f"{rule}: exits one by one", torch.cat([left for _, left in pairs]), batched.left)
+            yield Expectation(f"{rule}: logits one by one", torch.cat([one for one, _ in pairs]), logits)
+            offline = exit_decisions(case.target.exits(case.inputs).detach(), rule, threshold)
+            yield Expectation(f"{rule}: exits from all logits", offline, batched.left)
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         with fork_seed(seed):
             logits = 3 * torch.randn(EXITS, 32, self.classes)
         logits[..., 0] = -20 - torch.arange(32.0)  # names the sample, whichever exit answers
         runner = EarlyExit(ring(EXITS, self.classes).eval().to(device), "confidence", 0.7)
         out = runner(ring_inputs(logits).to(device))
-        yield Quantity("each sample answered once, in its place", -20 - torch.arange(32.0), out[:, 0].cpu())
-        yield Quantity("samples over exits", torch.tensor(32), runner.left.bincount(minlength=EXITS).sum().cpu())
-        yield Quantity("logits are those of the exit taken", at_exits(logits, runner.left.cpu()), out.cpu())
+        yield Expectation("each sample answered once, in its place", -20 - torch.arange(32.0), out[:, 0].cpu())
+        yield Expectation("samples over exits", torch.tensor(32), runner.left.bincount(minlength=EXITS).sum().cpu())
+        yield Expectation("logits are those of the exit taken", at_exits(logits, runner.left.cpu()), out.cpu())
 
     def invalid(self, device: str) -> Iterable[Invalid]:
         technique = ConfidenceEarlyExit()
-        network = self.build("null", 0, device).host
+        network = self.build("null", 0, device).target
         x = torch.zeros(2, EXITS * self.classes, device=device)
         bad = x.clone()
         bad[0, 0] = float("nan")
@@ -781,10 +779,10 @@ class EarlyExitSpecimens(Specimens):
         yield Invalid("NaN", lambda: EarlyExit(network, "confidence", 0.5)(bad), "not finite")
         yield Invalid("no batch", lambda: EarlyExit(network, "confidence", 0.5)(()), "first axis")
         yield Invalid("logits without exits", lambda: exit_decisions(x, "entropy", 0.5), "must have shape (E, B, C)")
-        training = self.build("typical", 0, device).host.train()
+        training = self.build("typical", 0, device).target.train()
         yield Invalid(
             "batch norm in training mode", lambda: technique.apply(training, rule="patience", threshold=1), "eval"
         )
 
 
-SPECIMENS = EarlyExitSpecimens()
+CASES = EarlyExitCases()

@@ -1,7 +1,7 @@
-"""Experiments of delta convolution: specimens for the battery, a pretrained network on real clips, and single layers.
+"""Experiments of delta convolution: cases for the checks, a pretrained network on real clips, and single layers.
 
 - `efficientnet-clips`, `efficientnet-clips-768`: EfficientNet-Lite0 on a clip of a fixed camera, with a moving camera,
-  a shuffled order and held results as controls: agreement with the dense network against operations, bytes and time.
+  a shuffled order and held results as controls: agreement with the dense network against MACs, bytes and time.
 - `convolution-64x56`, `convolution-256x56`, `convolution-64x112`: one 3 x 3 convolution of which a share of the input
   changes, in one blob or scattered, against the best native dense kernel.
 """
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from reference_impls.accounting.record import Control, Measured, Point, Quality, Record
 from reference_impls.accounting.timing import speed_up
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.data import video
 from reference_impls.experiments.harness import Context, Cost, Scenario, fork_seed, measure_arms, over_items, record
 from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
@@ -31,7 +31,7 @@ from reference_impls.techniques.delta_convolution.maps import Axis, Map, Shape, 
 TECHNIQUE = DeltaConvolution()
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens: a small residual network, on clips that stand still, move in part, or are noise
+# Cases: a small residual network, on clips that stand still, move in part, or are noise
 
 
 class SmallResidualNet(nn.Module):
@@ -91,22 +91,22 @@ def run_stream(model: Callable[[Tensor], Tensor], frames: Sequence[Tensor]) -> T
     return torch.cat([model(frame) for frame in frames])
 
 
-class DeltaConvolutionSpecimens(Specimens):
+class DeltaConvolutionCases(Cases):
     """A small residual network on a moving square, a picture that stands still, and independent noise."""
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         frames = moving_square(8, (64, 64), seed)
         if kind == "redundant":
             frames = frames[:1] * 8
         elif kind == "null":
             frames = list(torch.randn(8, 1, 3, 64, 64, generator=torch.Generator().manual_seed(seed)))
-        return Specimen(small_net(seed).to(device), [frame.to(device) for frame in frames], run_stream)
+        return Case(small_net(seed).to(device), [frame.to(device) for frame in frames], run_stream)
 
-    def stream(self, frames: int, seed: int, device: str) -> Specimen:
+    def stream(self, frames: int, seed: int, device: str) -> Case:
         clip = moving_square(frames, (64, 64), seed, sensor_noise=0.01)
-        return Specimen(small_net(seed).to(device), [frame.to(device) for frame in clip], run_stream)
+        return Case(small_net(seed).to(device), [frame.to(device) for frame in clip], run_stream)
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         generator = torch.Generator().manual_seed(seed)
         for kernel, stride, padding, dilation, tile in (
             (3, 1, 1, 1, 4),
@@ -117,31 +117,31 @@ class DeltaConvolutionSpecimens(Specimens):
             changed = torch.rand(2, 17, 14, generator=generator) < 0.02
             axes = (Axis(kernel, stride, padding, dilation, padding),) * 2
             reached, truth = reached_tiles(changed.to(device), axes, tile)
-            yield Quantity(f"tiles that a {kernel} x {kernel} layer reaches", truth, reached)
+            yield Expectation(f"tiles that a {kernel} x {kernel} layer reaches", truth, reached)
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
-        specimen = self.build("typical", seed, device)
-        first, *others = specimen.inputs
-        with TECHNIQUE.apply(specimen.host, threshold=0.2, update="delta", min_profitable=0.0) as handle:
-            layers = handle.host.layers
-            handle.host(first)
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
+        first, *others = case.inputs
+        with TECHNIQUE.apply(case.target, threshold=0.2, update="delta", min_profitable=0.0) as handle:
+            layers = handle.target.layers
+            handle.target(first)
             total = [layer.sent.interior.clone() for layer in layers]
             for frame in others:
-                handle.host(frame)
+                handle.target(frame)
                 for sum_, layer in zip(total, layers, strict=True):
                     if len(layer.message):
                         sum_.view(-1, sum_.shape[-1]).index_add_(0, layer.message.positions, layer.message.rows)
             for sum_, layer in zip(total, layers, strict=True):
-                yield Quantity(f"first frame and differences of {layer.name}", layer.sent.interior.clone(), sum_)
+                yield Expectation(f"first frame and differences of {layer.name}", layer.sent.interior.clone(), sum_)
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        specimen = self.build("typical", 0, device)
-        net, frame = specimen.host, specimen.inputs[0]
+        case = self.build("typical", 0, device)
+        net, frame = case.target, case.inputs[0]
         bad = frame.clone()
         bad[0, 1, 5, 5] = torch.nan
 
         def run_on(*frames: Tensor) -> Callable[[], Tensor]:
-            return lambda: run_stream(TECHNIQUE.apply(net, threshold=0.1).host, frames)
+            return lambda: run_stream(TECHNIQUE.apply(net, threshold=0.1).target, frames)
 
         yield Invalid("a frame of rank 3", run_on(frame[0]), "frame must have shape (B, C, H, W)")
         yield Invalid("integer frames", run_on(frame.long()), "floating point")
@@ -182,7 +182,7 @@ def reached_tiles(changed: Tensor, axes: tuple[Axis, Axis], tile: int) -> tuple[
     return windows.reached(changed), torch.tensor(sorted(truth), device=changed.device)
 
 
-SPECIMENS = DeltaConvolutionSpecimens()
+CASES = DeltaConvolutionCases()
 
 # --------------------------------------------------------------------------------------------------------------------
 # A pretrained network on real clips
@@ -194,7 +194,7 @@ def follow(model: nn.Module, frames: Sequence[Tensor], **knobs: Any) -> Callable
 
     def arm() -> Tensor:
         handle.reset()
-        return run_stream(handle.host, frames)
+        return run_stream(handle.target, frames)
 
     return arm
 
@@ -263,7 +263,7 @@ def run_clips(ctx: Context, scenario: str, size: tuple[int, int]) -> Record:
             costs[label].point(
                 {"threshold": value},
                 quality(label, stream),
-                redundancy=max(0.0, 1 - costs[label].operations / costs["dense"].operations),
+                redundancy=max(0.0, 1 - costs[label].macs / costs["dense"].macs),
             )
             for value in values
             for label in [f"{prefix} {value}"]
@@ -401,9 +401,9 @@ def run_convolution(ctx: Context, channels: int, size: int) -> Record:
         for frames in streams:
             handle = TECHNIQUE.apply(layer, threshold=0.0, **knobs)
             with torch.no_grad():
-                gap = [(handle.host(f) - layer(f)).abs().max().item() for f in (*frames, *frames)]
+                gap = [(handle.target(f) - layer(f)).abs().max().item() for f in (*frames, *frames)]
             errors[label] = max(errors.get(label, 0.0), *gap)
-            parts.append(back_and_forth(handle.host, frames, rounds))
+            parts.append(back_and_forth(handle.target, frames, rounds))
         arms[label] = (lambda: [part() for part in parts] and None, 2 * rounds * len(streams))
 
     for share in shares:
@@ -422,7 +422,7 @@ def run_convolution(ctx: Context, channels: int, size: int) -> Record:
     for label, cost in measured.items():
         units = arms[label][1]
         costs[label] = Cost(
-            operations=round(cost.operations / units),
+            macs=round(cost.macs / units),
             bytes=round(cost.bytes / units),
             wall_ms=cost.wall_ms.scaled(1 / units),
             uncounted=cost.uncounted,
@@ -437,7 +437,7 @@ def run_convolution(ctx: Context, channels: int, size: int) -> Record:
         return Quality(metric="largest error of the output", value=value, higher_is_better=False)
 
     def point(label: str, share: float, tile: int) -> Point:
-        saved = max(0.0, 1 - costs[label].operations / base.operations)
+        saved = max(0.0, 1 - costs[label].macs / base.macs)
         return costs[label].point({"changed": share, "tile": tile}, quality(label), redundancy=saved)
 
     forms = [Control(

@@ -1,4 +1,4 @@
-"""Experiments of dimension-consistent design: specimens for the battery, and small networks on Fashion-MNIST.
+"""Experiments of dimension-consistent design: cases for the conformance checks, and small networks on Fashion-MNIST.
 
 - `fill-pooling`: networks trained with attention in every block, run with pooling in its place; and how alike
   neighbours are at each stage.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.record import Control, Measured, Point, Quality, Record
 from reference_impls.accounting.timing import speed_up
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
     FASHION,
@@ -52,7 +52,7 @@ from reference_impls.experiments.efficient_nets import (
     without_gradients,
 )
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, record
-from reference_impls.experiments.mobile_networks import scatter
+from reference_impls.experiments.mobile_networks import randomise_parameters
 from reference_impls.hosts.substitution import Substitution, modules_of
 from reference_impls.redundancy.over_resolution import kept_detail
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
@@ -76,7 +76,7 @@ from reference_impls.techniques.dimension_consistent_design import (
 TECHNIQUE = DimensionConsistentDesign()
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens
+# Cases
 
 
 def tiny_attention() -> TokenAttention:
@@ -84,58 +84,58 @@ def tiny_attention() -> TokenAttention:
     return TokenAttention(CHANNELS, (6, 6), heads=2, key_dim=4, ratio=2)
 
 
-class DimensionConsistentSpecimens(Specimens):
+class DimensionConsistentCases(Cases):
     """Token attention on equal tokens (redundant) or a chessboard of two (null); typical: three blocks on a smooth map,
     on noise, and on something in between.
     """
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         generator = torch.Generator().manual_seed(seed)
         with fork_seed(seed):
             if kind == "typical":
                 blocks = [TokenBlock(CHANNELS, tiny_attention(), 24, layer_scale=1.0) for _ in range(3)]
-                host = scatter(nn.Sequential(Flatten(), *blocks))
+                target = randomise_parameters(nn.Sequential(Flatten(), *blocks))
                 noise = torch.randn(3, CHANNELS, 6, 6, generator=generator)
                 smooth = nn.functional.interpolate(noise[..., :2, :2], size=6, mode="bilinear")
                 inputs = torch.stack([noise[0], 0.2 * noise[1] + smooth[1], smooth[2]])
             else:
-                host = nn.Sequential(Flatten(), tiny_attention())
+                target = nn.Sequential(Flatten(), tiny_attention())
                 inputs = chessboards(3, CHANNELS, (6, 6), generator)
                 inputs = inputs if kind == "null" else inputs[..., :1, :1].expand(-1, -1, 6, 6).contiguous()
-        return Specimen(host.eval().to(device), inputs.to(device), run=without_gradients)
+        return Case(target.eval().to(device), inputs.to(device), run=without_gradients)
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
-        specimen = self.build("typical", seed, device)
-        x = specimen.inputs
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
+        x = case.inputs
         with torch.no_grad():
-            tokens = specimen.host[1].norm1(specimen.host[0](x))
+            tokens = case.target[1].norm1(case.target[0](x))
         by_hand = torch.tensor([neighbour_cosine(one.double().tolist(), (6, 6)) for one in tokens])
-        yield Quantity("similarity of neighbours", by_hand, neighbour_similarity(to_map(tokens, (6, 6))).cpu())
-        with TECHNIQUE.apply(specimen.host, pooled=1, threshold=0.5) as handle:
-            without_gradients(handle.host, x)
+        yield Expectation("similarity of neighbours", by_hand, neighbour_similarity(to_map(tokens, (6, 6))).cpu())
+        with TECHNIQUE.apply(case.target, pooled=1, threshold=0.5) as handle:
+            without_gradients(handle.target, x)
             _, chosen = handle.trace["substituted"]["1.token_mixer"]
-        yield Quantity("data that pool", (by_hand >= 0.5).sum(), torch.tensor(chosen))
+        yield Expectation("data that pool", (by_hand >= 0.5).sum(), torch.tensor(chosen))
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         with fork_seed(seed):
-            attention = scatter(nn.Sequential(tiny_attention())).double().eval().to(device)[0]
+            attention = randomise_parameters(nn.Sequential(tiny_attention())).double().eval().to(device)[0]
             x = torch.randn(2, 36, CHANNELS, dtype=torch.float64).to(device)
         equal = x[:, :1].expand_as(x)
         with torch.no_grad():
-            yield Quantity("result on equal tokens", attention(equal), pooled_values(attention, equal))
-            yield Quantity(
+            yield Expectation("result on equal tokens", attention(equal), pooled_values(attention, equal))
+            yield Expectation(
                 "means by hand", means_of_neighbours(to_map(x, (6, 6))), neighbourhood_mean(to_map(x, (6, 6)))
             )
-            yield Quantity("layout there and back", x, Flatten()(to_map(x, (6, 6))))
+            yield Expectation("layout there and back", x, Flatten()(to_map(x, (6, 6))))
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        specimen = self.build("typical", 0, device)
-        host, x = specimen.host, specimen.inputs.clone()
+        case = self.build("typical", 0, device)
+        target, x = case.target, case.inputs.clone()
         x[0, 0, 0, 0] = torch.nan
-        yield Invalid("half a block", lambda: TECHNIQUE.apply(host, pooled=1.5), "pooled must be an integer")
-        yield Invalid("fewer than no block", lambda: TECHNIQUE.apply(host, pooled=-1), "pooled must be an integer")
-        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(host, threshold=1.1), "threshold must be")
-        yield Invalid("inputs with NaN", lambda: TECHNIQUE.measure(host, x), "not finite")
+        yield Invalid("half a block", lambda: TECHNIQUE.apply(target, pooled=1.5), "pooled must be an integer")
+        yield Invalid("fewer than no block", lambda: TECHNIQUE.apply(target, pooled=-1), "pooled must be an integer")
+        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(target, threshold=1.1), "threshold must be")
+        yield Invalid("inputs with NaN", lambda: TECHNIQUE.measure(target, x), "not finite")
         yield Invalid("tokens without a grid", lambda: neighbour_similarity(x[0]), "must have shape (B, C, H, W)")
         yield Invalid("a network on maps", lambda: TECHNIQUE.apply(nn.Conv2d(1, 1, 1)), "`TokenAttention`")
 
@@ -165,7 +165,7 @@ def means_of_neighbours(x: Tensor) -> Tensor:
     return out
 
 
-SPECIMENS = DimensionConsistentSpecimens()
+CASES = DimensionConsistentCases()
 
 # --------------------------------------------------------------------------------------------------------------------
 # Networks of four blocks: two on 8 x 8, two on 4 x 4
@@ -416,7 +416,7 @@ def layouts(size: Size, channels: int, depth: int) -> dict[str, nn.Sequential]:
     """The same pooling blocks in four forms, from maps (B, C, H, W) to maps."""
     with fork_seed(0):
         blocks = [
-            scatter(MapBlock(channels, Pooling(), FeedForward(channels, 4 * channels), layer_scale=0.5))
+            randomise_parameters(MapBlock(channels, Pooling(), FeedForward(channels, 4 * channels), layer_scale=0.5))
             for _ in range(depth)
         ]
     maps = nn.Sequential(*blocks).eval()
@@ -473,7 +473,7 @@ def run_layout(ctx: Context) -> Record:
         redundancy=Measured(measure="cosine of a token with its neighbours' mean", value=similarity),
         seeds=(0,),
         notes=(
-            "The same weights in all forms: operations are equal, and results but for the layer norms.",
+            "The same weights in all forms: MACs are equal, and results but for the layer norms.",
             "On tokens the pooling needs a map, so each block changes the layout twice.",
             "Random maps: layout is no property of the data, and the time does not depend on them.",
             "extra.speed_up holds the median ratio of paired repetitions over the baseline and its 95 % interval.",

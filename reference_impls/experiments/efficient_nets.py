@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference_impls.accounting.record import Measured, Quality
-from reference_impls.contract import Quantity, Redundancy, Specimen, Technique
+from reference_impls.contract import Case, Expectation, Redundancy, Technique
 from reference_impls.data import images
 from reference_impls.data.controls import phase_scrambled, white_noise
 from reference_impls.experiments.harness import (
@@ -38,8 +38,8 @@ from reference_impls.experiments.harness import (
     train,
     trained,
 )
-from reference_impls.experiments.mobile_networks import scatter
-from reference_impls.experiments.token_merging import twin
+from reference_impls.experiments.mobile_networks import randomise_parameters
+from reference_impls.experiments.token_merging import copy_sharing_weights
 from reference_impls.techniques.dimension_consistent_design import FeedForward, MapBlock, Size
 from reference_impls.techniques.stride_attention import MapAttention, cell_means, coarsen_bias
 
@@ -98,7 +98,7 @@ def fashion(recipe: Recipe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def some_images(ctx: Context) -> Tensor:
-    """The first 64 test images (16 in the small budget), on which redundancy, operations and time are measured."""
+    """The first 64 test images (16 in the small budget), on which redundancy, MACs and time are measured."""
     return fashion(RECIPES[ctx.budget])[2][: 16 if ctx.smoke else 64]
 
 
@@ -303,7 +303,7 @@ def sweep(
     for done, (name, attach) in enumerate(arms.items()):
         values[name] = []
         for model in models:
-            twins[name] = twin(model)
+            twins[name] = copy_sharing_weights(model)
             attach(twins[name])
             values[name].append(FILL.score(twins[name], RECIPES[ctx.budget]))
         ctx.progress("arms", done + 1, len(arms))
@@ -371,7 +371,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tup
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens: maps in front of attention
+# Cases: maps in front of attention
 
 Kind = Literal["typical", "redundant", "null"]
 CHANNELS = 12
@@ -383,7 +383,7 @@ def chessboards(number: int, channels: int, size: Size, generator: torch.Generat
     return torch.randn(number, channels, 1, 1, generator=generator) * fields
 
 
-def map_specimen(kind: Kind, seed: int, device: str) -> Specimen:
+def map_case(kind: Kind, seed: int, device: str) -> Case:
     """`MapAttention` on constant maps (redundant) or chessboards (null), which give constant maps or chessboards again:
     without position bias and with even sides, what a query gathers depends on its own colour alone. Typical: two blocks
     with random statistics and biases, on a map of noise, a smooth one, and one in between.
@@ -395,17 +395,17 @@ def map_specimen(kind: Kind, seed: int, device: str) -> Specimen:
                 MapBlock(CHANNELS, tiny_attention(), FeedForward(CHANNELS, 24, local=True), layer_scale=1.0)
                 for _ in range(2)
             ]
-            host = scatter(nn.Sequential(*blocks))
+            target = randomise_parameters(nn.Sequential(*blocks))
             noise = torch.randn(3, CHANNELS, 8, 8, generator=generator)
             smooth = F.interpolate(noise[..., :2, :2], size=8, mode="bilinear")
             inputs = torch.stack([noise[0], 0.2 * noise[1] + smooth[1], smooth[2]])
         else:
-            host = tiny_attention()
+            target = tiny_attention()
             if kind == "null":
                 inputs = chessboards(3, CHANNELS, (8, 8), generator)
             else:
                 inputs = torch.randn(3, CHANNELS, 1, 1, generator=generator).expand(-1, -1, 8, 8).contiguous()
-    return Specimen(host.eval().to(device), inputs.to(device), run=without_gradients)
+    return Case(target.eval().to(device), inputs.to(device), run=without_gradients)
 
 
 def tiny_attention(size: Size = (8, 8)) -> MapAttention:
@@ -439,14 +439,14 @@ def mean_of_cells(matrix: Tensor, size: Size, rows: int, columns: int) -> Tensor
     return torch.stack([torch.stack(row, -1) for row in means], -2)
 
 
-def coarse_scores_are_means(rows: int, columns: int, seed: int, device: str) -> Iterator[Quantity]:
+def coarse_scores_are_means(rows: int, columns: int, seed: int, device: str) -> Iterator[Expectation]:
     """That averaging the map averages the scores: by loops over the full scores, and from the coarse maps."""
     with fork_seed(seed):
-        attention = scatter(tiny_attention()).double().eval().to(device)
+        attention = randomise_parameters(tiny_attention()).double().eval().to(device)
         x = torch.randn(2, CHANNELS, 8, 8, dtype=torch.float64).to(device)
     with torch.no_grad():
         q, k = attention.q(cell_means(x, rows)), attention.k(cell_means(x, columns))
         q, k = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (q, k))
         bias = coarsen_bias(attention.bias((8, 8)), (8, 8), rows, columns)
         coarse = q.transpose(2, 3) @ k * attention.key_dim**-0.5 + bias
-        yield Quantity("scores of cells", mean_of_cells(full_scores(attention, x), (8, 8), rows, columns), coarse)
+        yield Expectation("scores of cells", mean_of_cells(full_scores(attention, x), (8, 8), rows, columns), coarse)

@@ -1,4 +1,4 @@
-"""Experiments of EfficientFormer: specimens for the battery, a small network on fewer pixels, and the clock.
+"""Experiments of EfficientFormer: cases for the conformance checks, a small network on fewer pixels, and the clock.
 
 - `digits-resolution`, `fashion-resolution`: a small trained network that sees its images at fewer pixels.
 - `latency-224`: L1 and L3 beside MobileNetV2 and EfficientFormerV2-S0, one image on one thread.
@@ -13,7 +13,7 @@ from reference_impls.experiments.harness import Context, Scenario
 from reference_impls.experiments.mobile_networks import (
     MOBILENETS,
     Candidate,
-    NetworkSpecimens,
+    NetworkCases,
     digits_resolution,
     fashion_resolution,
     latency,
@@ -23,7 +23,7 @@ from reference_impls.techniques.efficientformer import Config, EfficientFormer, 
 
 TECHNIQUE = EfficientFormerTechnique()
 NANO = Config((16, 24, 32, 48), (1, 1, 2, 2), (0, 0, 0, 1), heads=4, key_dim=8, layer_scale=0.1)
-SPECIMENS = NetworkSpecimens(TECHNIQUE, lambda: build(NANO, num_classes=10, img_size=128), side=128)
+CASES = NetworkCases(TECHNIQUE, lambda: build(NANO, num_classes=10, img_size=128), side=128)
 
 
 def nano(side: int) -> EfficientFormer:
@@ -59,5 +59,5 @@ SCENARIOS = (
         partial(fashion_resolution, **SMALL),
         assets={"smoke": ("fashion-mnist",), "full": ("fashion-mnist",)},
     ),
-    Scenario("latency-224", "EfficientFormer beside MobileNetV2: parameters, operations, wall-clock", run_latency),
+    Scenario("latency-224", "EfficientFormer beside MobileNetV2: parameters, MACs, wall-clock", run_latency),
 )

@@ -1,4 +1,4 @@
-"""Experiments of EfficientFormerV2: specimens for the battery, a small network on fewer pixels, and the clock.
+"""Experiments of EfficientFormerV2: cases for the conformance checks, a small network on fewer pixels, and the clock.
 
 - `digits-resolution`, `fashion-resolution`: a small trained network that sees its images at fewer pixels.
 - `latency-224`: S0, S1 and S2 beside MobileNetV2 and EfficientFormer-L1, one image on one thread.
@@ -13,7 +13,7 @@ from reference_impls.experiments.harness import Context, Scenario
 from reference_impls.experiments.mobile_networks import (
     MOBILENETS,
     Candidate,
-    NetworkSpecimens,
+    NetworkCases,
     digits_resolution,
     fashion_resolution,
     latency,
@@ -32,7 +32,7 @@ NANO = Config(
     down_key_dim=8,
     layer_scale=0.1,
 )
-SPECIMENS = NetworkSpecimens(TECHNIQUE, lambda: build(NANO, num_classes=10, img_size=128), side=128)
+CASES = NetworkCases(TECHNIQUE, lambda: build(NANO, num_classes=10, img_size=128), side=128)
 
 
 def nano(side: int) -> EfficientFormerV2:
@@ -68,5 +68,5 @@ SCENARIOS = (
         partial(fashion_resolution, **SMALL),
         assets={"smoke": ("fashion-mnist",), "full": ("fashion-mnist",)},
     ),
-    Scenario("latency-224", "EfficientFormerV2 beside MobileNetV2: parameters, operations, wall-clock", run_latency),
+    Scenario("latency-224", "EfficientFormerV2 beside MobileNetV2: parameters, MACs, wall-clock", run_latency),
 )

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from reference_impls.accounting.latency import LatencyTable
 from reference_impls.accounting.record import Control, Record
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.experiments import searches
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, over_seeds, record
 from reference_impls.experiments.searches import GREEDY, LAST, RANDOM, Fold, Split, compare, first, parts_table
@@ -218,7 +218,7 @@ def run_search(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: str
                 f"from scratch, the mean of the first {SCRATCH_DRAWS}."
             ),
             "The search sees validation images only; accuracies are of the test images.",
-            "Operations, bytes and time are over the networks of all seeds; batch norms are folded for the timing.",
+            "MACs, bytes and time are over the networks of all seeds; batch norms are folded for the timing.",
         ),
         extra={
             **extra,
@@ -276,7 +276,7 @@ SCENARIOS = (
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens with exactly known redundancy
+# Cases with exactly known redundancy
 
 SMALL = Space(((4, 8), (4,), (8,), (8,)), (1, 1, 1, 1), (1, 2), 16, 1, 5, 2, 2, 4, 2, layer_scale=1.0)
 DROWN = 100.0
@@ -312,48 +312,48 @@ def planted(kind: Literal["typical", "redundant", "null"], seed: int) -> Slimmab
     return supernet.eval().requires_grad_(False)
 
 
-class JointSearchSpecimens(Specimens):
+class JointSearchCases(Cases):
     """Supernets whose parts are known to matter or not; candidates are held to the largest sub-network's outputs."""
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         supernet = planted(kind, seed).to(device)
         draw = torch.Generator().manual_seed(seed + 1)
         supernet.search = SearchData(torch.randn(2, 1, SMALL.size, SMALL.size, generator=draw).to(device))
         inputs = torch.randn(192, 1, SMALL.size, SMALL.size, generator=draw).to(device)
-        return Specimen(supernet, inputs, torch.no_grad()(lambda network, x: network(x)))
+        return Case(supernet, inputs, torch.no_grad()(lambda network, x: network(x)))
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
-        supernet = self.build("typical", seed, device).host
-        efficiency = Efficiency.of(SMALL, SMALL.operations_table())
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        supernet = self.build("typical", seed, device).target
+        efficiency = Efficiency.of(SMALL, SMALL.macs_table())
         trial = Trial(supernet.view, supernet.search)
         whole = SMALL.largest()
-        size, work = SMALL.total(whole).parameters, SMALL.total(whole).operations
+        size, work = SMALL.total(whole).parameters, SMALL.total(whole).macs
         for before, after in pairwise(joint_search(supernet, efficiency, trial, 300.0)):
             rates = []
             for _, state in moves(SMALL, before.state):
                 cost = SMALL.total(state)
-                score = 100 * (size / cost.parameters) ** 0.5 * work / cost.operations
+                score = 100 * (size / cost.parameters) ** 0.5 * work / cost.macs
                 rates.append((before.quality - trial(state)) / (score - before.benefit))
             taken = (before.quality - after.quality) / (after.benefit - before.benefit)
-            yield Quantity(f"loss a point of {after.move}", torch.tensor(min(rates)), torch.tensor(taken))
+            yield Expectation(f"loss a point of {after.move}", torch.tensor(min(rates)), torch.tensor(taken))
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
-        specimen = self.build("typical", seed, device)
-        supernet, x = specimen.host, specimen.inputs[:8]
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
+        supernet, x = case.target, case.inputs[:8]
         draw = torch.Generator().manual_seed(seed)
         for subnet in (SMALL.largest(), SMALL.smallest(), SMALL.sample(draw)):
             network = supernet.extract(subnet)
-            yield Quantity(f"outputs of {subnet.text()}", supernet(x, subnet), network(x))
+            yield Expectation(f"outputs of {subnet.text()}", supernet(x, subnet), network(x))
             numbers = sum(p.numel() for p in network.parameters())
-            yield Quantity("parameters", torch.tensor(SMALL.total(subnet).parameters), torch.tensor(numbers))
+            yield Expectation("parameters", torch.tensor(SMALL.total(subnet).parameters), torch.tensor(numbers))
             for name, weight in network.named_parameters():
                 if weight.ndim > 1:  # a leading slice of the shared weight
                     shared = supernet.largest.get_parameter(name)
-                    yield Quantity(name, shared[tuple(slice(n) for n in weight.shape)], weight)
+                    yield Expectation(name, shared[tuple(slice(n) for n in weight.shape)], weight)
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        technique, specimen = FineGrainedJointSearch(), self.build("typical", 0, device)
-        supernet, x = specimen.host, specimen.inputs
+        technique, case = FineGrainedJointSearch(), self.build("typical", 0, device)
+        supernet, x = case.target, case.inputs
         some: Any = "twice"
         yield Invalid("a target below 1", lambda: technique.apply(supernet, target=0.5), "target must be")
         yield Invalid("a target that is no number", lambda: technique.apply(supernet, target=some), "target must be")
@@ -374,4 +374,4 @@ class JointSearchSpecimens(Specimens):
         yield Invalid("a supernet in training mode", lambda: technique.apply(training), "eval mode")
 
 
-SPECIMENS = JointSearchSpecimens()
+CASES = JointSearchCases()

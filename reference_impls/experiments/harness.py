@@ -2,7 +2,7 @@
 
 An experiment module `experiments/<id>.py` offers
 
-- `SPECIMENS`, an instance of `contract.Specimens`, on which the battery examines the technique, and
+- `CASES`, an instance of `contract.Cases`, on which the conformance checks examine the technique, and
 - `SCENARIOS`, a tuple of `Scenario`; the first one's smoke run needs no asset beyond those `make serve` fetches.
 """
 
@@ -86,7 +86,7 @@ class Scenario:
 
 
 def experiment(technique_id: str) -> ModuleType:
-    """The experiment module of a technique, with its `SPECIMENS` and `SCENARIOS`."""
+    """The experiment module of a technique, with its `CASES` and `SCENARIOS`."""
     return registry.load_module(technique_id, package=__name__.rpartition(".")[0])
 
 
@@ -226,7 +226,7 @@ def cached(name: str, spec: Mapping[str, Any], compute: Callable[[], Any], folde
 class Cost:
     """What one unit of work cost: counted once, timed interleaved with the other arms."""
 
-    operations: int
+    macs: int
     bytes: int
     wall_ms: WallTime
     uncounted: tuple[str, ...]
@@ -240,7 +240,7 @@ class Cost:
         return Point(**self._fields(), knobs=dict(knobs), quality=quality, **more)
 
     def _fields(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("operations", "bytes", "wall_ms", "uncounted")}
+        return {name: getattr(self, name) for name in ("macs", "bytes", "wall_ms", "uncounted")}
 
 
 def measure_arms(
@@ -259,7 +259,7 @@ def measure_arms(
     times = {label: [sample / units for sample in samples] for label, samples in calls.items()}
     return {
         label: Cost(
-            operations=round(tally.operations / units),
+            macs=round(tally.macs / units),
             bytes=round(tally.bytes / units),
             wall_ms=wall_time(times[label]),
             uncounted=tuple(sorted(tally.uncounted)),
@@ -298,7 +298,7 @@ def record(
         unit=unit,
         knobs=tuple(knobs),
         baseline=baseline,
-        with_=tuple(points),
+        points=tuple(points),
         controls=tuple(controls),
         redundancy=redundancy,
         seeds=tuple(seeds),

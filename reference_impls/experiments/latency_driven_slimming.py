@@ -14,7 +14,7 @@ from torch import nn
 
 from reference_impls.accounting.latency import LatencyTable, prediction_error
 from reference_impls.accounting.record import Control, Record
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.experiments import searches
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, over_seeds, record
 from reference_impls.experiments.searches import (
@@ -90,13 +90,13 @@ def search(recipe: Recipe, table: LatencyTable, seed: int) -> Fold[Architecture]
 
     path = slim(supernet, table, trial(), min(TARGETS))
 
-    # By operations: the same walk, told what a move saves in multiply-accumulates in the place of milliseconds.
+    # By MACs: the same walk, told what a move saves in multiply-accumulates in the place of milliseconds.
     scores = importance(supernet.probabilities())
     blind = greedy(
         start,
         lambda a: moves(a, scores) if latency(a) > min(TARGETS) * whole else (),
         trial(),
-        lambda a: -float(space.total(a).operations),
+        lambda a: -float(space.total(a).macs),
         0.0,
     )
 
@@ -111,7 +111,7 @@ def search(recipe: Recipe, table: LatencyTable, seed: int) -> Fold[Architecture]
     ]
     paths = {
         GREEDY: [[step.state for step in path]],
-        "operations": [[step.state for step in blind]],
+        "macs": [[step.state for step in blind]],
         "shuffled": [[step.state for step in shuffled]],
         RANDOM: [[state for _, state in walk] for walk in walks],
     }
@@ -163,9 +163,9 @@ def run_slimming(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: s
                 points=compared.points(RANDOM, removed),
             ),
             Control(
-                name="operations for latency",
-                about="The same walk, told what a move saves in operations; cut at the same predicted latency.",
-                points=compared.points("operations", removed),
+                name="MACs for latency",
+                about="The same walk, told what a move saves in MACs; cut at the same predicted latency.",
+                points=compared.points("macs", removed),
             ),
             Control(
                 name="importance shuffled",
@@ -183,7 +183,7 @@ def run_slimming(ctx: Context, recipe: Recipe, seeds: Sequence[int], scenario: s
             ),
             f"Random slimming is the mean of {DRAWS} paths a seed; from scratch, one of them is trained.",
             "The search sees validation images only; accuracies are of the test images.",
-            "Operations, bytes and time are over the networks of all seeds; batch norms are folded for the timing.",
+            "MACs, bytes and time are over the networks of all seeds; batch norms are folded for the timing.",
             (
                 "Latency tables hold 10th percentiles of 50 repetitions of a batch. Networks are held against sums of "
                 "parts that were measured in the same rounds, not against the search's own table."
@@ -267,7 +267,7 @@ SCENARIOS = (
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens with exactly known redundancy
+# Cases with exactly known redundancy
 
 SMALL = Space((32, 16, 16, 16), (2, 1, 1, 2), 16, 1, 5, 2, heads=2, key_dim=4, ratio=2, layer_scale=1.0)
 
@@ -292,47 +292,47 @@ def planted(kind: Literal["typical", "redundant", "null"], seed: int) -> Superne
     return supernet.eval().requires_grad_(False)
 
 
-class SlimmingSpecimens(Specimens):
+class SlimmingCases(Cases):
     """Supernets whose blocks are known to matter or not; candidates are held to the whole network's outputs."""
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         supernet = planted(kind, seed).to(device)
         draw = torch.Generator().manual_seed(seed + 1)
         supernet.search = SearchData(torch.randn(2, 1, SMALL.size, SMALL.size, generator=draw).to(device))
         inputs = torch.randn(96, 1, SMALL.size, SMALL.size, generator=draw).to(device)
-        return Specimen(supernet, inputs, torch.no_grad()(lambda network, x: network(x)))
+        return Case(supernet, inputs, torch.no_grad()(lambda network, x: network(x)))
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
-        supernet = self.build("typical", seed, device).host
-        table, trial = SMALL.operations_table(), Trial(supernet.extract, supernet.search)
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        supernet = self.build("typical", seed, device).target
+        table, trial = SMALL.macs_table(), Trial(supernet.extract, supernet.search)
         path = slim(supernet, table, trial, 0.5)
         for before, after in pairwise(path):
             rates = []
             for _, state in moves(before.state, importance(supernet.probabilities())):
-                gain = sum(SMALL.cost(p).operations for p in before.state.parts()) - sum(
-                    SMALL.cost(p).operations for p in state.parts()
+                gain = sum(SMALL.cost(p).macs for p in before.state.parts()) - sum(
+                    SMALL.cost(p).macs for p in state.parts()
                 )
                 if gain > 0:
                     rates.append((before.quality - trial(state)) / gain)
             taken = (before.quality - after.quality) / (after.benefit - before.benefit)
-            yield Quantity(f"loss a MAC of {after.move}", torch.tensor(min(rates)), torch.tensor(taken))
+            yield Expectation(f"loss a MAC of {after.move}", torch.tensor(min(rates)), torch.tensor(taken))
         scores = importance(supernet.probabilities())
         start = SMALL.largest()
         deep = [position for position in scores if SMALL.depths[position[0]] > 1]
         ranked = sorted(deep, key=lambda position: scores[position])
         least = next(state for name, state in moves(start, scores) if name.startswith("remove"))
         gone = [(j, i) for j, i, kind in least.positions() if kind == "identity"]
-        yield Quantity("the least important block", torch.tensor(ranked[0]), torch.tensor(gone[0]))
+        yield Expectation("the least important block", torch.tensor(ranked[0]), torch.tensor(gone[0]))
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
-        specimen = self.build("typical", seed, device)
-        supernet, x = specimen.host, specimen.inputs[:8]
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
+        supernet, x = case.target, case.inputs[:8]
         start = SMALL.largest()
-        yield Quantity("outputs of the whole network", supernet(x), supernet.extract(start)(x))
+        yield Expectation("outputs of the whole network", supernet(x), supernet.extract(start)(x))
         shallow = start.replaced(2, 0, "4d").replaced(0, 1, "identity")
-        yield Quantity("outputs of a path", supernet.path(x, shallow), supernet.extract(shallow)(x))
+        yield Expectation("outputs of a path", supernet.path(x, shallow), supernet.extract(shallow)(x))
         parameters = sum(p.numel() for p in supernet.extract(shallow.narrowed(0)).parameters())
-        yield Quantity(
+        yield Expectation(
             "parameters", torch.tensor(SMALL.total(shallow.narrowed(0)).parameters), torch.tensor(parameters)
         )
         dead = torch.randperm(32, generator=torch.Generator().manual_seed(seed))[:16]
@@ -341,11 +341,11 @@ class SlimmingSpecimens(Specimens):
             for position in supernet.stages[0]:
                 position.choices["4d"].mlp.fc1.conv.weight[:, dead] = 0
                 position.choices["4d"].mlp.fc2.conv.weight[:, 64:] = 0  # nor half of the hidden units
-        yield Quantity("outputs without dead channels", supernet(x), supernet.extract(start.narrowed(0))(x))
+        yield Expectation("outputs without dead channels", supernet(x), supernet.extract(start.narrowed(0))(x))
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        technique, specimen = LatencyDrivenSlimming(), self.build("typical", 0, device)
-        supernet, x = specimen.host, specimen.inputs
+        technique, case = LatencyDrivenSlimming(), self.build("typical", 0, device)
+        supernet, x = case.target, case.inputs
         some: Any = "half"
         yield Invalid("a target above 1", lambda: technique.apply(supernet, target=1.5), "target must be")
         yield Invalid("a target that is no number", lambda: technique.apply(supernet, target=some), "target must be")
@@ -362,4 +362,4 @@ class SlimmingSpecimens(Specimens):
         yield Invalid("a supernet in training mode", lambda: technique.apply(training), "eval mode")
 
 
-SPECIMENS = SlimmingSpecimens()
+CASES = SlimmingCases()

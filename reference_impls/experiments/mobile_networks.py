@@ -1,6 +1,6 @@
 """What the experiments of both EfficientFormers share.
 
-- Specimens for the battery.
+- Cases for the conformance checks.
 - `resolution`: a small network, trained, then run on fewer pixels; against cropping, and weights that saw one size.
 - `latency`: whole networks beside MobileNetV2 on one thread, as torch runs them and compiled.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.record import Control, Measured, Point, Quality, Record
 from reference_impls.accounting.timing import repeat, speed_up, wall_time
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.data import images
 from reference_impls.experiments.harness import (
     Context,
@@ -45,7 +45,7 @@ from reference_impls.techniques.efficientformer.skeleton import ResolutionTechni
 from reference_impls.techniques.latency_driven_slimming.search import recalibrate
 
 
-def scatter(network: nn.Module) -> nn.Module:
+def randomise_parameters(network: nn.Module) -> nn.Module:
     """Give a network that was just built statistics, scales and biases as after training, in place.
 
     At initialisation the branches are scaled by 1e-5 and the biases are 0, so that what a branch does hardly shows.
@@ -67,45 +67,45 @@ def scatter(network: nn.Module) -> nn.Module:
     return network
 
 
-class NetworkSpecimens(Specimens):
+class NetworkCases(Cases):
     """A small network on images without detail, of noise, and of coarse noise."""
 
     def __init__(self, technique: ResolutionTechnique, build: Callable[[], TwoHeads], side: int) -> None:
         self.technique, self.make, self.side = technique, build, side
 
-    def host(self, seed: int) -> TwoHeads:
+    def target(self, seed: int) -> TwoHeads:
         """The network with random weights, in evaluation mode."""
         with fork_seed(seed):
-            return scatter(self.make()).eval()
+            return randomise_parameters(self.make()).eval()
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         generator = torch.Generator().manual_seed(seed)
         images = torch.randn(2, 3, self.side, self.side, generator=generator)
         if kind == "redundant":
             images = images[:, :, :1, :1].expand_as(images).clone()
         elif kind == "typical":
             images = nn.functional.interpolate(images[:, :, : self.side // 2, : self.side // 2], size=(self.side,) * 2)
-        return Specimen(self.host(seed).to(device), images.to(device), run)
+        return Case(self.target(seed).to(device), images.to(device), run)
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         generator = torch.Generator().manual_seed(seed)
         for cells in (4, 16, 64):
             images = torch.randn(2, 3, cells, cells, generator=generator, dtype=torch.float64).to(device)
             images = nn.functional.interpolate(images, size=(128, 128), mode="bilinear")
             for tolerance in (0.02, 0.2):
                 truth, found = by_hand(images, tolerance), coarsest(images, smaller_sizes((128, 128)), tolerance)
-                yield Quantity(f"size for {cells} cells", torch.tensor(truth), torch.tensor(found[0]))
+                yield Expectation(f"size for {cells} cells", torch.tensor(truth), torch.tensor(found[0]))
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
-        specimen = self.build("typical", seed, device)
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
         plain = self.build("redundant", seed, device).inputs
-        yield Quantity("the colour of plain images", plain[..., :64, :64], coarsen(plain, (64, 64)))
-        fused = self.technique.apply(specimen.host).host
-        yield Quantity("logits of the fused network", run(specimen.host, specimen.inputs), run(fused, specimen.inputs))
+        yield Expectation("the colour of plain images", plain[..., :64, :64], coarsen(plain, (64, 64)))
+        fused = self.technique.apply(case.target).target
+        yield Expectation("logits of the fused network", run(case.target, case.inputs), run(fused, case.inputs))
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        specimen = self.build("typical", 0, device)
-        net, x = specimen.host, specimen.inputs
+        case = self.build("typical", 0, device)
+        net, x = case.target, case.inputs
         bad = x.clone()
         bad[0, 1, 5, 5] = torch.nan
         apply: Callable[..., Any] = self.technique.apply
@@ -113,11 +113,11 @@ class NetworkSpecimens(Specimens):
         yield Invalid("one channel", lambda: run(net, x[:, :1]), "must have shape (B, 3, H, W)")
         yield Invalid("integer images", lambda: run(net, x.long()), "floating point")
         yield Invalid("a side of 48", lambda: run(net, x[..., :48, :48]), "multiple of 32")
-        yield Invalid("NaN where detail is measured", lambda: run(apply(net, tolerance=0.1).host, bad), "not finite")
+        yield Invalid("NaN where detail is measured", lambda: run(apply(net, tolerance=0.1).target, bad), "not finite")
         yield Invalid("no pixel", lambda: apply(net, scale=0.0), "scale must be")
         yield Invalid("a tolerance above 1", lambda: apply(net, tolerance=2.0), "tolerance must be")
         yield Invalid("fuse by name", lambda: apply(net, fuse="yes"), "True or False")
-        training = self.host(0).train()
+        training = self.target(0).train()
         yield Invalid("a network that trains", lambda: apply(training), "in evaluation mode")
 
 
@@ -174,7 +174,7 @@ def resolution(
     epochs: int,
     seeds: Sequence[int],
 ) -> Record:
-    """Accuracy, operations and time of a trained network that sees its images at `side` pixels or at fewer.
+    """Accuracy, MACs and time of a trained network that sees its images at `side` pixels or at fewer.
 
     `build(side)` makes the network for one channel and 10 classes. It is trained on images of random size, each batch
     at another; the baseline is the same network trained and run at the full size. Controls at the same number of
@@ -202,9 +202,9 @@ def resolution(
         return network.to(ctx.device)
 
     def anew(network: nn.Module, size: int) -> nn.Module:
-        twin = copy.deepcopy(network)
-        recalibrate(twin, coarsen(enlarged(x_train[:512], side).to(ctx.device), (size, size)))
-        return twin
+        copy_sharing_weights = copy.deepcopy(network)
+        recalibrate(copy_sharing_weights, coarsen(enlarged(x_train[:512], side).to(ctx.device), (size, size)))
+        return copy_sharing_weights
 
     for n, seed in enumerate(seeds):
         network, single = fit(seed, sizes=True), fit(seed, sizes=False)
@@ -213,8 +213,8 @@ def resolution(
         handles |= {f"anew at {s}": technique.apply(anew(network, s), scale=s / side) for s in (side, *sides)}
         handles |= {f"one size, anew at {s}": technique.apply(anew(single, s), scale=s / side) for s in sides}
         handles["fitted"] = technique.apply(network, tolerance=0.02)
-        arms: dict[str, Callable[[Tensor], Tensor]] = {label: handle.host for label, handle in handles.items()}
-        arms |= {f"cropped to {s}": _on_crops(handles[f"seen at {side}"].host, s) for s in sides}
+        arms: dict[str, Callable[[Tensor], Tensor]] = {label: handle.target for label, handle in handles.items()}
+        arms |= {f"cropped to {s}": _on_crops(handles[f"seen at {side}"].target, s) for s in sides}
         for label, arm in arms.items():
             hits = predict(arm, x).argmax(1).cpu() == y_test
             accuracy.setdefault(label, []).append(hits.float().mean().item())
@@ -233,7 +233,7 @@ def resolution(
         quality = over_seeds("accuracy", accuracy[label])
         return costs[label].point(knobs, quality, samples=seen**2, redundancy=1 - (seen / side) ** 2)
 
-    run(handles["fitted"].host, batch)
+    run(handles["fitted"].target, batch)
     fitted_side = handles["fitted"].trace["size"][0]
     measured = technique.measure(network, batch)
     order = torch.randperm(side * side, generator=torch.Generator().manual_seed(0))
@@ -383,7 +383,7 @@ def latency(
     scenario: str,
     title: str,
 ) -> Record:
-    """Parameters, operations and wall-clock of whole networks on one photo, all arms in one interleaved run.
+    """Parameters, MACs and wall-clock of whole networks on one photo, all arms in one interleaved run.
 
     `timm`: label of a network of `own` -> name of the same network in timm, timed beside it where timm is installed;
     the ratio of the two comes from further rounds of them alone.
@@ -445,7 +445,7 @@ def latency(
         scenario=scenario,
         title=title,
         data=f"one photo of scikit-image, {side} x {side} pixels",
-        model="networks with random weights: the time and the operations are those of trained ones",
+        model="networks with random weights: the time and the MACs are those of trained ones",
         unit="one image",
         knobs=("model", "form"),
         baseline=costs[baseline.label, best].arm(quality(baseline.label)),

@@ -1,7 +1,7 @@
 """What the experiments of the two searches share, latency-driven slimming and fine-grained joint search.
 
 Several methods search the supernet of every seed for networks that reach the same targets. What they find is compared:
-test accuracy with the supernet's weights and from scratch, operations, time.
+test accuracy with the supernet's weights and from scratch, MACs, time.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def pooled(costs: Sequence[Cost]) -> Cost:
     """One cost of several networks, such as those that the seeds found: means of counts, and all repetitions."""
     samples = [sample for cost in costs for sample in cost.samples]
     return Cost(
-        operations=round(float(np.mean([cost.operations for cost in costs]))),
+        macs=round(float(np.mean([cost.macs for cost in costs]))),
         bytes=round(float(np.mean([cost.bytes for cost in costs]))),
         wall_ms=wall_time(samples),
         uncounted=tuple(sorted({name for cost in costs for name in cost.uncounted})),
@@ -284,7 +284,7 @@ def compare(
     """Search with every seed, then test, count and time all that was found.
 
     At the targets `scratch`, what the greedy method found and the first `scratch_draws` of the random one are also
-    trained from scratch. Raises RuntimeError where counted operations differ from the closed form.
+    trained from scratch. Raises RuntimeError where counted MACs differ from the closed form.
     """
     space = recipe.space
     folds, measured, noise = [], [], []
@@ -317,8 +317,8 @@ def compare(
     arms = {text: run_on(deployed(network), x) for text, network in networks.items()}
     costs = measure_arms(arms, units=batch, repetitions=3 if ctx.smoke else 15, threads=ctx.threads)
     for text, s in distinct.items():
-        if costs[text].operations != space.total(s).operations:
-            raise RuntimeError(f"{text}: {costs[text].operations} operations counted, {space.total(s)} by closed form")
+        if costs[text].macs != space.total(s).macs:
+            raise RuntimeError(f"{text}: {costs[text].macs} MACs counted, {space.total(s)} by closed form")
     value = over_seeds(measured[0].measure, [one.value for one in measured])
     redundancy = Measured(
         measure=value.metric,

@@ -1,4 +1,4 @@
-"""Experiments on semantic deduplication: the battery's specimens, real mails, and duplicates planted in them."""
+"""Experiments on semantic deduplication: the conformance checks' cases, real mails, and duplicates planted in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Control, Measured, Point, Quality, Record
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.data import assets
 from reference_impls.data.text import Mail, mails
 from reference_impls.experiments.harness import (
@@ -55,7 +55,7 @@ from reference_impls.techniques.semantic_deduplication import (
 )
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens
+# Cases
 
 
 def best_match(items: EmbeddedDataset, queries: Tensor) -> Tensor:
@@ -78,10 +78,10 @@ def brute_force(embeddings: Tensor, epsilon: float, labels: Tensor | None, keep:
     return kept
 
 
-class SemanticDeduplicationSpecimens(Specimens):
+class SemanticDeduplicationCases(Cases):
     """Vectors whose duplicates are known: random with near copies, copies of one vector, or orthogonal vectors."""
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         generator = torch.Generator().manual_seed(seed)
         n, dimension, queries = 48, 48, 256
         labels = None
@@ -95,30 +95,30 @@ class SemanticDeduplicationSpecimens(Specimens):
         else:
             rows = torch.linalg.qr(torch.randn(dimension, n, generator=generator))[0].T.contiguous()
         rows = rows.to(device)
-        host = EmbeddedDataset(rows, rows, labels, operations_per_item=queries * dimension)
-        return Specimen(host, torch.randn(queries, dimension, generator=generator).to(device), best_match)
+        target = EmbeddedDataset(rows, rows, labels, macs_per_item=queries * dimension)
+        return Case(target, torch.randn(queries, dimension, generator=generator).to(device), best_match)
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         for offset in range(3):
-            host = self.build("typical", seed + offset, device).host
+            target = self.build("typical", seed + offset, device).target
             keeps: tuple[Keep, ...] = ("hard", "easy")
             for keep in keeps:
                 for epsilon in (0.01, 0.1, 0.5):
-                    kept = torch.zeros(len(host), dtype=torch.bool)
-                    kept[semdedup(host.embeddings, epsilon, host.labels, keep, block=7).kept.cpu()] = True
-                    labels = None if host.labels is None else host.labels.cpu()
-                    expected = brute_force(host.embeddings.cpu(), epsilon, labels, keep)
-                    yield Quantity(f"kept at epsilon={epsilon}, keep={keep!r}", expected, kept)
+                    kept = torch.zeros(len(target), dtype=torch.bool)
+                    kept[semdedup(target.embeddings, epsilon, target.labels, keep, block=7).kept.cpu()] = True
+                    labels = None if target.labels is None else target.labels.cpu()
+                    expected = brute_force(target.embeddings.cpu(), epsilon, labels, keep)
+                    yield Expectation(f"kept at epsilon={epsilon}, keep={keep!r}", expected, kept)
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
-        host = self.build("typical", seed, device).host
-        every = torch.arange(len(host), device=device)
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        target = self.build("typical", seed, device).target
+        every = torch.arange(len(target), device=device)
         for epsilon in (0.0, 0.05, 0.5):
-            chosen = semdedup(host.embeddings, epsilon, host.labels)
-            yield Quantity("items kept or removed", every, torch.cat([chosen.kept, chosen.removed]).sort().values)
+            chosen = semdedup(target.embeddings, epsilon, target.labels)
+            yield Expectation("items kept or removed", every, torch.cat([chosen.kept, chosen.removed]).sort().values)
             stands = representatives(chosen)
-            yield Quantity("items that stand for themselves", chosen.kept, (stands == every).nonzero().flatten())
-            yield Quantity("cluster of the item that stands for each", host.labels, host.labels[stands])
+            yield Expectation("items that stand for themselves", chosen.kept, (stands == every).nonzero().flatten())
+            yield Expectation("cluster of the item that stands for each", target.labels, target.labels[stands])
 
     def invalid(self, device: str) -> Iterable[Invalid]:
         technique = SemanticDeduplication()
@@ -145,7 +145,7 @@ class SemanticDeduplicationSpecimens(Specimens):
         yield Invalid("no embeddings", lambda: technique.apply([0] * 4), "embeddings")
 
 
-SPECIMENS = SemanticDeduplicationSpecimens()
+CASES = SemanticDeduplicationCases()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -207,9 +207,9 @@ def k_means(z: Tensor, seed: int, threads: int) -> tuple[Tensor, int]:
     return labels, (fitted.n_iter_ + 1) * k * z.numel()
 
 
-def with_k_means(cost: Cost, operations: int) -> Cost:
-    """The cost of an arm with the operations of its k-means, which the counter cannot see, added."""
-    return dataclasses.replace(cost, operations=cost.operations + operations)
+def with_k_means(cost: Cost, macs: int) -> Cost:
+    """The cost of an arm with the MACs of its k-means, which the counter cannot see, added."""
+    return dataclasses.replace(cost, macs=cost.macs + macs)
 
 
 def duplicate_counts(mails: Sequence[Mail]) -> dict[str, float]:
@@ -258,9 +258,9 @@ NOTES = (
     ),
     "A duplicate is a mail whose cosine with an earlier mail of its cluster is above 1 - epsilon.",
     (
-        "Operations hold those of k-means by its closed form (N k D an iteration), because scikit-learn computes "
-        "outside torch; bytes do not. The embedding, made once for all arms, is in neither operations nor wall-clock: "
-        "see `extra.embedding_operations`, estimated from 16 mails."
+        "MACs hold those of k-means by its closed form (N k D an iteration), because scikit-learn computes "
+        "outside torch; bytes do not. The embedding, made once for all arms, is in neither MACs nor wall-clock: "
+        "see `extra.embedding_macs`, estimated from 16 mails."
     ),
     (
         "The embedding costs more than all of this small classifier's training, so here it never pays. It pays before "
@@ -370,10 +370,10 @@ def mails_dedup(ctx: Context) -> Record:
     for keep in keeps:
         arms[f"keep {keep}"] = partial(_deduplicate_and_fit, part, sweep[1], ctx.threads, keep)
     costs = measure_arms(arms, repetitions=3 if ctx.smoke else 15, threads=ctx.threads)
-    _, k_means_operations = k_means(part.z, 0, ctx.threads)
+    _, k_means_macs = k_means(part.z, 0, ctx.threads)
     for arm in costs:
         if arm.startswith(("semdedup", "keep")):
-            costs[arm] = with_k_means(costs[arm], k_means_operations)
+            costs[arm] = with_k_means(costs[arm], k_means_macs)
 
     def quality(arm: str) -> Quality:
         return over_seeds("accuracy on all test mails", [on_all for on_all, _ in scores[arm]])
@@ -467,16 +467,16 @@ def overhead(data: Embedded, part: Split, ctx: Context) -> dict[str, float]:
     sample = [data.mails[i].text for i in range(0, len(data.mails), len(data.mails) // 16)][:16]
     with count() as tally:
         embed(model, tokenizer, sample, max_tokens=MAX_TOKENS, batch_size=1)
-    labels, k_means_operations = k_means(part.z, 0, ctx.threads)
+    labels, k_means_macs = k_means(part.z, 0, ctx.threads)
     with count() as matching:
         semdedup(part.z, EPSILON, labels)
     with count() as training:
         fit(part, torch.arange(len(part.x), device=part.x.device), 0)
     return {
-        "embedding_operations": float(round(tally.operations / len(sample) * len(part.x))),
-        "k_means_operations": float(k_means_operations),
-        "matching_operations": float(matching.operations),
-        "training_operations": float(training.operations),
+        "embedding_macs": float(round(tally.macs / len(sample) * len(part.x))),
+        "k_means_macs": float(k_means_macs),
+        "matching_macs": float(matching.macs),
+        "training_macs": float(training.macs),
     }
 
 
@@ -518,7 +518,7 @@ PLANTED_NOTES = (
     ),
     "Only the first 128 tokens are embedded: what was changed behind them cannot be seen.",
     (
-        "The interval of the quality is over the planted duplicates. Cost does not depend on epsilon; its operations "
+        "The interval of the quality is over the planted duplicates. Cost does not depend on epsilon; its MACs "
         "hold those of k-means by closed form."
     ),
 )

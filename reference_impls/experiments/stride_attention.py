@@ -1,9 +1,9 @@
-"""Experiments of stride attention: specimens for the battery, and small networks on Fashion-MNIST.
+"""Experiments of stride attention: cases for the conformance checks, and small networks on Fashion-MNIST.
 
 - `fill-tokens`: networks trained with attention on 64 tokens, run on fewer; and which frequencies attention adds.
 - `fill-mixers`, `classify-mixers`: other strides and other mixers, each trained for itself.
 - `fill-projection-order`: projecting before the interpolation, which the paper does not try.
-- `s0-latency`: operations and wall-clock of EfficientFormerV2-S0 at 224 pixels.
+- `s0-latency`: MACs and wall-clock of EfficientFormerV2-S0 at 224 pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.record import Control, Measured, Point, Record
 from reference_impls.accounting.timing import speed_up
-from reference_impls.contract import Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.data import images
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
@@ -37,8 +37,8 @@ from reference_impls.experiments.efficient_nets import (
     fitted,
     hidden_patches,
     key,
+    map_case,
     map_network,
-    map_specimen,
     measured,
     paired_difference,
     scores,
@@ -59,7 +59,7 @@ from reference_impls.experiments.harness import (
     predict,
     record,
 )
-from reference_impls.experiments.token_merging import correlation, twin
+from reference_impls.experiments.token_merging import copy_sharing_weights, correlation
 from reference_impls.hosts.substitution import inputs_of
 from reference_impls.models.vit import imagenet_normalise
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
@@ -80,46 +80,48 @@ from reference_impls.techniques.stride_attention import (
 TECHNIQUE = StrideAttention()
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens
+# Cases
 
 
-class StrideAttentionSpecimens(Specimens):
-    """Attention on constant maps, on chessboards, and on what is in between (`efficient_nets.map_specimen`)."""
+class StrideAttentionCases(Cases):
+    """Attention on constant maps, on chessboards, and on what is in between (`efficient_nets.map_case`)."""
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
-        return map_specimen(kind, seed, device)
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        return map_case(kind, seed, device)
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
-        specimen = map_specimen("typical", seed, device)
-        x = specimen.inputs
-        with TECHNIQUE.apply(specimen.host, stride=2, threshold=0.5) as handle:
-            without_gradients(handle.host, x)
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = map_case("typical", seed, device)
+        x = case.inputs
+        with TECHNIQUE.apply(case.target, stride=2, threshold=0.5) as handle:
+            without_gradients(handle.target, x)
             _, chosen = handle.trace["substituted"]["0.token_mixer"]
         by_hand = [energy_share(one.double().tolist(), 2) for one in x]
-        yield Quantity("share below half resolution", torch.tensor(by_hand), over_resolution(x.double()).float().cpu())
-        yield Quantity("maps coarsened", torch.tensor(sum(s >= 0.5 for s in by_hand)), torch.tensor(chosen))
+        yield Expectation(
+            "share below half resolution", torch.tensor(by_hand), over_resolution(x.double()).float().cpu()
+        )
+        yield Expectation("maps coarsened", torch.tensor(sum(s >= 0.5 for s in by_hand)), torch.tensor(chosen))
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         yield from coarse_scores_are_means(2, 2, seed, device)
         with fork_seed(seed):
             x = torch.randn(2, 3, 8, 8, dtype=torch.float64, device=device)
-        yield Quantity("mean of a map", x.mean((2, 3)), cell_means(x, 2).mean((2, 3)))
-        specimen = map_specimen("redundant", seed, device)
-        attention, flat = specimen.host, specimen.inputs
+        yield Expectation("mean of a map", x.mean((2, 3)), cell_means(x, 2).mean((2, 3)))
+        case = map_case("redundant", seed, device)
+        attention, flat = case.target, case.inputs
         with torch.no_grad():
             coarse = attend_coarsely(attention, flat, Coarseness(2, 2, 1))
-            yield Quantity("result on constant maps", attention(flat), coarse)
+            yield Expectation("result on constant maps", attention(flat), coarse)
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        host = map_specimen("typical", 0, device).host
-        x = map_specimen("typical", 0, device).inputs.clone()
+        target = map_case("typical", 0, device).target
+        x = map_case("typical", 0, device).inputs.clone()
         x[0, 0, 0, 0] = torch.nan
         strided = MapAttention(CHANNELS, (8, 8), 2, 4, 2, stride=2).to(device)
-        yield Invalid("half a stride", lambda: TECHNIQUE.apply(host, stride=1.5), "stride must be an integer")
-        yield Invalid("stride 0", lambda: TECHNIQUE.apply(host, stride=0), "stride must be an integer")
-        yield Invalid("another place of local values", lambda: TECHNIQUE.apply(host, local="none"), "local must be")
-        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(host, threshold=1.1), "threshold must be")
-        yield Invalid("inputs with NaN", lambda: TECHNIQUE.measure(host, x), "not finite")
+        yield Invalid("half a stride", lambda: TECHNIQUE.apply(target, stride=1.5), "stride must be an integer")
+        yield Invalid("stride 0", lambda: TECHNIQUE.apply(target, stride=0), "stride must be an integer")
+        yield Invalid("another place of local values", lambda: TECHNIQUE.apply(target, local="none"), "local must be")
+        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(target, threshold=1.1), "threshold must be")
+        yield Invalid("inputs with NaN", lambda: TECHNIQUE.measure(target, x), "not finite")
         yield Invalid("a vector", lambda: over_resolution(x[0, 0, 0]), "must have shape (B, C, H, W)")
         yield Invalid("attention that strides already", lambda: TECHNIQUE.apply(strided), "`MapAttention` of stride 1")
         yield Invalid("local values coarser than keys", lambda: Coarseness(2, 1, 2), "local values are computed")
@@ -153,7 +155,7 @@ def energy_share(maps: list[list[list[float]]], factor: int) -> float:
     return min(max((below / total - white) / (1 - white), 0.0), 1.0)
 
 
-SPECIMENS = StrideAttentionSpecimens()
+CASES = StrideAttentionCases()
 
 # --------------------------------------------------------------------------------------------------------------------
 # What the scenarios share: trained networks, and what attention adds to their maps
@@ -402,14 +404,14 @@ def run_order(ctx: Context) -> Record:
 
 
 def s0_in_both_orders(ctx: Context) -> dict[str, Any]:
-    """Operations and time of EfficientFormerV2-S0 for one image of 224 x 224, published and projecting first."""
+    """MACs and time of EfficientFormerV2-S0 for one image of 224 x 224, published and projecting first."""
     with fork_seed(0):
         models = {name: build("s0", project_first=name == "first").eval() for name in ("published", "first")}
         x = torch.randn(1, 3, 224, 224)
     costs = costs_of(ctx, models, x, repetitions=101)
     faster = speed_up(costs["published"].samples, costs["first"].samples)
     return {
-        "s0_operations": tuple(float(costs[name].operations) for name in models),
+        "s0_macs": tuple(float(costs[name].macs) for name in models),
         "s0_milliseconds": tuple(costs[name].wall_ms.median for name in models),
         "s0_speed_up": (faster.ratio, faster.low, faster.high),
     }
@@ -420,7 +422,7 @@ def s0_in_both_orders(ctx: Context) -> dict[str, Any]:
 
 
 def run_s0(ctx: Context) -> Record:
-    """Operations and time of EfficientFormerV2-S0 whose attention at stride 16 runs at full resolution, or strided."""
+    """MACs and time of EfficientFormerV2-S0 whose attention at stride 16 runs at full resolution, or strided."""
     with fork_seed(0):
         model = build("s0", strides=(1, 1, 1, 1), layer_scale=1.0).eval()
         published = build("s0").eval()
@@ -433,7 +435,7 @@ def run_s0(ctx: Context) -> Record:
     }
     twins = {}
     for name, attach in arms.items():
-        twins[name] = twin(model)
+        twins[name] = copy_sharing_weights(model)
         attach(twins[name])
     costs = costs_of(ctx, twins | {"published": published}, x[:1], repetitions=51)
     dense = predict(twins["dense"], x)
@@ -461,12 +463,12 @@ def run_s0(ctx: Context) -> Record:
         redundancy=Measured(measure=found[0].measure, value=value, where={}),
         seeds=(0,),
         notes=(
-            "Random weights: time and operations are those of any S0, the quality and the measure say nothing.",
+            "Random weights: time and MACs are those of any S0, the quality and the measure say nothing.",
             "extra.published_* is S0 as published: a depthwise convolution of stride 2 instead of the mean of cells.",
             "extra.speed_up holds the stride, the median ratio of paired repetitions and its 95 % interval.",
         ),
         extra={
-            "published_operations": float(costs["published"].operations),
+            "published_macs": float(costs["published"].macs),
             "published_milliseconds": costs["published"].wall_ms.median,
             "speed_up": tuple((float(s), r.ratio, r.low, r.high) for s, r in ratios.items()),
         },

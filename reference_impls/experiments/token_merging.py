@@ -1,4 +1,4 @@
-"""Experiments of token merging: specimens for the battery, and ViTs on digits, clothes, photos and the clock.
+"""Experiments of token merging: cases for the conformance checks, and ViTs on digits, clothes, photos and the clock.
 
 - `digits-vit`, `fashion-vit`: accuracy of small trained ViTs against r, with chance as the control.
 - `saliency-photos`, `saliency-photos-threshold`: a pretrained ViT-S/14 on photos, agreement of its saliency map.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.record import Control, Measured, Point, Quality, Record
 from reference_impls.accounting.timing import speed_up
-from reference_impls.contract import Handle, Invalid, Quantity, Specimen, Specimens
+from reference_impls.contract import Case, Cases, Expectation, Handle, Invalid
 from reference_impls.data import images
 from reference_impls.experiments.harness import (
     Context,
@@ -50,7 +50,7 @@ from reference_impls.techniques.token_merging import (
 TECHNIQUE = TokenMerging()
 
 # --------------------------------------------------------------------------------------------------------------------
-# Specimens: tiny ViTs whose patches are random, all equal, or mutually orthogonal to the keys
+# Cases: tiny ViTs whose patches are random, all equal, or mutually orthogonal to the keys
 
 TINY_VIT = {"image_size": 16, "patch_size": 4, "in_channels": 1, "num_classes": 10}
 TINY_VIT |= {"dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0}
@@ -100,10 +100,10 @@ def orthogonal_vit(seed: int) -> VisionTransformer:
     return model
 
 
-class TokenMergingSpecimens(Specimens):
+class TokenMergingCases(Cases):
     """Tiny ViTs on images of 16 patches: random, of equal patches without positions, or of one-hot patches."""
 
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Specimen:
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
         generator = torch.Generator().manual_seed(seed)
         model = orthogonal_vit(seed) if kind == "null" else small_vit(TINY_VIT, seed)
         patches = torch.rand(3, PATCHES, PATCHES, generator=generator)  # (B, N, pixels of a patch)
@@ -114,47 +114,47 @@ class TokenMergingSpecimens(Specimens):
             patches = torch.eye(PATCHES).expand(3, -1, -1)
         x = patches.unflatten(2, (1, 4, 4)).unflatten(1, (4, 4))  # (B, 4, 4, 1, 4, 4)
         x = x.permute(0, 3, 1, 4, 2, 5).reshape(3, 1, 16, 16)
-        return Specimen(model.to(device), x.to(device), run=_run)
+        return Case(model.to(device), x.to(device), run=_run)
 
-    def selection(self, seed: int, device: str) -> Iterable[Quantity]:
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         generator = torch.Generator().manual_seed(seed)
         for tokens, prefix, r in ((5, 0, 2), (8, 1, 3), (9, 1, 4), (12, 2, 1), (7, 1, 100)):
             metric = torch.randn(2, tokens, 6, generator=generator).to(device)
             match = bipartite_soft_matching(metric, r, prefix=prefix)
             groups = torch.tensor([brute_force_groups(m.tolist(), r, prefix) for m in metric], device=device)
-            yield Quantity(f"groups of {tokens} tokens at r={r}", groups, match.group)
+            yield Expectation(f"groups of {tokens} tokens at r={r}", groups, match.group)
 
-    def conserved(self, seed: int, device: str) -> Iterable[Quantity]:
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(2, 11, 4, generator=generator, dtype=torch.float64).to(device)
         size = torch.randint(1, 9, (2, 11), generator=generator).to(x)
         match = bipartite_soft_matching(x, 4, prefix=1)
         merged, merged_size = merge(x, size, match)
-        yield Quantity("patches", size.sum(1), merged_size.sum(1))
-        yield Quantity("weighted sum", (x * size[..., None]).sum(1), (merged * merged_size[..., None]).sum(1))
-        yield Quantity("class token", x[:, 0], merged[:, 0])
+        yield Expectation("patches", size.sum(1), merged_size.sum(1))
+        yield Expectation("weighted sum", (x * size[..., None]).sum(1), (merged * merged_size[..., None]).sum(1))
+        yield Expectation("class token", x[:, 0], merged[:, 0])
         twins = x[:, [0, 1, 1, 2, 2, 3, 3]]
         match = bipartite_soft_matching(twins, 3, prefix=1)
-        yield Quantity("merged twins", twins, unmerge(merge(twins, torch.ones_like(twins[..., 0]), match)[0], match))
+        yield Expectation("merged twins", twins, unmerge(merge(twins, torch.ones_like(twins[..., 0]), match)[0], match))
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        specimen = self.build("typical", 0, device)
-        bad = specimen.inputs.clone()
+        case = self.build("typical", 0, device)
+        bad = case.inputs.clone()
         bad[0, 0, 0, 0] = torch.nan
         keys = torch.randn(2, 9, 4, device=device)
 
         def run_on_nan() -> None:
-            with TECHNIQUE.apply(specimen.host, r=2) as handle:
-                specimen.run(handle.host, bad)
+            with TECHNIQUE.apply(case.target, r=2) as handle:
+                case.run(handle.target, bad)
 
         yield Invalid("keys of rank 2", lambda: bipartite_soft_matching(keys[0], 2), "metric must have shape (B, N, C)")
         yield Invalid("integer keys", lambda: bipartite_soft_matching(keys.long(), 2), "floating point")
         yield Invalid("inputs with NaN", run_on_nan, "not finite")
-        yield Invalid("a negative r", lambda: TECHNIQUE.apply(specimen.host, r=-1), "r must be an integer")
-        yield Invalid("half an r", lambda: TECHNIQUE.apply(specimen.host, r=1.5), "r must be an integer")
-        yield Invalid("too short a schedule", lambda: TECHNIQUE.apply(specimen.host, r=[1, 2]), "each of the 3 blocks")
-        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(specimen.host, threshold=1.1), "threshold must be")
-        yield Invalid("neither r nor threshold", lambda: TECHNIQUE.apply(specimen.host, r=None), "needs a threshold")
+        yield Invalid("a negative r", lambda: TECHNIQUE.apply(case.target, r=-1), "r must be an integer")
+        yield Invalid("half an r", lambda: TECHNIQUE.apply(case.target, r=1.5), "r must be an integer")
+        yield Invalid("too short a schedule", lambda: TECHNIQUE.apply(case.target, r=[1, 2]), "each of the 3 blocks")
+        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(case.target, threshold=1.1), "threshold must be")
+        yield Invalid("neither r nor threshold", lambda: TECHNIQUE.apply(case.target, r=None), "needs a threshold")
         yield Invalid("a convolution", lambda: TECHNIQUE.apply(nn.Conv2d(1, 1, 1), r=2), "needs a transformer")
 
 
@@ -177,7 +177,7 @@ def _run(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)
 
 
-SPECIMENS = TokenMergingSpecimens()
+CASES = TokenMergingCases()
 
 # --------------------------------------------------------------------------------------------------------------------
 # Controls: what is left of the result when the insight of the technique is taken away
@@ -234,14 +234,14 @@ PLAIN_ATTENTION = Variant(
 )
 
 
-def twin(model: nn.Module) -> nn.Module:
+def copy_sharing_weights(model: nn.Module) -> nn.Module:
     """A copy that shares the weights, so that every arm of a measurement has its own forward and none its own cache."""
     return copy.deepcopy(model, memo={id(p): p for p in model.parameters()})
 
 
 def attached(model: nn.Module, variant: Variant, r: int) -> nn.Module:
     """A twin of `model` to which the variant is applied for good."""
-    model = twin(model)
+    model = copy_sharing_weights(model)
     variant.attach(model, r)
     return model
 
@@ -388,7 +388,7 @@ def classification(
         redundancy=redundancy,
         seeds=seeds,
         notes=(
-            "Accuracy is the mean over independently trained models; operations and time are of the last one.",
+            "Accuracy is the mean over independently trained models; MACs and time are of the last one.",
             "Training knew nothing of merging: the technique is applied to the finished model.",
         ),
         extra=extra | {"accuracy_dense_by_seed": tuple(accuracy["dense"])},
@@ -573,7 +573,7 @@ def run_saliency_threshold(ctx: Context) -> Record:
 
 
 def latency(ctx: Context, scenario: str, title: str, batch: int) -> Record:
-    """Wall-clock and operations of a ViT-S/16 at 224 pixels, against the same model with torch's fused attention."""
+    """Wall-clock and MACs of a ViT-S/16 at 224 pixels, against the same model with torch's fused attention."""
     with fork_seed(0):
         model = vit_small_patch16_224().eval().to(ctx.device)
     _, photos = images.photos(224)
@@ -621,7 +621,7 @@ def latency(ctx: Context, scenario: str, title: str, batch: int) -> Record:
         redundancy=redundancy,
         seeds=(0,),
         notes=(
-            "Random weights: the time and the operations are those of any ViT-S/16, the quality says nothing.",
+            "Random weights: the time and the MACs are those of any ViT-S/16, the quality says nothing.",
             "The baseline uses torch's fused attention.",
             "extra.speed_up holds r, the median ratio of paired repetitions and the ends of its 95 % interval.",
         ),

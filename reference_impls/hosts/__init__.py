@@ -77,12 +77,12 @@ class Block(ABC):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)  # (B, H, N, d)
         return self.project(y.transpose(1, 2).flatten(2)), k
 
-    def attention_operations(self, tokens: int) -> int:
-        """Closed form of the attention branch's operations for one datum of `tokens` tokens (logits, then values)."""
+    def attention_macs(self, tokens: int) -> int:
+        """Closed form of the attention branch's MACs for one datum of `tokens` tokens (logits, then values)."""
         return tokens * _weights(self.attention_linears) + 2 * tokens * tokens * self.width
 
-    def mlp_operations(self, tokens: int) -> int:
-        """Closed form of the MLP branch's operations for one datum of `tokens` tokens."""
+    def mlp_macs(self, tokens: int) -> int:
+        """Closed form of the MLP branch's MACs for one datum of `tokens` tokens."""
         return tokens * _weights(self.mlp_linears)
 
     def replace(self, forward: Callable[[Tensor], Tensor]) -> Callable[[], None]:

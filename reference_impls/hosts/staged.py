@@ -22,7 +22,7 @@ State = Any
 
 
 @dataclass(frozen=True)
-class StageOperations:
+class StageMacs:
     """What each part of a staged classifier costs, in multiply-accumulates per sample."""
 
     stages: tuple[int, ...]
@@ -37,18 +37,16 @@ class Staged(nn.Module):
     Args:
         stages: E modules, state -> state.
         heads: E modules, state -> logits (B, C), with the same C.
-        operations: cost of each part, where it is known (`count_stages` finds it).
+        MACs: cost of each part, where it is known (`count_stages` finds it).
     """
 
-    def __init__(
-        self, stages: Sequence[nn.Module], heads: Sequence[nn.Module], operations: StageOperations | None = None
-    ) -> None:
+    def __init__(self, stages: Sequence[nn.Module], heads: Sequence[nn.Module], macs: StageMacs | None = None) -> None:
         super().__init__()
         if len(stages) != len(heads) or len(stages) < 2:
             raise ValueError(f"a head is due after each of at least 2 stages, got {len(stages)} and {len(heads)} heads")
         self.stages = nn.ModuleList(stages)
         self.heads = nn.ModuleList(heads)
-        self.operations = operations
+        self.macs = macs
 
     def forward(self, inputs: State) -> Tensor:
         """inputs -> logits of the last exit (B, C)."""
@@ -101,7 +99,7 @@ def _map(state: State, function: Callable[[Tensor], Tensor]) -> State:
 
 
 @torch.no_grad()
-def count_stages(network: Staged, inputs: State) -> StageOperations:
+def count_stages(network: Staged, inputs: State) -> StageMacs:
     """What each stage and head costs, counted on `inputs`. The shapes of later inputs must be the same but for B."""
     n, state = batch_size(inputs), inputs
     stages, heads = [], []
@@ -110,6 +108,6 @@ def count_stages(network: Staged, inputs: State) -> StageOperations:
             state = stage(state)
         with count() as in_head:
             head(state)
-        stages.append(in_stage.operations // n)
-        heads.append(in_head.operations // n)
-    return StageOperations(tuple(stages), tuple(heads))
+        stages.append(in_stage.macs // n)
+        heads.append(in_head.macs // n)
+    return StageMacs(tuple(stages), tuple(heads))

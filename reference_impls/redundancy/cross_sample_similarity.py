@@ -69,7 +69,7 @@ def earlier_similarities(z: Tensor, block: int = BLOCK) -> Iterator[tuple[int, i
             yield i, j, tile
 
 
-def earlier_similarities_operations(n: int, dimension: int, block: int = BLOCK) -> int:
+def earlier_similarities_macs(n: int, dimension: int, block: int = BLOCK) -> int:
     """Multiply-accumulates of `earlier_similarities` over n items: about n^2 D / 2, and n^2 D when n <= block."""
     ends = [min(i + block, n) for i in range(0, n, block)]
     return dimension * sum((end - start) * end for start, end in zip(range(0, n, block), ends, strict=True))

@@ -27,7 +27,7 @@ def settled(answers: Tensor) -> Tensor:
     return len(answers) - agrees.flip(0).long().cumprod(0).sum(0)
 
 
-def sufficiency(answers: Tensor, operations: Sequence[int]) -> Redundancy:
+def sufficiency(answers: Tensor, macs: Sequence[int]) -> Redundancy:
     r"""Mean over samples of $\sum_{e > s} c_e / \sum_{e > 0} c_e$, where $s$ is the exit at which the answer settles.
 
     The first stage is left out of the denominator, because no exit comes before it: 1 means that the first exit already
@@ -36,15 +36,15 @@ def sufficiency(answers: Tensor, operations: Sequence[int]) -> Redundancy:
 
     Args:
         answers: (E, B) integers, the predicted class at each exit.
-        operations: cost $c_e$ of each of the E stages, in any unit.
+        MACs: cost $c_e$ of each of the E stages, in any unit.
     Raises: ValueError for fewer than two exits, or for costs that do not fit them.
     """
     exits = settled(answers)
-    costs = torch.tensor([float(c) for c in operations], dtype=torch.float64)
+    costs = torch.tensor([float(c) for c in macs], dtype=torch.float64)
     if len(answers) < 2 or len(costs) != len(answers):
         raise ValueError(f"sufficiency needs at least 2 exits and a cost for each, got {len(answers)} and {len(costs)}")
     if bool((costs < 0).any()) or costs[1:].sum() <= 0:
-        raise ValueError(f"costs must not be negative and must not all be 0 after the first, got {list(operations)}")
+        raise ValueError(f"costs must not be negative and must not all be 0 after the first, got {list(macs)}")
     after = costs.sum() - costs.cumsum(0)  # (E,) cost after each exit
     shares = after[exits.cpu()] / after[0]  # (B,)
     where = {f"exit {e + 1}": (exits <= e).double().mean().item() for e in range(len(answers))}

@@ -114,7 +114,7 @@ class AttentionDownsampling(Technique):
             Setting("a sixteenth of the queries", {"factor": 4}),
         ]
 
-    def measure(self, host: nn.Module, inputs: Tensor) -> Redundancy:
+    def measure(self, target: nn.Module, inputs: Tensor) -> Redundancy:
         """Share of the energy of the queries that a grid of half the resolution holds.
 
         `redundancy.over_resolution` of the maps of queries (B, heads * key_dim, H, W): 0 for white noise and for a
@@ -122,9 +122,9 @@ class AttentionDownsampling(Technique):
         each module ("queries blocks.2.token_mixer"), and the same of the keys, and of the module's input, which is what
         `threshold` compares with.
         """
-        attentions = full_attentions(self.id, host)
+        attentions = full_attentions(self.id, target)
         where: dict[str, float] = {}
-        for name, x in inputs_of(attentions, host, inputs).items():
+        for name, x in inputs_of(attentions, target, inputs).items():
             with torch.no_grad():
                 queries, keys = attentions[name].q(x), attentions[name].k(x)
             for what, maps in (("queries", queries), ("keys", keys), ("input", x)):
@@ -132,7 +132,7 @@ class AttentionDownsampling(Technique):
         value = sum(share for what, share in where.items() if what.startswith("queries")) / len(attentions)
         return Redundancy(value, "share of query energy below half resolution", where)
 
-    def apply(self, host: nn.Module, *, factor: int = 2, threshold: float | None = None) -> Handle:
+    def apply(self, target: nn.Module, *, factor: int = 2, threshold: float | None = None) -> Handle:
         """Average the queries over cells of `factor` x `factor` positions; keys and values stay at full resolution.
 
         threshold: only where the input of attention has at least this measure (`over_resolution` of the factor), map
@@ -140,18 +140,18 @@ class AttentionDownsampling(Technique):
 
         Raises: UnsupportedHost without `MapAttention` of stride 1; TypeError or ValueError for a bad knob.
         """
-        attentions = full_attentions(self.id, host)
+        attentions = full_attentions(self.id, target)
         check_range("factor", factor, 1, integer=True)
         if threshold is not None:
             check_range("threshold", threshold, 0, 1)
         if factor == 1:
             warn_no_effect(self.id, "factor is 1")
-            return Handle(host)
-        return coarse_handle(host, attentions, Coarseness(queries=factor), threshold)
+            return Handle(target)
+        return coarse_handle(target, attentions, Coarseness(queries=factor), threshold)
 
-    def saving(self, host: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+    def saving(self, target: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         """For each map with n instead of N queries, of C channels, with keys of K and values of V channels in H heads:
 
         C K (N - n)  +  (K + V + 2 H^2) N (N - n).
         """
-        return coarse_saving(full_attentions(self.id, host), trace)
+        return coarse_saving(full_attentions(self.id, target), trace)

@@ -175,8 +175,8 @@ class EarlyExit(nn.Module):
         return torch.cat([logits for _, logits in answered])[places]
 
 
-def expected_operations(left: Tensor, stages: Sequence[int], heads: Sequence[int]) -> int:
-    """Operations of a run whose samples leave at `left` (B,): each pays every stage and every head up to its exit."""
+def expected_macs(left: Tensor, stages: Sequence[int], heads: Sequence[int]) -> int:
+    """MACs of a run whose samples leave at `left` (B,): each pays every stage and every head up to its exit."""
     reached = [int((left >= e).sum()) for e in range(len(stages))]
     return sum(n * (stage + head) for n, stage, head in zip(reached, stages, heads, strict=True))
 
@@ -292,36 +292,38 @@ class ConfidenceEarlyExit(Technique):
         ]
 
     @torch.no_grad()
-    def measure(self, host: Staged, inputs: State) -> Redundancy:
-        """Share of the computation after the answer has settled (`redundancy.sufficiency`), weighted by operations."""
-        self._check(host)
-        costs = host.operations or count_stages(host, inputs)
-        return sufficiency(host.exits(inputs).argmax(-1), costs.stages)
+    def measure(self, target: Staged, inputs: State) -> Redundancy:
+        """Share of the computation after the answer has settled (`redundancy.sufficiency`), weighted by MACs."""
+        self._check(target)
+        costs = target.macs or count_stages(target, inputs)
+        return sufficiency(target.exits(inputs).argmax(-1), costs.stages)
 
-    def apply(self, host: Staged, **knobs: Any) -> Handle:
+    def apply(self, target: Staged, **knobs: Any) -> Handle:
         """Knobs: `rule` ("confidence", "entropy" or "patience") and its `threshold`. The host itself is not changed.
 
         The trace holds `left`, the exit of every sample of the last run, (B,) int64.
         """
-        self._check(host)
-        runner = EarlyExit(host, **knobs)
+        self._check(target)
+        runner = EarlyExit(target, **knobs)
         return Handle(runner, trace=lambda: {"left": runner.left})
 
-    def saving(self, host: Staged, inputs: State, trace: Mapping[str, Any]) -> int:
+    def saving(self, target: Staged, inputs: State, trace: Mapping[str, Any]) -> int:
         """All stages and the last head for every sample, minus what each sample pays up to its exit.
 
-        Raises: ValueError if the host does not say its `operations`; set them with `hosts.staged.count_stages`.
+        Raises: ValueError if the host does not say its `MACs`; set them with `hosts.staged.count_stages`.
         """
-        if host.operations is None:
-            raise ValueError("the host does not know its operations: set host.operations = count_stages(host, inputs)")
-        stages, heads = host.operations.stages, host.operations.heads
+        if target.macs is None:
+            raise ValueError("the host does not know its MACs: set host.MACs = count_stages(host, inputs)")
+        stages, heads = target.macs.stages, target.macs.heads
         dense = len(trace["left"]) * (sum(stages) + heads[-1])
-        return dense - expected_operations(trace["left"], stages, heads)
+        return dense - expected_macs(trace["left"], stages, heads)
 
-    def _check(self, host: Any) -> None:
-        if not isinstance(host, Staged):
-            raise UnsupportedHost(self.id, host, "a hosts.staged.Staged classifier: stages with a head after each")
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in host.modules()):
+    def _check(self, target: Any) -> None:
+        if not isinstance(target, Staged):
+            raise UnsupportedHost(self.id, target, "a hosts.staged.Staged classifier: stages with a head after each")
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in target.modules()):
             raise UnsupportedHost(
-                self.id, host, "batch norm in eval mode, because its statistics would depend on which samples have left"
+                self.id,
+                target,
+                "batch norm in eval mode, because its statistics would depend on which samples have left",
             )

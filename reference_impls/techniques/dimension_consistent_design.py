@@ -55,10 +55,10 @@ class Cost:
     """Exact size and work of a part of a network: parameters, and multiply-accumulates for one image."""
 
     parameters: int = 0
-    operations: int = 0
+    macs: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.parameters + other.parameters, self.operations + other.operations)
+        return Cost(self.parameters + other.parameters, self.macs + other.macs)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -388,21 +388,21 @@ class DimensionConsistentDesign(Technique):
             Setting("pooling everywhere", {"pooled": None}),
         ]
 
-    def measure(self, host: nn.Module, inputs: Tensor) -> Redundancy:
+    def measure(self, target: nn.Module, inputs: Tensor) -> Redundancy:
         """Cosine of a token with the mean of its 4 neighbours, over the tokens that reach attention, and its modules.
 
         The formula is `spatial_similarity.neighbour_similarity`, with the mean token of each datum subtracted: 0 for
         independent tokens, 1 for equal ones. `where` holds it for each module.
         """
-        attentions = _attentions(host)
-        seen = inputs_of(attentions, host, inputs)
+        attentions = _attentions(target)
+        seen = inputs_of(attentions, target, inputs)
         where = {
             name or "attention": neighbour_similarity(to_map(x, attentions[name].size)).mean().item()
             for name, x in seen.items()
         }
         return Redundancy(sum(where.values()) / len(where), "cosine of a token with its neighbours' mean", where)
 
-    def apply(self, host: nn.Module, *, pooled: int | None = None, threshold: float | None = None) -> Handle:
+    def apply(self, target: nn.Module, *, pooled: int | None = None, threshold: float | None = None) -> Handle:
         """Mix the first `pooled` attention modules (None: all) by the mean of 3x3 neighbours, see `pooled_values`.
 
         threshold: only the data whose tokens have at least this `neighbour_similarity` there. The trace holds of each
@@ -410,7 +410,7 @@ class DimensionConsistentDesign(Technique):
 
         Raises: UnsupportedHost for a network without `TokenAttention`; TypeError or ValueError for a bad knob.
         """
-        attentions = _attentions(host)
+        attentions = _attentions(target)
         if pooled is not None:
             check_range("pooled", pooled, 0, integer=True)
         if threshold is not None:
@@ -419,9 +419,9 @@ class DimensionConsistentDesign(Technique):
             warn_no_effect(self.id, "pooled is 0")
         chosen = None if threshold is None else lambda a, x: neighbour_similarity(to_map(x, a.size)) >= threshold
         run = Substitution(dict(islice(attentions.items(), pooled)), pooled_values, chosen)
-        return Handle(host, undo=run.undo, trace=run.trace)
+        return Handle(target, undo=run.undo, trace=run.trace)
 
-    def saving(self, host: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+    def saving(self, target: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         """For each datum and module that pools, with N tokens of C channels, keys of K and values of V channels in all
         heads together:
 
@@ -433,11 +433,11 @@ class DimensionConsistentDesign(Technique):
             keys, values = attention.heads * attention.key_dim, attention.heads * attention.value_dim
             return 2 * channels * keys * tokens + (keys + values) * tokens**2
 
-        return saved(_attentions(host), trace, saving)
+        return saved(_attentions(target), trace, saving)
 
 
-def _attentions(host: object) -> dict[str, TokenAttention]:
-    found = modules_of(host, TokenAttention)
+def _attentions(target: object) -> dict[str, TokenAttention]:
+    found = modules_of(target, TokenAttention)
     if not found:
-        raise UnsupportedHost(DimensionConsistentDesign.id, host, "a network with `TokenAttention`")
+        raise UnsupportedHost(DimensionConsistentDesign.id, target, "a network with `TokenAttention`")
     return found

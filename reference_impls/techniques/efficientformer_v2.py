@@ -10,7 +10,7 @@ stride 16 on a map of half the resolution; and the last halving adds attention b
 (`attention_downsampling`). Widths, depths and the expansion of every feed-forward part were found by
 `fine_grained_joint_search`.
 
-    model = build("s0").eval()                           # 3,600,256 parameters, 395,892,544 operations at 224 pixels
+    model = build("s0").eval()                           # 3,600,256 parameters, 395,892,544 MACs at 224 pixels
     logits = model(images)                               # (B, 3, H, W) -> (B, 1000), H and W multiples of 32
     deployed = model.fuse()                              # batch norm folded, heads merged: equal outputs
     load_timm(model, timm_state_dict)                    # ImageNet weights, for who has them
@@ -173,10 +173,10 @@ class EfficientFormerV2(TwoHeads):
         shape = (config.heads, config.down_key_dim, config.value_ratio)
         return DualPathDownsample(before, width, config.sizes()[stage - 1], *shape)
 
-    def operations(self, size: Size) -> int:
+    def macs(self, size: Size) -> int:
         classes = 0 if self.head is None else self.head.out_features
         parts = cost(replace(self.config, img_size=size), classes, self.head_dist is not None)
-        return sum(part.operations for part in parts.values())
+        return sum(part.macs for part in parts.values())
 
     def pool(self, x: Tensor) -> Tensor:
         return self.norm(x).mean((2, 3))

@@ -41,7 +41,7 @@ from reference_impls.redundancy.cross_sample_similarity import (
     clusters,
     duplicates,
     earlier_similarities,
-    earlier_similarities_operations,
+    earlier_similarities_macs,
     unit,
 )
 
@@ -56,7 +56,7 @@ class Selection(NamedTuple):
     """(K,) items that stay."""
     removed: Tensor
     """(R,) items that go."""
-    twin: Tensor
+    copy_sharing_weights: Tensor
     """(R,) for each removed item, the item before it in its cluster's order that it is closest to."""
     similarity: Tensor
     """(R,) cosine of the removed item and its twin, above 1 - epsilon."""
@@ -81,14 +81,14 @@ def closest_earlier(z: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     (abbas-2023-semdedup, Algorithm A7), taken tile by tile. Of equally close items the first one is the twin.
     """
     best = z.new_full((len(z),), -torch.inf)
-    twin = torch.zeros(len(z), dtype=torch.long, device=z.device)
+    copy_sharing_weights = torch.zeros(len(z), dtype=torch.long, device=z.device)
     for i, j, tile in earlier_similarities(z, block):
         value, where = tile.max(dim=1)  # (<= block,)
         rows = slice(i, i + block)
         closer = value > best[rows]
         best[rows] = torch.where(closer, value, best[rows])
-        twin[rows] = torch.where(closer, where + j, twin[rows])
-    return best, twin
+        copy_sharing_weights[rows] = torch.where(closer, where + j, copy_sharing_weights[rows])
+    return best, copy_sharing_weights
 
 
 def semdedup(
@@ -119,15 +119,15 @@ def semdedup(
     z = unit(embeddings)
     generator = torch.Generator().manual_seed(seed)
     similarity = z.new_full((len(z),), -torch.inf)
-    twin = torch.arange(len(z), device=z.device)
+    copy_sharing_weights = torch.arange(len(z), device=z.device)
     for members in clusters(labels, len(z)):
         members = members.to(z.device)
         members = members[cluster_order(z[members], keep, generator)]
         similarity[members], position = closest_earlier(z[members], block)
-        twin[members] = members[position]
+        copy_sharing_weights[members] = members[position]
     goes = similarity > 1 - epsilon  # (N,)
     removed = goes.nonzero().flatten()
-    return Selection((~goes).nonzero().flatten(), removed, twin[removed], similarity[removed])
+    return Selection((~goes).nonzero().flatten(), removed, copy_sharing_weights[removed], similarity[removed])
 
 
 def representatives(selection: Selection) -> Tensor:
@@ -139,25 +139,23 @@ def representatives(selection: Selection) -> Tensor:
     return stands
 
 
-def operations(sizes: Sequence[int], dimension: int, keep: Keep = "hard", block: int = BLOCK) -> int:
+def macs(sizes: Sequence[int], dimension: int, keep: Keep = "hard", block: int = BLOCK) -> int:
     """Multiply-accumulates of `semdedup` over clusters of these sizes.
 
     For each cluster of n items, n D for the cosines with the centroid (none for keep="random") and the tiles of
     `earlier_similarities`. Scaling to length 1 and the centroid's mean are additions over N D, not counted.
     """
     order = 0 if keep == "random" else dimension * sum(sizes)
-    return order + sum(earlier_similarities_operations(n, dimension, block) for n in sizes)
+    return order + sum(earlier_similarities_macs(n, dimension, block) for n in sizes)
 
 
 class EmbeddedDataset(Dataset[Any]):
     """A map-style data set with one embedding an item: what `SemanticDeduplication` works on."""
 
-    def __init__(
-        self, items: Any, embeddings: Tensor, labels: Tensor | None = None, operations_per_item: int = 0
-    ) -> None:
+    def __init__(self, items: Any, embeddings: Tensor, labels: Tensor | None = None, macs_per_item: int = 0) -> None:
         """Join a map-style data set or sequence with its embeddings (N, D) and, if wanted, cluster labels (N,).
 
-        `operations_per_item` is what the caller's training spends on one item over all its epochs, in
+        `macs_per_item` is what the caller's training spends on one item over all its epochs, in
         multiply-accumulates; `SemanticDeduplication.saving` counts it for each removed item.
         """
         if len(items) != len(embeddings):
@@ -165,7 +163,7 @@ class EmbeddedDataset(Dataset[Any]):
         self.items = items
         self.embeddings = embeddings
         self.labels = labels
-        self.operations_per_item = operations_per_item
+        self.macs_per_item = macs_per_item
 
     def __len__(self) -> int:
         return len(self.items)
@@ -187,14 +185,14 @@ class SemanticDeduplication(Technique):
             *(Setting(f"epsilon={e:g}", {"epsilon": e}, adaptive=True) for e in (0.01, EPSILON, 0.2)),
         ]
 
-    def measure(self, host: Any, inputs: Any = None) -> Redundancy:
+    def measure(self, target: Any, inputs: Any = None) -> Redundancy:
         """Share of items that could go at epsilon 0.05: see `redundancy.cross_sample_similarity.duplicates`."""
-        embeddings, labels = self._inputs_of(host)
+        embeddings, labels = self._inputs_of(target)
         return duplicates(embeddings, EPSILON, labels)
 
     def apply(
         self,
-        host: Any,
+        target: Any,
         *,
         epsilon: float = EPSILON,
         embeddings: Tensor | None = None,
@@ -210,37 +208,37 @@ class SemanticDeduplication(Technique):
 
         Raises: UnsupportedHost for a host without a length, items or embeddings; ValueError, TypeError for bad knobs.
         """
-        embeddings, labels = self._inputs_of(host, embeddings, labels)
+        embeddings, labels = self._inputs_of(target, embeddings, labels)
         selection = semdedup(embeddings, epsilon, labels, keep, seed, block)
         if epsilon > 0 and not len(selection.removed):
             warn_no_effect(self.id, f"no two items of a cluster have a cosine above {1 - epsilon:g}")
         trace = {
             **selection._asdict(),
-            "cluster_sizes": [len(members) for members in clusters(labels, len(host))],
+            "cluster_sizes": [len(members) for members in clusters(labels, len(target))],
             "dimension": embeddings.shape[1],
             "keep": keep,
             "block": block,
         }
-        return Handle(Subset(host, selection.kept.tolist()), trace=lambda: trace)
+        return Handle(Subset(target, selection.kept.tolist()), trace=lambda: trace)
 
-    def saving(self, host: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
-        """Removed items x operations an item, less the similarities: R c - sum over clusters of about n^2 D.
+    def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
+        """Removed items x MACs an item, less the similarities: R c - sum over clusters of about n^2 D.
 
-        c is the host's `operations_per_item` (0 when it does not say). Embedding and clustering happen before `apply`
+        c is the host's `macs_per_item` (0 when it does not say). Embedding and clustering happen before `apply`
         and are not in it.
         """
-        overhead = operations(trace["cluster_sizes"], trace["dimension"], trace["keep"], trace["block"])
-        return len(trace["removed"]) * getattr(host, "operations_per_item", 0) - overhead
+        overhead = macs(trace["cluster_sizes"], trace["dimension"], trace["keep"], trace["block"])
+        return len(trace["removed"]) * getattr(target, "macs_per_item", 0) - overhead
 
     def _inputs_of(
-        self, host: Any, embeddings: Tensor | None = None, labels: Tensor | None = None
+        self, target: Any, embeddings: Tensor | None = None, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        embeddings = getattr(host, "embeddings", None) if embeddings is None else embeddings
-        labels = getattr(host, "labels", None) if labels is None else labels
-        if not (hasattr(host, "__len__") and hasattr(host, "__getitem__")) or embeddings is None:
+        embeddings = getattr(target, "embeddings", None) if embeddings is None else embeddings
+        labels = getattr(target, "labels", None) if labels is None else labels
+        if not (hasattr(target, "__len__") and hasattr(target, "__getitem__")) or embeddings is None:
             raise UnsupportedHost(
-                self.id, host, "a map-style data set (__len__ and __getitem__) with embeddings, as in EmbeddedDataset"
+                self.id, target, "a map-style data set (__len__ and __getitem__) with embeddings, as in EmbeddedDataset"
             )
-        if len(embeddings) != len(host):
-            raise ValueError(f"there must be one embedding an item: {len(host)} items, {len(embeddings)} embeddings")
+        if len(embeddings) != len(target):
+            raise ValueError(f"there must be one embedding an item: {len(target)} items, {len(embeddings)} embeddings")
         return embeddings, labels

@@ -190,8 +190,8 @@ def coarsen_bias(bias: Tensor, size: Size, queries: int, keys: int) -> Tensor:
     return cell_means(bias.transpose(1, 2).unflatten(2, size), queries).flatten(2).transpose(1, 2)
 
 
-def coarse_operations(attention: MapAttention, size: Size, coarse: Coarseness) -> int:
-    """Closed form of the operations of `attend_coarsely` on one map of `size`."""
+def coarse_macs(attention: MapAttention, size: Size, coarse: Coarseness) -> int:
+    """Closed form of the MACs of `attend_coarsely` on one map of `size`."""
     channels, keys, values = (_width(layer) for layer in (attention.proj, attention.q, attention.v))
     heads = attention.heads
     n, m, local = (math.prod(strided(size, factor)) for factor in (coarse.queries, coarse.keys, coarse.local))
@@ -212,22 +212,22 @@ def cell_means(maps: Tensor, factor: int) -> Tensor:
     return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True)
 
 
-def full_attentions(technique: str, host: object) -> dict[str, MapAttention]:
+def full_attentions(technique: str, target: object) -> dict[str, MapAttention]:
     """The `MapAttention` modules of stride 1 in a network, by name. UnsupportedHost if there is none."""
-    found = modules_of(host, MapAttention, lambda attention: attention.stride_conv is None)
+    found = modules_of(target, MapAttention, lambda attention: attention.stride_conv is None)
     if not found:
-        raise UnsupportedHost(technique, host, "a network with `MapAttention` of stride 1")
+        raise UnsupportedHost(technique, target, "a network with `MapAttention` of stride 1")
     return found
 
 
 def coarse_handle(
-    host: nn.Module, attentions: Mapping[str, MapAttention], coarse: Coarseness, threshold: float | None
+    target: nn.Module, attentions: Mapping[str, MapAttention], coarse: Coarseness, threshold: float | None
 ) -> Handle:
     """The host with coarse attention, on all maps or on those whose `over_resolution` reaches the threshold."""
     factor = max(coarse.queries, coarse.keys)
     chosen = None if threshold is None else lambda _, x: over_resolution(x, factor) >= threshold
     run = Substitution(attentions, lambda attention, x: attend_coarsely(attention, x, coarse), chosen)
-    return Handle(host, undo=run.undo, trace=lambda: run.trace() | {"coarse": coarse})
+    return Handle(target, undo=run.undo, trace=lambda: run.trace() | {"coarse": coarse})
 
 
 def coarse_saving(attentions: Mapping[str, MapAttention], trace: Mapping[str, Any]) -> int:
@@ -235,7 +235,7 @@ def coarse_saving(attentions: Mapping[str, MapAttention], trace: Mapping[str, An
 
     def saving(attention: MapAttention, shape: torch.Size) -> int:
         size = (shape[2], shape[3])
-        return coarse_operations(attention, size, Coarseness()) - coarse_operations(attention, size, trace["coarse"])
+        return coarse_macs(attention, size, Coarseness()) - coarse_macs(attention, size, trace["coarse"])
 
     return saved(attentions, trace, saving)
 
@@ -255,7 +255,7 @@ class StrideAttention(Technique):
             Setting("stride 4", {"stride": 4}),
         ]
 
-    def measure(self, host: nn.Module, inputs: Tensor) -> Redundancy:
+    def measure(self, target: nn.Module, inputs: Tensor) -> Redundancy:
         """Share of energy that a grid of half the resolution holds, of what attention adds to the map.
 
         With E(f) the energy at frequency f of the attended values A V, summed over channels and without the mean, the
@@ -267,9 +267,9 @@ class StrideAttention(Technique):
         the mean over maps and modules. `where` holds it for each module ("attended blocks.2.token_mixer"), and the same
         of the module's input, which is what `threshold` compares with ("input ..."), and of its local values.
         """
-        attentions = full_attentions(self.id, host)
+        attentions = full_attentions(self.id, target)
         where: dict[str, float] = {}
-        for name, x in inputs_of(attentions, host, inputs).items():
+        for name, x in inputs_of(attentions, target, inputs).items():
             with torch.no_grad():
                 mixed, local = attentions[name].attend(x)
             for what, maps in (("attended", mixed), ("input", x), ("local", local)):
@@ -278,7 +278,7 @@ class StrideAttention(Technique):
         return Redundancy(value, "share of attended energy below half resolution", where)
 
     def apply(
-        self, host: nn.Module, *, stride: int = 2, local: str = "coarse", threshold: float | None = None
+        self, target: nn.Module, *, stride: int = 2, local: str = "coarse", threshold: float | None = None
     ) -> Handle:
         """Attend on a map `stride` times coarser, and interpolate the result.
 
@@ -288,7 +288,7 @@ class StrideAttention(Technique):
 
         Raises: UnsupportedHost without `MapAttention` of stride 1; TypeError or ValueError for a bad knob.
         """
-        attentions = full_attentions(self.id, host)
+        attentions = full_attentions(self.id, target)
         check_range("stride", stride, 1, integer=True)
         if local not in ("coarse", "full"):
             raise ValueError(f"local must be 'coarse' or 'full', got {local!r}")
@@ -296,15 +296,15 @@ class StrideAttention(Technique):
             check_range("threshold", threshold, 0, 1)
         if stride == 1:
             warn_no_effect(self.id, "stride is 1")
-            return Handle(host)
+            return Handle(target)
         coarse = Coarseness(stride, stride, stride if local == "coarse" else 1)
-        return coarse_handle(host, attentions, coarse, threshold)
+        return coarse_handle(target, attentions, coarse, threshold)
 
-    def saving(self, host: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
-        """For each coarsened map, what `coarse_operations` gives at full resolution minus what it gives as run.
+    def saving(self, target: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+        """For each coarsened map, what `coarse_macs` gives at full resolution minus what it gives as run.
 
         With N positions, n of them on the coarse map, C channels, keys of K and values of V channels in H heads:
 
             C (2 K + V) (N - n)  +  9 V (N - n)  +  (K + V + 2 H^2) (N^2 - n^2).
         """
-        return coarse_saving(full_attentions(self.id, host), trace)
+        return coarse_saving(full_attentions(self.id, target), trace)

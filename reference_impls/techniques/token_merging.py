@@ -100,8 +100,8 @@ def bipartite_soft_matching(
     return Match.of(prefix + 2 * a, prefix + 2 * partner.gather(1, a) + 1, metric.shape[1])
 
 
-def matching_operations(tokens: int, prefix: int, channels: int) -> int:
-    """Closed form of the operations of one `bipartite_soft_matching` on one datum: the cosines of A with B."""
+def matching_macs(tokens: int, prefix: int, channels: int) -> int:
+    """Closed form of the MACs of one `bipartite_soft_matching` on one datum: the cosines of A with B."""
     free = tokens - prefix
     return (free - free // 2) * (free // 2) * channels
 
@@ -226,14 +226,14 @@ class TokenMerging(Technique):
             Setting("cosine 0.9", {"r": None, "threshold": 0.9}, adaptive=True),
         ]
 
-    def measure(self, host: nn.Module, inputs: Tensor) -> Redundancy:
+    def measure(self, target: nn.Module, inputs: Tensor) -> Redundancy:
         """Mean best-match cosine of centred keys, over the tokens and blocks of the dense model.
 
         The formula is `spatial_similarity` on the keys averaged over heads, class token left out, with the mean key of
         the image subtracted: keys share a large mean that says nothing of the image. `where` holds it for each block,
         and the raw cosine, which is what ToMe compares, as "raw block 0" and so on.
         """
-        blocks = _blocks(host)
+        blocks = _blocks(target)
         keys: dict[str, Tensor] = {}
 
         def keep(block: Block, x: Tensor) -> None:
@@ -245,7 +245,7 @@ class TokenMerging(Technique):
         ]
         try:
             with torch.no_grad():
-                host(inputs)
+                target(inputs)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -256,7 +256,7 @@ class TokenMerging(Technique):
 
     def apply(
         self,
-        host: nn.Module,
+        target: nn.Module,
         *,
         r: int | Sequence[int] | None = 8,
         threshold: float | None = None,
@@ -270,7 +270,7 @@ class TokenMerging(Technique):
 
         Raises: UnsupportedHost for a model without transformer blocks; TypeError or ValueError for a bad knob.
         """
-        blocks = _blocks(host)
+        blocks = _blocks(target)
         schedule = list(r) if isinstance(r, Sequence) else [r] * len(blocks)
         if len(schedule) != len(blocks):
             raise ValueError(f"r must hold a number for each of the {len(blocks)} blocks, got {len(schedule)}")
@@ -290,29 +290,29 @@ class TokenMerging(Technique):
             return bipartite_soft_matching(metric, number, prefix=block.prefix, threshold=threshold)
 
         merging = Merging(blocks, schedule, match=match, proportional=proportional)
-        return Handle(host, undo=merging.undo, trace=merging.trace)
+        return Handle(target, undo=merging.undo, trace=merging.trace)
 
-    def saving(self, host: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+    def saving(self, target: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         """Closed form of the saving of a batch, from the tokens (n, m) in front of and behind the merge of each block.
 
         With N tokens in the dense model, blocks of width D and hidden width D' save for each image
 
             4 (N - n) D^2  +  2 (N^2 - n^2) D  +  2 (N - m) D D'  -  |A| |B| d
 
-        operations: projections, attention, MLP, and the cost of the matching where there was one.
+        MACs: projections, attention, MLP, and the cost of the matching where there was one.
         """
-        blocks, dense = _blocks(host), trace["tokens"][0][0]
+        blocks, dense = _blocks(target), trace["tokens"][0][0]
         saved = 0
         for block, (before, after), matched in zip(blocks, trace["tokens"], trace["matched"], strict=True):
-            saved += block.attention_operations(dense) - block.attention_operations(before)
-            saved += block.mlp_operations(dense) - block.mlp_operations(after)
+            saved += block.attention_macs(dense) - block.attention_macs(before)
+            saved += block.mlp_macs(dense) - block.mlp_macs(after)
             if matched:
-                saved -= matching_operations(before, block.prefix, block.width // block.heads)
+                saved -= matching_macs(before, block.prefix, block.width // block.heads)
         return saved * trace["batch"]
 
 
-def _blocks(host: object) -> list[Block]:
-    blocks = transformer_blocks(host)
+def _blocks(target: object) -> list[Block]:
+    blocks = transformer_blocks(target)
     if blocks is None:
-        raise UnsupportedHost(TokenMerging.id, host, NEEDS)
+        raise UnsupportedHost(TokenMerging.id, target, NEEDS)
     return blocks

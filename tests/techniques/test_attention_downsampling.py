@@ -1,4 +1,4 @@
-"""Attention downsampling beyond the battery: queries against keys, and the ways to halve a map."""
+"""Attention downsampling beyond the checks: queries against keys, and the ways to halve a map."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from reference_impls.experiments.attention_downsampling import (
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
     FILL,
+    map_case,
     map_network,
-    map_specimen,
     tiny_attention,
     without_gradients,
 )
-from reference_impls.experiments.mobile_networks import scatter
+from reference_impls.experiments.mobile_networks import randomise_parameters
 from reference_impls.techniques.attention_downsampling import (
     AttentionDown,
     AttentionDownsampling,
@@ -34,7 +34,7 @@ DOWN = AttentionDownsampling()
 
 def down(kind: type[AttentionDown]) -> AttentionDown:
     torch.manual_seed(0)
-    return scatter(kind(CHANNELS, 20, (8, 8), heads=2, key_dim=4)).double().eval()
+    return randomise_parameters(kind(CHANNELS, 20, (8, 8), heads=2, key_dim=4)).double().eval()
 
 
 def maps() -> torch.Tensor:
@@ -44,7 +44,7 @@ def maps() -> torch.Tensor:
 def test_equal_queries_lose_nothing_whatever_the_keys_are() -> None:
     """With a query that follows from its bias alone all positions ask the same."""
     torch.manual_seed(0)
-    attend = scatter(tiny_attention()).double().eval()
+    attend = randomise_parameters(tiny_attention()).double().eval()
     with torch.no_grad():
         attend.q.bn.weight.zero_()
         attend.q.bn.bias.zero_()
@@ -61,16 +61,16 @@ def test_equal_queries_lose_nothing_whatever_the_keys_are() -> None:
 
 
 def test_factor_one_is_equal_bit_for_bit_and_warns() -> None:
-    specimen = map_specimen("typical", 0, "cpu")
-    plain = specimen.run(specimen.host, specimen.inputs)
+    case = map_case("typical", 0, "cpu")
+    plain = case.run(case.target, case.inputs)
     with pytest.warns(NoEffectWarning, match="factor is 1"):
-        DOWN.apply(specimen.host, factor=1)
-    assert torch.equal(specimen.run(specimen.host, specimen.inputs), plain)
+        DOWN.apply(case.target, factor=1)
+    assert torch.equal(case.run(case.target, case.inputs), plain)
 
 
 def test_the_threshold_spares_noise() -> None:
-    specimen = map_specimen("typical", 0, "cpu")
-    attend, x = specimen.host[0].token_mixer, specimen.inputs
+    case = map_case("typical", 0, "cpu")
+    attend, x = case.target[0].token_mixer, case.inputs
     plain = without_gradients(attend, x[:1])
     with DOWN.apply(attend, factor=2, threshold=0.5) as handle:
         mixed = without_gradients(attend, x)
@@ -78,14 +78,14 @@ def test_the_threshold_spares_noise() -> None:
     torch.testing.assert_close(mixed[:1], plain)
 
 
-def test_operations_of_the_ways_to_halve_a_map() -> None:
+def test_macs_of_the_ways_to_halve_a_map() -> None:
     channels, keys, values, tokens, queries = CHANNELS, 8, 32, 64, 16
     executed = {}
     for kind in (AttentionDown, AllQueries, FewKeys):
         with count() as tally, torch.no_grad():
             assert down(kind)(maps()).shape == (2, 20, 4, 4)
-        executed[kind] = tally.operations // 2
-    assert executed[AttentionDown] == attention_down_cost(CHANNELS, 20, (8, 8), 2, 4).operations
+        executed[kind] = tally.macs // 2
+    assert executed[AttentionDown] == attention_down_cost(CHANNELS, 20, (8, 8), 2, 4).macs
     more_queries = (9 * channels + channels * keys + (keys + values) * tokens) * (tokens - queries)
     assert executed[AllQueries] - executed[AttentionDown] == more_queries
     fewer_keys = (channels * keys + (keys + values) * queries) * (tokens - queries)

@@ -33,7 +33,7 @@ from reference_impls.techniques.confidence_early_exit import (
     count_agreements,
     entropy,
     exit_decisions,
-    expected_operations,
+    expected_macs,
     grid,
     never,
     upper_bound,
@@ -157,11 +157,11 @@ def test_all_at_once_and_none(network: Staged, digits: Tensor) -> None:
 
 
 def test_stages_see_only_the_samples_that_stayed(logits: Tensor) -> None:
-    host = ring(EXITS, 5).eval()
+    target = ring(EXITS, 5).eval()
     seen: list[int] = []
-    for stage in host.stages:
+    for stage in target.stages:
         stage.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    runner = EarlyExit(host, "confidence", 0.8)
+    runner = EarlyExit(target, "confidence", 0.8)
     runner(ring_inputs(logits))
     assert seen == [int((runner.left >= e).sum()) for e in range(EXITS)]
     assert 200 == seen[0] > seen[1] > seen[2] > seen[3] > 0
@@ -189,9 +189,9 @@ def test_a_state_without_batch_axis_is_refused() -> None:
         def forward(self, state):
             return state["x"]
 
-    host = Staged([WithTable(), nn.Identity()], [Read(), Read()]).eval()
+    target = Staged([WithTable(), nn.Identity()], [Read(), Read()]).eval()
     with pytest.raises(ValueError, match="first axis of every tensor"):
-        EarlyExit(host, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
+        EarlyExit(target, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
 
 
 def test_a_state_with_its_batch_elsewhere_is_refused() -> None:
@@ -203,14 +203,14 @@ def test_a_state_with_its_batch_elsewhere_is_refused() -> None:
         def forward(self, state):
             return state[0]
 
-    host = Staged([TimeFirst(), nn.Identity()], [Read(), Read()]).eval()
+    target = Staged([TimeFirst(), nn.Identity()], [Read(), Read()]).eval()
     with pytest.raises(ValueError, match="stage 1 left a state of 5 samples instead of 2"):
-        EarlyExit(host, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
+        EarlyExit(target, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
 
 
 def test_training_mode_is_refused(network: Staged, digits: Tensor) -> None:
     technique = ConfidenceEarlyExit()
-    runner = technique.apply(network, rule="confidence", threshold=0.5).host
+    runner = technique.apply(network, rule="confidence", threshold=0.5).target
     network.train()
     with pytest.raises(UnsupportedHost, match="batch norm in eval mode"):
         technique.apply(network, rule="confidence", threshold=0.5)
@@ -237,23 +237,23 @@ def test_staged_needs_a_head_for_each_stage() -> None:
 @pytest.mark.parametrize("size", [8, 28])
 def test_closed_form_of_the_cnn_equals_the_counter(size: int) -> None:
     network = residual_cnn(size, width=4).eval()
-    assert count_stages(network, torch.zeros(2, 1, size, size)) == network.operations
+    assert count_stages(network, torch.zeros(2, 1, size, size)) == network.macs
 
 
 @pytest.mark.parametrize(("rule", "threshold"), RULES)
-def test_operations_are_the_shares_times_the_costs(network: Staged, digits: Tensor, rule, threshold) -> None:
+def test_macs_are_the_shares_times_the_costs(network: Staged, digits: Tensor, rule, threshold) -> None:
     runner = EarlyExit(network, rule, threshold)
     with count() as tally:
         runner(digits)
-    stages, heads = network.operations.stages, network.operations.heads
+    stages, heads = network.macs.stages, network.macs.heads
     shares = runner.left.bincount(minlength=EXITS).double() / 32
     per_exit = torch.tensor([sum(stages[: e + 1]) + sum(heads[: e + 1]) for e in range(EXITS)], dtype=torch.float64)
-    assert tally.operations == round(32 * (shares * per_exit).sum().item())
-    assert tally.operations == expected_operations(runner.left, stages, heads)
+    assert tally.macs == round(32 * (shares * per_exit).sum().item())
+    assert tally.macs == expected_macs(runner.left, stages, heads)
 
 
 def test_saving_asks_for_the_costs(network: Staged, digits: Tensor) -> None:
-    network.operations = None
+    network.macs = None
     with pytest.raises(ValueError, match="count_stages"):
         ConfidenceEarlyExit().saving(network, digits, {"left": torch.zeros(32)})
 
@@ -270,7 +270,7 @@ def test_settled_by_brute_force(logits: Tensor) -> None:
 
 def test_sufficiency_by_hand() -> None:
     answers = torch.tensor([[1, 0, 2], [1, 1, 2], [1, 1, 0]])  # settled at exits 0, 1 and 2
-    found = sufficiency(answers, operations=(50, 30, 10))
+    found = sufficiency(answers, macs=(50, 30, 10))
     assert found.value == pytest.approx((40 / 40 + 10 / 40 + 0) / 3)
     assert found.where == pytest.approx({"exit 1": 1 / 3, "exit 2": 2 / 3, "exit 3": 1.0})
     for costs in ((1, 2), (1, 0, 0), (1, -1, 3)):

@@ -1,4 +1,4 @@
-"""Delta convolution beyond the battery: exactness of every layer over long streams, drift, masks and hosts."""
+"""Delta convolution beyond the checks: exactness of every layer over long streams, drift, masks and hosts."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ UPDATES = ("delta", "value")
 FRAMES = 60
 
 
-def error(host: nn.Module, frames: list[Tensor], **knobs: object) -> Tensor:
+def error(target: nn.Module, frames: list[Tensor], **knobs: object) -> Tensor:
     """Largest error of each frame's result, relative to the largest magnitude of all: (T,)."""
-    dense = run_stream(host, frames)
-    with DELTA.apply(host, **knobs) as handle:
-        got = run_stream(handle.host, frames)
+    dense = run_stream(target, frames)
+    with DELTA.apply(target, **knobs) as handle:
+        got = run_stream(handle.target, frames)
     assert got.shape == dense.shape
     return (got - dense).flatten(1).abs().amax(1) / dense.abs().max()
 
@@ -87,11 +87,11 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("layer", LAYERS)
 def test_threshold_0_is_exact_over_60_frames(layer: str, update: str) -> None:
     torch.manual_seed(0)
-    host = LAYERS[layer]().eval()
+    target = LAYERS[layer]().eval()
     frames = moving_square(FRAMES, (23, 29), seed=0)
     frames[30] = frames[29]
-    run_stream(host, frames[:1])
-    assert error(host, frames, threshold=0.0, tile=4, update=update, min_profitable=0.0).max() <= 1e-5
+    run_stream(target, frames[:1])
+    assert error(target, frames, threshold=0.0, tile=4, update=update, min_profitable=0.0).max() <= 1e-5
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -110,19 +110,19 @@ def test_both_forms_send_the_same_positions_in_exact_arithmetic() -> None:
     net, frames = small_net(0).double(), [f.double() for f in moving_square(20, (64, 64), 0, sensor_noise=0.01)]
     handles = [DELTA.apply(net, threshold=0.1, update=update, min_profitable=0.0) for update in UPDATES]
     for frame in frames:
-        torch.testing.assert_close(*(handle.host(frame) for handle in handles), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(*(handle.target(frame) for handle in handles), rtol=1e-12, atol=1e-12)
     assert handles[0].trace == handles[1].trace
 
 
 def test_the_bias_is_applied_once() -> None:
     """A published implementation convolves differences with the bias and drifts by one bias in each frame."""
-    host = nn.Conv2d(3, 4, 3, padding=1).eval()
-    nn.init.zeros_(host.weight)
-    nn.init.constant_(host.bias, 1.0)
+    target = nn.Conv2d(3, 4, 3, padding=1).eval()
+    nn.init.zeros_(target.weight)
+    nn.init.constant_(target.bias, 1.0)
     frames = list(torch.randn(6, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     for update in UPDATES:
-        with DELTA.apply(host, threshold=0.0, update=update, min_profitable=0.0) as handle:
-            assert all(torch.equal(handle.host(frame), torch.ones(1, 4, 16, 16)) for frame in frames)
+        with DELTA.apply(target, threshold=0.0, update=update, min_profitable=0.0) as handle:
+            assert all(torch.equal(handle.target(frame), torch.ones(1, 4, 16, 16)) for frame in frames)
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -138,12 +138,12 @@ def test_no_drift_over_200_frames(update: str, threshold: float) -> None:
 @pytest.mark.parametrize("update", UPDATES)
 def test_the_remainder_of_a_truncation_is_kept(update: str) -> None:
     """A change too small to be sent is sent once it has grown above the threshold: nothing is lost for good."""
-    host = nn.Conv2d(1, 1, 1, bias=False).eval()
-    nn.init.ones_(host.weight)
+    target = nn.Conv2d(1, 1, 1, bias=False).eval()
+    nn.init.ones_(target.weight)
     base = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     step = 0.3 * base.std(correction=0)  # withheld once, withheld twice, sent at the fourth frame
-    with DELTA.apply(host, threshold=0.8, update=update, min_profitable=0.0) as handle:
-        sent = [handle.host(base + t * step) for t in range(5)]
+    with DELTA.apply(target, threshold=0.8, update=update, min_profitable=0.0) as handle:
+        sent = [handle.target(base + t * step) for t in range(5)]
     assert torch.equal(sent[1], base)
     assert torch.equal(sent[2], base)
     torch.testing.assert_close(sent[3], base + 3 * step)
@@ -152,13 +152,13 @@ def test_the_remainder_of_a_truncation_is_kept(update: str) -> None:
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5])
 def test_the_error_of_one_layer_stays_below_the_threshold(threshold: float) -> None:
-    host = nn.Sequential(nn.ReLU()).eval()
+    target = nn.Sequential(nn.ReLU()).eval()
     frames = moving_square(50, (32, 32), 3, sensor_noise=0.05)
-    with DELTA.apply(host, threshold=threshold, min_profitable=0.0) as handle:
-        handle.host(frames[0])
-        limits = sum(stage.limit for stage in handle.host.stages)
+    with DELTA.apply(target, threshold=threshold, min_profitable=0.0) as handle:
+        handle.target(frames[0])
+        limits = sum(stage.limit for stage in handle.target.stages)
         for frame in frames[1:]:
-            assert (handle.host(frame) - host(frame)).abs().max() <= limits * (1 + 1e-6)
+            assert (handle.target(frame) - target(frame)).abs().max() <= limits * (1 + 1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -169,10 +169,10 @@ def test_the_error_of_one_layer_stays_below_the_threshold(threshold: float) -> N
 def test_a_static_clip_costs_nothing_after_the_first_frame(update: str) -> None:
     net, frame = small_net(0), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with DELTA.apply(net, threshold=0.0, update=update) as handle:
-        first = handle.host(frame)
+        first = handle.target(frame)
         with count() as tally:
-            again = [handle.host(frame.clone()) for _ in range(5)]
-        assert tally.operations == 0
+            again = [handle.target(frame.clone()) for _ in range(5)]
+        assert tally.macs == 0
         assert all(torch.equal(first, result) for result in again)
         for name, layer in handle.trace["layers"].items():
             assert layer["computed"] == (layer["positions"], 0, 0, 0, 0, 0), name
@@ -206,8 +206,8 @@ def test_a_layer_falls_back_to_its_whole_map() -> None:
     for scattered, dense in ((False, False), (True, True)):
         first, second = two_frames(4, 56, 0.05, scattered, seed=0)
         with DELTA.apply(layer, threshold=0.0, tile=8) as handle:
-            handle.host(first)
-            handle.host(second)
+            handle.target(first)
+            handle.target(second)
             computed = handle.trace["layers"]["_0"]["computed"][-1]
         assert (computed == 56 * 56) == dense
 
@@ -217,17 +217,17 @@ def test_a_stream_that_does_not_pay_rests_and_is_taken_up_again() -> None:
     noise = list(torch.randn(12, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     with DELTA.apply(net, threshold=0.0) as handle:
         for frame in noise:  # computed, judged, 1 at rest, computed, judged, 2 at rest, computed, judged, 4 at rest
-            torch.testing.assert_close(handle.host(frame), net(frame))
-        assert handle.host.rest > 0
-        while handle.host.rest:
-            handle.host(noise[-1])
-        handle.host(noise[-1])
+            torch.testing.assert_close(handle.target(frame), net(frame))
+        assert handle.target.rest > 0
+        while handle.target.rest:
+            handle.target(noise[-1])
+        handle.target(noise[-1])
         with count() as tally:
-            handle.host(noise[-1])
-        assert tally.operations == 0
+            handle.target(noise[-1])
+        assert tally.macs == 0
 
 
-def test_operations_of_efficientnet_match_the_closed_form() -> None:
+def test_macs_of_efficientnet_match_the_closed_form() -> None:
     torch.manual_seed(0)
     net = efficientnet_lite0(pretrained=False)
     frames = moving_square(3, (64, 96), 0)
@@ -235,9 +235,9 @@ def test_operations_of_efficientnet_match_the_closed_form() -> None:
         expected = run_stream(best_dense(net), frames)
     for update in UPDATES:
         with DELTA.apply(net, threshold=0.0, tile=4, update=update, min_profitable=0.0) as handle, count() as tally:
-            got = run_stream(handle.host, frames)
+            got = run_stream(handle.target, frames)
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-            assert dense.operations - tally.operations == DELTA.saving(net, frames, handle.trace) != 0
+            assert dense.macs - tally.macs == DELTA.saving(net, frames, handle.trace) != 0
 
 
 def test_pretrained_efficientnet_follows_a_real_clip(asset: Callable[[str], Path]) -> None:
@@ -251,7 +251,7 @@ def test_pretrained_efficientnet_follows_a_real_clip(asset: Callable[[str], Path
     assert error(net, frames, threshold=0.0).max() <= 1e-5
     dense = run_stream(net, frames)
     with DELTA.apply(net, threshold=0.2, tile=4, min_profitable=0.0) as handle:
-        got = run_stream(handle.host, frames)
+        got = run_stream(handle.target, frames)
         assert F.cosine_similarity(got, dense).min() > 0.9
         assert DELTA.saving(net, frames, handle.trace) > 0
 
@@ -264,14 +264,14 @@ def test_reset_starts_a_new_stream_of_another_size() -> None:
     net = small_net(0)
     small, large = (moving_square(3, size, 0) for size in ((32, 32), (48, 64)))
     with DELTA.apply(net, threshold=0.2) as handle:
-        before = run_stream(handle.host, small)
+        before = run_stream(handle.target, small)
         with pytest.raises(ValueError, match=r"call reset\(\)"):
-            handle.host(large[0])
-        torch.testing.assert_close(run_stream(handle.host, small[:1]), before[:1], atol=0.1, rtol=0)
+            handle.target(large[0])
+        torch.testing.assert_close(run_stream(handle.target, small[:1]), before[:1], atol=0.1, rtol=0)
         handle.reset()
-        torch.testing.assert_close(handle.host(large[0]), net(large[0]))
+        torch.testing.assert_close(handle.target(large[0]), net(large[0]))
         handle.reset()
-        assert torch.equal(run_stream(handle.host, small), before)
+        assert torch.equal(run_stream(handle.target, small), before)
 
 
 def test_results_do_not_share_memory_with_the_state() -> None:
@@ -279,7 +279,7 @@ def test_results_do_not_share_memory_with_the_state() -> None:
     frames = moving_square(3, (16, 16), 0)
     with DELTA.apply(layer, threshold=0.0, min_profitable=0.0) as handle:
         for frame in (*frames, frames[-1]):
-            result = handle.host(frame)
+            result = handle.target(frame)
             torch.testing.assert_close(result, layer(frame))
             result.fill_(7.0)
 
@@ -289,7 +289,7 @@ def test_the_host_is_left_alone() -> None:
     state = {name: value.clone() for name, value in net.state_dict().items()}
     frames = moving_square(4, (32, 32), 0)
     handle = DELTA.apply(net, threshold=0.2)
-    run_stream(handle.host, frames)
+    run_stream(handle.target, frames)
     handle.undo()
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
@@ -324,9 +324,9 @@ class TwoInputs(nn.Module):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_unsupported_hosts_are_named(host: nn.Module, says: str) -> None:
+def test_unsupported_hosts_are_named(target: nn.Module, says: str) -> None:
     with pytest.raises(UnsupportedHost, match=says):
-        DELTA.apply(host.eval())
+        DELTA.apply(target.eval())
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Dimension-consistent design beyond the battery: pooling as a matrix, layouts, and how alike neighbours are."""
+"""Dimension-consistent design beyond the checks: pooling as a matrix, layouts, and how alike neighbours are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reference_impls.accounting.count import count
 from reference_impls.contract import NoEffectWarning
 from reference_impls.data.controls import phase_scrambled, white_noise
 from reference_impls.experiments.dimension_consistent_design import (
-    SPECIMENS,
+    CASES,
     STAGES,
     ThereAndBack,
     ToMap,
@@ -20,7 +20,7 @@ from reference_impls.experiments.dimension_consistent_design import (
     tiny_attention,
 )
 from reference_impls.experiments.efficient_nets import CHANNELS, photo_crops, without_gradients
-from reference_impls.experiments.mobile_networks import scatter
+from reference_impls.experiments.mobile_networks import randomise_parameters
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.techniques.dimension_consistent_design import (
     DimensionConsistentDesign,
@@ -44,7 +44,7 @@ def tokens() -> Tensor:
 
 def test_pooling_is_attention_with_the_matrix_of_3x3_means() -> None:
     torch.manual_seed(0)
-    attend = scatter(nn.Sequential(tiny_attention())).double().eval()[0]
+    attend = randomise_parameters(nn.Sequential(tiny_attention())).double().eval()[0]
     matrix = neighbourhood_mean(torch.eye(36, dtype=torch.float64).unflatten(1, (6, 6)).unsqueeze(0))[0].flatten(1).mT
     torch.testing.assert_close(matrix.sum(1), torch.ones(36, dtype=torch.float64))
     with torch.no_grad():
@@ -56,28 +56,28 @@ def test_pooling_is_attention_with_the_matrix_of_3x3_means() -> None:
 
 
 def test_only_the_first_blocks_pool() -> None:
-    specimen = SPECIMENS.build("typical", 0, "cpu")
-    with DESIGN.apply(specimen.host, pooled=2) as handle:
-        specimen.run(specimen.host, specimen.inputs)
+    case = CASES.build("typical", 0, "cpu")
+    with DESIGN.apply(case.target, pooled=2) as handle:
+        case.run(case.target, case.inputs)
         assert list(handle.trace["substituted"]) == ["1.token_mixer", "2.token_mixer"]
-        assert DESIGN.saving(specimen.host, specimen.inputs, handle.trace) == 2 * 3 * (
+        assert DESIGN.saving(case.target, case.inputs, handle.trace) == 2 * 3 * (
             2 * CHANNELS * 8 * 36 + (8 + 16) * 36**2
         )
 
 
 def test_none_pooled_is_equal_bit_for_bit_and_warns() -> None:
-    specimen = SPECIMENS.build("typical", 0, "cpu")
-    plain = specimen.run(specimen.host, specimen.inputs)
+    case = CASES.build("typical", 0, "cpu")
+    plain = case.run(case.target, case.inputs)
     with pytest.warns(NoEffectWarning, match="pooled is 0"):
-        DESIGN.apply(specimen.host, pooled=0)
-    assert torch.equal(specimen.run(specimen.host, specimen.inputs), plain)
+        DESIGN.apply(case.target, pooled=0)
+    assert torch.equal(case.run(case.target, case.inputs), plain)
 
 
 def test_the_threshold_pools_the_smooth_and_spares_the_noise() -> None:
-    specimen = SPECIMENS.build("typical", 0, "cpu")
-    plain = specimen.run(specimen.host, specimen.inputs)
-    with DESIGN.apply(specimen.host, threshold=0.6) as handle:
-        mixed = specimen.run(specimen.host, specimen.inputs)
+    case = CASES.build("typical", 0, "cpu")
+    plain = case.run(case.target, case.inputs)
+    with DESIGN.apply(case.target, threshold=0.6) as handle:
+        mixed = case.run(case.target, case.inputs)
         assert [number for _, number in handle.trace["substituted"].values()] == [2, 2, 2]
     torch.testing.assert_close(mixed[0], plain[0])
     assert (mixed - plain)[1:].abs().max() > 1e-3
@@ -87,15 +87,15 @@ def test_the_threshold_pools_the_smooth_and_spares_the_noise() -> None:
 # Layout
 
 
-def test_the_same_blocks_on_maps_and_on_tokens_give_the_same_for_the_same_operations() -> None:
+def test_the_same_blocks_on_maps_and_on_tokens_give_the_same_for_the_same_macs() -> None:
     models = layouts((6, 5), 8, 3)
     x = torch.randn(2, 8, 6, 5, generator=torch.Generator().manual_seed(0))
-    results, operations = {}, {}
+    results, macs = {}, {}
     for name, model in models.items():
         with count() as tally:
             results[name] = without_gradients(model, x)
-        operations[name] = tally.operations
-    assert set(operations.values()) == {3 * 2 * 8 * 32 * 30 * 2}
+        macs[name] = tally.macs
+    assert set(macs.values()) == {3 * 2 * 8 * 32 * 30 * 2}
     torch.testing.assert_close(results["maps"], results["tokens"])
     assert torch.equal(results["there and back"], results["maps"])
     assert (results["tokens with layer norms"] - results["tokens"]).abs().max() > 1e-3

@@ -13,7 +13,7 @@ from reference_impls.accounting.count import count
 from reference_impls.contract import UnsupportedHost
 from reference_impls.experiments import efficientformer as experiment
 from reference_impls.experiments import efficientformer_v2 as experiment_v2
-from reference_impls.experiments.mobile_networks import scatter, timm_network
+from reference_impls.experiments.mobile_networks import randomise_parameters, timm_network
 from reference_impls.redundancy.over_resolution import coarsen, coarsest, kept_detail
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.techniques import efficientformer, efficientformer_v2
@@ -29,7 +29,7 @@ from reference_impls.techniques.efficientformer.skeleton import TwoHeads, fitted
 
 VERSIONS = {"v1": (efficientformer, experiment), "v2": (efficientformer_v2, experiment_v2)}
 
-# parameters with both heads, with one, for deployment; operations at 224 pixels with both heads
+# parameters with both heads, with one, for deployment; MACs at 224 pixels with both heads
 COUNTS = {
     "l1": (12_289_928, 11_840_928, 11_809_008, 1_291_284_736),
     "l3": (31_406_000, 30_893_000, 30_834_568, 3_906_573_312),
@@ -59,7 +59,7 @@ def nano(version: ModuleType) -> TwoHeads:
 def make(version: ModuleType, **options: object) -> TwoHeads:
     config = next(e.NANO for v, e in VERSIONS.values() if v is version)
     torch.manual_seed(0)
-    return scatter(version.build(config, 10, **{"img_size": 64} | options)).double().eval()
+    return randomise_parameters(version.build(config, 10, **{"img_size": 64} | options)).double().eval()
 
 
 def noise(size: int = 64, batch: int = 2) -> Tensor:
@@ -72,7 +72,7 @@ def noise(size: int = 64, batch: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("variant", COUNTS)
 def test_counts_of_every_variant(variant: str) -> None:
-    both, one, deployed, operations = COUNTS[variant]
+    both, one, deployed, macs = COUNTS[variant]
     with torch.device("meta"):
         network = efficientformer.build(variant).eval()
         with count() as tally, torch.no_grad():
@@ -81,13 +81,13 @@ def test_counts_of_every_variant(variant: str) -> None:
         assert parameters(network.fuse()) == deployed
     assert logits.shape == (1, 1000)
     assert parameters(network) == both
-    assert tally.operations == operations == network.operations((224, 224))
-    assert total(efficientformer.cost(efficientformer.VARIANTS[variant])) == Cost(both, operations)
+    assert tally.macs == macs == network.macs((224, 224))
+    assert total(efficientformer.cost(efficientformer.VARIANTS[variant])) == Cost(both, macs)
     assert total(efficientformer.cost(efficientformer.VARIANTS[variant], distillation=False)).parameters == one
 
 
-def test_where_the_operations_go() -> None:
-    parts = {k: round(v.operations / 1e6, 1) for k, v in efficientformer.cost(efficientformer.VARIANTS["l1"]).items()}
+def test_where_the_macs_go() -> None:
+    parts = {k: round(v.macs / 1e6, 1) for k, v in efficientformer.cost(efficientformer.VARIANTS["l1"]).items()}
     assert parts == {"stem": 40.6, "feed-forward": 1075.8, "mixers": 59.3, "downsampling": 114.7, "heads": 0.9}
 
 
@@ -96,7 +96,7 @@ def test_shapes_of_the_stages() -> None:
         network = efficientformer.build("l3", features_only=True).eval()
         maps = network(torch.empty(2, 3, 224, 224))
     assert [tuple(x.shape) for x in maps] == [(2, 64, 56, 56), (2, 128, 28, 28), (2, 320, 14, 14), (2, 512, 7, 7)]
-    assert network.operations((224, 224)) == COUNTS["l3"][3] - 2 * 512 * 1000
+    assert network.macs((224, 224)) == COUNTS["l3"][3] - 2 * 512 * 1000
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def test_closed_form_at_every_size(nano: TwoHeads, version: ModuleType, size: in
     for network in (nano, nano.fuse(), make(version, features_only=True)):
         with count() as tally:
             network(noise(size))
-        assert tally.operations == 2 * network.operations((size, size))
+        assert tally.macs == 2 * network.macs((size, size))
 
 
 def test_attention_in_two_stages_flattens_twice() -> None:
@@ -116,7 +116,7 @@ def test_attention_in_two_stages_flattens_twice() -> None:
         maps = network.forward_stages(noise().float())
         network(noise().float())
     assert [x.shape[2] for x in maps] == [16, 8, 4, 2]
-    assert tally.operations == 4 * network.operations((64, 64)) - 2 * 2 * 16 * 10
+    assert tally.macs == 4 * network.macs((64, 64)) - 2 * 2 * 16 * 10
     assert total(efficientformer.cost(config, 10)).parameters == parameters(network)
 
 
@@ -309,7 +309,7 @@ def test_fused_equals_unfused(nano: TwoHeads, version: ModuleType) -> None:
 @pytest.mark.parametrize(("version", "variant"), [("v1", "l1"), ("v2", "s0")], indirect=["version"])
 def test_export(version: ModuleType, variant: str) -> None:
     torch.manual_seed(0)
-    fused, x = scatter(version.build(variant)).eval().fuse(), noise(224, batch=1).float()
+    fused, x = randomise_parameters(version.build(variant)).eval().fuse(), noise(224, batch=1).float()
     expected = fused(x)
     program = torch.export.export(fused, (x,))
     torch.testing.assert_close(program.module()(x), expected)
@@ -334,7 +334,7 @@ def test_equals_timm(variant: str) -> None:
         pytest.skip("timm is not installed")
     torch.manual_seed(0)
     ours = efficientformer.build(variant).eval()
-    efficientformer.load_timm(ours, scatter(theirs).state_dict())
+    efficientformer.load_timm(ours, randomise_parameters(theirs).state_dict())
     x = noise(224, batch=1)
     close(ours(x.float()), theirs(x.float()), 1e-5)
     ours, theirs = ours.double(), theirs.double()
@@ -364,24 +364,24 @@ def test_each_batch_is_seen_as_coarsely_as_it_allows(version: ModuleType, nano: 
     technique = next(e.TECHNIQUE for v, e in VERSIONS.values() if v is version)
     plain, detailed = noise()[:, :, :1, :1].expand(-1, -1, 64, 64), noise()
     with technique.apply(nano, tolerance=0.02) as handle:
-        handle.host(plain)
+        handle.target(plain)
         assert handle.trace["size"] == (32, 32)
-        handle.host(torch.cat([plain, detailed]))
+        handle.target(torch.cat([plain, detailed]))
         assert handle.trace["size"] == (64, 64), "one image with detail decides for its batch"
-        torch.testing.assert_close(handle.host(detailed), nano(detailed), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(handle.target(detailed), nano(detailed), rtol=1e-10, atol=1e-10)
     with technique.apply(nano, scale=0.5, fuse=False) as handle:
-        torch.testing.assert_close(handle.host(detailed), nano(coarsen(detailed, (32, 32))))
+        torch.testing.assert_close(handle.target(detailed), nano(coarsen(detailed, (32, 32))))
 
 
 def test_unsupported_hosts() -> None:
     v1, v2 = make(efficientformer), make(efficientformer_v2)
-    for technique, host in (
+    for technique, target in (
         (experiment.TECHNIQUE, v2),
         (experiment_v2.TECHNIQUE, v1),
         (experiment.TECHNIQUE, v1.train()),
     ):
         with pytest.raises(UnsupportedHost, match="in evaluation mode"):
-            technique.apply(host)
+            technique.apply(target)
 
 
 def test_neighbours_of_known_maps() -> None:

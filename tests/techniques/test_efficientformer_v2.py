@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
 from reference_impls.experiments.efficientformer_v2 import NANO
-from reference_impls.experiments.mobile_networks import scatter, timm_network
+from reference_impls.experiments.mobile_networks import randomise_parameters, timm_network
 from reference_impls.models.mobilenet_v2 import MobileNetV2, scaled
 from reference_impls.techniques.dimension_consistent_design import Cost, feed_forward_cost
 from reference_impls.techniques.efficientformer_v2 import VARIANTS, build, cost, load_timm
 from reference_impls.techniques.stride_attention import map_attention_cost
 
-# parameters with both heads, with one, for deployment; operations at 224 pixels with both heads
+# parameters with both heads, with one, for deployment; MACs at 224 pixels with both heads
 COUNTS = {
     "s0": (3_600_256, 3_423_256, 3_373_944, 395_892_544),
     "s1": (6_185_560, 5_960_560, 5_889_648, 651_969_640),
@@ -41,7 +41,7 @@ def noise(height: int, width: int, batch: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("variant", COUNTS)
 def test_counts_of_every_variant(variant: str) -> None:
-    both, one, deployed, operations = COUNTS[variant]
+    both, one, deployed, macs = COUNTS[variant]
     with torch.device("meta"):
         network = build(variant).eval()
         with count() as tally, torch.no_grad():
@@ -50,8 +50,8 @@ def test_counts_of_every_variant(variant: str) -> None:
         assert parameters(network.fuse()) == deployed
     assert logits.shape == (1, 1000)
     assert parameters(network) == both
-    assert tally.operations == operations == network.operations((224, 224))
-    assert total(cost(VARIANTS[variant])) == Cost(both, operations)
+    assert tally.macs == macs == network.macs((224, 224))
+    assert total(cost(VARIANTS[variant])) == Cost(both, macs)
     assert total(cost(VARIANTS[variant], distillation=False)).parameters == one
 
 
@@ -64,19 +64,17 @@ def test_counts_of_every_variant(variant: str) -> None:
         ("l", (29.4, 1745.4, 653.4, 82.2, 41.4, 0.77)),
     ],
 )
-def test_where_the_operations_go(variant: str, expected: tuple[float, ...]) -> None:
-    assert tuple(part.operations / 1e6 for part in cost(VARIANTS[variant]).values()) == pytest.approx(
-        expected, abs=0.05
-    )
+def test_where_the_macs_go(variant: str, expected: tuple[float, ...]) -> None:
+    assert tuple(part.macs / 1e6 for part in cost(VARIANTS[variant]).values()) == pytest.approx(expected, abs=0.05)
 
 
 def test_closed_forms_of_the_blocks() -> None:
     strided, last = map_attention_cost(96, (14, 14), stride=2), map_attention_cost(176, (7, 7))
-    assert strided.operations == 30_367_456
-    assert last.operations == 25_909_632
-    assert map_attention_cost(96, (14, 14)).operations == 104_065_024
+    assert strided.macs == 30_367_456
+    assert last.macs == 25_909_632
+    assert map_attention_cost(96, (14, 14)).macs == 104_065_024
     first = map_attention_cost(96, (14, 14), stride=2, project_first=True)
-    assert strided.operations - first.operations == 1024 * 96 * (196 - 49)
+    assert strided.macs - first.macs == 1024 * 96 * (196 - 49)
     d, h, positions = 96, 384, 196
     parts = feed_forward_cost(d, h, positions, local=True)
     assert parts == Cost(2 * d * h + 9 * h + 6 * h + 4 * d, (2 * d * h + 9 * h) * positions)
@@ -87,7 +85,7 @@ def test_shapes_of_the_stages() -> None:
         network = build("l", features_only=True).eval()
         maps = network(torch.empty(2, 3, 224, 320))
     assert [tuple(x.shape[1:]) for x in maps] == [(40, 56, 80), (80, 28, 40), (192, 14, 20), (384, 7, 10)]
-    assert network.operations((224, 224)) == COUNTS["l"][3] - 2 * 384 * 1000
+    assert network.macs((224, 224)) == COUNTS["l"][3] - 2 * 384 * 1000
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -111,11 +109,11 @@ def test_shapes_of_the_stages() -> None:
 )
 def test_every_option_has_its_closed_form(options: dict[str, object]) -> None:
     torch.manual_seed(0)
-    network = scatter(build(NANO, 10, **{"img_size": 64} | options)).eval()
+    network = randomise_parameters(build(NANO, 10, **{"img_size": 64} | options)).eval()
     with count() as tally:
         logits = network(noise(64, 96).float())
     assert logits.shape == (2, 10)
-    assert tally.operations == 2 * network.operations((64, 96))
+    assert tally.macs == 2 * network.macs((64, 96))
     assert total(cost(network.config, 10)).parameters == parameters(network)
     torch.testing.assert_close(network.fuse()(noise(64, 96).float()), logits, rtol=1e-4, atol=1e-4)
 
@@ -123,7 +121,7 @@ def test_every_option_has_its_closed_form(options: dict[str, object]) -> None:
 @torch.no_grad()
 def test_projecting_first_is_another_function_but_for_the_activation() -> None:
     torch.manual_seed(0)
-    late = scatter(build(NANO, 10, img_size=64)).double().eval()
+    late = randomise_parameters(build(NANO, 10, img_size=64)).double().eval()
     early = build(NANO, 10, img_size=64, project_first=True).double().eval()
     early.load_state_dict(late.state_dict())
     x = noise(64, 64)
@@ -151,7 +149,7 @@ def test_bad_options() -> None:
 @torch.no_grad()
 def test_a_network_takes_every_multiple_of_32() -> None:
     torch.manual_seed(0)
-    network = scatter(build(NANO, 10, img_size=64)).eval()
+    network = randomise_parameters(build(NANO, 10, img_size=64)).eval()
     for size in ((32, 32), (96, 160), (224, 32)):
         assert network(noise(*size).float()).shape == (2, 10)
 
@@ -178,7 +176,7 @@ def test_equals_timm(variant: str, size: int) -> None:
         pytest.skip("timm is not installed")
     torch.manual_seed(0)
     ours = build(variant, img_size=size)
-    load_timm(ours, scatter(theirs).state_dict())
+    load_timm(ours, randomise_parameters(theirs).state_dict())
     x = noise(size, size)
     close(ours.eval()(x.float()), theirs(x.float()), 1e-5)
     ours, theirs = ours.double(), theirs.double()
@@ -210,17 +208,17 @@ def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("multiplier", "expected", "fused", "operations"),
+    ("multiplier", "expected", "fused", "macs"),
     [(1.0, 3_504_872, 3_487_816, 300_774_272), (1.4, 6_108_776, 6_084_808, 582_195_824)],
 )
-def test_counts_of_mobilenet_v2(multiplier: float, expected: int, fused: int, operations: int) -> None:
+def test_counts_of_mobilenet_v2(multiplier: float, expected: int, fused: int, macs: int) -> None:
     with torch.device("meta"):
         network = MobileNetV2(multiplier).eval()
         with count() as tally, torch.no_grad():
             assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
         assert parameters(network.fuse()) == fused
     assert parameters(network) == expected
-    assert tally.operations == operations
+    assert tally.macs == macs
 
 
 def test_widths_of_mobilenet_v2() -> None:
@@ -235,7 +233,7 @@ def test_mobilenet_v2_equals_timms(multiplier: float) -> None:
     if theirs is None:
         pytest.skip("timm is not installed")
     torch.manual_seed(0)
-    state, ours = scatter(theirs).state_dict(), MobileNetV2(multiplier).eval()
+    state, ours = randomise_parameters(theirs).state_dict(), MobileNetV2(multiplier).eval()
     ours.load_state_dict(dict(zip(ours.state_dict(), state.values(), strict=True)))
     x = noise(64, 64).float()
     close(ours(x), theirs(x), 1e-5)

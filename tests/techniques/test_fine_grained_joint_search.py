@@ -111,7 +111,7 @@ def test_frontier_by_hand() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_move_makes_the_network_smaller_and_faster(seed: int) -> None:
-    efficiency = Efficiency.of(NANO, NANO.operations_table())
+    efficiency = Efficiency.of(NANO, NANO.macs_table())
     assert efficiency(NANO.largest()) == pytest.approx(100)
     walk = random_path(NANO.largest(), lambda s: moves(NANO, s), efficiency, math.inf, draw(seed))
     for _, subnet in walk[::4]:
@@ -119,7 +119,7 @@ def test_every_move_makes_the_network_smaller_and_faster(seed: int) -> None:
         for name, after in moves(NANO, subnet):
             cost = NANO.total(after)
             assert cost.parameters < here.parameters, name
-            assert cost.operations < here.operations, name
+            assert cost.macs < here.macs, name
             assert efficiency(after) > efficiency(subnet)
     assert all(depth == 1 for depth in walk[-1][1].depths())
     assert NANO.total(walk[-1][1]) == NANO.total(NANO.smallest()), "from anywhere the walk ends at the smallest"
@@ -138,18 +138,18 @@ def test_published_networks_in_the_terms_of_this_search(variant: str) -> None:
     assert space.total(subnet) == sum(efficientformer_v2.cost(config, distillation=False).values(), Cost())
     if variant == "s0":
         total = space.total(subnet)
-        assert (total.parameters, total.operations) == (3_423_256, 395_892_544 - 176_000)
+        assert (total.parameters, total.macs) == (3_423_256, 395_892_544 - 176_000)
 
 
 @pytest.mark.parametrize("patch", [2, 4])
 def test_closed_forms_equal_the_counter(patch: int) -> None:
     space = Space(((8, 16), (8,), (8, 12), (12,)), (1, 1, 2, 1), (1, 3), 48, 3, 7, patch, heads=2, key_dim=4, ratio=2)
-    table = space.operations_table()
+    table = space.macs_table()
     for subnet in (space.largest(), space.smallest(), space.sample(draw(1)), space.sample(draw(2))):
         network = Network(space, subnet).eval()
         with torch.no_grad(), count() as tally:
             network(torch.zeros(2, 3, 48, 48))
-        assert tally.operations == 2 * space.total(subnet).operations == 2 * table(subnet.parts())
+        assert tally.macs == 2 * space.total(subnet).macs == 2 * table(subnet.parts())
         assert sum(p.numel() for p in network.parameters()) == space.total(subnet).parameters
 
 
@@ -159,7 +159,7 @@ def test_every_part_is_built_as_it_costs() -> None:
         scale = part[2] if part[0] in ("ffn", "attention") else 0  # the closed form holds the layer scale as well
         with torch.no_grad(), count() as tally:
             module(TINY.example(part, 3))
-        assert tally.operations == 3 * TINY.cost(part).operations, part
+        assert tally.macs == 3 * TINY.cost(part).macs, part
         assert sum(p.numel() for p in module.parameters()) + scale == TINY.cost(part).parameters, part
     with pytest.raises(ValueError, match="no part"):
         TINY.build(("mlp", 1, 16, 2))
@@ -256,7 +256,7 @@ def test_training_repeats_for_a_seed() -> None:
 def test_score_rises_on_the_path_and_the_path_repeats() -> None:
     supernet = planted("typical", 0)
     x = torch.randn(4, 1, 16, 16, generator=draw(0))
-    efficiency = Efficiency.of(SMALL, SMALL.operations_table())
+    efficiency = Efficiency.of(SMALL, SMALL.macs_table())
     paths = [joint_search(supernet, efficiency, Trial(supernet.view, SearchData(x)), 300.0) for _ in range(2)]
     assert paths[0] == paths[1]
     scores = [step.benefit for step in paths[0]]
@@ -277,7 +277,7 @@ def test_planted_useless_parts_go_first_and_needed_ones_stay() -> None:
         )
 
     supernet = slimmable()
-    efficiency = Efficiency.of(TINY, TINY.operations_table())
+    efficiency = Efficiency.of(TINY, TINY.macs_table())
     path = joint_search(supernet, efficiency, quality, math.inf, tolerance=0.0)
     assert {step.move.partition(" ")[0] for step in path[1:]} == {"ratio"}
     assert set(itertools.chain(*path[-1].state.ratios)) == {1}
@@ -286,7 +286,7 @@ def test_planted_useless_parts_go_first_and_needed_ones_stay() -> None:
 
 
 def test_exponents_choose_what_the_walk_saves() -> None:
-    table = NANO.operations_table()
+    table = NANO.macs_table()
     size = Efficiency.of(NANO, table, {"size": 1.0, "latency": 0.0})
     latency = Efficiency.of(NANO, table, {"size": 0.0, "latency": 1.0})
     whole = NANO.largest()
@@ -296,9 +296,9 @@ def test_exponents_choose_what_the_walk_saves() -> None:
 
     small, fast = cheapest(size), cheapest(latency)
     assert NANO.total(small).parameters < NANO.total(fast).parameters
-    assert NANO.total(small).operations > NANO.total(fast).operations
+    assert NANO.total(small).macs > NANO.total(fast).macs
     assert size(small) == pytest.approx(100 * NANO.total(whole).parameters / NANO.total(small).parameters)
-    assert latency(fast) == pytest.approx(100 * NANO.total(whole).operations / NANO.total(fast).operations)
+    assert latency(fast) == pytest.approx(100 * NANO.total(whole).macs / NANO.total(fast).macs)
 
 
 def test_only_modules_can_be_calibrated() -> None:

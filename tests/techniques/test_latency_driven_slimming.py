@@ -116,7 +116,7 @@ def check_rules(path: list[Architecture], table: LatencyTable) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rules_hold_on_every_path(seed: int) -> None:
-    table = NANO.operations_table()
+    table = NANO.macs_table()
     start = NANO.largest()
     scores = {(j, i): noise_of(f"{seed} {j} {i}") for j, i, _ in start.positions()}
     path = greedy(
@@ -166,10 +166,10 @@ def test_a_planted_useless_block_goes_first() -> None:
         block.ls2.gamma.data.zero_()
     x = torch.randn(4, 1, 16, 16, generator=draw(0))
     trial = Trial(supernet.extract, SearchData(x))
-    path = slim(supernet, SMALL.operations_table(), trial, 0.9)
+    path = slim(supernet, SMALL.macs_table(), trial, 0.9)
     assert path[1].move == "remove 4.2"
     assert path[1].quality == 1.0
-    assert path == slim(supernet, SMALL.operations_table(), Trial(supernet.extract, SearchData(x)), 0.9)
+    assert path == slim(supernet, SMALL.macs_table(), Trial(supernet.extract, SearchData(x)), 0.9)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -206,21 +206,21 @@ def test_parts_of_l1_cost_what_l1_costs() -> None:
     """The published network in the terms of this search: equal to the unit, the second head left out."""
     rows = (("4d",) * 3, ("4d",) * 2, ("4d",) * 6, ("4d", "4d", "4d", "3d"))
     cost = Space((48, 96, 224, 448), (3, 2, 6, 4)).total(Architecture((48, 96, 224, 448), rows))
-    assert (cost.parameters, cost.operations) == (11_840_928, 1_291_284_736 - 448_000)
+    assert (cost.parameters, cost.macs) == (11_840_928, 1_291_284_736 - 448_000)
     assert cost == sum(efficientformer.cost(efficientformer.VARIANTS["l1"], distillation=False).values(), Cost())
 
 
 @pytest.mark.parametrize("patch", [2, 4])
 def test_closed_forms_equal_the_counter(patch: int) -> None:
     space = Space((32, 16, 32, 48), (2, 1, 2, 2), 40, 3, 7, patch, heads=2, key_dim=4, ratio=2)
-    table = space.operations_table()
+    table = space.macs_table()
     walk = random_path(space.largest(), all_moves, lambda a: -table(a.parts()), 0.0, draw(1))
     for _, architecture in walk[::3]:
         network = Network(space, architecture).eval()
         with torch.no_grad(), count() as tally:
             network(torch.zeros(2, 3, 40, 40))
         total = space.total(architecture)
-        assert tally.operations == 2 * total.operations == 2 * table(architecture.parts())
+        assert tally.macs == 2 * total.macs == 2 * table(architecture.parts())
         assert sum(p.numel() for p in network.parameters()) == total.parameters
 
 
@@ -230,7 +230,7 @@ def test_every_part_is_built_as_it_costs() -> None:
         module = space.build(part).eval()
         with torch.no_grad(), count() as tally:
             module(space.example(part, 3))
-        assert tally.operations == 3 * space.cost(part).operations, part
+        assert tally.macs == 3 * space.cost(part).macs, part
         assert sum(p.numel() for p in module.parameters()) == space.cost(part).parameters, part
     with pytest.raises(ValueError, match="no part"):
         space.build(("5d", 1, 16))

@@ -1,4 +1,4 @@
-"""Semantic deduplication beyond the battery: known duplicates, chains, ties, tiles, and its measure."""
+"""Semantic deduplication beyond the checks: known duplicates, chains, ties, tiles, and its measure."""
 
 from __future__ import annotations
 
@@ -172,9 +172,9 @@ def test_closest_earlier_equals_the_upper_triangle_of_algorithm_a7():
     triangle = (z @ z.T).triu(1)
     triangle[torch.ones_like(triangle, dtype=torch.bool).tril()] = -torch.inf
     value, index = triangle.max(dim=0)
-    best, twin = closest_earlier(z, block=16)
+    best, copy_sharing_weights = closest_earlier(z, block=16)
     torch.testing.assert_close(best, value)
-    assert torch.equal(twin[1:], index[1:])
+    assert torch.equal(copy_sharing_weights[1:], index[1:])
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.3, 0.6])
@@ -242,7 +242,7 @@ def test_the_subset_keeps_items_and_their_order():
     words = ["a", "b", "a2", "c"]
     rows = torch.eye(3)[[0, 1, 0, 2]]
     handle = SemanticDeduplication().apply(words, embeddings=rows, epsilon=0.01)
-    assert list(handle.host) == ["a", "b", "c"]
+    assert list(handle.target) == ["a", "b", "c"]
     assert handle.trace["twin"].tolist() == [0]
     with pytest.warns(NoEffectWarning, match="no two items"):
         SemanticDeduplication().apply(words[:2], embeddings=rows[:2], epsilon=0.01)
@@ -294,9 +294,9 @@ def test_a_planted_duplicate_is_found_when_one_item_stands_for_both():
 def test_k_means_parts_what_lies_apart_and_counts_its_distances():
     centres = torch.eye(4)[:3]
     z = unit(centres.repeat_interleave(100, 0) + 0.01 * gaussian(300, 4).float())
-    labels, operations = k_means(z, seed=0, threads=1)
+    labels, macs = k_means(z, seed=0, threads=1)
     assert sorted(torch.bincount(labels).tolist()) == [100, 100, 100]
-    assert operations % (3 * z.numel()) == 0
+    assert macs % (3 * z.numel()) == 0
 
 
 def test_the_histogram_counts_each_item_once_at_its_nearest_other():

@@ -1,4 +1,4 @@
-"""Stride attention beyond the battery: the measure, the coarse grid, and what is published of the network."""
+"""Stride attention beyond the checks: the measure, the coarse grid, and what is published of the network."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from reference_impls.experiments.efficient_nets import (
     FillIn,
     fashion,
     hidden_patches,
+    map_case,
     map_network,
-    map_specimen,
     photo_crops,
     share_filled,
     small_attention,
     tiny_attention,
     without_gradients,
 )
-from reference_impls.experiments.mobile_networks import scatter
+from reference_impls.experiments.mobile_networks import randomise_parameters
 from reference_impls.experiments.stride_attention import MIXERS, shuffled_cells, swap_order
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
 from reference_impls.techniques.dimension_consistent_design import fold_batch_norm
@@ -37,7 +37,7 @@ from reference_impls.techniques.stride_attention import (
     StrideAttention,
     attend_coarsely,
     cell_means,
-    coarse_operations,
+    coarse_macs,
     full_attentions,
     map_attention_cost,
     resize,
@@ -48,7 +48,7 @@ STRIDE = StrideAttention()
 
 def attention(size: tuple[int, int] = (8, 8)) -> MapAttention:
     torch.manual_seed(0)
-    return scatter(tiny_attention(size)).double().eval()
+    return randomise_parameters(tiny_attention(size)).double().eval()
 
 
 def maps(*size: int) -> Tensor:
@@ -94,18 +94,18 @@ def test_at_full_resolution_it_is_the_attention_itself(size: tuple[int, int]) ->
     attend, x = attention(size), maps(*size)
     with torch.no_grad():
         torch.testing.assert_close(attend_coarsely(attend, x, Coarseness()), attend(x), rtol=1e-12, atol=1e-12)
-    closed = map_attention_cost(CHANNELS, size, 2, 4, 2).operations
-    assert coarse_operations(attend, size, Coarseness()) == closed
+    closed = map_attention_cost(CHANNELS, size, 2, 4, 2).macs
+    assert coarse_macs(attend, size, Coarseness()) == closed
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 7), (5, 6)])
 @pytest.mark.parametrize("coarse", [(2, 2, 2), (2, 2, 1), (4, 4, 4), (8, 8, 1), (2, 1, 1), (1, 2, 1)])
-def test_its_operations_have_a_closed_form(size: tuple[int, int], coarse: tuple[int, int, int]) -> None:
+def test_its_macs_have_a_closed_form(size: tuple[int, int], coarse: tuple[int, int, int]) -> None:
     attend, x, how = attention(size), maps(*size), Coarseness(*coarse)
     with count() as tally, torch.no_grad():
         y = attend_coarsely(attend, x, how)
     assert y.shape == x.shape
-    assert tally.operations == 2 * coarse_operations(attend, size, how)
+    assert tally.macs == 2 * coarse_macs(attend, size, how)
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8])
@@ -121,8 +121,8 @@ def test_equal_positions_lose_nothing_and_need_the_talking_heads_bias_for_each(s
 
 
 def test_a_threshold_decides_for_each_map_and_leaves_the_others_bit_for_bit() -> None:
-    specimen = map_specimen("typical", 0, "cpu")
-    attend, x = specimen.host[0].token_mixer, specimen.inputs
+    case = map_case("typical", 0, "cpu")
+    attend, x = case.target[0].token_mixer, case.inputs
     plain = without_gradients(attend, x)
     chosen = over_resolution(x) >= 0.5
     assert chosen.tolist() == [False, True, True]
@@ -142,27 +142,27 @@ def test_a_folded_network_is_a_host_as_well() -> None:
         without_gradients(network, maps(8, 8))
     with count() as dense:
         without_gradients(network, maps(8, 8))
-    assert dense.operations - tally.operations == STRIDE.saving(network, maps(8, 8), handle.trace)
+    assert dense.macs - tally.macs == STRIDE.saving(network, maps(8, 8), handle.trace)
 
 
 def test_stride_one_is_equal_bit_for_bit_and_warns() -> None:
-    specimen = map_specimen("typical", 0, "cpu")
-    plain = specimen.run(specimen.host, specimen.inputs)
+    case = map_case("typical", 0, "cpu")
+    plain = case.run(case.target, case.inputs)
     with pytest.warns(NoEffectWarning, match="stride is 1"):
-        STRIDE.apply(specimen.host, stride=1)
-    assert torch.equal(specimen.run(specimen.host, specimen.inputs), plain)
+        STRIDE.apply(case.target, stride=1)
+    assert torch.equal(case.run(case.target, case.inputs), plain)
 
 
 def test_two_handles_nest_and_gradients_flow() -> None:
-    specimen = map_specimen("typical", 0, "cpu")
-    host, x = specimen.host, specimen.inputs
-    plain = specimen.run(host, x)
-    first = STRIDE.apply(host, stride=2)
-    once = specimen.run(host, x)
-    host(x).sum().backward()
-    assert host[0].token_mixer.q.conv.weight.grad.abs().sum() > 0
+    case = map_case("typical", 0, "cpu")
+    target, x = case.target, case.inputs
+    plain = case.run(target, x)
+    first = STRIDE.apply(target, stride=2)
+    once = case.run(target, x)
+    target(x).sum().backward()
+    assert target[0].token_mixer.q.conv.weight.grad.abs().sum() > 0
     first.undo()
-    assert torch.equal(specimen.run(host, x), plain)
+    assert torch.equal(case.run(target, x), plain)
     assert not torch.equal(once, plain)
 
 
@@ -170,9 +170,9 @@ def test_two_handles_nest_and_gradients_flow() -> None:
 # The published network, and the order that it does not try
 
 
-def test_the_operations_of_s0_with_and_without_strides() -> None:
-    assert map_attention_cost(96, (14, 14)).operations == 104_065_024
-    assert map_attention_cost(96, (14, 14), stride=2).operations == 30_367_456
+def test_the_macs_of_s0_with_and_without_strides() -> None:
+    assert map_attention_cost(96, (14, 14)).macs == 104_065_024
+    assert map_attention_cost(96, (14, 14), stride=2).macs == 30_367_456
     with torch.device("meta"):
         model = build("s0", strides=(1, 1, 1, 1))
     blocks = {name: a for name, a in full_attentions("", model).items() if name.startswith("stages.2.")}
@@ -184,7 +184,7 @@ def test_the_operations_of_s0_with_and_without_strides() -> None:
 
 def test_projecting_first_commutes_but_for_the_activation() -> None:
     torch.manual_seed(0)
-    attend = scatter(MapAttention(CHANNELS, (8, 8), 2, 4, 2, stride=2)).double().eval()
+    attend = randomise_parameters(MapAttention(CHANNELS, (8, 8), 2, 4, 2, stride=2)).double().eval()
     x = maps(8, 8)
     with torch.no_grad():
         behind = attend(x)
@@ -199,7 +199,7 @@ def test_projecting_first_commutes_but_for_the_activation() -> None:
         map_network(FILL, MIXERS["stride 2, projected first"]).eval()(torch.zeros(1, 2, 32, 32))
     with count() as published:
         map_network(FILL, MIXERS["stride 2"]).eval()(torch.zeros(1, 2, 32, 32))
-    assert published.operations - first.operations == 2 * 128 * 32 * (64 - 16)
+    assert published.macs - first.macs == 2 * 128 * 32 * (64 - 16)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 9])
@@ -252,14 +252,14 @@ def test_every_mixer_fits_both_tasks(mixer: str) -> None:
 
 def test_shuffled_cells_cost_as_much_and_agree_where_all_positions_do() -> None:
     torch.manual_seed(0)
-    attend = scatter(small_attention()).eval()
+    attend = randomise_parameters(small_attention()).eval()
     x = torch.randn(2, 32, 8, 8)
     with STRIDE.apply(attend, stride=2, local="full"), count() as cells:
         neighbours = without_gradients(attend, x)
     shuffled_cells(attend, 2)
     with count() as shuffled:
         scattered = without_gradients(attend, x)
-    assert shuffled.operations == cells.operations
+    assert shuffled.macs == cells.macs
     assert (scattered - neighbours).abs().max() > 1e-2
     flat = torch.randn(1, 32, 1, 1).expand(1, 32, 8, 8)
     attend.bias.table.data.zero_()

@@ -1,4 +1,4 @@
-"""Token merging beyond the battery: the algorithm's own properties, and the hosts it runs on."""
+"""Token merging beyond the checks: the algorithm's own properties, and the hosts it runs on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from reference_impls.accounting.count import count
 from reference_impls.contract import NoEffectWarning, UnsupportedHost
 from reference_impls.experiments.token_merging import (
+    CASES,
     PATCHES,
     RANDOM_DROPPING,
     RANDOM_MERGING,
-    SPECIMENS,
     TINY_VIT,
     attached,
     brute_force_groups,
@@ -28,7 +28,7 @@ from reference_impls.techniques.token_merging import (
     Merging,
     TokenMerging,
     bipartite_soft_matching,
-    matching_operations,
+    matching_macs,
     merge,
     rows,
     unmerge,
@@ -157,52 +157,52 @@ def test_proportional_attention_equals_attention_over_the_duplicates(generator: 
 
 
 def test_equal_patches_merge_without_changing_the_result_only_with_proportional_attention() -> None:
-    specimen = SPECIMENS.build("redundant", 3, "cpu")
-    host, x = specimen.host.double(), specimen.inputs.double()
-    plain = run(host, x)
-    with TOME.apply(host, r=None, threshold=0.99) as handle:
-        torch.testing.assert_close(run(host, x), plain, rtol=1e-12, atol=1e-12)
+    case = CASES.build("redundant", 3, "cpu")
+    target, x = case.target.double(), case.inputs.double()
+    plain = run(target, x)
+    with TOME.apply(target, r=None, threshold=0.99) as handle:
+        torch.testing.assert_close(run(target, x), plain, rtol=1e-12, atol=1e-12)
         assert handle.trace["tokens"] == ((17, 9), (9, 5), (5, 3))
-    with TOME.apply(host, r=8, proportional=False):
-        assert (run(host, x) - plain).abs().max() > 1e-6
+    with TOME.apply(target, r=8, proportional=False):
+        assert (run(target, x) - plain).abs().max() > 1e-6
 
 
 def test_r_zero_is_equal_bit_for_bit_and_warns() -> None:
-    specimen = SPECIMENS.build("typical", 0, "cpu")
-    plain = run(specimen.host, specimen.inputs)
+    case = CASES.build("typical", 0, "cpu")
+    plain = run(case.target, case.inputs)
     with pytest.warns(NoEffectWarning, match="r is 0"):
-        handle = TOME.apply(specimen.host, r=0)
-    assert torch.equal(run(specimen.host, specimen.inputs), plain)
+        handle = TOME.apply(case.target, r=0)
+    assert torch.equal(run(case.target, case.inputs), plain)
     assert "group" not in handle.trace
     handle.undo()
 
 
 def test_dissimilar_tokens_are_left_alone_bit_for_bit() -> None:
-    specimen = SPECIMENS.build("null", 0, "cpu")
-    plain = run(specimen.host, specimen.inputs)
-    with TOME.apply(specimen.host, r=None, threshold=0.5) as handle:
-        assert torch.equal(run(specimen.host, specimen.inputs), plain)
+    case = CASES.build("null", 0, "cpu")
+    plain = run(case.target, case.inputs)
+    with TOME.apply(case.target, r=None, threshold=0.5) as handle:
+        assert torch.equal(run(case.target, case.inputs), plain)
         assert handle.trace["tokens"] == ((17, 17),) * 3
 
 
 @pytest.mark.parametrize(("r", "left"), [(3, (14, 11, 8)), ([0, 5, 2], (17, 12, 10)), (100, (9, 5, 3))])
 def test_schedules_and_the_groups_they_leave(r: int | list[int], left: tuple[int, ...]) -> None:
-    specimen = SPECIMENS.build("typical", 0, "cpu")
-    with TOME.apply(specimen.host, r=r) as handle:
-        run(specimen.host, specimen.inputs)
+    case = CASES.build("typical", 0, "cpu")
+    with TOME.apply(case.target, r=r) as handle:
+        run(case.target, case.inputs)
         trace = handle.trace
     assert tuple(after for _, after in trace["tokens"]) == left
     for group in trace["group"]:
         assert set(group.tolist()) == set(range(left[-1]))
         assert (group == group[0]).sum() == 1
     if isinstance(r, int):
-        assert tuple(tokens_left(specimen.host, 17, r)) == left
+        assert tuple(tokens_left(case.target, 17, r)) == left
 
 
 def test_tokens_come_back_for_dense_outputs() -> None:
-    specimen = SPECIMENS.build("typical", 0, "cpu")
-    with torch.no_grad(), TOME.apply(specimen.host, r=4) as handle:
-        features = specimen.host.forward_features(specimen.inputs)
+    case = CASES.build("typical", 0, "cpu")
+    with torch.no_grad(), TOME.apply(case.target, r=4) as handle:
+        features = case.target.forward_features(case.inputs)
         group = handle.trace["group"]
     assert features.shape == (3, 1 + PATCHES, 32)
     for tokens, index in zip(features, group, strict=True):
@@ -212,28 +212,28 @@ def test_tokens_come_back_for_dense_outputs() -> None:
 
 
 def test_two_handles_nest() -> None:
-    specimen = SPECIMENS.build("typical", 0, "cpu")
-    plain = run(specimen.host, specimen.inputs)
-    first = TOME.apply(specimen.host, r=2)
-    once = run(specimen.host, specimen.inputs)
-    second = TOME.apply(specimen.host, r=5)
+    case = CASES.build("typical", 0, "cpu")
+    plain = run(case.target, case.inputs)
+    first = TOME.apply(case.target, r=2)
+    once = run(case.target, case.inputs)
+    second = TOME.apply(case.target, r=5)
     second.undo()
-    assert torch.equal(run(specimen.host, specimen.inputs), once)
+    assert torch.equal(run(case.target, case.inputs), once)
     first.undo()
-    assert torch.equal(run(specimen.host, specimen.inputs), plain)
+    assert torch.equal(run(case.target, case.inputs), plain)
 
 
 def test_gradients_flow_through_merged_tokens() -> None:
-    specimen = SPECIMENS.build("typical", 0, "cpu")
-    specimen.host.train()
-    with TOME.apply(specimen.host, r=4):
-        specimen.host(specimen.inputs).sum().backward()
-    weight = specimen.host.patch_embed.proj.weight
+    case = CASES.build("typical", 0, "cpu")
+    case.target.train()
+    with TOME.apply(case.target, r=4):
+        case.target(case.inputs).sum().backward()
+    weight = case.target.patch_embed.proj.weight
     assert weight.grad is not None
     assert bool((weight.grad != 0).any())
 
 
-def test_the_operations_of_vit_small_fall_by_the_closed_form() -> None:
+def test_the_macs_of_vit_small_fall_by_the_closed_form() -> None:
     """The published shape, ViT-S/16 at r=13, without running it: the sum of the terms in the docstring of `saving`."""
     from reference_impls.models.vit import vit_small_patch16_224
 
@@ -245,7 +245,7 @@ def test_the_operations_of_vit_small_fall_by_the_closed_form() -> None:
     terms = 0
     for n, m in trace["tokens"]:
         terms += 4 * (197 - n) * d**2 + 2 * (197**2 - n**2) * d + 2 * (197 - m) * d * hidden
-        terms -= matching_operations(n, 1, 64)
+        terms -= matching_macs(n, 1, 64)
     assert left[-1] == 41
     assert TOME.saving(model, torch.empty(0), trace) == 2 * terms
     dense = 12 * (4 * 197 * d**2 + 2 * 197**2 * d + 2 * 197 * d * hidden) + 196 * 768 * d + d * 1000
@@ -258,13 +258,13 @@ def test_the_operations_of_vit_small_fall_by_the_closed_form() -> None:
 
 @pytest.mark.parametrize("control", [RANDOM_MERGING, RANDOM_DROPPING])
 def test_controls_lose_as_many_tokens(control) -> None:
-    specimen = SPECIMENS.build("typical", 0, "cpu")
+    case = CASES.build("typical", 0, "cpu")
     with count() as by_chance:
-        run(attached(specimen.host, control, 4), specimen.inputs)
-    with TOME.apply(specimen.host, r=4) as handle, count() as merged:
-        run(specimen.host, specimen.inputs)
-    matching = 3 * sum(matching_operations(n, 1, 16) for n, _ in handle.trace["tokens"])
-    assert merged.operations - matching == by_chance.operations
+        run(attached(case.target, control, 4), case.inputs)
+    with TOME.apply(case.target, r=4) as handle, count() as merged:
+        run(case.target, case.inputs)
+    matching = 3 * sum(matching_macs(n, 1, 16) for n, _ in handle.trace["tokens"])
+    assert merged.macs - matching == by_chance.macs
 
 
 def test_chance_pairs_are_pairs_of_a_and_b(generator: torch.Generator) -> None:
@@ -359,7 +359,7 @@ def test_hugging_face_hosts(kind: str, generator: torch.Generator) -> None:
         n = 36 + prefix
         assert handle.trace["tokens"] == ((n, n - 4), (n - 4, n - 4), (n - 4, n - 10))
         assert handle.trace["group"][:, :prefix].tolist() == [list(range(prefix))] * 2
-        assert dense.operations - merged.operations == TOME.saving(model, x, handle.trace)
+        assert dense.macs - merged.macs == TOME.saving(model, x, handle.trace)
     assert torch.equal(first_output(model, x), plain)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert 0 < TOME.measure(model, x).value < 1
@@ -373,21 +373,21 @@ def test_a_mask_is_refused_rather_than_ignored() -> None:
 
 
 @pytest.mark.parametrize("host", [nn.Linear(2, 2), nn.TransformerEncoderLayer(8, 2), nn.Sequential(), object(), None])
-def test_other_hosts_are_refused_with_what_is_needed(host: object) -> None:
+def test_other_hosts_are_refused_with_what_is_needed(target: object) -> None:
     with pytest.raises(UnsupportedHost, match="needs a transformer whose blocks are pre-norm"):
-        TOME.apply(host, r=2)
+        TOME.apply(target, r=2)
 
 
 def test_merging_takes_other_matchers(generator: torch.Generator) -> None:
     """The seam that the controls and later techniques use: a matcher of one's own."""
-    specimen = SPECIMENS.build("typical", 0, "cpu")
-    blocks = transformer_blocks(specimen.host)
+    case = CASES.build("typical", 0, "cpu")
+    blocks = transformer_blocks(case.target)
 
     def neighbours(metric: Tensor, r: int | None, block) -> Match:
         first = torch.arange(1, 1 + 2 * r, 2).expand(len(metric), r)
         return Match.of(first, first + 1, metric.shape[1])
 
     merging = Merging(blocks, [2, 0, 0], match=neighbours)
-    run(specimen.host, specimen.inputs)
+    run(case.target, case.inputs)
     assert merging.trace()["group"][0, :6].tolist() == [0, 1, 1, 2, 2, 3]
     merging.undo()

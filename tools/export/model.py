@@ -51,9 +51,9 @@ class EntryOut(Entry):
     axes: dict[str, Terms] = Field(examples=[{"scope": ["core"], "relation": ["spatial_similarity"]}])  # type: ignore[assignment]
     """Classification: for each axis its terms, the primary one first."""
     execution: Literal["real", "simulated"] | None = Field(default=None, examples=["real"])
-    """Whether the implementation executes fewer operations or only masks; absent without an implementation."""
+    """Whether the implementation executes fewer MACs or only masks; absent without an implementation."""
     waivers: dict[str, str] = Field(default_factory=dict, examples=[{"no_drift": "It carries no state."}])
-    """Checks of the battery that do not apply to the implementation, with the reason."""
+    """Checks of the conformance checks that do not apply to the implementation, with the reason."""
     claims: tuple[ClaimId, ...] = Field(default=(), examples=[["bolya-2023-token#c1"]])
     """Claims about it."""
     results: tuple[ResultId, ...] = Field(default=(), examples=[["token-merging/vit-small-latency"]])

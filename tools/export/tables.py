@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from reference_impls.accounting.record import Arm, Point
+from reference_impls.accounting.record import Point, Variant
 from tools.export import model
 from tools.knowledge.schema import Model
 
@@ -174,13 +174,13 @@ class ResultRow(Model):
     """Id of the entry."""
     title: str = Field(examples=["Latency of ViT-S/16"])
     """The scenario in a line."""
-    arm: str = Field(examples=["technique"])
+    variant: str = Field(examples=["technique"])
     """baseline, technique, or the name of a control."""
     knobs: str = Field(examples=["r = 13"])
     """Setting of the arm."""
     unit: str = Field(examples=["one image"])
-    """What operations, bytes and times refer to."""
-    operations: int = Field(examples=[4608000000])
+    """What MACs, bytes and times refer to."""
+    macs: int = Field(examples=[4608000000])
     """Multiply-accumulates, counted."""
     bytes: int = Field(examples=[812000000])
     """Bytes read and written."""
@@ -268,7 +268,7 @@ class SupportRow(Model):
     """entry, paper, claim or result."""
     id: str = Field(examples=["bolya-2023-token#c1"])
     """Its id."""
-    note: str | None = Field(examples=["Operations fall by 1.7."])
+    note: str | None = Field(examples=["MACs fall by 1.7."])
     """What it shows."""
 
 
@@ -297,7 +297,7 @@ def tables(atlas: model.Everything) -> dict[str, list[Model]]:
         ],
         "papers": [_paper(p) for p in atlas.papers],
         "claims": [_claim(c) for c in atlas.claims],
-        "results": [row for record in atlas.results for row in _arms(record)],
+        "results": [row for record in atlas.results for row in _variants(record)],
         "terms": [
             TermRow(axis=key, position=n, term=term, name=known.name, definition=known.definition)
             for key, axis in atlas.axes.items()
@@ -365,28 +365,28 @@ def _claim(c: model.ClaimOut) -> ClaimRow:
     )
 
 
-def _arms(record: model.ResultOut) -> Iterable[ResultRow]:
-    arms: list[tuple[str, Arm]] = [("baseline", record.baseline), *(("technique", p) for p in record.with_)]
-    arms += [(control.name, point) for control in record.controls for point in control.points]
-    for name, arm in arms:
+def _variants(record: model.ResultOut) -> Iterable[ResultRow]:
+    variants: list[tuple[str, Variant]] = [("baseline", record.baseline), *(("technique", p) for p in record.points)]
+    variants += [(control.name, point) for control in record.controls for point in control.points]
+    for name, variant in variants:
         yield ResultRow(
             result=record.id,
-            entry=record.technique,
+            entry=variant.technique if isinstance(variant, Point) and variant.technique else record.owner,
             title=record.title,
-            arm=name,
-            knobs=_pairs(arm.knobs) if isinstance(arm, Point) else "",
+            variant=name,
+            knobs=_pairs(variant.knobs) if isinstance(variant, Point) else "",
             unit=record.unit,
-            operations=arm.operations,
-            bytes=arm.bytes,
-            metric=arm.quality.metric,
-            quality=arm.quality.value,
-            quality_low=arm.quality.low,
-            quality_high=arm.quality.high,
-            higher_is_better=arm.quality.higher_is_better,
-            wall_ms=arm.wall_ms.median,
-            wall_ms_p10=arm.wall_ms.p10,
-            wall_ms_p90=arm.wall_ms.p90,
-            removed=arm.redundancy,
+            macs=variant.macs,
+            bytes=variant.bytes,
+            metric=variant.quality.metric,
+            quality=variant.quality.value,
+            quality_low=variant.quality.low,
+            quality_high=variant.quality.high,
+            higher_is_better=variant.quality.higher_is_better,
+            wall_ms=variant.wall_ms.median,
+            wall_ms_p10=variant.wall_ms.p10,
+            wall_ms_p90=variant.wall_ms.p90,
+            removed=variant.redundancy,
             device=record.device,
             machine=record.machine.accelerator or record.machine.cpu,
             date=record.date,

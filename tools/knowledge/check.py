@@ -342,7 +342,7 @@ class _Checker:
         try:
             field = parse_field(claim.check.field)
         except FieldError as error:
-            hint = "for example with[r=13].quality.value - baseline.quality.value"
+            hint = "for example points[r=13].quality.value - baseline.quality.value"
             yield document.finding("E502", str(error), at, hint=hint)
             return
         known = self.k.known_results.get(claim.technique, set())
@@ -381,7 +381,7 @@ class _Checker:
                 if source is not None and defined and record.scenario not in defined:
                     message = f'{EXPERIMENTS}/{module_name(technique)}.py defines no scenario "{record.scenario}"'
                     yield self._at_record(file, "E310", message, ("scenario",), did_you_mean(record.scenario, defined))
-                for path, text in _texts(record.model_dump(by_alias=True)):
+                for path, text in _texts(record.model_dump()):
                     for problem in text_problems(text):
                         yield self._at_record(file, problem.code, problem.message, path, problem.hint)
 

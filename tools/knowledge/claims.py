@@ -4,16 +4,17 @@ A claim's `check` names a scenario and a `field` of its result record, in a smal
 
     field    = operand [ " / " operand | " - " operand ]     a number, a ratio, a difference; spaces around the sign
     operand  = name { "." name | "[" selector "]" }
-    selector = integer | key | knob "=" value { "," knob "=" value }
+    selector = key | knob "=" value { "," knob "=" value }
 
-    with[r=13].quality.value                                          the point of the sweep whose knob r is 13
-    baseline.wall_ms.median / with[r=13].wall_ms.median               a speed-up
-    with[r=13].quality.value - baseline.quality.value                 a change of quality
+    points[r=13].quality.value                                          the point of the sweep whose knob r is 13
+    baseline.wall_ms.median / points[r=13].wall_ms.median               a speed-up
+    points[r=13].quality.value - baseline.quality.value                 a change of quality
     controls[name=random merging].points[r=13].quality.value          a control
     redundancy.null[white noise]                                      a key that is no plain word
+    tables[by epsilon].rows[epsilon=0.2][kept share]                  a cell of a table, by the names of its columns
 
 A selector with `=` picks by the knobs of the items, or by their own fields where they have no knobs, and must match
-exactly one item.
+exactly one item. Nothing is selected by its position: positions change when a sweep does, and names do not.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _SELECTOR = re.compile(r"\[([^\[\]]+)\]")
 _SIGN = re.compile(r"\s+([/-])\s+")
 
-Part = str | int | tuple[tuple[str, Any], ...]
-"""A name or key, an index, or the conditions of a selector."""
+Part = str | tuple[tuple[str, Any], ...]
+"""A name or key, or the conditions of a selector."""
 
 
 class FieldError(ValueError):
@@ -59,7 +60,9 @@ class Field:
 
     def value(self, record: Record) -> float:
         """The number in `record`. Raises FieldAbsent if it is not there."""
-        data = record.model_dump(by_alias=True)
+        data = record.model_dump()
+        for name, table in record.tables.items():
+            data["tables"][name]["rows"] = table.records()
         first = _number(data, self.first)
         if self.sign is None:
             return first
@@ -116,8 +119,9 @@ def _operand(text: str, at: int) -> tuple[tuple[Part, ...], int]:
 
 def _selector(text: str) -> Part:
     if "=" not in text:
-        value = scalar(text.strip())
-        return value if type(value) is int else text.strip()
+        if type(scalar(text.strip())) is int:
+            raise FieldError(f"[{text}] is a position, and positions change: select by name, such as [knob=value]")
+        return text.strip()
     conditions = []
     for condition in text.split(","):
         knob, equals, value = condition.partition("=")
@@ -146,10 +150,6 @@ def _step(data: Any, part: Part, where: str) -> Any:
         return data[part]
     if not isinstance(data, (list, tuple)):
         raise FieldAbsent(f"{place} is no list to select from")
-    if isinstance(part, int):
-        if not -len(data) <= part < len(data):
-            raise FieldAbsent(f"{place} has {len(data)} items, none is number {part}")
-        return data[part]
     matches = [item for item in data if all(_same(_fields(item).get(knob), value) for knob, value in part)]
     if len(matches) == 1:
         return matches[0]

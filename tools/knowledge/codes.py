@@ -437,14 +437,14 @@ CODES: Final[dict[str, Code]] = _table(
             "sign. Points of the sweep are picked by their knobs."
         ),
         "field: with.r13.quality",
-        "field: with[r=13].quality.value - baseline.quality.value",
+        "field: points[r=13].quality.value - baseline.quality.value",
     ),
     (
         "E503",
         "a field that the record does not hold",
         "The path leads nowhere in the committed record, or to something else than one number.",
-        "field: with[r=14].quality.value   (the sweep has r = 4, 8, 13)",
-        "field: with[r=13].quality.value",
+        "field: points[r=14].quality.value   (the sweep has r = 4, 8, 13)",
+        "field: points[r=13].quality.value",
     ),
     (
         "E504",
@@ -456,7 +456,7 @@ CODES: Final[dict[str, Code]] = _table(
     (
         "E505",
         "a claim without its number",
-        "A claim on speed, operations, accuracy, memory or energy says how much.",
+        "A claim on speed, MACs, accuracy, memory or energy says how much.",
         "kind: speedup\nstatement: It is faster.",
         "kind: speedup\nstatement: It doubles the throughput.\nquantity: {metric: throughput, value: 2.0, unit: times}",
     ),

@@ -134,7 +134,7 @@ def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
     source = knowledge.sources.get(entry.id)
     files = {
         f"{EXPERIMENTS}/{name}.py": "what it is examined on, and its scenarios on real data",
-        f"{TESTS}/test_{name}.py": "what is particular to it; the battery covers the rest",
+        f"{TESTS}/test_{name}.py": "what is particular to it; the conformance checks cover the rest",
         f"{NOTEBOOKS}/{name}.py": "jupytext py:percent, without outputs",
     }
     place: Keys = ("implementation",)

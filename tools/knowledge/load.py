@@ -198,10 +198,11 @@ def _results(root: Path, findings: list[Finding]) -> tuple[dict[str, list[Record
         if path.is_dir() or any(part.startswith(".") for part in path.relative_to(base).parts):
             continue
         file = path.relative_to(root).as_posix()
+        if path.suffix == ".npz" and path.with_suffix(".json").is_file():
+            continue  # the pictures of the record beside it
         if path.suffix != ".json" or path.parent.parent != base:
-            findings.append(
-                finding("E212", file, "only <technique>/<scenario>.json belongs here", hint="rename or remove it")
-            )
+            message = "only <technique>/<scenario>.json and its pictures belong here"
+            findings.append(finding("E212", file, message, hint="rename or remove it"))
             continue
         technique = path.parent.name
         scenario, _, device = path.stem.partition(
@@ -212,7 +213,7 @@ def _results(root: Path, findings: list[Finding]) -> tuple[dict[str, list[Record
         if record is None:
             continue
         for key, value, wanted in (
-            ("technique", record.technique, technique),
+            ("technique" if record.technique else "benchmark", record.owner, technique),
             ("scenario", record.scenario, scenario),
             ("device", record.device.partition(":")[0], device or "cpu"),
         ):

@@ -234,7 +234,7 @@ class Entry(Model):
     invariant: Prose | None = Field(default=None, examples=["With $r = 0$ the output equals the dense model's."])
     """What a test of an implementation must hold: an equality or a bound that follows from the definition."""
     cost_model: Text | None = Field(default=None, examples=[r"N^2 C \to (N - r)^2 C"])
-    """Operations with and without, overhead included, as LaTeX without dollar signs."""
+    """MACs with and without, overhead included, as LaTeX without dollar signs."""
     when_to_use: tuple[Prose, ...] = Field(default=(), examples=[["Many tokens show the same thing."]])
     """Conditions under which it pays."""
     when_not_to_use: tuple[Prose, ...] = Field(default=(), examples=[["The input has fewer than 100 tokens."]])
@@ -366,7 +366,7 @@ class Check(Model):
 
     scenario: Id = Field(examples=["speed-vit-s16"])
     """Scenario of the claim's technique: `reference_impls/results/<technique>/<scenario>.json`."""
-    field: Text = Field(examples=["baseline.wall_ms.median / with[r=13].wall_ms.median"])
+    field: Text = Field(examples=["baseline.wall_ms.median / points[r=13].wall_ms.median"])
     """The number in the result record: a path, or the ratio or difference of two (see `tools.knowledge.claims`)."""
     target: Number = Field(examples=[2.0])
     """What the number should be if the claim holds."""
@@ -504,7 +504,7 @@ class Support(Model):
         default=None, pattern=ID[:-1] + "/" + ID[1:], examples=["token-merging/vit-small-latency"]
     )
     """A measured result: `technique/scenario`."""
-    note: Prose | None = Field(default=None, examples=["Operations fall by 1.7, time by 1.6."])
+    note: Prose | None = Field(default=None, examples=["MACs fall by 1.7, time by 1.6."])
     """What it shows of the statement."""
 
     @model_validator(mode="after")

@@ -81,7 +81,7 @@ class Source:
 
     @property
     def waivers(self) -> dict[str, str]:
-        """Name of a check of the battery that does not apply -> the reason."""
+        """Name of a check of the conformance checks that does not apply -> the reason."""
         value = self._literal("waivers", {})
         return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
 

@@ -69,7 +69,7 @@ def techniques(atlas: Atlas) -> Page:
     """All entries in one table, which a script lets readers filter."""
     here = "techniques/index.md"
     shown = [axis for axis in ("relation", "location", "exploitation", "stage") if axis in atlas.knowledge.axes]
-    head = ["Entry", *(escape(atlas.knowledge.axes[a].name) for a in shown), "Operations saved", "Status"]
+    head = ["Entry", *(escape(atlas.knowledge.axes[a].name) for a in shown), "MACs saved", "Status"]
     head_html = "".join(f'<th scope="col">{h}</th>' for h in head)
     rows = "".join(_index_row(atlas, here, e, shown) for e in atlas.entries)
     facets = [f for a in FACETS for f in facet_of_axis(atlas, a, [e.axes for e in atlas.entries])]
@@ -89,7 +89,7 @@ def techniques(atlas: Atlas) -> Page:
     return Page(
         here, "Techniques",
         front_matter(title="Techniques", hide=["navigation", "toc"]) + "# Techniques\n\n"
-        f"Every technique, system and study of the atlas.{waiting} “Operations saved” is what we measured at a loss "
+        f"Every technique, system and study of the atlas.{waiting} “MACs saved” is what we measured at a loss "
         f"of at most {evidence.SMALL_LOSS_TEXT} of the baseline's quality, over all scenarios of the entry. "
         f"How they hang together is drawn under {link(here, 'relations.md', 'relations')}.\n\n{text}\n",
         "taxonomy/techniques",

@@ -123,7 +123,7 @@ def _strip(atlas: Atlas, entry: Entry, module: Source | None) -> str:
         tiles.append(("Training needed", needed, "words", small))
     if module and (execution := module.execution):
         meaning = {
-            "real": "fewer operations are executed", "simulated": "everything is computed, the result is masked",
+            "real": "fewer MACs are executed", "simulated": "everything is computed, the result is masked",
         }[execution]  # fmt: skip
         tiles.append(("Execution", execution.capitalize(), "words", meaning))
     if not tiles:
@@ -216,7 +216,7 @@ def _limits(entry: Entry, module: Source | None) -> list[str]:
         items = "".join(f"<dt><code>{escape(k)}</code></dt><dd>{escape(v)}</dd>" for k, v in waivers.items())
         parts += [
             "## Checks that do not apply",
-            f'<p>Waived in the battery of checks, with the reason:</p><dl class="atlas-waivers">{items}</dl>',
+            f'<p>Waived, with the reason:</p><dl class="atlas-waivers">{items}</dl>',
         ]
     return parts
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from reference_impls.accounting.record import Arm, Point, Quality, Record
+from reference_impls.accounting.record import Point, Quality, Record, Variant
 from tools.site import figures
 from tools.site.figures import Axis, Mark, Series, duration, number, quantity
 from tools.site.markup import escape, table, with_code
@@ -31,8 +31,8 @@ def loss(baseline: Quality, quality: Quality) -> float:
 
 
 def best_point(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
-    """The cheapest point of the sweep that loses at most `allowed` of the baseline's quality and saves operations."""
-    return _cheapest(record, record.with_, allowed)
+    """The cheapest point of the sweep that loses at most `allowed` of the baseline's quality and saves MACs."""
+    return _cheapest(record, record.points, allowed)
 
 
 def best_control(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
@@ -42,20 +42,16 @@ def best_control(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
 
 def _cheapest(record: Record, points: Sequence[Point], allowed: float) -> Point | None:
     limit = allowed * abs(record.baseline.quality.value)
-    good = [
-        p
-        for p in points
-        if loss(record.baseline.quality, p.quality) <= limit and p.operations < record.baseline.operations
-    ]
-    return min(good, key=lambda p: p.operations, default=None)
+    good = [p for p in points if loss(record.baseline.quality, p.quality) <= limit and p.macs < record.baseline.macs]
+    return min(good, key=lambda p: p.macs, default=None)
 
 
-def saved(record: Record, point: Arm) -> float:
-    """Share of the baseline's operations that a point does not execute."""
-    return 1 - point.operations / record.baseline.operations if record.baseline.operations else 0.0
+def saved(record: Record, point: Variant) -> float:
+    """Share of the baseline's MACs that a point does not execute."""
+    return 1 - point.macs / record.baseline.macs if record.baseline.macs else 0.0
 
 
-def speed_up(record: Record, point: Arm) -> float:
+def speed_up(record: Record, point: Variant) -> float:
     """Ratio of the median wall-clock times, above 1 when the point is faster."""
     return record.baseline.wall_ms.median / point.wall_ms.median if point.wall_ms.median else 1.0
 
@@ -72,7 +68,7 @@ def knobs(point: Point) -> str:
 
 
 def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
-    """(what, value, explanation) of the strip: operations, wall-clock and redundancy, over the records given.
+    """(what, value, explanation) of the strip: MACs, wall-clock and redundancy, over the records given.
 
     Records of exact results, whose baseline has an error of 0, are left out where there are others: nothing can be lost
     there by degrees, and their sweep is over the input.
@@ -91,7 +87,7 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
         at = f"{escape(knobs(found[0][1]))}, {many}" if len(records) == 1 else many
         beside = _beside_controls([r for r, _ in found])
         rows.append(
-            ("Operations saved", spread([100 * saved(r, p) for r, p in found], "\u00a0%"),
+            ("MACs saved", spread([100 * saved(r, p) for r, p in found], "\u00a0%"),
              f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {at}{where}{beside}")
         )  # fmt: skip
         for device, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
@@ -108,7 +104,7 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
                 )
             )
     else:
-        rows.append(("Operations saved", "none", f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {many}"))
+        rows.append(("MACs saved", "none", f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {many}"))
     nulls = [v for r in records for v in r.redundancy.null.values()]
     beside = f"null controls: {spread(nulls, '')}" if nulls else "no null control"
     measures = sorted({r.redundancy.measure for r in records})
@@ -132,17 +128,17 @@ def figure_block(record: Record, name: str) -> str:
     series = _series(record)
     metric = record.baseline.quality.metric
     unit = re.split(r"[,(]| of ", record.unit.removeprefix("one "))[0].strip()  # the key below has it in full
-    arms = [record.baseline, *record.with_, *(p for c in record.controls for p in c.points)]
-    ops_divisor, ops_prefix = figures.prefix(max(a.operations for a in arms))
-    ms_divisor, ms_unit = figures.time_unit(max(a.wall_ms.p90 for a in arms))
+    variants = [record.baseline, *record.points, *(p for c in record.controls for p in c.points)]
+    ops_divisor, ops_prefix = figures.prefix(max(a.macs for a in variants))
+    ms_divisor, ms_unit = figures.time_unit(max(a.wall_ms.p90 for a in variants))
     y = Axis(metric + ("" if record.baseline.quality.higher_is_better else " (lower is better)"))
     panels = []
     for what, axis in (
-        ("operations", Axis(f"{ops_prefix}MACs per {unit}", ops_divisor, positive=True)),
+        ("macs", Axis(f"{ops_prefix}MACs per {unit}", ops_divisor, positive=True)),
         ("wall-clock", Axis(f"{ms_unit} per {unit}", ms_divisor, positive=True)),
     ):
         drawn = [
-            Series(label, kind, [_mark(record, arm, text, what) for arm, text in marks], joined)
+            Series(label, kind, [_mark(record, variant, text, what) for variant, text in marks], joined)
             for label, kind, marks, joined in series
         ]
         title = f"{metric} against {what}: {record.title}"
@@ -155,14 +151,14 @@ def figure_block(record: Record, name: str) -> str:
 
 
 def data_table(record: Record) -> str:
-    """Every arm of a record: exact operations, bytes, quality and wall-clock with their intervals."""
+    """Every arm of a record: exact MACs, bytes, quality and wall-clock with their intervals."""
     rows = [["Baseline", "", *_cells(record, record.baseline)]]
-    rows += [["Technique", escape(knobs(p)), *_cells(record, p)] for p in record.with_]
+    rows += [["Technique", escape(knobs(p)), *_cells(record, p)] for p in record.points]
     rows += [
         [f"Control: {escape(c.name)}", escape(knobs(p)), *_cells(record, p)] for c in record.controls for p in c.points
     ]
     metric = escape(record.baseline.quality.metric)
-    head = ["Arm", "Setting", "MACs", "of baseline", "Bytes moved", metric, "95 % interval", "Wall-clock, median",
+    head = ["Variant", "Setting", "MACs", "of baseline", "Bytes moved", metric, "95 % interval", "Wall-clock, median",
             "p10 to p90", "Speed-up", "Share removed"]  # fmt: skip
     return table(
         head, rows, numeric=range(2, 11), caption=f"Numbers of “{escape(record.title)}”, per {escape(record.unit)}"
@@ -206,7 +202,7 @@ def provenance(record: Record) -> str:
     seeds = ", ".join(str(s) for s in record.seeds)
     versions = ", ".join(f"{escape(k)} {escape(v)}" for k, v in record.versions.items())
     uncounted = sorted(
-        {n.removeprefix("aten.").split(".")[0] for a in (record.baseline, *record.with_) for n in a.uncounted}
+        {n.removeprefix("aten.").split(".")[0] for a in (record.baseline, *record.points) for n in a.uncounted}
     )
     parts = [
         f"Data: {escape(record.data)}.",
@@ -216,7 +212,7 @@ def provenance(record: Record) -> str:
             f"{machine.memory_gb:.0f} GiB."
         ),
         f"Versions: {versions}.",
-        f"Executed, and not operations by our count: {escape(', '.join(uncounted))}." if uncounted else "",
+        f"Executed, and not MACs by our count: {escape(', '.join(uncounted))}." if uncounted else "",
         f"Measure it again: <code>{escape(record.command)}</code>",
     ]
     notes = "".join(f"<li>{with_code(note)}</li>" for note in record.notes)
@@ -225,7 +221,7 @@ def provenance(record: Record) -> str:
     ) + f'<p class="atlas-meta">{"<br>".join(filter(None, parts))}</p>'
 
 
-Marks = list[tuple[Arm, str]]
+Marks = list[tuple[Variant, str]]
 
 
 def _series(record: Record) -> list[tuple[str, figures.Kind, Marks, bool]]:
@@ -234,22 +230,22 @@ def _series(record: Record) -> list[tuple[str, figures.Kind, Marks, bool]]:
         ("baseline", "baseline", [(record.baseline, "baseline")], False)
     ]
     main, *others = record.knobs
-    varying = [k for k in others if len({p.knobs[k] for p in record.with_}) > 1]
+    varying = [k for k in others if len({p.knobs[k] for p in record.points}) > 1]
     groups: dict[tuple[object, ...], list[Point]] = {}
-    for point in record.with_:
+    for point in record.points:
         groups.setdefault(tuple(point.knobs[k] for k in varying), []).append(point)
     if not varying or len(groups) > MAX_GROUPS or max(map(len, groups.values())) == 1:
         label = {True: f"{main} = {{}}", False: "{}"}[not varying]
-        arms: Marks = [
+        variants: Marks = [
             (
                 p,
                 label.format(_value(p.knobs[main]))
                 if not varying
                 else "/".join(_value(p.knobs[k]) for k in record.knobs),
             )
-            for p in record.with_
+            for p in record.points
         ]
-        found.append((record.technique.replace("-", " "), "technique", arms, not varying))
+        found.append((record.owner.replace("-", " "), "technique", variants, not varying))
     else:
         for values, points in groups.items():
             name = ", ".join(
@@ -261,16 +257,16 @@ def _series(record: Record) -> list[tuple[str, figures.Kind, Marks, bool]]:
     return found
 
 
-def _mark(record: Record, arm: Arm, label: str, what: str) -> Mark:
-    quality, wall = arm.quality, arm.wall_ms
-    setting = knobs(arm) if isinstance(arm, Point) else "baseline"
+def _mark(record: Record, variant: Variant, label: str, what: str) -> Mark:
+    quality, wall = variant.quality, variant.wall_ms
+    setting = knobs(variant) if isinstance(variant, Point) else "baseline"
     tooltip = (
-        f"{setting}: {quality.metric} {number(quality.value, 4)}, {quantity(arm.operations, 'MACs')} "
-        f"({100 * saved(record, arm):.0f} % saved), {duration(wall.median)} ({speed_up(record, arm):.2f}×)"
+        f"{setting}: {quality.metric} {number(quality.value, 4)}, {quantity(variant.macs, 'MACs')} "
+        f"({100 * saved(record, variant):.0f} % saved), {duration(wall.median)} ({speed_up(record, variant):.2f}×)"
     )
     interval = (quality.low, quality.high) if quality.low is not None and quality.high is not None else None
     return Mark(
-        x=float(arm.operations) if what == "operations" else wall.median,
+        x=float(variant.macs) if what == "macs" else wall.median,
         y=quality.value,
         label=label,
         tooltip=tooltip,
@@ -281,10 +277,10 @@ def _mark(record: Record, arm: Arm, label: str, what: str) -> Mark:
 
 def _describe(record: Record, what: str) -> str:
     base = record.baseline
-    ends = [record.with_[0], record.with_[-1]] if len(record.with_) > 1 else [record.with_[0]]
+    ends = [record.points[0], record.points[-1]] if len(record.points) > 1 else [record.points[0]]
 
-    def cost(arm: Arm) -> str:
-        return quantity(arm.operations, "MACs") if what == "operations" else duration(arm.wall_ms.median)
+    def cost(variant: Variant) -> str:
+        return quantity(variant.macs, "MACs") if what == "macs" else duration(variant.wall_ms.median)
 
     points = "; ".join(f"{knobs(p)}: {cost(p)}, {number(p.quality.value)}" for p in ends)
     controls = ", ".join(c.name for c in record.controls)
@@ -313,23 +309,23 @@ def _key(record: Record) -> str:
     return f'<div class="atlas-key atlas-note">{lines}<div>{escape(bars)}</div></div>'
 
 
-def _cells(record: Record, arm: Arm) -> list[str]:
-    quality, wall = arm.quality, arm.wall_ms
+def _cells(record: Record, variant: Variant) -> list[str]:
+    quality, wall = variant.quality, variant.wall_ms
     interval = (
         f"{number(quality.low, 4)} to {number(quality.high, 4)} <small>n = {quality.n}</small>"
         if quality.low is not None and quality.high is not None
         else f"<small>n = {quality.n}</small>"
     )
     return [
-        f"{arm.operations:,}".replace(",", "\u202f"),
-        f"{100 * arm.operations / record.baseline.operations:.1f}\u00a0%" if record.baseline.operations else "",
-        quantity(arm.bytes, "B"),
+        f"{variant.macs:,}".replace(",", "\u202f"),
+        f"{100 * variant.macs / record.baseline.macs:.1f}\u00a0%" if record.baseline.macs else "",
+        quantity(variant.bytes, "B"),
         number(quality.value, 4),
         interval,
         duration(wall.median),
         f"{duration(wall.p10)} to {duration(wall.p90)} <small>n = {wall.n}</small>",
-        f"{speed_up(record, arm):.2f}×",
-        number(arm.redundancy) if arm.redundancy is not None else "",
+        f"{speed_up(record, variant):.2f}×",
+        number(variant.redundancy) if variant.redundancy is not None else "",
     ]
 
 

@@ -48,7 +48,7 @@ class DeltaConvolution(Technique):
             Setting("threshold 0.2", {"threshold": 0.2}, adaptive=True),
         ]
 
-    def measure(self, host: Any, inputs: Sequence[Tensor]) -> Redundancy:
+    def measure(self, target: Any, inputs: Sequence[Tensor]) -> Redundancy:
         """Temporal similarity of the frames: the share of 8 x 8 tiles that stay as they were in the frame before.
 
         inputs: successive frames, each (B, C, H, W).
@@ -57,7 +57,7 @@ class DeltaConvolution(Technique):
 
     def apply(
         self,
-        host: Any,
+        target: Any,
         *,
         threshold: float = 0.1,
         tile: int = 8,
@@ -88,11 +88,11 @@ class DeltaConvolution(Technique):
         check_range("min_profitable", min_profitable, 0, 1)
         if update not in ("value", "delta"):
             raise ValueError(f"update must be 'value' or 'delta', got {update!r}")
-        network = DeltaNetwork(host, Knobs(threshold, tile, min_profitable, update))
+        network = DeltaNetwork(target, Knobs(threshold, tile, min_profitable, update))
         return Handle(network, trace=network.trace, reset=network.reset, undo=network.reset)
 
-    def saving(self, host: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
-        """Sum over layers of (positions of all frames - positions computed) x operations a position, and over frames
+    def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
+        """Sum over layers of (positions of all frames - positions computed) x MACs a position, and over frames
         of the head where nothing reached it.
 
         A position of a k x k convolution takes C_out C_in k^2 / groups multiply-accumulates. Positions computed count

@@ -58,16 +58,16 @@ class DeltaNetwork(nn.Module):
     The host's weights are copied, with batch norms folded; later changes of the host are not seen.
     """
 
-    def __init__(self, host: nn.Module, knobs: Knobs) -> None:
+    def __init__(self, target: nn.Module, knobs: Knobs) -> None:
         super().__init__()
-        lowered = _lower(host, knobs)
+        lowered = _lower(target, knobs)
         self.knobs = knobs
         self.stages, self.head_inputs, self.head_macs = lowered.stages, lowered.head_inputs, lowered.head_macs
         self.layers = [stage for stage in self.stages if not isinstance(stage, stages.GlobalAverage)]
         self.head = fx.GraphModule(lowered.root, lowered.head)
         self.head_is_empty = all(node.op in ("placeholder", "output") for node in lowered.head.nodes)
         self.dense = fuse(lowered.root).to(memory_format=torch.channels_last)
-        self.dtype = next((p.dtype for p in host.parameters()), None)
+        self.dtype = next((p.dtype for p in target.parameters()), None)
         self.eval()
         self.reset()
 
@@ -150,23 +150,23 @@ class DeltaNetwork(nn.Module):
         return {"layers": layers, "head_macs": images * self.head_macs, "head": tuple(self.head_runs)}
 
 
-def _lower(host: nn.Module, knobs: Knobs) -> _Lowering:
+def _lower(target: nn.Module, knobs: Knobs) -> _Lowering:
     """The host's stages in the order of execution, its head, and the stages that the head reads."""
-    if not isinstance(host, nn.Module):
-        raise UnsupportedHost(TECHNIQUE, host, "a torch.nn.Module that maps frames (B, C, H, W) to a tensor")
-    if any(module.training for module in host.modules()):
-        raise UnsupportedHost(TECHNIQUE, host, "a module in eval mode: call host.eval() first")
+    if not isinstance(target, nn.Module):
+        raise UnsupportedHost(TECHNIQUE, target, "a torch.nn.Module that maps frames (B, C, H, W) to a tensor")
+    if any(module.training for module in target.modules()):
+        raise UnsupportedHost(TECHNIQUE, target, "a module in eval mode: call host.eval() first")
     try:
-        single = fx.Tracer().is_leaf_module(host, "")  # a layer of torch.nn on its own would be traced into functions
-        traced = fx.symbolic_trace(nn.Sequential(host).eval() if single else host)
+        single = fx.Tracer().is_leaf_module(target, "")  # a layer of torch.nn on its own would be traced into functions
+        traced = fx.symbolic_trace(nn.Sequential(target).eval() if single else target)
     except Exception as error:
-        raise UnsupportedHost(TECHNIQUE, host, f"a module that torch.fx can trace ({error})") from error
-    return _Lowering(host, traced, knobs).run()
+        raise UnsupportedHost(TECHNIQUE, target, f"a module that torch.fx can trace ({error})") from error
+    return _Lowering(target, traced, knobs).run()
 
 
 class _Lowering:
-    def __init__(self, host: nn.Module, traced: fx.GraphModule, knobs: Knobs) -> None:
-        self.host, self.knobs = host, knobs
+    def __init__(self, target: nn.Module, traced: fx.GraphModule, knobs: Knobs) -> None:
+        self.target, self.knobs = target, knobs
         self.nodes = list(traced.graph.nodes)
         self.modules = dict(traced.named_modules())
         self.root = traced
@@ -198,7 +198,7 @@ class _Lowering:
         return node in self.maps and not isinstance(self.maps[node], stages.GlobalAverage)
 
     def _unsupported(self, needs: str) -> UnsupportedHost:
-        return UnsupportedHost(TECHNIQUE, self.host, needs)
+        return UnsupportedHost(TECHNIQUE, self.target, needs)
 
     def _refuse(self, node: fx.Node) -> UnsupportedHost:
         what = self.modules[node.target] if node.op == "call_module" else node.target

@@ -8,7 +8,7 @@ The network is a composition of `dimension_consistent_design`: a stem of stride 
 strides 4, 8, 16 and 32, and, behind the one flattening, blocks with attention at the end. Widths and depths were found
 by `latency_driven_slimming`. Two heads are trained, one on labels and one on a teacher's; their mean is the prediction.
 
-    model = build("l1").eval()                           # 12,289,928 parameters, 1,291,284,736 operations at 224 pixels
+    model = build("l1").eval()                           # 12,289,928 parameters, 1,291,284,736 MACs at 224 pixels
     logits = model(images)                               # (B, 3, 224, 224) -> (B, 1000)
     deployed = model.fuse()                              # batch norm folded, heads merged: equal outputs
     load_timm(model, timm_state_dict)                    # ImageNet weights, for who has them
@@ -133,10 +133,10 @@ class EfficientFormer(TwoHeads):
             raise ValueError(f"images must be square, got {size[0]} x {size[1]} pixels")
         return size
 
-    def operations(self, size: Size) -> int:
+    def macs(self, size: Size) -> int:
         classes = 0 if self.head is None else self.head.out_features
         parts = cost(replace(self.config, img_size=size[0]), classes, self.head_dist is not None)
-        return sum(part.operations for part in parts.values())
+        return sum(part.macs for part in parts.values())
 
     def pool(self, x: Tensor) -> Tensor:
         return self.norm(x.flatten(2).transpose(1, 2)).mean(1)

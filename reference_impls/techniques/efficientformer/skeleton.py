@@ -88,7 +88,7 @@ class TwoHeads(nn.Module):
         self.head = None if features_only else _head(config.widths[-1], num_classes)
         self.head_dist = _head(config.widths[-1], num_classes) if distillation and not features_only else None
 
-    def operations(self, size: Size) -> int:
+    def macs(self, size: Size) -> int:
         """Closed form of the multiply-accumulates for one image of height and width `size`, with the heads it has."""
         raise NotImplementedError
 
@@ -263,41 +263,41 @@ class ResolutionTechnique(Technique):
         ]
 
     @torch.no_grad()
-    def measure(self, host: TwoHeads, inputs: Tensor) -> Redundancy:
+    def measure(self, target: TwoHeads, inputs: Tensor) -> Redundancy:
         """How much neighbouring pixels of the images repeat: `neighbour_similarity`, centred, mean over the images.
 
         `where` holds the same of the map that each stage of the network makes of them.
         """
-        self._check(host)
-        maps = {"image": inputs} | {f"stage {j}": x for j, x in enumerate(host.forward_stages(inputs))}
+        self._check(target)
+        maps = {"image": inputs} | {f"stage {j}": x for j, x in enumerate(target.forward_stages(inputs))}
         where = {name: neighbour_similarity(x).mean().item() for name, x in maps.items()}
         return Redundancy(where["image"], "likeness of neighbouring pixels", where)
 
     def apply(  # type: ignore[override]  # its knobs by name
-        self, host: TwoHeads, *, fuse: bool = True, scale: float = 1.0, tolerance: float | None = None
+        self, target: TwoHeads, *, fuse: bool = True, scale: float = 1.0, tolerance: float | None = None
     ) -> Handle:
         """Knobs: `fuse` folds batch norm and merges the heads; `scale`, in (0, 1], of the side at which images are
         seen; with `tolerance`, each batch is seen at the smallest size at which all of its images keep all of their
         variance but that share (`coarsest`). The host itself is not changed.
 
-        The trace holds the `size` at which the last images were seen, and the `operations` of the network on one.
+        The trace holds the `size` at which the last images were seen, and the `MACs` of the network on one.
         """
-        self._check(host)
+        self._check(target)
         if not isinstance(fuse, bool):
             raise TypeError(f"fuse must be True or False, got {fuse!r}")
         check_range("scale", scale, 0, 1, low_open=True)
         if tolerance is not None:
             check_range("tolerance", tolerance, 0, 1)
-        runner = Resolved(host.fuse() if fuse else host, scale, tolerance)
-        return Handle(runner, trace=lambda: {"size": runner.size, "operations": runner.network.operations(runner.size)})
+        runner = Resolved(target.fuse() if fuse else target, scale, tolerance)
+        return Handle(runner, trace=lambda: {"size": runner.size, "macs": runner.network.macs(runner.size)})
 
-    def saving(self, host: TwoHeads, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+    def saving(self, target: TwoHeads, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         """Closed forms of the network on the images as they are, minus the deployed one on those that it saw."""
-        full = host.operations((inputs.shape[2], inputs.shape[3]))
-        return len(inputs) * (full - trace["operations"])
+        full = target.macs((inputs.shape[2], inputs.shape[3]))
+        return len(inputs) * (full - trace["macs"])
 
-    def _check(self, host: Any) -> None:
-        if not isinstance(host, self.network) or host.training:
+    def _check(self, target: Any) -> None:
+        if not isinstance(target, self.network) or target.training:
             raise UnsupportedHost(
-                self.id, host, f"the {self.network.__name__} that build() returns, in evaluation mode"
+                self.id, target, f"the {self.network.__name__} that build() returns, in evaluation mode"
             )

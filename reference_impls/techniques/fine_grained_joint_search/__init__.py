@@ -172,7 +172,7 @@ def joint_search(
 
 
 class FineGrainedJointSearch(Technique):
-    """The search on the contract; the host is a `Slimmable` with its `search` data, in eval mode."""
+    """The search on the contract; the target is a `Slimmable` with its `search` data, in eval mode."""
 
     id = "fine-grained-joint-search"
     execution = "real"
@@ -185,30 +185,30 @@ class FineGrainedJointSearch(Technique):
         ]
 
     @torch.no_grad()
-    def measure(self, host: Slimmable, inputs: Tensor) -> Redundancy:
+    def measure(self, supernet: Slimmable, inputs: Tensor) -> Redundancy:
         """How little the moves matter: the mean over the first frontier of 1 - min(1, change of the logits).
 
         The frontier holds every block, attention, expansion step and width step of the largest network; the change of
         the logits y is |y' - y| / |y - mean y| over the inputs (B, C, H, W), one move at a time.
         """
-        self._check(host)
-        before = host(inputs)
+        self._check(supernet)
+        before = supernet(inputs)
         where = {
-            name: 1 - min(1.0, change(before, host(inputs, subnet)))
-            for name, subnet in moves(host.space, host.space.largest())
+            name: 1 - min(1.0, change(before, supernet(inputs, subnet)))
+            for name, subnet in moves(supernet.space, supernet.space.largest())
         }
         return Redundancy(sum(where.values()) / len(where), "mean indifference of the output to a move", where)
 
     def apply(  # type: ignore[override]  # its knobs by name
         self,
-        host: Slimmable,
+        supernet: Slimmable,
         *,
         target: float = 2.0,
         tolerance: float = math.inf,
         table: LatencyTable | None = None,
         exponents: Mapping[str, float] = EXPONENTS,
     ) -> Handle:
-        """Search a sub-network; the handle's host is a plain `Network`, and the supernet stays as it is.
+        """Search a sub-network; the handle's target is a plain `Network`, and the supernet stays as it is.
 
         Args:
             target: mobile efficiency score to reach, as a multiple of the largest sub-network's.
@@ -219,28 +219,28 @@ class FineGrainedJointSearch(Technique):
         The trace holds the final `subnet` and those `evaluated` on the way.
         Raises: UnsupportedHost; TypeError or ValueError for a bad knob.
         """
-        self._check(host)
+        self._check(supernet)
         check_range("target", target, 1)
         check_range("tolerance", min(tolerance, sys.float_info.max), 0)
-        if host.search is None:
+        if supernet.search is None:
             raise ValueError("there is nothing to evaluate candidates on: set supernet.search = SearchData(x, y)")
         if target == 1:
             warn_no_effect(self.id, "the target is the score of the largest sub-network")
         # Without batch norms to estimate anew, a candidate can run inside the supernet.
-        copied = host.search.calibration is not None
-        trial = Trial(host.extract if copied else host.view, host.search)
-        efficiency = Efficiency.of(host.space, table or host.space.operations_table(), exponents)
-        path = joint_search(host, efficiency, trial, target * SCORE, tolerance=tolerance)
+        copied = supernet.search.calibration is not None
+        trial = Trial(supernet.extract if copied else supernet.view, supernet.search)
+        efficiency = Efficiency.of(supernet.space, table or supernet.space.macs_table(), exponents)
+        path = joint_search(supernet, efficiency, trial, target * SCORE, tolerance=tolerance)
         trace = {"subnet": path[-1].state, "evaluated": tuple(trial.evaluated)}
-        return Handle(host.extract(path[-1].state), trace=lambda: trace)
+        return Handle(supernet.extract(path[-1].state), trace=lambda: trace)
 
-    def saving(self, host: Slimmable, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+    def saving(self, supernet: Slimmable, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         """B (largest - found) - V (sum over evaluated sub-networks), for B inputs and V images of the search data."""
-        space = host.space
-        saved = space.total(space.largest()).operations - space.total(trace["subnet"]).operations
-        searched = sum(space.total(subnet).operations for subnet in trace["evaluated"])
-        return len(inputs) * saved - (host.search.samples() if host.search else 0) * searched
+        space = supernet.space
+        saved = space.total(space.largest()).macs - space.total(trace["subnet"]).macs
+        searched = sum(space.total(subnet).macs for subnet in trace["evaluated"])
+        return len(inputs) * saved - (supernet.search.samples() if supernet.search else 0) * searched
 
-    def _check(self, host: Any) -> None:
-        if not isinstance(host, Slimmable) or host.training:
-            raise UnsupportedHost(self.id, host, "a fine_grained_joint_search.Slimmable in eval mode")
+    def _check(self, supernet: Any) -> None:
+        if not isinstance(supernet, Slimmable) or supernet.training:
+            raise UnsupportedHost(self.id, supernet, "a fine_grained_joint_search.Slimmable in eval mode")

@@ -199,7 +199,7 @@ class Space:
         raise ValueError(f"there is no part {part!r}")
 
     def cost(self, part: Part) -> Cost:
-        """Closed form of a part's parameters, its layer scale included, and of its operations for one image."""
+        """Closed form of a part's parameters, its layer scale included, and of its MACs for one image."""
         heads = (self.heads, self.key_dim, self.ratio)
         match part:
             case ("stem", int(width)):
@@ -235,9 +235,9 @@ class Space:
             parts += [("attention", j, c) for c in widths if j in ATTENTION_STRIDE]
         return parts + [("head", c) for c in self.widths[-1]]
 
-    def operations_table(self) -> LatencyTable:
-        """The table that needs no machine: exact operations of every part for one image."""
-        return LatencyTable({part: self.cost(part).operations for part in self.every_part()}, "MACs")
+    def macs_table(self) -> LatencyTable:
+        """The table that needs no machine: exact MACs of every part for one image."""
+        return LatencyTable({part: self.cost(part).macs for part in self.every_part()}, "MACs")
 
     def _pixels(self, stage: int) -> int:
         height, width = self.map_size(stage)

@@ -159,7 +159,7 @@ def slim(
 
 
 class LatencyDrivenSlimming(Technique):
-    """Slimming on the contract; the host is a `Supernet` with its `search` data, in eval mode."""
+    """Slimming on the contract; the target is a `Supernet` with its `search` data, in eval mode."""
 
     id = "latency-driven-slimming"
     execution = "real"
@@ -172,30 +172,30 @@ class LatencyDrivenSlimming(Technique):
         ]
 
     @torch.no_grad()
-    def measure(self, host: Supernet, inputs: Tensor) -> Redundancy:
+    def measure(self, supernet: Supernet, inputs: Tensor) -> Redundancy:
         """How little the blocks matter: the mean over positions of 1 - min(1, change when the block is left out).
 
         The change is that of the logits y, |y' - y| / |y - mean y| over the inputs (B, C, H, W), one block at a time.
         """
-        self._check(host)
-        whole = host.space.largest()
-        before = host(inputs)
+        self._check(supernet)
+        whole = supernet.space.largest()
+        before = supernet(inputs)
         where = {
             f"stage {j + 1} block {i + 1}": 1
-            - min(1.0, change(before, host.path(inputs, whole.replaced(j, i, "identity"))))
+            - min(1.0, change(before, supernet.path(inputs, whole.replaced(j, i, "identity"))))
             for j, i, _ in whole.positions()
         }
         return Redundancy(sum(where.values()) / len(where), "mean indifference of the output to a block", where)
 
     def apply(  # type: ignore[override]  # its knobs by name
         self,
-        host: Supernet,
+        supernet: Supernet,
         *,
         target: float = 0.5,
         tolerance: float = math.inf,
         table: LatencyTable | None = None,
     ) -> Handle:
-        """Slim the network; the handle's host is a plain `Network`, and the supernet stays as it is.
+        """Slim the network; the handle's target is a plain `Network`, and the supernet stays as it is.
 
         Args:
             target: latency to reach, as a share of the largest network's.
@@ -205,25 +205,25 @@ class LatencyDrivenSlimming(Technique):
         The trace holds the final `architecture` and those `evaluated` on the way.
         Raises: UnsupportedHost; TypeError or ValueError for a bad knob.
         """
-        self._check(host)
+        self._check(supernet)
         check_range("target", target, 0, 1)
         check_range("tolerance", min(tolerance, sys.float_info.max), 0)
-        if host.search is None:
+        if supernet.search is None:
             raise ValueError("there is nothing to evaluate candidates on: set supernet.search = SearchData(x, y)")
         if target == 1:
             warn_no_effect(self.id, "the target is the latency of the whole network")
-        trial = Trial(host.extract, host.search)
-        path = slim(host, table or host.space.operations_table(), trial, target, tolerance=tolerance)
+        trial = Trial(supernet.extract, supernet.search)
+        path = slim(supernet, table or supernet.space.macs_table(), trial, target, tolerance=tolerance)
         trace = {"architecture": path[-1].state, "evaluated": tuple(trial.evaluated)}
-        return Handle(host.extract(path[-1].state), trace=lambda: trace)
+        return Handle(supernet.extract(path[-1].state), trace=lambda: trace)
 
-    def saving(self, host: Supernet, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+    def saving(self, supernet: Supernet, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         """B (whole - slimmed) - V (sum over evaluated architectures), for B inputs and V images of the search data."""
-        space = host.space
-        saved = space.total(space.largest()).operations - space.total(trace["architecture"]).operations
-        searched = sum(space.total(architecture).operations for architecture in trace["evaluated"])
-        return len(inputs) * saved - (host.search.samples() if host.search else 0) * searched
+        space = supernet.space
+        saved = space.total(space.largest()).macs - space.total(trace["architecture"]).macs
+        searched = sum(space.total(architecture).macs for architecture in trace["evaluated"])
+        return len(inputs) * saved - (supernet.search.samples() if supernet.search else 0) * searched
 
-    def _check(self, host: Any) -> None:
-        if not isinstance(host, Supernet) or host.training:
-            raise UnsupportedHost(self.id, host, "a latency_driven_slimming.Supernet in eval mode")
+    def _check(self, supernet: Any) -> None:
+        if not isinstance(supernet, Supernet) or supernet.training:
+            raise UnsupportedHost(self.id, supernet, "a latency_driven_slimming.Supernet in eval mode")

@@ -169,7 +169,7 @@ class Space:
         return height * width
 
     def cost(self, part: Part) -> Cost:
-        """Closed form of a part's parameters, and of its operations for one image."""
+        """Closed form of a part's parameters, and of its MACs for one image."""
         match part:
             case ("stem", int(width)):
                 if self.patch == 4:
@@ -201,9 +201,9 @@ class Space:
             parts += [("4d", j, c) for c in widths] + ([("3d", j, c) for c in widths] if j >= FIRST_3D else [])
         return parts + [("head", c) for c in choices[-1]]
 
-    def operations_table(self) -> LatencyTable:
-        """The table that needs no machine: exact operations of every part for one image."""
-        return LatencyTable({part: self.cost(part).operations for part in self.every_part()}, "MACs")
+    def macs_table(self) -> LatencyTable:
+        """The table that needs no machine: exact MACs of every part for one image."""
+        return LatencyTable({part: self.cost(part).macs for part in self.every_part()}, "MACs")
 
 
 class Head(nn.Module):

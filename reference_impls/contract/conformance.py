@@ -1,11 +1,11 @@
-"""The battery: the checks that hold an implementation to the contract.
+"""The conformance checks: the checks that hold an implementation to the contract.
 
-It is a library. To examine a technique of your own, write its `Specimens` and call
+It is a library. To examine a technique of your own, write its `Cases` and call
 
-    report = examine(MyTechnique(), MySpecimens())
+    report = examine(MyTechnique(), MyCases())
     report.raise_for_failures()
 
-Each check builds its own specimens, so checks are independent and may run in any order. A check that cannot apply is
+Each check builds its own cases, so checks are independent and may run in any order. A check that cannot apply is
 waived with a reason in the class (`Technique.waivers`); nothing else is ever left out.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
 from reference_impls.contract.errors import NoEffectWarning, UnsupportedHost
-from reference_impls.contract.technique import Handle, Quantity, Setting, Specimen, Specimens, Technique, tensors
+from reference_impls.contract.technique import Case, Cases, Expectation, Handle, Setting, Technique, tensors
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 """Largest error allowed where arithmetic cannot be equal bit for bit, relative to the largest magnitude."""
@@ -45,13 +45,13 @@ class Check:
 
     name: str
     about: str
-    run: Callable[[Technique, Specimens, str], None]
+    run: Callable[[Technique, Cases, str], None]
 
 
 CHECKS: list[Check] = []
 
 
-def check(function: Callable[[Technique, Specimens, str], None]) -> Callable[[Technique, Specimens, str], None]:
+def check(function: Callable[[Technique, Cases, str], None]) -> Callable[[Technique, Cases, str], None]:
     about = " ".join((function.__doc__ or "").split())
     CHECKS.append(Check(function.__name__.replace("_", "-"), about, function))
     return function
@@ -59,7 +59,7 @@ def check(function: Callable[[Technique, Specimens, str], None]) -> Callable[[Te
 
 @dataclass
 class Report:
-    """Outcome of the battery: name of the check -> "passed", "waived: reason" or "failed: reason"."""
+    """Outcome of the conformance checks: name of the check -> "passed", "waived: reason" or "failed: reason"."""
 
     technique: str
     passed: list[str] = field(default_factory=list)
@@ -80,12 +80,12 @@ def checks_for(technique: Technique) -> list[Check]:
     return [c for c in CHECKS if c.name not in technique.waivers]
 
 
-def examine(technique: Technique, specimens: Specimens, device: str = "cpu") -> Report:
+def examine(technique: Technique, cases: Cases, device: str = "cpu") -> Report:
     """Run every check that applies and report them all; a failing check does not stop the others."""
     report = Report(technique.id, waived=dict(technique.waivers))
     for one in checks_for(technique):
         try:
-            one.run(technique, specimens, device)
+            one.run(technique, cases, device)
         except Exception as error:
             report.failed[one.name] = f"{type(error).__name__}: {error}"
         else:
@@ -127,40 +127,40 @@ def require_close(a: Tensor, b: Tensor, what: str) -> None:
 
 
 @contextmanager
-def applied(technique: Technique, specimen: Specimen, setting: Setting) -> Iterator[Handle]:
+def applied(technique: Technique, case: Case, setting: Setting) -> Iterator[Handle]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoEffectWarning)
-        handle = technique.apply(specimen.host, **setting.knobs)
+        handle = technique.apply(case.target, **setting.knobs)
     with handle:
         yield handle
 
 
-def run_with(technique: Technique, specimen: Specimen, setting: Setting) -> Tensor:
-    with applied(technique, specimen, setting) as handle:
-        return specimen.run(handle.host, specimen.inputs)
+def run_with(technique: Technique, case: Case, setting: Setting) -> Tensor:
+    with applied(technique, case, setting) as handle:
+        return case.run(handle.target, case.inputs)
 
 
-def counted(technique: Technique, specimen: Specimen, setting: Setting | None) -> tuple[int, int]:
-    """Operations executed with the setting (applying included), and the closed form of what it saved."""
+def counted(technique: Technique, case: Case, setting: Setting | None) -> tuple[int, int]:
+    """MACs executed with the setting (applying included), and the closed form of what it saved."""
     if setting is None:
         with count() as tally:
-            specimen.run(specimen.host, specimen.inputs)
-        return tally.operations, 0
-    with count() as tally, applied(technique, specimen, setting) as handle:
-        specimen.run(handle.host, specimen.inputs)
+            case.run(case.target, case.inputs)
+        return tally.macs, 0
+    with count() as tally, applied(technique, case, setting) as handle:
+        case.run(handle.target, case.inputs)
         # Inside the block, so that a closed form may look at the host it was applied to; it must not compute with it.
-        before = tally.operations
-        saving = technique.saving(specimen.host, specimen.inputs, handle.trace)
-        require(tally.operations == before, "saving() executed counted operations: it must be a closed form")
-    return tally.operations, saving
+        before = tally.macs
+        saving = technique.saving(case.target, case.inputs, handle.trace)
+        require(tally.macs == before, "saving() executed counted MACs: it must be a closed form")
+    return tally.macs, saving
 
 
-def module_state(host: Any) -> dict[str, Any]:
+def module_state(target: Any) -> dict[str, Any]:
     """What `undo` must bring back on an `nn.Module`: values, hooks, attributes, modes."""
-    if not isinstance(host, nn.Module):
+    if not isinstance(target, nn.Module):
         return {}
-    state: dict[str, Any] = {"values": {k: v.clone() for k, v in host.state_dict().items()}}
-    for name, module in host.named_modules():
+    state: dict[str, Any] = {"values": {k: v.clone() for k, v in target.state_dict().items()}}
+    for name, module in target.named_modules():
         hooks = {key: len(value) for key, value in vars(module).items() if key.endswith("_hooks") and value is not None}
         state[f"{name}:hooks"] = hooks
         state[f"{name}:attributes"] = sorted(vars(module))
@@ -186,14 +186,14 @@ def global_generators() -> tuple[Any, ...]:
     return torch.get_rng_state(), tuple(map(np.asarray, state)), random.getstate()
 
 
-def require_all(quantities: Iterable[Quantity], what: str) -> None:
+def require_all(quantities: Iterable[Expectation], what: str) -> None:
     quantities = list(quantities)
     require(len(quantities) > 0, f"no {what} is given to check")
     for quantity in quantities:
-        if quantity.before.is_floating_point():
-            require_close(quantity.before, quantity.after, quantity.name)
+        if quantity.expected.is_floating_point():
+            require_close(quantity.expected, quantity.actual, quantity.name)
         else:
-            require(torch.equal(quantity.before, quantity.after), f"{quantity.name}: {quantity.after} differs")
+            require(torch.equal(quantity.expected, quantity.actual), f"{quantity.name}: {quantity.actual} differs")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def require_all(quantities: Iterable[Quantity], what: str) -> None:
 
 
 @check
-def settings(technique: Technique, specimens: Specimens, device: str) -> None:
+def settings(technique: Technique, cases: Cases, device: str) -> None:
     """There are at least two settings with names of their own; the first one, and only it, is off."""
     given = technique.settings()
     require(len(given) >= 2, f"{len(given)} setting(s), at least 2 are needed")
@@ -212,7 +212,7 @@ def settings(technique: Technique, specimens: Specimens, device: str) -> None:
 
 
 @check
-def documentation(technique: Technique, specimens: Specimens, device: str) -> None:
+def documentation(technique: Technique, cases: Cases, device: str) -> None:
     """The module names its papers, and every public function and class says what it does."""
     module = sys.modules[type(technique).__module__]
     text = module.__doc__ or ""
@@ -224,106 +224,106 @@ def documentation(technique: Technique, specimens: Specimens, device: str) -> No
 
 
 @check
-def off_equals_baseline(technique: Technique, specimens: Specimens, device: str) -> None:
+def off_equals_baseline(technique: Technique, cases: Cases, device: str) -> None:
     """Switched off, the technique leaves the baseline's result."""
     for kind in ("typical", "redundant", "null"):
-        specimen = specimens.build(kind, SEED, device)
-        plain = specimen.run(specimen.host, specimen.inputs)
-        got = run_with(technique, specimen, off_setting(technique))
-        require_close(plain, got, f"on the {kind} specimen, off differs from the baseline")
+        case = cases.build(kind, SEED, device)
+        plain = case.run(case.target, case.inputs)
+        got = run_with(technique, case, off_setting(technique))
+        require_close(plain, got, f"on the {kind} case, off differs from the baseline")
 
 
-def _measured(technique: Technique, specimens: Specimens, kind: Literal["redundant", "null"], device: str) -> float:
-    specimen = specimens.build(kind, SEED, device)
-    return technique.measure(specimen.host, specimen.inputs).value
+def _measured(technique: Technique, cases: Cases, kind: Literal["redundant", "null"], device: str) -> float:
+    case = cases.build(kind, SEED, device)
+    return technique.measure(case.target, case.inputs).value
 
 
 @check
-def measure_finds_redundancy(technique: Technique, specimens: Specimens, device: str) -> None:
+def measure_finds_redundancy(technique: Technique, cases: Cases, device: str) -> None:
     """Data built of nothing but redundancy measure about 1."""
-    value = _measured(technique, specimens, "redundant", device)
+    value = _measured(technique, cases, "redundant", device)
     require(value >= 0.95, f"measured {value:.3f} on data built of nothing but redundancy, at least 0.95 is due")
 
 
 @check
-def measure_finds_nothing_in_null(technique: Technique, specimens: Specimens, device: str) -> None:
+def measure_finds_nothing_in_null(technique: Technique, cases: Cases, device: str) -> None:
     """Data built without redundancy measure about 0."""
-    value = _measured(technique, specimens, "null", device)
+    value = _measured(technique, cases, "null", device)
     require(value <= 0.05, f"measured {value:.3f} on data built without redundancy, at most 0.05 is due")
 
 
 @check
-def savings_are_monotone(technique: Technique, specimens: Specimens, device: str) -> None:
-    """A more aggressive setting never executes more operations."""
-    executed = [counted(technique, specimens.build("typical", SEED, device), s)[0] for s in active_settings(technique)]
-    require(executed == sorted(executed, reverse=True), f"operations by setting are not falling: {executed}")
+def savings_are_monotone(technique: Technique, cases: Cases, device: str) -> None:
+    """A more aggressive setting never executes more MACs."""
+    executed = [counted(technique, cases.build("typical", SEED, device), s)[0] for s in active_settings(technique)]
+    require(executed == sorted(executed, reverse=True), f"MACs by setting are not falling: {executed}")
 
 
 @check
-def operations_match_closed_form(technique: Technique, specimens: Specimens, device: str) -> None:
-    """Counted operations agree, to the unit, with the closed form of the saving."""
+def macs_match_closed_form(technique: Technique, cases: Cases, device: str) -> None:
+    """Counted MACs agree, to the unit, with the closed form of the saving."""
     for kind in ("typical", "redundant", "null"):
-        dense, _ = counted(technique, specimens.build(kind, SEED, device), None)
+        dense, _ = counted(technique, cases.build(kind, SEED, device), None)
         for setting in technique.settings():
-            executed, saving = counted(technique, specimens.build(kind, SEED, device), setting)
+            executed, saving = counted(technique, cases.build(kind, SEED, device), setting)
             require(
                 dense - executed == saving,
-                f"{kind}, {setting.name}: {dense} - {executed} = {dense - executed} operations were saved, "
+                f"{kind}, {setting.name}: {dense} - {executed} = {dense - executed} MACs were saved, "
                 f"the closed form says {saving}",
             )
 
 
 @check
-def execution_is_as_declared(technique: Technique, specimens: Specimens, device: str) -> None:
-    """`real` executes fewer operations on redundant input and no fewer on null input; `simulated` never fewer."""
+def execution_is_as_declared(technique: Technique, cases: Cases, device: str) -> None:
+    """`real` executes fewer MACs on redundant input and no fewer on null input; `simulated` never fewer."""
     adaptive = [s for s in technique.settings() if s.adaptive]
     require(len(adaptive) > 0, "no setting is adaptive, so nothing shows that the saving follows from the data")
     for setting in adaptive:
         dense, executed = {}, {}
         for kind in ("redundant", "null"):
-            dense[kind], _ = counted(technique, specimens.build(kind, SEED, device), None)
-            executed[kind], _ = counted(technique, specimens.build(kind, SEED, device), setting)
+            dense[kind], _ = counted(technique, cases.build(kind, SEED, device), None)
+            executed[kind], _ = counted(technique, cases.build(kind, SEED, device), setting)
         fewer = executed["redundant"] < dense["redundant"]
         require(
             fewer == (technique.execution == "real"),
-            f"{setting.name} is declared {technique.execution}, but executes {executed['redundant']} operations "
+            f"{setting.name} is declared {technique.execution}, but executes {executed['redundant']} MACs "
             f"on redundant input where the baseline executes {dense['redundant']}",
         )
         require(
             executed["null"] >= dense["null"],
-            f"{setting.name} executes {executed['null']} operations on null input, fewer than the {dense['null']} "
+            f"{setting.name} executes {executed['null']} MACs on null input, fewer than the {dense['null']} "
             "of the baseline: something that was not redundant was left out",
         )
 
 
 @check
-def selection_equals_brute_force(technique: Technique, specimens: Specimens, device: str) -> None:
+def selection_equals_brute_force(technique: Technique, cases: Cases, device: str) -> None:
     """What is selected agrees with brute force on small cases."""
-    require_all(specimens.selection(SEED, device), "selection")
+    require_all(cases.selection(SEED, device), "selection")
 
 
 @check
-def nothing_lost_or_counted_twice(technique: Technique, specimens: Specimens, device: str) -> None:
+def nothing_lost_or_counted_twice(technique: Technique, cases: Cases, device: str) -> None:
     """Conserved quantities are conserved."""
-    require_all(specimens.conserved(SEED, device), "conserved quantity")
+    require_all(cases.conserved(SEED, device), "conserved quantity")
 
 
 @check
-def no_drift(technique: Technique, specimens: Specimens, device: str) -> None:
+def no_drift(technique: Technique, cases: Cases, device: str) -> None:
     """State carried over time does not drift in 50 frames or more; a technique without state carries nothing over."""
     setting = active_settings(technique)[0]
     if not technique.stateful:
-        specimen, other = (specimens.build("typical", seed, device) for seed in (SEED, SEED + 1))
-        with applied(technique, specimen, setting) as handle:
-            first = specimen.run(handle.host, specimen.inputs)
-            if isinstance(handle.host, nn.Module):
-                specimen.run(handle.host, other.inputs)
-            again = specimen.run(handle.host, specimen.inputs)
+        case, other = (cases.build("typical", seed, device) for seed in (SEED, SEED + 1))
+        with applied(technique, case, setting) as handle:
+            first = case.run(handle.target, case.inputs)
+            if isinstance(handle.target, nn.Module):
+                case.run(handle.target, other.inputs)
+            again = case.run(handle.target, case.inputs)
         require(torch.equal(first, again), "the second run on the same input differs from the first")
         return
-    specimen = specimens.stream(DRIFT_FRAMES, SEED, device)
-    dense = specimen.run(specimen.host, specimen.inputs)
-    got = run_with(technique, specimen, setting)
+    case = cases.stream(DRIFT_FRAMES, SEED, device)
+    dense = case.run(case.target, case.inputs)
+    got = run_with(technique, case, setting)
     errors = (got.double() - dense.double()).flatten(1).abs().amax(1)  # (frames,)
     early, late = errors[1:11].max().item(), errors[-10:].max().item()
     floor = TOLERANCE[dense.dtype] * dense.abs().max().item()
@@ -331,57 +331,57 @@ def no_drift(technique: Technique, specimens: Specimens, device: str) -> None:
 
 
 @check
-def undo_restores(technique: Technique, specimens: Specimens, device: str) -> None:
+def undo_restores(technique: Technique, cases: Cases, device: str) -> None:
     """Undo restores outputs, parameters, hooks and attributes; a second undo does nothing."""
     for setting in technique.settings():
-        specimen = specimens.build("typical", SEED, device)
-        before, plain = module_state(specimen.host), specimen.run(specimen.host, specimen.inputs)
+        case = cases.build("typical", SEED, device)
+        before, plain = module_state(case.target), case.run(case.target, case.inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)
-            handle = technique.apply(specimen.host, **setting.knobs)
-        specimen.run(handle.host, specimen.inputs)
+            handle = technique.apply(case.target, **setting.knobs)
+        case.run(handle.target, case.inputs)
         handle.undo()
         handle.undo()
-        after = module_state(specimen.host)
+        after = module_state(case.target)
         changed = [key for key in before.keys() | after.keys() if not same(before.get(key), after.get(key))]
         require(not changed, f"{setting.name}: undo leaves changes in {', '.join(sorted(changed))}")
-        require(torch.equal(specimen.run(specimen.host, specimen.inputs), plain), f"{setting.name}: outputs differ")
+        require(torch.equal(case.run(case.target, case.inputs), plain), f"{setting.name}: outputs differ")
 
 
 @check
-def inputs_are_not_mutated(technique: Technique, specimens: Specimens, device: str) -> None:
+def inputs_are_not_mutated(technique: Technique, cases: Cases, device: str) -> None:
     """Measuring and running leave the inputs as they were."""
     for setting in technique.settings():
-        specimen = specimens.build("typical", SEED, device)
-        before = copy.deepcopy(list(tensors(specimen.inputs)))
-        require(len(before) > 0, "the specimen's inputs hold no tensor")
-        technique.measure(specimen.host, specimen.inputs)
-        run_with(technique, specimen, setting)
-        require(same(before, list(tensors(specimen.inputs))), f"{setting.name} changes its inputs")
+        case = cases.build("typical", SEED, device)
+        before = copy.deepcopy(list(tensors(case.inputs)))
+        require(len(before) > 0, "the case's inputs hold no tensor")
+        technique.measure(case.target, case.inputs)
+        run_with(technique, case, setting)
+        require(same(before, list(tensors(case.inputs))), f"{setting.name} changes its inputs")
 
 
 @check
-def seeds_are_respected(technique: Technique, specimens: Specimens, device: str) -> None:
+def seeds_are_respected(technique: Technique, cases: Cases, device: str) -> None:
     """The same seed gives the same result and trace, and the global random generators are left alone."""
     for setting in technique.settings():
         results = []
         for _ in range(2):
-            specimen = specimens.build("typical", SEED, device)
+            case = cases.build("typical", SEED, device)
             before = global_generators()
-            measured = technique.measure(specimen.host, specimen.inputs)
-            with applied(technique, specimen, setting) as handle:
-                output = specimen.run(handle.host, specimen.inputs)
+            measured = technique.measure(case.target, case.inputs)
+            with applied(technique, case, setting) as handle:
+                output = case.run(handle.target, case.inputs)
                 results.append((measured.value, output, dict(handle.trace)))
             require(same(before, global_generators()), f"{setting.name} moves a global random generator")
         require(same(results[0], results[1]), f"{setting.name}: two runs with the same seed differ")
 
 
 @check
-def bad_values_are_refused(technique: Technique, specimens: Specimens, device: str) -> None:
+def bad_values_are_refused(technique: Technique, cases: Cases, device: str) -> None:
     """Bad shapes, dtypes, knobs, values that are not finite and unsupported hosts raise an error that says so."""
-    cases = list(specimens.invalid(device))
-    require(len(cases) >= 4, f"only {len(cases)} invalid calls are given, at least 4 are due")
-    for case in cases:
+    calls = list(cases.invalid(device))
+    require(len(calls) >= 4, f"only {len(calls)} invalid calls are given, at least 4 are due")
+    for case in calls:
         try:
             case.call()
         except (ValueError, TypeError) as error:
