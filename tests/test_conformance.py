@@ -1,6 +1,8 @@
-"""The conformance checks pass a good technique and catches each kind of damage with the check that is meant for it."""
+"""The conformance checks pass a good technique and catch each kind of damage with the check that is meant for it."""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 import torch
@@ -10,15 +12,15 @@ from reference_impls.contract.example import RowSharing, RowSharingCases
 
 
 def failures(technique: RowSharing, cases: RowSharingCases | None = None) -> set[str]:
-    report = conformance.examine(technique, cases or RowSharingCases())
+    report = conformance.check_technique(technique, cases or RowSharingCases())
     assert len(report.passed) + len(report.failed) + len(report.waived) == len(conformance.CHECKS)
     return set(report.failed)
 
 
 def test_the_example_passes_every_check() -> None:
-    report = conformance.examine(RowSharing(), RowSharingCases())
+    report = conformance.check_technique(RowSharing(), RowSharingCases())
     report.raise_for_failures()
-    assert len(report.passed) == len(conformance.CHECKS) == 15
+    assert len(report.passed) == len(conformance.CHECKS) == 18
 
 
 def test_failures_are_raised_with_their_reasons() -> None:
@@ -26,7 +28,7 @@ def test_failures_are_raised_with_their_reasons() -> None:
         def settings(self) -> list[Setting]:
             return super().settings()[:1]
 
-    report = conformance.examine(Broken(), RowSharingCases())
+    report = conformance.check_technique(Broken(), RowSharingCases())
     with pytest.raises(conformance.CheckFailed, match="at least 2 are needed"):
         report.raise_for_failures()
 
@@ -35,7 +37,7 @@ def damaged_forward(change):
     """A RowSharing whose patched forward is passed through `change(forward, host)`."""
 
     class Damaged(RowSharing):
-        def apply(self, target, **knobs):
+        def apply(self, target, /, **knobs):
             handle = super().apply(target, **knobs)
             if isinstance(target, torch.nn.Linear):
                 target.forward = change(target.forward, target)
@@ -60,7 +62,7 @@ class SaysSimulated(RowSharing):
 
 
 class NoUndo(RowSharing):
-    def apply(self, target, **knobs):
+    def apply(self, target, /, **knobs):
         handle = super().apply(target, **knobs)
         return Handle(target, trace=lambda: handle.trace)
 
@@ -92,7 +94,7 @@ class LeavesOutNull(RowSharing):
 
 
 class RemembersLastBatch(RowSharing):
-    def apply(self, target, **knobs):
+    def apply(self, target, /, **knobs):
         handle = super().apply(target, **knobs)
         inner, last = target.forward, []
 
@@ -102,6 +104,30 @@ class RemembersLastBatch(RowSharing):
 
         target.forward = forward
         return handle
+
+
+class UndoesTooMuch(RowSharing):
+    def attach(self, target, share):
+        handle = super().attach(target, share)
+        return Handle(target, undo=lambda: vars(target).pop("forward", None), trace=lambda: handle.trace)
+
+
+class CannotTrain(RowSharing):
+    """Rows pass through a search for equal ones, which has no gradient of its own; detached, it has none at all."""
+
+    trains = True
+
+    def attach(self, target, share):
+        handle, inner = super().attach(target, share), target.forward
+        target.forward = lambda x: inner(x).detach() + 0 * target.bias
+        return handle
+
+
+class SilentWhenOff(RowSharing):
+    def apply(self, target, /, **knobs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return super().apply(target, **knobs)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +142,9 @@ class RemembersLastBatch(RowSharing):
         (MovesGenerator(), "seeds-are-respected"),
         (AcceptsAnything(), "bad-values-are-refused"),
         (RemembersLastBatch(), "no-drift"),
+        (UndoesTooMuch(), "handles-nest"),
+        (CannotTrain(), "gradients-flow"),
+        (SilentWhenOff(), "off-warns"),
         (damaged_forward(lambda f, target: lambda x: f(x) + 1e-3), "off-equals-baseline"),
         (damaged_forward(lambda f, target: lambda x: f(x.mul_(1.0).add_(1e-3))), "inputs-are-not-mutated"),
     ],

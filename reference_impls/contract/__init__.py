@@ -7,6 +7,7 @@ from reference_impls.contract.errors import (
     check_tensor,
     warn_no_effect,
 )
+from reference_impls.contract.knobs import Choice, Given, Integer, Knob, Number, Switch
 from reference_impls.contract.technique import (
     Case,
     Cases,
@@ -22,12 +23,18 @@ from reference_impls.contract.technique import (
 __all__ = [
     "Case",
     "Cases",
+    "Choice",
     "Expectation",
+    "Given",
     "Handle",
+    "Integer",
     "Invalid",
+    "Knob",
     "NoEffectWarning",
+    "Number",
     "Redundancy",
     "Setting",
+    "Switch",
     "Technique",
     "UnsupportedHost",
     "check_range",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class UnsupportedHost(TypeError):
-    """The technique cannot work on this host; the message says what it would need."""
+    """The technique cannot work on this target; the message says what it would need."""
 
     def __init__(self, technique: str, target: object, needs: str) -> None:
         super().__init__(f"{technique} cannot be applied to {type(target).__name__}: it needs {needs}")
@@ -22,8 +22,8 @@ class NoEffectWarning(UserWarning):
 
 
 def warn_no_effect(technique: str, why: str) -> None:
-    """Warn that `technique` changes nothing on this host, and say why."""
-    warnings.warn(f"{technique} has no effect here: {why}", NoEffectWarning, stacklevel=3)
+    """Warn whoever called `apply` that `technique` changes nothing on this target, and say why; for use in `attach`."""
+    warnings.warn(f"{technique} has no effect here: {why}", NoEffectWarning, stacklevel=4)
 
 
 def check_tensor(name: str, x: Any, shape: str, *, floating: bool = True, finite: bool = True) -> Tensor:

@@ -7,12 +7,13 @@ memo functions (Michie 1968, doi 10.1038/218019a0); it is not an entry of the at
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from reference_impls.contract.errors import UnsupportedHost, check_tensor
+from reference_impls.contract.errors import UnsupportedHost, check_tensor, warn_no_effect
+from reference_impls.contract.knobs import Switch
 from reference_impls.contract.technique import (
     Case,
     Cases,
@@ -37,6 +38,7 @@ class RowSharing(Technique):
 
     id = "row-sharing"
     execution = "real"
+    knobs: ClassVar = {"share": Switch(True, about="compute each distinct row once")}
 
     def settings(self) -> list[Setting]:
         return [Setting("off", {"share": False}, off=True), Setting("share", {"share": True}, adaptive=True)]
@@ -46,21 +48,26 @@ class RowSharing(Technique):
         rows, _ = distinct_rows(inputs)
         return Redundancy((len(inputs) - len(rows)) / max(len(inputs) - 1, 1), "repeated rows")
 
-    def apply(self, target: Any, *, share: bool = True) -> Handle:  # type: ignore[override]  # its knobs by name
+    def attach(self, target: Any, share: bool) -> Handle:
         if not isinstance(target, nn.Linear):
             raise UnsupportedHost(self.id, target, "an nn.Linear, which treats every row alike")
-        if not isinstance(share, bool):
-            raise TypeError(f"share must be True or False, got {share!r}")
+        if not share:
+            warn_no_effect(self.id, "share is off")
         trace: dict[str, int] = {}
-        dense = target.forward
+        dense, own = target.forward, vars(target).get("forward")
 
         def forward(x: Tensor) -> Tensor:
             rows, index = distinct_rows(x) if share else (x, slice(None))
             trace.update(rows=len(x), distinct=len(rows))
             return dense(rows)[index]
 
+        def undo() -> None:
+            del target.forward
+            if own is not None:  # another technique's
+                target.forward = own  # type: ignore[method-assign]
+
         target.forward = forward  # type: ignore[method-assign, assignment]
-        return Handle(target, undo=lambda: delattr(target, "forward"), trace=lambda: trace)
+        return Handle(target, undo=undo, trace=lambda: trace)
 
     def saving(self, target: nn.Linear, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         return int(trace["rows"] - trace["distinct"]) * target.in_features * target.out_features
@@ -84,6 +91,9 @@ class RowSharingCases(Cases):
         x = self.build("typical", seed, device).inputs
         by_hand = len({tuple(row) for row in x.tolist()})
         yield Expectation("distinct rows", torch.tensor(by_hand), torch.tensor(len(distinct_rows(x)[0])))
+        rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]], device=device)
+        yield Expectation("row of each", torch.tensor([0, 1, 0], device=device), distinct_rows(rows)[1])
+        yield Expectation("measure", torch.tensor(0.5), torch.tensor(RowSharing().measure(None, rows).value))
 
     def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         x = self.build("typical", seed, device).inputs
@@ -91,10 +101,8 @@ class RowSharingCases(Cases):
         yield Expectation("the rows put back", x, rows[index])
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        case = self.build("typical", 0, device)
-        x, nothing = case.inputs, torch.full((2, 5), torch.nan, device=device)
-        yes: Any = "yes"
+        x, nothing = self.build("typical", 0, device).inputs, torch.full((2, 5), torch.nan, device=device)
         yield Invalid("a vector", lambda: RowSharing().measure(None, x[0]), "shape")
         yield Invalid("integers", lambda: RowSharing().measure(None, x.long()), "floating point")
         yield Invalid("NaN", lambda: RowSharing().measure(None, nothing), "not finite")
-        yield Invalid("a wrong knob", lambda: RowSharing().apply(case.target, share=yes), "True or False")
+        yield Invalid("a layer without rows", lambda: RowSharing().apply(nn.ReLU()), "needs an nn.Linear")

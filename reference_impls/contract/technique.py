@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
+from reference_impls.contract.knobs import Knob, values
+
 Where = Mapping[str, float]
 """A measure part by part: the name of a layer, block or item -> its value."""
 
@@ -49,7 +51,7 @@ class Setting:
 class Handle:
     """An applied technique. Use it as a context manager, or call `undo()`.
 
-    `host` is what to use from now on: the same object when the technique changes a model in place, a smaller data set
+    `target` is what to use from now on: the same object when the technique changes a model in place, a smaller data set
     when it selects. `trace` tells what the last run decided, in the terms of the technique's `saving`.
     """
 
@@ -80,7 +82,7 @@ class Handle:
         self._reset()
 
     def undo(self) -> None:
-        """Restore the host as it was before `apply`; a second call does nothing."""
+        """Restore the target as it was before `apply`; a second call does nothing."""
         undo, self._undo = self._undo, None
         if undo is not None:
             undo()
@@ -101,6 +103,10 @@ class Technique(ABC):
     """`real` executes fewer MACs; `simulated` computes everything and masks the result."""
     stateful: ClassVar[bool] = False
     """State is carried from one input to the next."""
+    trains: ClassVar[bool] = False
+    """A model can be trained through the applied technique: gradients reach every parameter that they reach without."""
+    knobs: ClassVar[Mapping[str, Knob]] = {}
+    """Name of each knob of `apply` -> its declaration."""
     waivers: ClassVar[Mapping[str, str]] = {}
     """Name of a conformance check that cannot apply -> the reason, shown on the entry's page."""
 
@@ -110,11 +116,22 @@ class Technique(ABC):
 
     @abstractmethod
     def measure(self, target: Any, inputs: Any) -> Redundancy:
-        """How much of its redundancy the inputs hold, as this host sees them."""
+        """How much of its redundancy the inputs hold, as this target sees them."""
+
+    def apply(self, target: Any, /, **knobs: Any) -> Handle:
+        """Exploit it in `target`, a model or a data set. The knobs are those that the class declares.
+
+        Raises: TypeError or ValueError for a knob that is unknown or has a bad value; UnsupportedHost for a target that
+        the technique cannot work on.
+        """
+        return self.attach(target, **values(self.id, self.knobs, knobs))
 
     @abstractmethod
-    def apply(self, target: Any, **knobs: Any) -> Handle:
-        """Exploit it. Raises `UnsupportedHost` for a host it cannot work on, ValueError for a bad knob."""
+    def attach(self, target: Any, /, *args: Any, **knobs: Any) -> Handle:
+        """What `apply` does once the knobs are checked and complete: subclasses name theirs.
+
+        Raises: UnsupportedHost; TypeError or ValueError for knobs that do not fit one another or the target.
+        """
 
     @abstractmethod
     def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
@@ -139,18 +156,21 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Case:
-    """A small host and inputs on which the conformance checks examine a technique."""
+    """A small target and inputs on which the conformance checks examine a technique."""
 
     target: Any
     inputs: Any
     """Tensors, or a nested list, tuple or dict of tensors. For a stateful technique: the successive inputs."""
     run: Callable[[Any, Any], Tensor]
-    """`run(host, inputs)` computes the result that must survive. It takes the handle's host in the place of `host`."""
+    """`run(target, inputs)` computes the result that must survive; it is given the handle's target once applied.
+
+    It leaves gradients as they are: the checks switch them off and on.
+    """
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A quantity that the technique must conserve, before and after."""
+    """What a technique gives on a small case, and what it should give: by brute force, by hand, or before it ran."""
 
     name: str
     expected: Tensor
@@ -167,15 +187,17 @@ class Invalid:
 
 
 class Cases(ABC):
-    """What the conformance checks examine a technique on: small hosts and data built with exactly known redundancy."""
+    """What the checks examine a technique on: small targets and data built with exactly known redundancy."""
 
     @abstractmethod
     def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
-        """A fresh host with inputs. `redundant`: built of nothing but redundancy; `null`: built without any."""
+        """A fresh target with inputs. `redundant`: built of nothing but redundancy; `null`: built without any."""
 
     @abstractmethod
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
-        """What the technique selects on small cases (`after`), and the same by brute force (`before`)."""
+        """What the technique selects on small cases, against brute force, and two or more of them against values that
+        were worked out by hand or stand in the paper.
+        """
 
     @abstractmethod
     def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
@@ -183,7 +205,9 @@ class Cases(ABC):
 
     @abstractmethod
     def invalid(self, device: str) -> Iterable[Invalid]:
-        """Calls with bad shapes, dtypes, knobs, values that are not finite, and unsupported hosts."""
+        """Calls with bad shapes and dtypes, values that are not finite, unsupported targets, and knobs that do not fit
+        together. Each knob on its own is tried by the checks.
+        """
 
     def stream(self, frames: int, seed: int, device: str) -> Case:
         """For stateful techniques: a stream of `frames` inputs whose content changes throughout."""

@@ -26,13 +26,16 @@ class Substitution(Generic[M]):
     ) -> None:
         self.modules, self.cheap, self.chosen = modules, cheap, chosen
         self._runs: dict[str, tuple[torch.Size, int]] = {}
+        self._own = {name: vars(module).get("forward") for name, module in modules.items()}  # another technique's
         for name, module in modules.items():
             module.forward = lambda x, name=name, dense=module.forward: self._forward(name, dense, x)
 
     def undo(self) -> None:
-        """Give the modules back their own forward."""
-        for module in self.modules.values():
+        """Give the modules back the forward that they had."""
+        for name, module in self.modules.items():
             del module.forward
+            if self._own[name] is not None:
+                module.forward = self._own[name]
 
     def trace(self) -> dict[str, Any]:
         """Of the last run, `substituted`: of each module the shape of its input, and for how many data of the batch."""

@@ -1,0 +1,124 @@
+"""Knobs of a technique, declared on its class: what they mean, their default, and which values they take.
+
+The declarations are literals, so that the tools read them without importing the technique. `Technique.apply` refuses
+an unknown knob and a bad value before the technique sees it, and the conformance checks try `Knob.bad` on each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from reference_impls.contract.errors import check_range
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A value that a technique can be told."""
+
+    default: Any
+    _: KW_ONLY
+    about: str
+    """What it does, in a line."""
+    optional: bool = False
+    """None is allowed."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise TypeError or ValueError, naming the knob and what it takes, unless `value` is allowed."""
+        if value is not None or not self.optional:
+            self.check_value(name, value)
+
+    def check_value(self, name: str, value: Any) -> None:
+        """The same for a value that is given."""
+
+    def bad(self) -> list[Any]:
+        """Values that must be refused."""
+        return [] if self.optional else [None]
+
+
+@dataclass(frozen=True)
+class Given(Knob):
+    """Something that only the technique can check, such as a tensor or a table."""
+
+    def bad(self) -> list[Any]:
+        return []
+
+
+@dataclass(frozen=True)
+class Number(Knob):
+    """A finite number in [low, high]; in (low, high] if `low_open`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+
+    def check_value(self, name: str, value: Any) -> None:
+        check_range(name, value, self.low, self.high, low_open=self.low_open)
+
+    def bad(self) -> list[Any]:
+        ends = [self.low - 1] * math.isfinite(self.low) + [self.high + 1] * math.isfinite(self.high)
+        return [*super().bad(), *ends, *[self.low] * self.low_open, math.nan, "much", True]
+
+
+@dataclass(frozen=True)
+class Integer(Knob):
+    """An integer in [low, high]; where `listed`, also a list with one for each part."""
+
+    low: int | float = -math.inf
+    high: int | float = math.inf
+    listed: bool = False
+
+    def check_value(self, name: str, value: Any) -> None:
+        if self.listed and isinstance(value, Sequence) and not isinstance(value, str):
+            for one in value:
+                self.check(name, one)
+        else:
+            check_range(name, value, self.low, self.high, integer=True)
+
+    def bad(self) -> list[Any]:
+        ends = [int(self.low) - 1] * math.isfinite(self.low) + [int(self.high) + 1] * math.isfinite(self.high)
+        return [*super().bad(), *ends, 1.5, "much", True]
+
+
+@dataclass(frozen=True)
+class Choice(Knob):
+    """One of a few words."""
+
+    options: tuple[str, ...] = ()
+
+    def check_value(self, name: str, value: Any) -> None:
+        if value not in self.options:
+            close = difflib.get_close_matches(str(value), self.options, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{name} must be {' or '.join(map(repr, self.options))}, got {value!r}{hint}")
+
+    def bad(self) -> list[Any]:
+        return [*super().bad(), "no such option"]
+
+
+@dataclass(frozen=True)
+class Switch(Knob):
+    """On or off."""
+
+    def check_value(self, name: str, value: Any) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+
+    def bad(self) -> list[Any]:
+        return [*super().bad(), "yes", 1]
+
+
+def values(technique: str, knobs: Mapping[str, Knob], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values, and the defaults of the others. Raises TypeError for an unknown knob, and as `Knob.check`."""
+    for name in given:
+        if name not in knobs:
+            close = difflib.get_close_matches(name, knobs, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(knobs) or 'none'}"
+            raise TypeError(f"{technique} has no knob {name!r}; {hint}")
+    for name, knob in knobs.items():
+        if name in given:
+            knob.check(name, given[name])
+    return {name: given.get(name, knob.default) for name, knob in knobs.items()}
