@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 
 from tools import runner
-from tools.files import write_atomically
 from tools.knowledge.load import AXES
 from tools.knowledge.reader import read_yaml
 from tools.runner import Budget, Outcome
@@ -78,7 +77,8 @@ def run_all(
             if save and outcome.record is not None:
                 kind = device.partition(":")[0]
                 file = folder / technique / (f"{name}.json" if kind == "cpu" else f"{name}.{kind}.json")
-                write_atomically(file, outcome.record.to_json())
+                file.parent.mkdir(parents=True, exist_ok=True)
+                outcome.record.save(file)
             yield Result(technique, name, outcome, file)
 
 

@@ -1,6 +1,6 @@
 """Runs one experiment in a child process that can neither hang nor take down its caller.
 
-The child (`reference_impls.experiments.__main__`) imports the contribution; this process never does. A watchdog limits
+The child (`reference_impls.study.__main__`) imports the contribution; this process never does. A watchdog limits
 the wall-clock and the memory of the child's whole process tree, and ends all of it, whatever happens. The record that
 comes back is validated here again.
 """
@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import pydantic
@@ -41,7 +41,7 @@ SECONDS: dict[Budget, float] = {"smoke": 120, "full": 3600}
 MEMORY_GB = 8.0
 """Memory limit of the child and its children, in GiB; on a small machine, three quarters of its memory."""
 
-PROGRESS = "ATLAS-PROGRESS "  # as in reference_impls.experiments.__main__, whose import would bring in the experiments
+PROGRESS = "ATLAS-PROGRESS "  # as in reference_impls.study.__main__, whose import would bring in the experiments
 TOKEN = "ATLAS_RUN"  # environment variable that marks the processes of a run
 LOG_LINES, LINE_LENGTH = 60, 4000
 RECORD_MB = 32
@@ -85,12 +85,15 @@ def run(
     arguments = [technique, "--budget", budget, "--device", device, "--package", package]
     if scenario:
         arguments += ["--scenario", scenario]
-    outcome, text = _guarded(arguments, SECONDS[budget] if seconds is None else seconds, memory_gb, progress)
+    pictures: dict[str, Any] = {}
+    outcome, text = _guarded(arguments, SECONDS[budget] if seconds is None else seconds, memory_gb, progress, pictures)
     if text is None:
         return outcome
-    wanted = {"technique": technique, "budget": budget} | ({"scenario": scenario} if scenario else {})
+    wanted = {"owner": technique, "budget": budget} | ({"scenario": scenario} if scenario else {})
     try:
-        return replace(outcome, record=_record(text, wanted))
+        record = _record(text, wanted)
+        record.arrays.update(pictures)
+        return replace(outcome, record=record)
     except ValueError as error:
         return replace(outcome, error="invalid-record", message=f"the result record is not valid: {_problems(error)}")
 
@@ -107,9 +110,13 @@ def scenarios(
 
 
 def _guarded(
-    arguments: Sequence[str], limit_s: float, memory_gb: float, progress: Progress
+    arguments: Sequence[str],
+    limit_s: float,
+    memory_gb: float,
+    progress: Progress,
+    pictures: dict[str, Any] | None = None,
 ) -> tuple[Outcome, str | None]:
-    """Run the child; what it delivered, or None when the outcome holds an error."""
+    """Run the child; what it delivered, or None when the outcome holds an error. Its pictures go into `pictures`."""
     limit_bytes = int(min(memory_gb * 2**30, 0.75 * psutil.virtual_memory().total))
     with tempfile.TemporaryDirectory(prefix="atlas-run-", ignore_cleanup_errors=True) as folder:
         result = Path(folder) / "result.json"
@@ -117,7 +124,7 @@ def _guarded(
         token = uuid.uuid4().hex
         start = time.monotonic()
         child = subprocess.Popen(
-            [sys.executable, "-m", "reference_impls.experiments", *options],
+            [sys.executable, "-m", "reference_impls.study", *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -142,6 +149,11 @@ def _guarded(
             remedy = f"used more than {limit_bytes / 2**30:.1f} GiB of memory and was stopped"
             advice = "make it smaller, or allow more memory"
             return replace(about, error=stopped, message=f"{arguments[0]} {remedy}; {advice}"), None
+        if pictures is not None and result.with_suffix(".npz").exists():
+            import numpy as np
+
+            with np.load(result.with_suffix(".npz"), allow_pickle=False) as arrays:
+                pictures.update(arrays)
         return _delivered(about, result, child.returncode)
 
 

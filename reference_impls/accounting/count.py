@@ -321,7 +321,7 @@ def _accumulates(arg: dict[str, Any]) -> bool:
     return bool(arg.get("accumulate") or arg.get("reduce"))
 
 
-class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counting(TorchDispatchMode):
     def __init__(self, tally: Tally, running: list[str] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tally = tally
@@ -395,7 +395,7 @@ def _touched(operator: str, arg: dict[str, Any], x: Tensor) -> int:
         axes = index.ndim if mask else 1
         if index is not None:
             shape = (int(index.count_nonzero()),) if mask else index.shape
-            places = torch.broadcast_shapes(places, shape)  # type: ignore[no-untyped-call]
+            places = torch.broadcast_shapes(places, shape)
             indexed *= math.prod(x.shape[axis : axis + axes])
         axis += axes
     return math.prod(places) * (x.numel() // indexed) if indexed else 0

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -226,6 +227,8 @@ class Record(Model):
     extra: dict[str, Finite | Interval | str] = Field(default_factory=dict, examples=[{"fitted side": 64}])
     """Few single numbers that have no other place; no page needs them."""
 
+    _arrays: dict[str, Any] = PrivateAttr(default_factory=dict)
+
     @model_validator(mode="before")
     @classmethod
     def _is_of_this_version(cls, data: Any) -> Any:
@@ -248,6 +251,24 @@ class Record(Model):
     def owner(self) -> str:
         """Id of the entry, or of the benchmark where several techniques meet: the folder of the record."""
         return self.technique or self.benchmark or ""
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The pictures themselves, in a record that was just measured; a committed one has them in its `.npz`."""
+        return self._arrays
+
+    def save(self, file: Path) -> None:
+        """Write the record, and in front of it its pictures beside it; each file appears whole or not at all."""
+        pictures = file.with_suffix(".npz")
+        if self._arrays:
+            import numpy as np
+
+            part = pictures.with_name(f"{pictures.stem}.part.npz")
+            np.savez_compressed(part, **self._arrays)
+            part.replace(pictures)
+        part = file.with_name(f"{file.name}.part")
+        part.write_text(self.to_json(), encoding="utf-8")
+        part.replace(file)
 
     def to_json(self) -> str:
         """The record as indented JSON, a row of a table on one line; what is absent or empty is left out."""

@@ -128,5 +128,5 @@ def _elapsed(call: Callable[[], object]) -> float:
 
 
 def _synchronize() -> None:
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -8,6 +8,7 @@ from reference_impls.contract.errors import (
     warn_no_effect,
 )
 from reference_impls.contract.knobs import Choice, Given, Integer, Knob, Number, Switch
+from reference_impls.contract.random import generator
 from reference_impls.contract.technique import (
     Case,
     Cases,
@@ -39,6 +40,7 @@ __all__ = [
     "UnsupportedHost",
     "check_range",
     "check_tensor",
+    "generator",
     "tensors",
     "warn_no_effect",
 ]

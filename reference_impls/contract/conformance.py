@@ -397,7 +397,7 @@ def gradients_flow(technique: Technique, cases: Cases, device: str) -> None:
     def reached(target: nn.Module, result: Callable[[], Tensor]) -> set[str]:
         target.requires_grad_(True).zero_grad()
         with torch.enable_grad():
-            result().square().sum().backward()  # type: ignore[no-untyped-call]
+            result().square().sum().backward()
         gradients = {name: p.grad for name, p in target.named_parameters()}
         return {name for name, grad in gradients.items() if grad is not None and bool(grad.any())}
 

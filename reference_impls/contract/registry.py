@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
 
 from reference_impls.contract.technique import Technique
@@ -26,13 +27,17 @@ def ids() -> list[str]:
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__))
 
 
-def load_module(technique_id: str, package: str = PACKAGE) -> ModuleType:
-    """The module of a technique in `package`; LookupError with a suggestion if there is none."""
+def nearest(name: str, known: Sequence[str]) -> str:
+    """For the end of a message: the known name that is meant, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known) or 'none'}"
+
+
+def load_module(technique_id: str) -> ModuleType:
+    """The module of a technique; LookupError with a suggestion if there is none."""
     if technique_id not in ids():
-        close = difflib.get_close_matches(technique_id, ids(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(ids())}"
-        raise LookupError(f"no implementation is called {technique_id!r}{hint}")
-    return importlib.import_module(f"{package}.{module_name(technique_id)}")
+        raise LookupError(f"no implementation is called {technique_id!r}{nearest(technique_id, ids())}")
+    return importlib.import_module(f"{PACKAGE}.{module_name(technique_id)}")
 
 
 def load(technique_id: str) -> Technique:

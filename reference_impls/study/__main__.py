@@ -1,9 +1,9 @@
-"""One experiment in a process of its own: `python -m reference_impls.experiments ID --result FILE`.
+"""One experiment in a process of its own: `python -m reference_impls.study ID --result FILE`.
 
-`redundancy run` starts this as a child. On success it writes the result record as JSON to FILE and exits with 0; when
-the experiment fails it writes `{"error": kind, "message": text}` there and exits with 1. FILE appears whole or not at
-all. Standard output goes to standard error, where lines that start with `ATLAS-PROGRESS` tell
-how far the experiment is.
+`redundancy run` starts this as a child. On success it writes the result record as JSON to FILE, in front of it its
+pictures to the same name with `.npz`, and exits with 0; when the experiment fails it writes `{"error": kind, "message":
+text}` to FILE and exits with 1. FILE appears whole or not at all. Standard output goes to standard error, where lines
+that start with `ATLAS-PROGRESS` tell how far the experiment is.
 
 The network is refused, and memory is limited. This guards against mistakes, not against malice.
 """
@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import importlib
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reference_impls.accounting.record import Record
 
 PROGRESS = "ATLAS-PROGRESS "
 """Starts a line of progress on standard error; a JSON object with `label`, `done` and `total` follows."""
@@ -43,8 +45,8 @@ class ExperimentError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m reference_impls.experiments", description=__doc__)
-    parser.add_argument("technique", help="id of the technique")
+    parser = argparse.ArgumentParser(prog="python -m reference_impls.study", description=__doc__)
+    parser.add_argument("technique", help="id of the technique, or of a benchmark")
     parser.add_argument("--scenario", help="name of the scenario; the first one when left out")
     parser.add_argument("--list", action="store_true", help="write the scenarios, {name: title}, and run none")
     parser.add_argument("--budget", choices=("smoke", "full"), default="smoke")
@@ -59,41 +61,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _limit_memory(options.memory, options.device)
     _refuse_network()
     try:
-        text = _run(options)
+        result = _run(options)
+        if isinstance(result, dict):
+            _write(options.result, json.dumps(result))
+        else:
+            result.save(options.result)
     except BaseException as error:
         traceback.print_exc()
         kind, message = _explain(error)
         _write(options.result, json.dumps({"error": kind, "message": message}))
         return 1
-    _write(options.result, text)
     return 0
 
 
-def _run(options: argparse.Namespace) -> str:
+def _run(options: argparse.Namespace) -> Record | dict[str, str]:
     try:
         from reference_impls.accounting.record import Record
-        from reference_impls.contract.registry import module_name
-        from reference_impls.experiments import harness
+        from reference_impls.study import plan
 
-        module = importlib.import_module(f"{options.package}.{module_name(options.technique)}")
-        scenarios = {scenario.name: scenario for scenario in module.SCENARIOS}
+        found = {scenario.name: scenario for scenario in plan.experiment(options.technique, options.package).SCENARIOS}
     except Exception as error:
         raise ExperimentError(
             "import", f"the experiment of {options.technique!r} cannot be imported: {_name(error)}"
         ) from error
     if options.list:
-        return json.dumps({name: scenario.title for name, scenario in scenarios.items()})
-    name = options.scenario or next(iter(scenarios), None)
-    if name not in scenarios:
-        there = ", ".join(scenarios) or "none"
+        return {name: scenario.title for name, scenario in found.items()}
+    name = options.scenario or next(iter(found), None)
+    if name not in found:
+        there = ", ".join(found) or "none"
         raise ExperimentError("usage", f"{options.technique!r} has no scenario {name!r}; there are: {there}")
-    record = scenarios[name](harness.Context(budget=options.budget, device=options.device, progress=_report))
+    context = plan.Context(budget=options.budget, device=options.device, progress=_report)
+    record = found[name](options.technique, context)
     if not isinstance(record, Record):
         raise ExperimentError(
             "invalid-record",
-            f"the scenario {name!r} must return a record (`harness.record` builds one), got {type(record).__name__}",
+            f"the scenario {name!r} must return a record (`Study.record` makes one), got {type(record).__name__}",
         )
-    return record.to_json()
+    return record
 
 
 def _report(label: str, done: int, total: int) -> None:

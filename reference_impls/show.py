@@ -1,0 +1,154 @@
+"""Figures and words for notebooks, made from records: committed results, trade-off curves, bars, intervals.
+
+Colours are matplotlib's cycle, which the site replaces by those of its theme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+
+from reference_impls.accounting.record import Interval, Point, Record, Variant
+
+RESULTS = Path(__file__).parent / "results"
+GREYS = ("0.45", "0.6", "0.7", "0.8")
+COSTS: Mapping[str, Callable[[Variant], float]] = {
+    "MACs": lambda v: float(v.macs),
+    "milliseconds": lambda v: v.wall_ms.median,
+}
+
+
+def style() -> None:
+    """One thread, and the look of all notebooks; call it first."""
+    torch.set_num_threads(1)
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "legend.frameon": False})
+
+
+def committed(owner: str, scenario: str) -> Record:
+    """The committed record of a scenario. Raises FileNotFoundError that says which there are."""
+    file = RESULTS / owner / f"{scenario}.json"
+    if not file.exists():
+        there = ", ".join(sorted(f"{f.parent.name}/{f.stem}" for f in RESULTS.glob(f"{owner}/*.json")))
+        raise FileNotFoundError(f"there is no result {owner}/{scenario}; there are: {there or 'none of ' + owner}")
+    return Record.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+def pictures(record: Record) -> dict[str, np.ndarray[Any, Any]]:
+    """The pictures of a record: those just made, or those beside the committed one."""
+    if record.arrays or not record.pictures:
+        return record.arrays
+    with np.load(RESULTS / record.owner / f"{record.scenario}.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def interval(one: Interval | None, form: str = ".3f", scale: float = 1.0) -> str:
+    """A value with its interval in words, such as "1.63 (95 %: 1.61 to 1.66)"; `scale` multiplies it."""
+    if one is None:
+        return "not measured"
+    value = format(scale * one.value, form)
+    if one.low is None or one.high is None:
+        return value
+    return f"{value} (95 %: {scale * one.low:{form}} to {scale * one.high:{form}})"
+
+
+def select(points: Iterable[Point], **knobs: Any) -> list[Point]:
+    """The points with these knobs."""
+    return [p for p in points if all(p.knobs.get(name) == value for name, value in knobs.items())]
+
+
+def series(record: Record, technique: str | None = None) -> dict[str, Sequence[Point]]:
+    """The points of the technique (of each technique where several meet), then of the controls, by name."""
+    name = technique or record.owner.replace("-", " ")
+    mine = {p.technique or name: [q for q in record.points if q.technique == p.technique] for p in record.points}
+    return {**mine, **{control.name: control.points for control in record.controls}}
+
+
+def ends(values: Sequence[Interval]) -> np.ndarray[Any, Any]:
+    """Distances of the interval ends from the values, as matplotlib's error bars take them: (2, N)."""
+    return np.array([[v.value - (v.value if v.low is None else v.low) for v in values],
+                     [(v.value if v.high is None else v.high) - v.value for v in values]])  # fmt: skip
+
+
+def trade_off(
+    axis: Axes,
+    record: Record,
+    cost: str = "MACs",
+    *,
+    lines: Mapping[str, Sequence[Point]] | None = None,
+    relative: bool = True,
+) -> None:
+    """Quality against cost: a line for each series with its intervals, controls in grey, and the baseline.
+
+    cost: "MACs" or "milliseconds". lines: the series to draw, all by default. relative: as a share of the baseline's.
+    """
+    of = COSTS[cost]
+    whole = of(record.baseline) if relative else 1.0
+    controls = {control.name for control in record.controls}
+    greys, styles = iter(GREYS * 3), iter(("--", ":", "-.") * 4)
+    for name, points in (lines or series(record)).items():
+        ordered = sorted(points, key=of)
+        look: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.3, "label": name}
+        if name in controls:
+            look |= {"color": next(greys), "linestyle": next(styles)}
+        qualities = [p.quality for p in ordered]
+        axis.errorbar([of(p) / whole for p in ordered], [q.value for q in qualities], ends(qualities), **look)
+    base = record.baseline
+    axis.plot(of(base) / whole, base.quality.value, "D", color="black", markersize=5, label="baseline")
+    axis.set(xlabel=f"{cost}, share of the baseline's" if relative else f"{cost} per {record.unit}")
+    axis.set(ylabel=base.quality.metric)
+
+
+def trade_offs(record: Record, lines: Mapping[str, Sequence[Point]] | None = None) -> None:
+    """`trade_off` against MACs and against time, side by side, with one legend."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for axis, cost in zip(axes, COSTS, strict=True):
+        trade_off(axis, record, cost, lines=lines)
+    axes[1].set(ylabel="")
+    axes[1].legend(fontsize=8)
+    figure.suptitle(record.title, fontsize=10)
+    figure.tight_layout()
+    plt.show()
+
+
+def bars(axis: Axes, values: Mapping[str, Interval | float], *, label: str = "", form: str = ".3g") -> None:
+    """A horizontal bar for each name with its interval and its value, the first on top."""
+    given = [v if isinstance(v, Interval) else Interval(value=v) for v in values.values()]
+    places = np.arange(len(given))[::-1]
+    axis.barh(places, [v.value for v in given], xerr=ends(given), height=0.7, capsize=2)
+    for place, value in zip(places, given, strict=True):
+        axis.annotate(
+            f"{value.value:{form}}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
+        )
+    axis.set_yticks(places, list(values))
+    axis.set(xlabel=label)
+
+
+def gains(record: Record, over: str, form: str = "+.4f", scale: float = 1.0) -> None:
+    """Print what each point gains over a control or the baseline, paired by seed."""
+    for point in record.points:
+        if over in point.gain:
+            knobs = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                              for name, value in point.knobs.items())  # fmt: skip
+            print(f"{knobs}: {interval(point.gain[over], form, scale)} over {over}")
+
+
+def latency(record: Record) -> None:
+    """Print MACs and time of every point against the baseline's, with the speed-up of paired rounds."""
+    base = record.baseline
+    print(f"{record.unit}; baseline {base.macs / 1e6:,.1f} M MACs, {base.wall_ms.median:.4g} ms; {record.machine.cpu}")
+    for name, points in series(record).items():
+        for point in points:
+            knobs = ", ".join(f"{k} = {v}" for k, v in point.knobs.items())
+            faster = (
+                interval(point.speed_up, ".2f")
+                if point.speed_up
+                else f"{base.wall_ms.median / point.wall_ms.median:.2f}"
+            )
+            fewer = base.macs / point.macs if point.macs else float("inf")
+            print(f"  {name}, {knobs}: {fewer:.2f} x fewer MACs, {faster} x as fast")

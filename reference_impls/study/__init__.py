@@ -1,0 +1,45 @@
+"""The machinery of measuring: scenarios, plans for both budgets, training, variants, records, and the runner."""
+
+from reference_impls.study.intervals import over_items, over_seeds, paired
+from reference_impls.study.plan import Context, Plan, Scenario, contenders, experiment, run, scenarios
+from reference_impls.study.study import BASELINE, TECHNIQUE, Cost, Study, measured, pooled, table
+from reference_impls.study.training import (
+    Recipe,
+    accuracy,
+    cached,
+    fork_seed,
+    forward,
+    predict,
+    seeded,
+    train,
+    trained,
+)
+
+__all__ = [
+    "BASELINE",
+    "TECHNIQUE",
+    "Context",
+    "Cost",
+    "Plan",
+    "Recipe",
+    "Scenario",
+    "Study",
+    "accuracy",
+    "cached",
+    "contenders",
+    "experiment",
+    "fork_seed",
+    "forward",
+    "measured",
+    "over_items",
+    "over_seeds",
+    "paired",
+    "pooled",
+    "predict",
+    "run",
+    "scenarios",
+    "seeded",
+    "table",
+    "train",
+    "trained",
+]

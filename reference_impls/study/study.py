@@ -1,0 +1,337 @@
+"""A study: the variants of a scenario, counted and timed together, and the record that comes of it.
+
+A variant is named by its series (the baseline, the technique, a control) and its knobs: no label is made, nor parsed.
+Variants are added with what they deliver, once for each seed or at once, then measured in one interleaved run:
+
+    for seed in study.plan.seeds:
+        model = train(seed)
+        study.add(BASELINE, call=forward(model, batch), units=len(batch), score=accuracy(model, x, y))
+        for r in study.plan.rs:
+            merged = attached(model, r)
+            study.add(TECHNIQUE, {"r": r}, forward(merged, batch), units=len(batch), score=accuracy(merged, x, y))
+    study.measure()
+    return study.record(data="...", unit="one image", knobs=("r",), metric="accuracy", redundancy=...)
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from reference_impls.accounting.count import count
+from reference_impls.accounting.record import Control, Interval, Measured, Point, Quality, Record, Table, WallTime
+from reference_impls.accounting.record import Variant as VariantRecord
+from reference_impls.accounting.timing import repeat, speed_up, wall_time
+from reference_impls.contract import Redundancy
+from reference_impls.study import intervals
+from reference_impls.study.machine import machine, versions
+from reference_impls.study.plan import Context, Plan, Scenario
+
+P = TypeVar("P", bound=Plan)
+Knobs = Mapping[str, bool | int | float | str]
+BASELINE, TECHNIQUE = "baseline", "technique"
+"""Series that every record has. Any other series is a control, or in a benchmark the technique whose id it is."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one unit of work cost: counted once, timed interleaved with the other variants."""
+
+    macs: int
+    bytes: int
+    uncounted: tuple[str, ...]
+    samples: tuple[float, ...]
+    """Milliseconds of each round; round i of all variants was measured together."""
+
+    @property
+    def wall_ms(self) -> WallTime:
+        """Median and percentiles of the rounds."""
+        return wall_time(self.samples)
+
+    def speed_up_over(self, other: Cost) -> Interval | None:
+        """How many times faster than `other`, from paired rounds; None if the rounds do not pair.
+
+        Where a cost pools several networks of the same rounds, each of them is paired.
+        """
+        times, rest = divmod(len(self.samples), len(other.samples))
+        if rest:
+            return None
+        ratio = speed_up(other.samples * times, self.samples)
+        return Interval(value=ratio.ratio, low=ratio.low, high=ratio.high, n=len(self.samples))
+
+    def plus(self, macs: int) -> Cost:
+        """With MACs that the counter cannot see, such as those of a library outside torch, added."""
+        return Cost(self.macs + macs, self.bytes, self.uncounted, self.samples)
+
+
+def pooled(costs: Sequence[Cost]) -> Cost:
+    """One cost of several networks, such as those that the seeds found: means of counts, and all rounds."""
+    return Cost(
+        macs=round(float(np.mean([cost.macs for cost in costs]))),
+        bytes=round(float(np.mean([cost.bytes for cost in costs]))),
+        uncounted=tuple(sorted({name for cost in costs for name in cost.uncounted})),
+        samples=tuple(sample for cost in costs for sample in cost.samples),
+    )
+
+
+@dataclass
+class Variant:
+    """One configuration of a study."""
+
+    series: str
+    knobs: dict[str, Any]
+    call: Callable[[], object] | None = None
+    units: int = 1
+    """Units of work that one call does."""
+    scores: list[float] = field(default_factory=list)
+    """What it delivers, seed by seed."""
+    quality: Interval | None = None
+    """What it delivers, where that is no mean over seeds."""
+    samples: int | None = None
+    redundancy: float | None = None
+    cost: Cost | None = None
+
+
+class Study(Generic[P]):
+    """The variants of one scenario in one budget.
+
+    plan: the scenario's sizes in this budget. owner: id of the technique, or of the benchmark where several meet.
+    """
+
+    def __init__(self, owner: str, scenario: Scenario, context: Context) -> None:
+        self.owner, self.scenario, self.context = owner, scenario, context
+        self.plan: P = scenario.plan(context.budget)  # type: ignore[assignment]  # the scenario's own subclass
+        self._variants: dict[tuple[str, tuple[tuple[str, Any], ...]], Variant] = {}
+
+    @property
+    def device(self) -> str:
+        """Torch device to measure on."""
+        return self.context.device
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Tell how far the study is."""
+        self.context.progress(label, done, total)
+
+    def add(
+        self,
+        series: str,
+        knobs: Knobs | None = None,
+        call: Callable[[], object] | None = None,
+        *,
+        units: int = 1,
+        score: float | Sequence[float] | None = None,
+        quality: Interval | None = None,
+        samples: int | None = None,
+        redundancy: float | None = None,
+        cost: Cost | None = None,
+    ) -> None:
+        """Add a variant, or to the variant of the same series and knobs: scores gather, everything else is replaced.
+
+        Args:
+            series: `BASELINE`, `TECHNIQUE`, or the name of a control.
+            call: does the work of `units` units; counted and timed by `measure`.
+            score: what it delivers for the next seed, or for several.
+            quality: what it delivers with its interval, where it is not a mean over seeds.
+            samples, redundancy: as in the record.
+            cost: what it costs, where that was measured elsewhere (`cost`, `pooled`).
+        """
+        knobs = dict(knobs or {})
+        variant = self._variants.setdefault((series, tuple(sorted(knobs.items()))), Variant(series, knobs))
+        if score is not None:
+            variant.scores += [score] if isinstance(score, (int, float)) else [float(s) for s in score]
+        given: dict[str, Any] = {"quality": quality, "samples": samples, "redundancy": redundancy, "cost": cost}
+        if call is not None:
+            given |= {"call": call, "units": units}
+        for name, value in given.items():
+            if value is not None:
+                setattr(variant, name, value)
+
+    def variant(self, series: str, **knobs: Any) -> Variant:
+        """The variant of a series with these knobs. Raises LookupError that says which there are."""
+        key = (series, tuple(sorted(knobs.items())))
+        if key not in self._variants:
+            there = "; ".join(f"{s} {dict(k)}" if k else s for s, k in self._variants)
+            raise LookupError(f"the study has no variant {series!r} with {knobs}; there are: {there or 'none'}")
+        return self._variants[key]
+
+    def series(self, name: str) -> list[Variant]:
+        """The variants of a series, in the order in which they were added."""
+        return [v for (series, _), v in self._variants.items() if series == name]
+
+    def measure(self, repetitions: int | None = None) -> None:
+        """Count and time every variant that has a call and no cost yet, all of them in the same interleaved rounds.
+
+        Figures are per unit of work. `repetitions`: rounds, in the place of the plan's.
+        """
+        waiting = {str(n): v for n, v in enumerate(self._variants.values()) if v.call and v.cost is None}
+        calls = {label: v.call for label, v in waiting.items() if v.call}
+        costs = measure_calls(
+            calls,
+            units={label: v.units for label, v in waiting.items()},
+            repetitions=self.plan.repetitions if repetitions is None else repetitions,
+            threads=self.context.threads,
+        )
+        for label, variant in waiting.items():
+            variant.cost = costs[label]
+
+    def cost(self, series: str, **knobs: Any) -> Cost:
+        """What a variant cost. Raises LookupError before it was measured."""
+        variant = self.variant(series, **knobs)
+        if variant.cost is None:
+            raise LookupError(f"the variant {series!r} with {knobs} was not measured: call `measure` first")
+        return variant.cost
+
+    def record(
+        self,
+        *,
+        data: str,
+        unit: str,
+        knobs: Sequence[str],
+        metric: str,
+        redundancy: Measured,
+        model: str | None = None,
+        controls: Mapping[str, str] | None = None,
+        higher_is_better: bool = True,
+        notes: Sequence[str] = (),
+        tables: Mapping[str, Table] | None = None,
+        extra: Mapping[str, float | Interval | str] | None = None,
+        pictures: Mapping[str, Any] | None = None,
+    ) -> Record:
+        """The record of everything that was added and measured, with paired speed-ups and gains.
+
+        Args:
+            knobs: names of the knobs that the sweep moves, the main one first.
+            metric, higher_is_better: what the scores are.
+            controls: series -> what differs from the technique's own points.
+            pictures: name -> array, saved beside the record.
+        Raises: ValueError for a series that is neither the technique's nor a control that is said here.
+        """
+        controls = dict(controls or {})
+        joint = self.scenario.benchmark == self.owner
+        rest = {v.series for v in self._variants.values()} - {BASELINE, *controls}
+        if unsaid := rest - {TECHNIQUE} if not joint else set():
+            raise ValueError(f"say in `controls` what these series are: {', '.join(sorted(unsaid))}")
+
+        def fields(variant: Variant) -> dict[str, Any]:
+            return self._fields(variant, metric, higher_is_better, list(controls))
+
+        points = [
+            Point(**fields(v), knobs=v.knobs, technique=v.series if joint else None)
+            for v in self._variants.values()
+            if v.series in rest
+        ]
+        record = Record(
+            technique=None if joint else self.owner,
+            benchmark=self.scenario.benchmark,
+            scenario=self.scenario.name,
+            title=self.scenario.title,
+            budget=self.context.budget,
+            data=data,
+            model=model,
+            unit=unit,
+            knobs=tuple(knobs),
+            baseline=VariantRecord(**fields(self._baseline)),
+            points=tuple(points),
+            controls=tuple(
+                Control(
+                    name=name, about=about, points=tuple(Point(**fields(v), knobs=v.knobs) for v in self.series(name))
+                )
+                for name, about in controls.items()
+            ),
+            redundancy=redundancy,
+            tables=dict(tables or {}),
+            pictures=tuple(pictures or ()),
+            seeds=self.plan.seeds,
+            device=self.device,
+            machine=machine(self.device, self.context.threads),
+            versions=versions(),
+            command=(
+                f"redundancy run {self.owner} --scenario {self.scenario.name} --budget {self.context.budget} "
+                f"--device {self.device}"
+            ),
+            date=datetime.date.today().isoformat(),
+            notes=tuple(notes),
+            extra=dict(extra or {}),
+        )
+        record.arrays.update({name: np.asarray(x, dtype=np.float32) for name, x in (pictures or {}).items()})
+        return record
+
+    @property
+    def _baseline(self) -> Variant:
+        (variant,) = self.series(BASELINE)
+        return variant
+
+    def _fields(self, variant: Variant, metric: str, higher_is_better: bool, controls: Sequence[str]) -> dict[str, Any]:
+        base = self._baseline
+        if variant.cost is None or base.cost is None:
+            raise ValueError(f"{variant.series} {variant.knobs} was not measured: call `measure`, or give its cost")
+        if variant.quality is None and not variant.scores:
+            raise ValueError(f"{variant.series} {variant.knobs} has neither a score nor a quality")
+        found = variant.quality or intervals.over_seeds(variant.scores)
+        return {
+            "macs": variant.cost.macs,
+            "bytes": variant.cost.bytes,
+            "uncounted": variant.cost.uncounted,
+            "wall_ms": variant.cost.wall_ms,
+            "speed_up": None if variant is base else variant.cost.speed_up_over(base.cost),
+            "quality": Quality(**dict(found), metric=metric, higher_is_better=higher_is_better),
+            "gain": self._gains(variant, controls),
+            "samples": variant.samples,
+            "redundancy": variant.redundancy,
+        }
+
+    def _gains(self, variant: Variant, controls: Sequence[str]) -> dict[str, Interval]:
+        """Paired by seed: over the baseline, and of the technique's points over each control with the same knobs."""
+        others = {} if variant.series == BASELINE else {BASELINE: self._baseline}
+        if variant.series not in (BASELINE, *controls):
+            knobs = tuple(sorted(variant.knobs.items()))
+            others |= {name: self._variants[name, knobs] for name in controls if (name, knobs) in self._variants}
+        return {
+            name: intervals.paired(variant.scores, other.scores)
+            for name, other in others.items()
+            if len(variant.scores) == len(other.scores) > 1
+        }
+
+
+def measure_calls(
+    calls: Mapping[str, Callable[[], object]], *, units: Mapping[str, int], repetitions: int, threads: int = 1
+) -> dict[str, Cost]:
+    """Count every call once, and time all of them in interleaved rounds; all figures are per unit of work."""
+    if not calls:
+        return {}
+    tallies = {}
+    for label, call in calls.items():
+        with count() as tally:
+            call()
+        tallies[label] = tally
+    times = repeat(calls, repetitions=repetitions, threads=threads)
+    return {
+        label: Cost(
+            macs=round(tally.macs / units[label]),
+            bytes=round(tally.bytes / units[label]),
+            uncounted=tuple(sorted(tally.uncounted)),
+            samples=tuple(sample / units[label] for sample in times[label]),
+        )
+        for label, tally in tallies.items()
+    }
+
+
+def measured(
+    found: Sequence[Redundancy],
+    null: Mapping[str, float] | None = None,
+    *,
+    interval: Callable[[Sequence[float]], Interval] = intervals.over_seeds,
+) -> Measured:
+    """Redundancy measured once for each seed, or with `intervals.over_items` for each data item, and its nulls."""
+    mean = intervals.share(interval([one.value for one in found]))
+    where = {name: float(np.mean([one.where[name] for one in found])) for name in found[0].where}
+    return Measured(**dict(mean), measure=found[0].measure, where=where, null=dict(null or {}))
+
+
+def table(about: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table of a record: `columns` are its names, a cell is a number, a word, an `Interval` or None."""
+    return Table(about=about, columns=tuple(columns), rows=tuple(tuple(row) for row in rows))

@@ -1,0 +1,139 @@
+"""Training with every choice written down: seeds, recipes, trained networks from the cache, and how right they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reference_impls.data import assets
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@contextmanager
+def fork_seed(seed: int) -> Iterator[None]:
+    """Seed torch, NumPy and `random` inside the block; the global generators continue afterwards as if untouched."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 libraries draw from the global one
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+
+
+def seeded(seed: int, build: Callable[[], M]) -> M:
+    """What `build` makes, its random choices following from the seed."""
+    with fork_seed(seed):
+        return build()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained."""
+
+    epochs: int
+    lr: float = 1e-3
+    batch_size: int = 128
+    weight_decay: float = 0.05
+
+
+def train(
+    model: M,
+    x: Tensor,
+    y: Tensor,
+    recipe: Recipe,
+    *,
+    seed: int,
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> M:
+    """Train in place with AdamW, a linear warm-up and a cosine schedule; returns the model in eval mode.
+
+    x: (N, ...) inputs; y: (N,) targets. `loss(outputs, targets)` may take the outputs of several exits. Every random
+    choice follows from `seed`, so a second call with an equal model gives equal weights.
+    """
+    order = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    steps = recipe.epochs * -(-len(x) // recipe.batch_size)
+    schedule = None
+    if steps > 2:  # fewer leave no room for a schedule
+        warm_up = max(0.1, 2 / steps)  # one step of warm-up at least: OneCycleLR divides by its length
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, max_lr=recipe.lr, total_steps=steps, pct_start=warm_up
+        )
+    model.train()
+    with fork_seed(seed):
+        for epoch in range(recipe.epochs):
+            for batch in torch.randperm(len(x), generator=order).split(recipe.batch_size):
+                inputs = x[batch] if augment is None else augment(x[batch], order)
+                optimiser.zero_grad(set_to_none=True)
+                loss(model(inputs), y[batch]).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimiser.step()
+                if schedule is not None:
+                    schedule.step()
+            progress(epoch + 1, recipe.epochs)
+    return model.eval()
+
+
+def trained(name: str, spec: Mapping[str, Any], build: Callable[[], M], fit: Callable[[M], nn.Module]) -> M:
+    """A trained model, from the cache if the same `spec` was trained before.
+
+    `spec` holds every choice that the weights follow from (architecture, data, recipe, seed); together with the torch
+    version it names the checkpoint.
+    """
+    model = build()
+    model.load_state_dict(cached(name, spec, lambda: fit(build()).state_dict(), folder="checkpoints"))
+    return model.eval()
+
+
+def cached(name: str, spec: Mapping[str, Any], compute: Callable[[], Any], folder: str = "computed") -> Any:
+    """What `compute` returns, a tensor or a mapping of tensors; from the cache if the same `spec` was computed before.
+
+    `spec` holds every choice that the result follows from; together with the torch version it names the file.
+    """
+    text = json.dumps([name, spec, torch.__version__], sort_keys=True, default=_plain)
+    key = hashlib.sha256(text.encode()).hexdigest()
+    file = assets.cache_folder() / folder / f"{name}-{key[:16]}.pt"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        torch.save(compute(), part)
+        part.replace(file)
+    return torch.load(file, weights_only=True)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else str(value)
+
+
+@torch.no_grad()
+def predict(model: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256) -> Tensor:
+    """Outputs of `model` on x: (N, ...), batch by batch, without gradients."""
+    return torch.cat([model(part) for part in x.split(batch_size)])
+
+
+def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+    """Share of x: (N, ...) whose class y: (N,) a classifier in eval mode gets right."""
+    return (predict(model, x).argmax(1) == y).double().mean().item()
+
+
+def forward(model: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
+    """A call of the model on the inputs, without gradients: what is counted and timed."""
+    return torch.no_grad()(lambda: model(*inputs))
