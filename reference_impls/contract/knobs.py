@@ -59,7 +59,7 @@ class Number(Knob):
         check_range(name, value, self.low, self.high, low_open=self.low_open)
 
     def bad(self) -> list[Any]:
-        ends = [self.low - 1] * math.isfinite(self.low) + [self.high + 1] * math.isfinite(self.high)
+        ends = [end for end in (self.low - 1, self.high + 1) if math.isfinite(end)]
         return [*super().bad(), *ends, *[self.low] * self.low_open, math.nan, "much", True]
 
 
@@ -79,7 +79,7 @@ class Integer(Knob):
             check_range(name, value, self.low, self.high, integer=True)
 
     def bad(self) -> list[Any]:
-        ends = [int(self.low) - 1] * math.isfinite(self.low) + [int(self.high) + 1] * math.isfinite(self.high)
+        ends = [int(end) for end in (self.low - 1, self.high + 1) if math.isfinite(end)]
         return [*super().bad(), *ends, 1.5, "much", True]
 
 

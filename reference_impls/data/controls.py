@@ -1,6 +1,8 @@
 """Images without the redundancy of natural ones, made from them: what experiments compare with.
 
 - `white_noise` keeps the mean and the variance of each image and channel. Its pixels are independent.
+- `uniform_noise` has independent pixels too, all values in [0, 1] alike.
+- `shuffled_pixels` keeps every pixel of an image and no place.
 - `phase_scrambled` keeps the whole power spectrum, so every correlation between neighbouring pixels, and moves the
   phases, so no edges, objects or flat regions are left. What differs from it is due to structure, not to smoothness.
 """
@@ -10,14 +12,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reference_impls.contract import check_tensor
+from reference_impls.contract import check_tensor, generator
 
 
 def white_noise(images: Tensor, seed: int = 0) -> Tensor:
     """Independent normal pixels with the mean and the variance of each channel: (B, C, H, W) -> (B, C, H, W)."""
     check_tensor("images", images, "B C H W")
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)).to(images)
+    noise = torch.randn(images.shape, generator=generator(seed)).to(images)
     return images.mean((2, 3), keepdim=True) + images.std((2, 3), keepdim=True, correction=0) * noise
+
+
+def uniform_noise(images: Tensor, seed: int = 0) -> Tensor:
+    """Independent pixels, uniform in [0, 1], of the shape of the images."""
+    return torch.rand(images.shape, generator=generator(seed)).to(images)
+
+
+def shuffled_pixels(images: Tensor, seed: int = 0) -> Tensor:
+    """The pixels of each image in another order, the same for all images and channels: (B, C, H, W)."""
+    check_tensor("images", images, "B C H W")
+    order = torch.randperm(images[0, 0].numel(), generator=generator(seed)).to(images.device)
+    return images.flatten(2)[..., order].view_as(images)
 
 
 def phase_scrambled(images: Tensor, seed: int = 0) -> Tensor:
@@ -27,7 +41,7 @@ def phase_scrambled(images: Tensor, seed: int = 0) -> Tensor:
     """
     check_tensor("images", images, "B C H W")
     shape = (len(images), 1, *images.shape[2:])
-    noise = torch.fft.fft2(torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(images))
+    noise = torch.fft.fft2(torch.randn(shape, generator=generator(seed)).to(images))
     turn = noise / noise.abs()  # of a real image, so the product is the spectrum of a real image again
     turn[..., 0, 0] = 1  # the mean stays
     return torch.fft.ifft2(torch.fft.fft2(images) * turn).real

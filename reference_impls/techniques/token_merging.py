@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,11 @@ from torch import Tensor, nn
 
 from reference_impls.contract import (
     Handle,
+    Integer,
+    Number,
     Redundancy,
     Setting,
+    Switch,
     Technique,
     UnsupportedHost,
     check_range,
@@ -212,10 +215,24 @@ class Merging:
 
 
 class TokenMerging(Technique):
-    """ToMe on vision transformers. Knobs: `r`, `threshold` and `proportional`, see `apply`."""
+    """ToMe on vision transformers."""
 
     id = "token-merging"
     execution = "real"
+    trains = True
+    knobs: ClassVar = {
+        "r": Integer(
+            8,
+            low=0,
+            optional=True,
+            listed=True,
+            about="tokens merged per block, or a list with a number for each block; None: as many as `threshold` lets",
+        ),
+        "threshold": Number(
+            None, low=-1, high=1, optional=True, about="merge only pairs whose keys have at least this cosine"
+        ),
+        "proportional": Switch(True, about="add log s to the attention logits, so that a token weighs as its patches"),
+    }
 
     def settings(self) -> list[Setting]:
         return [
@@ -254,35 +271,20 @@ class TokenMerging(Technique):
         where |= {f"raw {name}": spatial_similarity(key).mean().item() for name, key in keys.items()}
         return Redundancy(value=value, measure="mean best-match cosine of centred keys", where=where)
 
-    def apply(
-        self,
-        target: nn.Module,
-        *,
-        r: int | Sequence[int] | None = 8,
-        threshold: float | None = None,
-        proportional: bool = True,
+    def attach(
+        self, target: nn.Module, r: int | Sequence[int] | None, threshold: float | None, proportional: bool
     ) -> Handle:
-        """Merge tokens in every block of `host`.
+        """Merge tokens in every block. The handle's trace holds the tokens of each block and the group of each token.
 
-        r: tokens merged per block, a list with a number for each block, or None for as many as `threshold` lets (at
-        most half). threshold: merge only pairs whose keys have at least this cosine. proportional: add log s to the
-        attention logits. The handle's trace holds the tokens of each block and the group of each token.
-
-        Raises: UnsupportedHost for a model without transformer blocks; TypeError or ValueError for a bad knob.
+        Raises: UnsupportedHost for a model without transformer blocks; ValueError for a list of another length than the
+        blocks, or neither `r` nor `threshold`.
         """
         blocks = _blocks(target)
         schedule = list(r) if isinstance(r, Sequence) else [r] * len(blocks)
         if len(schedule) != len(blocks):
             raise ValueError(f"r must hold a number for each of the {len(blocks)} blocks, got {len(schedule)}")
-        for number in schedule:
-            if number is not None:
-                check_range("r", number, 0, integer=True)
         if threshold is None and None in schedule:
             raise ValueError("r=None merges as many tokens as threshold lets, so it needs a threshold")
-        if threshold is not None:
-            check_range("threshold", threshold, -1, 1)
-        if not isinstance(proportional, bool):
-            raise TypeError(f"proportional must be True or False, got {proportional!r}")
         if not any(number is None or number > 0 for number in schedule):
             warn_no_effect(self.id, "r is 0 in every block")
 

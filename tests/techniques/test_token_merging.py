@@ -1,6 +1,9 @@
-"""Token merging beyond the checks: the algorithm's own properties, and the hosts it runs on."""
+"""Token merging beyond the checks: the algorithm's own properties, and the models that it runs on."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
 
 import pytest
 import torch
@@ -8,21 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_impls.accounting.count import count
-from reference_impls.contract import NoEffectWarning, UnsupportedHost
-from reference_impls.experiments.token_merging import (
-    CASES,
-    PATCHES,
+from reference_impls.benchmarks.token_reduction import (
     RANDOM_DROPPING,
     RANDOM_MERGING,
-    TINY_VIT,
     attached,
-    brute_force_groups,
     chance_match,
-    small_vit,
     tokens_left,
 )
+from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, UnsupportedHost, generator
 from reference_impls.hosts import transformer_blocks
+from reference_impls.models.vit import VisionTransformer, small_vit
 from reference_impls.redundancy.spatial_similarity import best_match, spatial_similarity
+from reference_impls.study import forward, seeded
 from reference_impls.techniques.token_merging import (
     Match,
     Merging,
@@ -35,16 +35,121 @@ from reference_impls.techniques.token_merging import (
 )
 
 TOME = TokenMerging()
+DIM, HEADS, PATCHES = 32, 2, 16
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cases: tiny ViTs whose patches are random, all equal, or mutually orthogonal to the keys
+
+
+def tiny_vit(seed: int) -> VisionTransformer:
+    """Three blocks on images of 16 patches of 4 x 4 pixels."""
+    size = {"image_size": 16, "patch_size": 4, "in_channels": 1, "num_classes": 10}
+    return seeded(seed, lambda: small_vit(**size, dim=DIM, depth=3, num_heads=HEADS, mlp_ratio=2.0))
+
+
+def orthogonal_vit(seed: int) -> VisionTransformer:
+    """A tiny ViT in which the keys of 16 one-hot patches are mutually orthogonal (slightly opposed) in every block.
+
+    Patch i has its one lit pixel at place i, embedding and keys copy the pixels, positions are zero, and all branches
+    but the last block's add nothing, so the tokens reach every block as they are.
+    """
+    model = tiny_vit(seed)
+    with torch.no_grad():
+        model.pos_embed.zero_()
+        model.patch_embed.proj.weight.copy_(torch.eye(DIM, PATCHES).view_as(model.patch_embed.proj.weight))
+        model.patch_embed.proj.bias.zero_()
+        for block in model.blocks:
+            block.attn.qkv.weight[DIM : 2 * DIM] = torch.eye(DIM // HEADS, DIM).repeat(HEADS, 1)
+        for block in model.blocks[:-1]:
+            block.attn.proj.weight.zero_()
+            block.mlp.fc2.weight.zero_()
+    return model
+
+
+class TokenMergingCases(Cases):
+    """Tiny ViTs on images of 16 patches: random, of equal patches without positions, or of one-hot patches."""
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        model = orthogonal_vit(seed) if kind == "null" else tiny_vit(seed)
+        patches = torch.rand(3, PATCHES, PATCHES, generator=generator(seed))  # (B, N, pixels of a patch)
+        if kind == "redundant":
+            patches = patches[:, :1].expand(-1, PATCHES, -1)
+            nn.init.zeros_(model.pos_embed)
+        elif kind == "null":
+            patches = torch.eye(PATCHES).expand(3, -1, -1)
+        x = patches.unflatten(2, (1, 4, 4)).unflatten(1, (4, 4))  # (B, 4, 4, 1, 4, 4)
+        x = x.permute(0, 3, 1, 4, 2, 5).reshape(3, 1, 16, 16)
+        return Case(model.to(device), x.to(device), run=lambda model, x: model(x))
+
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        draws = generator(seed)
+        for tokens, prefix, r in ((5, 0, 2), (8, 1, 3), (9, 1, 4), (12, 2, 1), (7, 1, 100)):
+            metric = torch.randn(2, tokens, 6, generator=draws).to(device)
+            match = bipartite_soft_matching(metric, r, prefix=prefix)
+            groups = torch.tensor([brute_force_groups(m.tolist(), r, prefix) for m in metric], device=device)
+            yield Expectation(f"groups of {tokens} tokens at r={r}", groups, match.group)
+        x = torch.eye(6, device=device).unsqueeze(0)
+        x[0, 2], x[0, 4] = x[0, 3], x[0, 1] + 0.5 * x[0, 3]  # 2 equals 3, 4 is nearest to 1
+        for r, by_hand in ((1, [[0, 1, 2, 2, 3, 4]]), (2, [[0, 1, 2, 2, 1, 3]])):
+            groups = torch.tensor(by_hand, device=device)
+            yield Expectation(f"the most similar pairs at r={r}", groups, bipartite_soft_matching(x, r).group)
+
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        draws = generator(seed)
+        x = torch.randn(2, 11, 4, generator=draws, dtype=torch.float64).to(device)
+        size = torch.randint(1, 9, (2, 11), generator=draws).to(x)
+        match = bipartite_soft_matching(x, 4, prefix=1)
+        merged, merged_size = merge(x, size, match)
+        yield Expectation("patches", size.sum(1), merged_size.sum(1))
+        yield Expectation("weighted sum", (x * size[..., None]).sum(1), (merged * merged_size[..., None]).sum(1))
+        yield Expectation("class token", x[:, 0], merged[:, 0])
+        twins = x[:, [0, 1, 1, 2, 2, 3, 3]]
+        match = bipartite_soft_matching(twins, 3, prefix=1)
+        merged_twins, _ = merge(twins, torch.ones_like(twins[..., 0]), match)
+        yield Expectation("merged twins", twins, unmerge(merged_twins, match))
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        case = self.build("typical", 0, device)
+        bad = case.inputs.clone()
+        bad[0, 0, 0, 0] = torch.nan
+        keys = torch.randn(2, 9, 4, device=device)
+
+        def run_on_nan() -> None:
+            with TOME.apply(case.target, r=2) as handle:
+                run(handle.target, bad)
+
+        yield Invalid("keys of rank 2", lambda: bipartite_soft_matching(keys[0], 2), "metric must have shape (B, N, C)")
+        yield Invalid("integer keys", lambda: bipartite_soft_matching(keys.long(), 2), "floating point")
+        yield Invalid("inputs with NaN", run_on_nan, "not finite")
+        yield Invalid("too short a schedule", lambda: TOME.apply(case.target, r=[1, 2]), "each of the 3 blocks")
+        yield Invalid("neither r nor threshold", lambda: TOME.apply(case.target, r=None), "needs a threshold")
+        yield Invalid("a convolution", lambda: TOME.apply(nn.Conv2d(1, 1, 1), r=2), "needs a transformer")
+
+
+def brute_force_groups(metric: list[list[float]], r: int, prefix: int) -> list[int]:
+    """Bipartite soft matching of one datum by plain loops: for each token, the index of its group after the merge."""
+
+    def cosine(u: list[float], v: list[float]) -> float:
+        dot, norms = sum(map(float.__mul__, u, v)), [sum(map(float.__mul__, w, w)) ** 0.5 for w in (u, v)]
+        return dot / (norms[0] * norms[1])
+
+    a, b = range(prefix, len(metric), 2), range(prefix + 1, len(metric), 2)
+    edges = [max((cosine(metric[i], metric[j]), i, j) for j in b) for i in a]
+    into = {i: j for _, i, j in sorted(edges, reverse=True)[: min(r, len(b))]}
+    kept = [i for i in range(len(metric)) if i not in into]
+    return [kept.index(into.get(i, i)) for i in range(len(metric))]
+
+
+CASES = TokenMergingCases()
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def draws() -> torch.Generator:
+    return generator(0)
 
 
 def run(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x)
+    return forward(model, x)()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -53,8 +158,8 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("prefix", [0, 1, 2, 3])
 @pytest.mark.parametrize("tokens", [4, 5, 8, 9, 17])
-def test_matching_agrees_with_brute_force(generator: torch.Generator, tokens: int, prefix: int) -> None:
-    metric = torch.randn(3, tokens, 5, generator=generator)
+def test_matching_agrees_with_brute_force(draws: torch.Generator, tokens: int, prefix: int) -> None:
+    metric = torch.randn(3, tokens, 5, generator=draws)
     for r in range(1, tokens + 1):
         match = bipartite_soft_matching(metric, r, prefix=prefix)
         if tokens - prefix < 2:
@@ -63,8 +168,8 @@ def test_matching_agrees_with_brute_force(generator: torch.Generator, tokens: in
             assert match.group.tolist() == [brute_force_groups(m.tolist(), r, prefix) for m in metric]
 
 
-def test_every_token_is_in_exactly_one_group_and_kept_tokens_keep_their_order(generator: torch.Generator) -> None:
-    match = bipartite_soft_matching(torch.randn(4, 21, 6, generator=generator), 7, prefix=1)
+def test_every_token_is_in_exactly_one_group_and_kept_tokens_keep_their_order(draws: torch.Generator) -> None:
+    match = bipartite_soft_matching(torch.randn(4, 21, 6, generator=draws), 7, prefix=1)
     assert match.kept.shape == (4, 14)
     assert match.source.shape == (4, 7)
     for kept, source, group in zip(match.kept, match.source, match.group, strict=True):
@@ -76,15 +181,8 @@ def test_every_token_is_in_exactly_one_group_and_kept_tokens_keep_their_order(ge
         assert (group == 0).sum() == 1
 
 
-def test_merged_pairs_are_the_most_similar_ones() -> None:
-    x = torch.eye(6).unsqueeze(0)
-    x[0, 2], x[0, 4] = x[0, 3], x[0, 1] + 0.5 * x[0, 3]  # 2 equals 3, 4 is nearest to 1
-    assert bipartite_soft_matching(x, 1).group.tolist() == [[0, 1, 2, 2, 3, 4]]
-    assert bipartite_soft_matching(x, 2).group.tolist() == [[0, 1, 2, 2, 1, 3]]
-
-
-def test_r_is_capped_at_half_of_the_free_tokens(generator: torch.Generator) -> None:
-    metric = torch.randn(2, 10, 4, generator=generator)
+def test_r_is_capped_at_half_of_the_free_tokens(draws: torch.Generator) -> None:
+    metric = torch.randn(2, 10, 4, generator=draws)
     assert bipartite_soft_matching(metric, 100).kept.shape == (2, 5)
     assert bipartite_soft_matching(metric, 100, prefix=1).kept.shape == (2, 6)
     assert bipartite_soft_matching(metric, 0) is None
@@ -106,9 +204,9 @@ def test_threshold_merges_what_the_datum_with_the_fewest_similar_pairs_allows() 
 # Merging
 
 
-def test_merge_is_the_size_weighted_mean_and_conserves_sum_and_size(generator: torch.Generator) -> None:
-    x = torch.randn(3, 15, 8, generator=generator, dtype=torch.float64)
-    size = torch.randint(1, 6, (3, 15), generator=generator).double()
+def test_merge_is_the_size_weighted_mean_and_conserves_sum_and_size(draws: torch.Generator) -> None:
+    x = torch.randn(3, 15, 8, generator=draws, dtype=torch.float64)
+    size = torch.randint(1, 6, (3, 15), generator=draws).double()
     match = bipartite_soft_matching(x, 6, prefix=1)
     merged, merged_size = merge(x, size, match)
     member = F.one_hot(match.group, 9).double()  # (B, N, groups)
@@ -117,8 +215,8 @@ def test_merge_is_the_size_weighted_mean_and_conserves_sum_and_size(generator: t
     torch.testing.assert_close(merged, sums / merged_size[..., None], rtol=1e-12, atol=1e-12)
 
 
-def test_tokens_that_take_no_part_stay_equal_bit_for_bit(generator: torch.Generator) -> None:
-    x = torch.randn(2, 13, 4, generator=generator)
+def test_tokens_that_take_no_part_stay_equal_bit_for_bit(draws: torch.Generator) -> None:
+    x = torch.randn(2, 13, 4, generator=draws)
     size = torch.full((2, 13), 3.0)
     match = bipartite_soft_matching(x, 3, prefix=1)
     merged, merged_size = merge(x, size, match)
@@ -128,8 +226,8 @@ def test_tokens_that_take_no_part_stay_equal_bit_for_bit(generator: torch.Genera
     assert torch.equal(merged[alone], rows(x, match.kept)[alone])
 
 
-def test_exact_duplicates_merge_and_unmerge_without_loss(generator: torch.Generator) -> None:
-    x = torch.randn(2, 5, 7, generator=generator)[:, [0, 1, 1, 2, 2, 3, 3, 1, 1]]
+def test_exact_duplicates_merge_and_unmerge_without_loss(draws: torch.Generator) -> None:
+    x = torch.randn(2, 5, 7, generator=draws)[:, [0, 1, 1, 2, 2, 3, 3, 1, 1]]
     match = bipartite_soft_matching(x, 4, prefix=1)
     merged, size = merge(x, torch.ones(2, 9), match)
     assert merged.shape == (2, 5, 7)
@@ -137,10 +235,10 @@ def test_exact_duplicates_merge_and_unmerge_without_loss(generator: torch.Genera
     assert torch.equal(unmerge(merged, match), x)
 
 
-def test_proportional_attention_equals_attention_over_the_duplicates(generator: torch.Generator) -> None:
-    model = small_vit(TINY_VIT, 0).double()
+def test_proportional_attention_equals_attention_over_the_duplicates(draws: torch.Generator) -> None:
+    model = tiny_vit(0).double()
     block = transformer_blocks(model)[1]
-    few = torch.randn(1, 4, 32, generator=generator, dtype=torch.float64)
+    few = torch.randn(1, 4, 32, generator=draws, dtype=torch.float64)
     sizes = torch.tensor([[1, 5, 2, 3]])
     many = few[:, torch.repeat_interleave(torch.arange(4), sizes[0])]
     with torch.no_grad():
@@ -165,16 +263,6 @@ def test_equal_patches_merge_without_changing_the_result_only_with_proportional_
         assert handle.trace["tokens"] == ((17, 9), (9, 5), (5, 3))
     with TOME.apply(target, r=8, proportional=False):
         assert (run(target, x) - plain).abs().max() > 1e-6
-
-
-def test_r_zero_is_equal_bit_for_bit_and_warns() -> None:
-    case = CASES.build("typical", 0, "cpu")
-    plain = run(case.target, case.inputs)
-    with pytest.warns(NoEffectWarning, match="r is 0"):
-        handle = TOME.apply(case.target, r=0)
-    assert torch.equal(run(case.target, case.inputs), plain)
-    assert "group" not in handle.trace
-    handle.undo()
 
 
 def test_dissimilar_tokens_are_left_alone_bit_for_bit() -> None:
@@ -211,28 +299,6 @@ def test_tokens_come_back_for_dense_outputs() -> None:
             assert torch.equal(same, same[:1].expand_as(same))
 
 
-def test_two_handles_nest() -> None:
-    case = CASES.build("typical", 0, "cpu")
-    plain = run(case.target, case.inputs)
-    first = TOME.apply(case.target, r=2)
-    once = run(case.target, case.inputs)
-    second = TOME.apply(case.target, r=5)
-    second.undo()
-    assert torch.equal(run(case.target, case.inputs), once)
-    first.undo()
-    assert torch.equal(run(case.target, case.inputs), plain)
-
-
-def test_gradients_flow_through_merged_tokens() -> None:
-    case = CASES.build("typical", 0, "cpu")
-    case.target.train()
-    with TOME.apply(case.target, r=4):
-        case.target(case.inputs).sum().backward()
-    weight = case.target.patch_embed.proj.weight
-    assert weight.grad is not None
-    assert bool((weight.grad != 0).any())
-
-
 def test_the_macs_of_vit_small_fall_by_the_closed_form() -> None:
     """The published shape, ViT-S/16 at r=13, without running it: the sum of the terms in the docstring of `saving`."""
     from reference_impls.models.vit import vit_small_patch16_224
@@ -267,9 +333,9 @@ def test_controls_lose_as_many_tokens(control) -> None:
     assert merged.macs - matching == by_chance.macs
 
 
-def test_chance_pairs_are_pairs_of_a_and_b(generator: torch.Generator) -> None:
-    block = transformer_blocks(small_vit(TINY_VIT, 0))[0]
-    match = chance_match(generator)(torch.zeros(5, 17, 4), 6, block)
+def test_chance_pairs_are_pairs_of_a_and_b(draws: torch.Generator) -> None:
+    block = transformer_blocks(tiny_vit(0))[0]
+    match = chance_match(draws)(torch.zeros(5, 17, 4), 6, block)
     assert bool((match.source % 2 == 1).all())
     assert match.kept.shape == (5, 11)
     assert bool((match.kept.gather(1, match.target) % 2 == 0).all())
@@ -279,8 +345,8 @@ def test_chance_pairs_are_pairs_of_a_and_b(generator: torch.Generator) -> None:
 # The measure
 
 
-def test_best_match_agrees_with_brute_force(generator: torch.Generator) -> None:
-    x = torch.randn(2, 6, 4, generator=generator)
+def test_best_match_agrees_with_brute_force(draws: torch.Generator) -> None:
+    x = torch.randn(2, 6, 4, generator=draws)
     best = best_match(x)
     for b in range(2):
         for i in range(6):
@@ -288,8 +354,8 @@ def test_best_match_agrees_with_brute_force(generator: torch.Generator) -> None:
             assert best[b, i] == pytest.approx(max(others).item(), abs=1e-6)
 
 
-def test_the_measure_at_its_ends(generator: torch.Generator) -> None:
-    same = torch.randn(1, 1, 5, generator=generator).expand(1, 7, 5)
+def test_the_measure_at_its_ends(draws: torch.Generator) -> None:
+    same = torch.randn(1, 1, 5, generator=draws).expand(1, 7, 5)
     orthogonal = torch.eye(5)[None]
     apart = torch.stack([torch.ones(5), -torch.ones(5)])[None]
     for centred in (False, True):
@@ -301,8 +367,8 @@ def test_the_measure_at_its_ends(generator: torch.Generator) -> None:
     assert spatial_similarity(torch.ones(2, 1, 4)).tolist() == [0, 0]
 
 
-def test_centring_removes_a_common_mean(generator: torch.Generator) -> None:
-    x = torch.randn(4, 64, 32, generator=generator) + 10
+def test_centring_removes_a_common_mean(draws: torch.Generator) -> None:
+    x = torch.randn(4, 64, 32, generator=draws) + 10
     assert spatial_similarity(x).min() > 0.98
     assert spatial_similarity(x, centred=True).max() < 0.6
 
@@ -340,9 +406,9 @@ def first_output(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["vit", "vit classifier", "deit", "dinov2", "dinov2 swiglu", "dinov2 with registers"])
-def test_hugging_face_hosts(kind: str, generator: torch.Generator) -> None:
+def test_hugging_face_hosts(kind: str, draws: torch.Generator) -> None:
     model, prefix = hugging_face(kind)
-    x = torch.randn(2, 3, 24, 24, generator=generator)
+    x = torch.randn(2, 3, 24, 24, generator=draws)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     plain = first_output(model, x)
     with pytest.warns(NoEffectWarning), TOME.apply(model, r=0):
@@ -366,19 +432,19 @@ def test_hugging_face_hosts(kind: str, generator: torch.Generator) -> None:
 
 
 def test_a_mask_is_refused_rather_than_ignored() -> None:
-    block = transformer_blocks(small_vit(TINY_VIT, 0))[0]
+    block = transformer_blocks(tiny_vit(0))[0]
     block.replace(lambda x: x)
     with pytest.raises(NotImplementedError, match="block 0"):
         block.module(torch.zeros(1, 3, 32), torch.ones(3, 3))
 
 
-@pytest.mark.parametrize("host", [nn.Linear(2, 2), nn.TransformerEncoderLayer(8, 2), nn.Sequential(), object(), None])
+@pytest.mark.parametrize("target", [nn.Linear(2, 2), nn.TransformerEncoderLayer(8, 2), nn.Sequential(), object(), None])
 def test_other_hosts_are_refused_with_what_is_needed(target: object) -> None:
     with pytest.raises(UnsupportedHost, match="needs a transformer whose blocks are pre-norm"):
         TOME.apply(target, r=2)
 
 
-def test_merging_takes_other_matchers(generator: torch.Generator) -> None:
+def test_merging_takes_other_matchers(draws: torch.Generator) -> None:
     """The seam that the controls and later techniques use: a matcher of one's own."""
     case = CASES.build("typical", 0, "cpu")
     blocks = transformer_blocks(case.target)
