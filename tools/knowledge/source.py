@@ -15,6 +15,7 @@ from tools.knowledge.findings import Finding, finding
 from tools.knowledge.reader import read_text
 
 TECHNIQUES: Final = "reference_impls/techniques"
+MAKERS: Final = frozenset({"Scenario", "task"})
 EXPERIMENTS: Final = "reference_impls/experiments"
 
 
@@ -205,18 +206,19 @@ def _definitions(module: _Module) -> dict[str, Definition]:
 
 
 def scenarios(text: str, tree: ast.Module) -> set[str]:
-    """Names of the scenarios that an experiments module defines: first argument or `name=` of every `Scenario(...)`.
+    """Names of the scenarios that an experiments module defines: first argument or `name=` of each `Scenario(...)` and
+    of each `task(...)` of a benchmark.
 
     Functions are searched only if some are not found outside of them.
     """
     outside = [n for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
-    calls = _calls(outside, "Scenario")
-    if len(calls) < text.count("Scenario("):
-        calls = _calls(tree.body, "Scenario")
+    calls = _calls(outside)
+    if len(calls) < sum(text.count(f"{maker}(") for maker in MAKERS):
+        calls = _calls(tree.body)
     values = [v for c in calls for v in [k.value for k in c.keywords if k.arg == "name"] or c.args[:1]]
     return {v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)}
 
 
-def _calls(statements: Sequence[ast.stmt], name: str) -> list[ast.Call]:
+def _calls(statements: Sequence[ast.stmt]) -> list[ast.Call]:
     calls = (node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Call))
-    return [c for c in calls if name in (getattr(c.func, "id", None), getattr(c.func, "attr", None))]
+    return [c for c in calls if {getattr(c.func, "id", None), getattr(c.func, "attr", None)} & MAKERS]
