@@ -67,8 +67,7 @@ class TokenAttention(nn.Module):
         q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
         size = self.size if x.shape[1] == math.prod(self.size) else (math.isqrt(x.shape[1]),) * 2
         scores = q @ k.transpose(2, 3) * self.key_dim**-0.5 + self.bias(size)
-        y: Tensor = self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
-        return y
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
 @closed_form.register

@@ -23,8 +23,7 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.bn(self.conv(x))
-        return y
+        return self.bn(self.conv(x))
 
 
 @closed_form.register
@@ -72,7 +71,7 @@ class InvertedResidual(nn.Module):
         self.project = conv(hidden, out, act=None)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.project(self.depthwise(self.expand(x)))
+        y = self.project(self.depthwise(self.expand(x)))
         return x + y if self.residual else y
 
 
@@ -91,8 +90,7 @@ class Stem(nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act(self.conv2(self.act(self.conv1(x))))
-        return y
+        return self.act(self.conv2(self.act(self.conv1(x))))
 
 
 @closed_form.register
@@ -108,8 +106,7 @@ class Downsample(nn.Module):
         self.conv = ConvNorm(channels, out, 3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x)
-        return y
+        return self.conv(x)
 
 
 @closed_form.register

@@ -19,8 +19,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(self.act(self.fc1(x)))
-        return y
+        return self.fc2(self.act(self.fc1(x)))
 
 
 @closed_form.register
@@ -46,8 +45,7 @@ class FeedForward(nn.Module):
         x = self.act(self.fc1(x))
         if self.mid is not None:
             x = self.act(self.mid(x))
-        y: Tensor = self.fc2(x)
-        return y
+        return self.fc2(x)
 
 
 @closed_form.register

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,17 +28,16 @@ def _(pooling: Pooling, shape: Shape) -> Footprint:
 
 
 class Head(nn.Module):
-    """`norm`, the mean over positions, and a linear classifier: (B, N, C) or (B, C, H, W) -> (B, classes)."""
+    """Normalisation, the mean over positions, and a linear classifier: (B, N, C) or (B, C, H, W) -> (B, classes)."""
 
-    def __init__(self, norm: nn.Module, channels: int, classes: int) -> None:
+    def __init__(self, norm: Callable[[int], nn.Module], channels: int, classes: int) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm = norm(channels)
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        y: Tensor = self.linear(x.mean(1) if x.ndim == 3 else x.mean((2, 3)))
-        return y
+        return self.linear(x.mean(1) if x.ndim == 3 else x.mean((2, 3)))
 
 
 @closed_form.register

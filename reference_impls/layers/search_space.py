@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reference_impls.accounting.closed_form import Footprint, Shape, closed_form
 from reference_impls.accounting.latency import LatencyTable
 from reference_impls.contract import check_range
-from reference_impls.layers.conv import ConvNorm, Stem
+from reference_impls.layers.conv import ConvNorm, Downsample, Stem
 from reference_impls.layers.layout import Size
 
 STAGES = 4
@@ -47,6 +47,8 @@ class SearchSpace(ABC):
         match part:
             case ("stem", int(width)):
                 return partial(self._stem, width), (self.in_channels, self.size, self.size)
+            case ("down", int(stage), int(before), int(width)):
+                return partial(Downsample, before, width), (before, *self.map_size(stage - 1))
         raise ValueError(f"there is no part {part!r}")
 
     @abstractmethod

@@ -173,7 +173,7 @@ class EfficientFormerV2(TwoHeads):
             bn, head = network.norm, network.head
             with torch.no_grad():
                 scale = bn.weight / (bn.running_var + bn.eps).sqrt()
-                head.bias += (head.weight * (bn.bias - bn.running_mean * scale)).sum(1)
+                head.bias.add_((head.weight * (bn.bias - bn.running_mean * scale)).sum(1))
                 head.weight *= scale
             network.norm = nn.Identity()
         return network

@@ -9,7 +9,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,8 @@ class TwoHeads(nn.Module):
 
     def forward_head(self, pooled: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C) -> logits, or while training with distillation the pair (head, distillation head)."""
-        logits = self.head(pooled)
+        assert self.head is not None
+        logits: Tensor = self.head(pooled)
         if self.head_dist is None:
             return logits
         taught = self.head_dist(pooled)
@@ -273,6 +274,8 @@ class ResolutionTechnique(Technique):
     form in which it is deployed and the number of pixels that it sees. What the design exploits, the likeness of
     neighbours, is what decides how few these may be.
     """
+
+    network: ClassVar[type[TwoHeads]]
 
     def settings(self) -> list[Setting]:
         return [

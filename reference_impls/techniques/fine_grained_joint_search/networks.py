@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from torch.func import functional_call
 
 from reference_impls.accounting.closed_form import Footprint, Shape
 from reference_impls.contract import check_tensor
-from reference_impls.layers.conv import Downsample
 from reference_impls.layers.mlp import FeedForward
 from reference_impls.layers.pooling import Head
 from reference_impls.layers.residual import MapBlock
@@ -26,6 +25,8 @@ from reference_impls.layers.search_space import STAGES, Part, SearchSpace
 from reference_impls.techniques.attention_downsampling import DualPathDownsample
 from reference_impls.techniques.latency_driven_slimming.search import SearchData
 from reference_impls.techniques.stride_attention import MapAttention
+
+T = TypeVar("T")
 
 ATTENTION_STRIDE = {2: 2, 3: 1}
 """Stages whose blocks may attend, and the stride of their attention."""
@@ -81,7 +82,7 @@ class Subnet:
         return " | ".join(rows)
 
 
-def _replaced(values: tuple, index: int, value: object) -> tuple:
+def _replaced(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
     return (*values[:index], value, *values[index + 1 :])
 
 
@@ -152,21 +153,19 @@ class Space(SearchSpace):
     def describe(self, part: Part) -> tuple[Callable[[], nn.Module], Shape]:
         """See `SearchSpace`; all parts work on feature maps."""
         match part:
-            case ("down", int(stage), int(before), int(width)):
-                size = self.map_size(stage - 1)
-                attention = (size, self.heads, self.key_dim // 2, self.ratio)
-                last = stage == STAGES - 1
-                build = partial(DualPathDownsample if last else Downsample, before, width, *(attention if last else ()))
-                return build, (before, *size)
+            case ("down", 3, int(before), int(width)):
+                size = self.map_size(2)
+                attention = (self.heads, self.key_dim // 2, self.ratio)
+                return partial(DualPathDownsample, before, width, size, *attention), (before, *size)
             case ("attention", int(stage), int(width)):
                 size = self.map_size(stage)
-                shape = (size, self.heads, self.key_dim, self.ratio, ATTENTION_STRIDE[stage])
-                return partial(MapAttention, width, *shape), (width, *size)
+                attention = (self.heads, self.key_dim, self.ratio)
+                build = partial(MapAttention, width, size, *attention, ATTENTION_STRIDE[stage])
+                return build, (width, *size)
             case ("ffn", int(stage), int(width), int(ratio)):
                 return partial(FeedForward, width, ratio * width, local=True), (width, *self.map_size(stage))
             case ("head", int(width)):
-                shape = (width, *self.map_size(STAGES - 1))
-                return lambda: Head(nn.BatchNorm2d(width), width, self.classes), shape
+                return partial(Head, nn.BatchNorm2d, width, self.classes), (width, *self.map_size(STAGES - 1))
         return super().describe(part)
 
     def cost(self, part: Part) -> Footprint:
@@ -194,7 +193,7 @@ class Network(nn.Module):
         widths = subnet.widths
         self.stem = space.build(("stem", widths[0]))
         self.downs = nn.ModuleList(space.build(("down", j, widths[j - 1], widths[j])) for j in range(1, STAGES))
-        self.stages = nn.ModuleList(nn.ModuleList(nn.Identity() for _ in row) for row in subnet.ratios)
+        self.stages: Any = nn.ModuleList(nn.ModuleList(nn.Identity() for _ in row) for row in subnet.ratios)
         for j, i, ratio, attends in subnet.blocks():
             mixer = space.build(("attention", j, widths[j])) if attends else None
             mlp = space.build(("ffn", j, widths[j], ratio))

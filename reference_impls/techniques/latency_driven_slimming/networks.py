@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reference_impls.accounting.closed_form import Shape
 from reference_impls.contract import check_range, check_tensor
 from reference_impls.layers.attention import TokenAttention
-from reference_impls.layers.conv import ConvNorm, Downsample
+from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.layout import as_map, as_tokens
 from reference_impls.layers.mlp import FeedForward
 from reference_impls.layers.pooling import Head, Pooling
@@ -115,14 +115,12 @@ class Space(SearchSpace):
     def describe(self, part: Part) -> tuple[Callable[[], nn.Module], Shape]:
         """See `SearchSpace`; attention takes tokens, all others feature maps."""
         match part:
-            case ("down", int(stage), int(before), int(width)):
-                return partial(Downsample, before, width), (before, *self.map_size(stage - 1))
             case ("4d", int(stage), int(width)):
                 return partial(self._map_block, width), (width, *self.map_size(stage))
             case ("3d", int(stage), int(width)):
                 return partial(self._token_block, stage, width), (self.tokens(stage), width)
             case ("head", int(width)):
-                return lambda: Head(nn.LayerNorm(width), width, self.classes), (self.tokens(STAGES - 1), width)
+                return partial(Head, nn.LayerNorm, width, self.classes), (self.tokens(STAGES - 1), width)
         return super().describe(part)
 
     def _map_block(self, width: int) -> MapBlock:
@@ -243,7 +241,7 @@ class Supernet(nn.Module):
         widths = space.widths
         self.stem = space.build(("stem", widths[0]))
         self.downs = nn.ModuleList(space.build(("down", j, widths[j - 1], widths[j])) for j in range(1, STAGES))
-        self.stages = nn.ModuleList(
+        self.stages: Any = nn.ModuleList(
             nn.ModuleList(
                 MetaPath({kind: space.build((kind, j, widths[j])) for kind in kinds_at(j)}, space.map_size(j))
                 for _ in range(depth)
