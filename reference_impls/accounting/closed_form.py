@@ -57,20 +57,23 @@ def own_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False))
 
 
-@closed_form.register
-def _(module: nn.Sequential, shape: Shape) -> Footprint:
-    return chained(shape, *module)
+def composed(kind: type[nn.Module], *names: str) -> None:
+    """Register the form of a part that runs its modules of these names one after the other, some of them perhaps None.
+
+    What neither multiplies nor changes a shape (an activation, an addition, a scale by another module) is left out.
+    """
+    closed_form.register(kind, lambda part, shape: chained(shape, *(getattr(part, name) for name in names)))
 
 
-@closed_form.register(nn.BatchNorm2d)
-@closed_form.register(nn.LayerNorm)
-@closed_form.register(nn.GELU)
-@closed_form.register(nn.ReLU)
-@closed_form.register(nn.ReLU6)
-@closed_form.register(nn.Dropout)
-@closed_form.register(nn.Identity)
-def _(module: nn.Module, shape: Shape) -> Footprint:
-    return Footprint(own_parameters(module), 0, shape)
+def pointwise(*kinds: type[nn.Module]) -> None:
+    """Register the form of modules without matrix products that keep the shape of what they are given."""
+    for kind in kinds:
+        closed_form.register(kind, lambda module, shape: Footprint(own_parameters(module), 0, shape))
+
+
+closed_form.register(nn.Sequential, lambda modules, shape: chained(shape, *modules))
+closed_form.register(nn.Flatten, lambda _, shape: Footprint(0, 0, (math.prod(shape),)))
+pointwise(nn.BatchNorm2d, nn.LayerNorm, nn.GELU, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity)
 
 
 @closed_form.register
@@ -110,11 +113,6 @@ def _(pad: nn.ZeroPad2d, shape: Shape) -> Footprint:
 def _(pool: nn.AdaptiveAvgPool2d, shape: Shape) -> Footprint:
     sides = pool.output_size if isinstance(pool.output_size, tuple) else (pool.output_size, pool.output_size)
     return Footprint(0, 0, (shape[0], *(n if side is None else side for n, side in zip(shape[1:], sides, strict=True))))
-
-
-@closed_form.register
-def _(flatten: nn.Flatten, shape: Shape) -> Footprint:
-    return Footprint(0, 0, (math.prod(shape),))
 
 
 def _check(layer: nn.Module, shape: Shape, fits: bool) -> None:

@@ -56,10 +56,9 @@ from reference_impls.hosts.substitution import Substitution, modules_of
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.conv import Downsample
 from reference_impls.layers.layout import Flatten, Size, as_map
-from reference_impls.layers.mlp import FeedForward
 from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.layers.pooling import Pooling, neighbourhood_mean
-from reference_impls.layers.residual import MapBlock, TokenBlock
+from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.redundancy.over_resolution import kept_detail
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity

@@ -39,8 +39,7 @@ from reference_impls.experiments.harness import (
     trained,
 )
 from reference_impls.layers.layout import Size
-from reference_impls.layers.mlp import FeedForward
-from reference_impls.layers.residual import MapBlock
+from reference_impls.layers.residual import FeedForward, MapBlock
 from reference_impls.layers.weights import copy_sharing_weights, randomise_parameters
 from reference_impls.techniques.stride_attention import MapAttention, cell_means, coarsen_bias
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
+from reference_impls.accounting.closed_form import composed
 
 Activation = type[nn.Module] | None
 
@@ -24,11 +24,6 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x))
-
-
-@closed_form.register
-def _(part: ConvNorm, shape: Shape) -> Footprint:
-    return chained(shape, part.conv, part.bn)
 
 
 def conv_norm_act(
@@ -75,11 +70,6 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-@closed_form.register
-def _(part: InvertedResidual, shape: Shape) -> Footprint:
-    return chained(shape, part.expand, part.depthwise, part.project)
-
-
 class Stem(nn.Module):
     """Two 3x3 convolutions of stride 2, each with an activation: (B, 3, H, W) -> (B, C, H / 4, W / 4)."""
 
@@ -93,11 +83,6 @@ class Stem(nn.Module):
         return self.act(self.conv2(self.act(self.conv1(x))))
 
 
-@closed_form.register
-def _(stem: Stem, shape: Shape) -> Footprint:
-    return chained(shape, stem.conv1, stem.conv2)
-
-
 class Downsample(nn.Module):
     """A 3x3 convolution of stride 2: (B, C, H, W) -> (B, C', H / 2, W / 2)."""
 
@@ -109,6 +94,7 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
-@closed_form.register
-def _(part: Downsample, shape: Shape) -> Footprint:
-    return chained(shape, part.conv)
+composed(ConvNorm, "conv", "bn")
+composed(InvertedResidual, "expand", "depthwise", "project")
+composed(Stem, "conv1", "conv2")
+composed(Downsample, "conv")

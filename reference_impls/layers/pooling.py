@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference_impls.accounting.closed_form import Footprint, Shape, closed_form
+from reference_impls.accounting.closed_form import Footprint, Shape, closed_form, pointwise
 
 
 class Pooling(nn.Module):
@@ -22,9 +22,7 @@ def neighbourhood_mean(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
-@closed_form.register
-def _(pooling: Pooling, shape: Shape) -> Footprint:
-    return Footprint(shape=shape)
+pointwise(Pooling)
 
 
 class Head(nn.Module):

@@ -1,12 +1,12 @@
-"""Residual blocks: a mixer, then a part on each position alone, each on a branch that is scaled and may be dropped."""
+"""Residual blocks and their parts: a mixer, then two layers on each position alone, both scaled and perhaps dropped."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form, own_parameters
-from reference_impls.layers.mlp import Mlp
+from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form, composed, pointwise
+from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.weights import initialise_small
 
 
@@ -38,10 +38,38 @@ class DropPath(nn.Module):
         return x * (keep / (1 - self.rate) if self.rate < 1 else keep)
 
 
-@closed_form.register(LayerScale)
-@closed_form.register(DropPath)
-def _(part: nn.Module, shape: Shape) -> Footprint:
-    return Footprint(own_parameters(part), 0, shape)
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class FeedForward(nn.Module):
+    """1x1 convolutions on a feature map; with `local`, a depthwise 3x3 in between mixes neighbours.
+
+    (B, C, H, W) -> (B, C, H, W). `local` is the unified feed-forward part of EfficientFormerV2.
+    """
+
+    def __init__(self, channels: int, hidden: int, *, local: bool = False) -> None:
+        super().__init__()
+        self.fc1 = ConvNorm(channels, hidden)
+        self.mid = ConvNorm(hidden, hidden, 3, groups=hidden) if local else None
+        self.fc2 = ConvNorm(hidden, channels)
+        self.act = nn.GELU()
+        initialise_small(self.fc1.conv, self.fc2.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.fc1(x))
+        if self.mid is not None:
+            x = self.act(self.mid(x))
+        return self.fc2(x)
 
 
 class MapBlock(nn.Module):
@@ -92,8 +120,12 @@ class TokenBlock(nn.Module):
         return chained(shape, self.norm1, self.token_mixer, self.ls1), chained(shape, self.norm2, self.mlp, self.ls2)
 
 
-@closed_form.register(MapBlock)
-@closed_form.register(TokenBlock)
+@closed_form.register
 def _(block: MapBlock | TokenBlock, shape: Shape) -> Footprint:
     mixing, feeding = block.branches(shape)
     return mixing + feeding
+
+
+composed(Mlp, "fc1", "fc2")
+composed(FeedForward, "fc1", "mid", "fc2")
+pointwise(LayerScale, DropPath)

@@ -17,7 +17,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
+from reference_impls.accounting.closed_form import composed
 from reference_impls.data import assets
 from reference_impls.layers.conv import Activation, InvertedResidual
 
@@ -77,10 +77,7 @@ class EfficientNetLite0(nn.Module):
         return self.classifier(self.dropout(self.flatten(self.pool(self.forward_features(x)))))
 
 
-@closed_form.register
-def _(network: EfficientNetLite0, shape: Shape) -> Footprint:
-    features = chained(shape, network.stem, network.blocks, network.head)
-    return features + chained(features.shape, network.pool, network.flatten, network.classifier)
+composed(EfficientNetLite0, "stem", "blocks", "head", "pool", "flatten", "classifier")
 
 
 def normalise(x: Tensor) -> Tensor:

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from reference_impls.contract import check_range, check_tensor
 from reference_impls.data import assets
-from reference_impls.layers.mlp import Mlp
-from reference_impls.layers.residual import LayerScale
+from reference_impls.layers.residual import LayerScale, Mlp
 from reference_impls.layers.weights import initialise_small
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
+from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form, composed
 from reference_impls.contract import Handle, Redundancy, Setting, Technique, check_range, warn_no_effect
 from reference_impls.hosts.substitution import inputs_of
 from reference_impls.layers.attention import PositionBias
@@ -48,11 +48,6 @@ class LocalQuery(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.local(x) + x[:, :, ::2, ::2])
-
-
-@closed_form.register
-def _(part: LocalQuery, shape: Shape) -> Footprint:
-    return chained(shape, part.local, part.proj)
 
 
 class AttentionDown(nn.Module):
@@ -103,6 +98,9 @@ class DualPathDownsample(nn.Module):
 @closed_form.register
 def _(part: DualPathDownsample, shape: Shape) -> Footprint:
     return closed_form(part.conv, shape) + closed_form(part.attn, shape)
+
+
+composed(LocalQuery, "local", "proj")
 
 
 # --------------------------------------------------------------------------------------------------------------------

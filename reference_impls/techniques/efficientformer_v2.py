@@ -27,9 +27,8 @@ from torch import Tensor, nn
 
 from reference_impls.layers.conv import ConvNorm, Downsample, Stem
 from reference_impls.layers.layout import Size
-from reference_impls.layers.mlp import FeedForward
 from reference_impls.layers.pooling import Pooling
-from reference_impls.layers.residual import MapBlock
+from reference_impls.layers.residual import FeedForward, MapBlock
 from reference_impls.techniques.attention_downsampling import DualPathDownsample
 from reference_impls.techniques.efficientformer.skeleton import (
     STRIDES,

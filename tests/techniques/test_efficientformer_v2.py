@@ -10,7 +10,7 @@ from reference_impls.accounting.closed_form import Footprint, closed_form
 from reference_impls.accounting.count import count
 from reference_impls.experiments.efficientformer_v2 import NANO
 from reference_impls.experiments.mobile_networks import timm_network
-from reference_impls.layers.mlp import FeedForward
+from reference_impls.layers.residual import FeedForward
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.models.mobilenet_v2 import MobileNetV2, scaled
 from reference_impls.techniques.efficientformer_v2 import VARIANTS, Config, build, load_timm

@@ -26,9 +26,8 @@ from torch import Tensor, nn
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.conv import Downsample, Stem
 from reference_impls.layers.layout import Flatten, Size, as_tokens
-from reference_impls.layers.mlp import FeedForward
 from reference_impls.layers.pooling import Pooling
-from reference_impls.layers.residual import MapBlock, TokenBlock
+from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
 from reference_impls.techniques.efficientformer.skeleton import (
     STRIDES,
     ResolutionTechnique,

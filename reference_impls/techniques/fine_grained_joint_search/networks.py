@@ -18,9 +18,8 @@ from torch.func import functional_call
 
 from reference_impls.accounting.closed_form import Footprint, Shape
 from reference_impls.contract import check_tensor
-from reference_impls.layers.mlp import FeedForward
 from reference_impls.layers.pooling import Head
-from reference_impls.layers.residual import MapBlock
+from reference_impls.layers.residual import FeedForward, MapBlock
 from reference_impls.layers.search_space import STAGES, Part, SearchSpace
 from reference_impls.techniques.attention_downsampling import DualPathDownsample
 from reference_impls.techniques.latency_driven_slimming.search import SearchData

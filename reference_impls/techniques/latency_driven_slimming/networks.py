@@ -21,9 +21,8 @@ from reference_impls.contract import check_range, check_tensor
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.layout import as_map, as_tokens
-from reference_impls.layers.mlp import FeedForward
 from reference_impls.layers.pooling import Head, Pooling
-from reference_impls.layers.residual import MapBlock, TokenBlock
+from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
 from reference_impls.layers.search_space import STAGES, Part, SearchSpace
 from reference_impls.techniques.latency_driven_slimming.search import SearchData
 
