@@ -29,17 +29,13 @@ import numpy as np
 import torch
 
 import reference_impls
+from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.record import Record
 from reference_impls.experiments.attention_downsampling import run_queries
 from reference_impls.experiments.efficient_nets import some_images, whole
 from reference_impls.experiments.harness import Context
 from reference_impls.experiments.stride_attention import networks
-from reference_impls.techniques.attention_downsampling import (
-    AttentionDown,
-    AttentionDownsampling,
-    DualPathDownsample,
-    attention_down_cost,
-)
+from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling, DualPathDownsample
 
 torch.set_num_threads(1)
 results = Path(reference_impls.__file__).parent / "results" / "attention-downsampling"
@@ -92,7 +88,7 @@ plt.show()
 # What it costs, by its closed form, for the step of S0 from 14 x 14 to 7 x 7:
 
 # %%
-cost = attention_down_cost(96, 176, (14, 14))
+cost = closed_form(AttentionDown(96, 176, (14, 14)), (96, 14, 14))
 convolution = 9 * 96 * 176 * 49
 print(f"attention beside the convolution: {cost.macs / 1e6:.1f} M MACs, {cost.parameters:,} parameters")
 print(f"the convolution of stride 2 alone: {convolution / 1e6:.1f} M MACs")

@@ -34,8 +34,9 @@ from reference_impls.data.controls import phase_scrambled, white_noise
 from reference_impls.experiments.dimension_consistent_design import networks, run_pooling
 from reference_impls.experiments.efficient_nets import photo_crops, some_images, whole
 from reference_impls.experiments.harness import Context
+from reference_impls.layers.pooling import neighbourhood_mean
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
-from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign, neighbourhood_mean
+from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign
 
 torch.set_num_threads(1)
 results = Path(reference_impls.__file__).parent / "results" / "dimension-consistent-design"

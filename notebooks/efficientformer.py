@@ -34,7 +34,7 @@ from reference_impls.experiments.efficientformer import NANO
 from reference_impls.models.vit import imagenet_normalise
 from reference_impls.redundancy.over_resolution import kept_detail
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
-from reference_impls.techniques.efficientformer import VARIANTS, EfficientFormerTechnique, build, cost
+from reference_impls.techniques.efficientformer import VARIANTS, EfficientFormerTechnique, build
 
 torch.set_num_threads(1)
 results = Path(reference_impls.__file__).parent / "results" / "efficientformer"
@@ -85,7 +85,8 @@ print("of white noise:", round(neighbour_similarity(noise).mean().item(), 3))
 figure, axis = plt.subplots(figsize=(7.5, 2.3))
 colours = ("tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:purple")
 for row, (variant, config) in enumerate(VARIANTS.items()):
-    parts = cost(config)
+    with torch.device("meta"):
+        parts = build(config).parts((224, 224))
     whole, left = sum(part.macs for part in parts.values()), 0.0
     for (name, part), colour in zip(parts.items(), colours, strict=True):
         share = part.macs / whole

@@ -29,11 +29,12 @@ import matplotlib.pyplot as plt
 import torch
 
 import reference_impls
+from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.record import Record
 from reference_impls.data import images
 from reference_impls.models.vit import imagenet_normalise
-from reference_impls.techniques.efficientformer_v2 import VARIANTS, EfficientFormerV2Technique, build, cost
-from reference_impls.techniques.stride_attention import map_attention_cost
+from reference_impls.techniques.efficientformer_v2 import VARIANTS, EfficientFormerV2Technique, build
+from reference_impls.techniques.stride_attention import MapAttention
 
 torch.set_num_threads(1)
 results = Path(reference_impls.__file__).parent / "results" / "efficientformer-v2"
@@ -55,7 +56,8 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font
 figure, axis = plt.subplots(figsize=(7.5, 2.8))
 colours = ("tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 for row, (variant, config) in enumerate(VARIANTS.items()):
-    parts = cost(config)
+    with torch.device("meta"):
+        parts = build(config).parts((224, 224))
     whole, left = sum(part.macs for part in parts.values()), 0.0
     for (name, part), colour in zip(parts.items(), colours, strict=True):
         share = part.macs / whole
@@ -80,9 +82,9 @@ plt.show()
 
 # %%
 blocks = {
-    "stride 1": map_attention_cost(96, (14, 14)),
-    "stride 2, as published": map_attention_cost(96, (14, 14), stride=2),
-    "stride 2, projected first": map_attention_cost(96, (14, 14), stride=2, project_first=True),
+    "stride 1": closed_form(MapAttention(96, (14, 14)), (96, 14, 14)),
+    "stride 2, as published": closed_form(MapAttention(96, (14, 14), stride=2), (96, 14, 14)),
+    "stride 2, projected first": closed_form(MapAttention(96, (14, 14), stride=2, project_first=True), (96, 14, 14)),
 }
 networks = {
     "stride 1": replace(VARIANTS["s0"], strides=(1, 1, 1, 1)),
@@ -91,7 +93,8 @@ networks = {
 }
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.2), sharey=True)
 for name, block in blocks.items():
-    whole = sum(part.macs for part in cost(networks[name]).values())
+    with torch.device("meta"):
+        whole = build(networks[name]).macs((224, 224))
     for axis, value in ((axes[0], block.macs / 1e6), (axes[1], whole / 1e6)):
         axis.barh(name, value, color="tab:orange" if axis is axes[0] else "tab:blue")
         axis.text(value, name, f" {value:.1f}", va="center", fontsize=8)

@@ -30,12 +30,13 @@ import numpy as np
 import torch
 
 import reference_impls
+from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.record import Record
 from reference_impls.experiments.efficient_nets import some_images, whole
 from reference_impls.experiments.harness import Context
 from reference_impls.experiments.stride_attention import networks, run_tokens
 from reference_impls.redundancy.over_resolution import over_resolution
-from reference_impls.techniques.stride_attention import MapAttention, StrideAttention, cell_means, map_attention_cost
+from reference_impls.techniques.stride_attention import MapAttention, StrideAttention, cell_means
 
 torch.set_num_threads(1)
 results = Path(reference_impls.__file__).parent / "results" / "stride-attention"
@@ -263,7 +264,8 @@ print("difference of the trained ones, seed by seed (mean, 95 %):", np.round(ord
 
 # %%
 for stride in (1, 2):
-    print(f"block, stride {stride}: {map_attention_cost(96, (14, 14), stride=stride).macs / 1e6:.1f} M MACs")
+    block = closed_form(MapAttention(96, (14, 14), stride=stride), (96, 14, 14))
+    print(f"block, stride {stride}: {block.macs / 1e6:.1f} M MACs")
 print(
     f"S0 at full resolution: {clock.baseline.macs / 1e6:.0f} M MACs, "
     f"{clock.baseline.wall_ms.median:.1f} ms, {clock.machine.cpu}"

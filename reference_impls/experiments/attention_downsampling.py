@@ -44,10 +44,12 @@ from reference_impls.experiments.efficient_nets import (
     without_gradients,
 )
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, record
-from reference_impls.experiments.mobile_networks import randomise_parameters
 from reference_impls.experiments.stride_attention import ABOUT, energy_share, networks
+from reference_impls.layers.attention import PositionBias
+from reference_impls.layers.conv import Downsample
+from reference_impls.layers.layout import Size
+from reference_impls.layers.weights import randomise_parameters
 from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling, DualPathDownsample
-from reference_impls.techniques.dimension_consistent_design import Downsample, PositionBias, Size
 from reference_impls.techniques.stride_attention import (
     Coarseness,
     attend_coarsely,

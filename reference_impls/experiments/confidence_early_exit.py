@@ -31,6 +31,7 @@ from reference_impls.experiments.harness import (
 )
 from reference_impls.hosts.bert import pool, staged_bert
 from reference_impls.hosts.staged import AllExits, Staged, StageMacs, State, batch_size, count_stages
+from reference_impls.layers.conv import conv_norm_act
 from reference_impls.models import minilm
 from reference_impls.redundancy.sufficiency import MEASURE, sufficiency
 from reference_impls.techniques.confidence_early_exit import (
@@ -56,16 +57,13 @@ class Block(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_conv(c_in, c_out, 3, stride), nn.ReLU(), *_conv(c_out, c_out, 3))
+        first, second = conv_norm_act(c_in, c_out, 3, stride, act=None), conv_norm_act(c_out, c_out, 3, act=None)
+        self.body = nn.Sequential(*first, nn.ReLU(), *second)
         same = c_in == c_out and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Sequential(*_conv(c_in, c_out, 1, stride))
+        self.shortcut = nn.Identity() if same else conv_norm_act(c_in, c_out, 1, stride, act=None)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.shortcut(x))
-
-
-def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out)
 
 
 def residual_cnn(size: int, width: int = 16, classes: int = 10) -> Staged:
@@ -77,7 +75,7 @@ def residual_cnn(size: int, width: int = 16, classes: int = 10) -> Staged:
     c = (width, 2 * width, 2 * width, 4 * width)
     side = -(-size // stride)
     sides = (side, -(-side // 2), -(-side // 2), -(-side // 4))
-    stem = nn.Sequential(*_conv(1, width, 3, stride), nn.ReLU())
+    stem = conv_norm_act(1, width, 3, stride, act=nn.ReLU)
     stages = [nn.Sequential(stem, Block(c[0], c[0])), Block(c[0], c[1], 2), Block(c[1], c[2]), Block(c[2], c[3], 2)]
     pools = [min(4, s) for s in sides]
     heads = [

@@ -52,26 +52,17 @@ from reference_impls.experiments.efficient_nets import (
     without_gradients,
 )
 from reference_impls.experiments.harness import Context, Scenario, fork_seed, record
-from reference_impls.experiments.mobile_networks import randomise_parameters
 from reference_impls.hosts.substitution import Substitution, modules_of
+from reference_impls.layers.attention import TokenAttention
+from reference_impls.layers.conv import Downsample
+from reference_impls.layers.layout import Flatten, Size, as_map
+from reference_impls.layers.norm import fold_batch_norm
+from reference_impls.layers.pooling import Pooling, neighbourhood_mean
+from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
+from reference_impls.layers.weights import randomise_parameters
 from reference_impls.redundancy.over_resolution import kept_detail
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
-from reference_impls.techniques.dimension_consistent_design import (
-    DimensionConsistentDesign,
-    Downsample,
-    FeedForward,
-    Flatten,
-    MapBlock,
-    Pooling,
-    Size,
-    TokenAttention,
-    TokenBlock,
-    fold_batch_norm,
-    neighbourhood_mean,
-    pooled_values,
-    to_map,
-    value_rows,
-)
+from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign, pooled_values, value_rows
 
 TECHNIQUE = DimensionConsistentDesign()
 
@@ -110,7 +101,7 @@ class DimensionConsistentCases(Cases):
         with torch.no_grad():
             tokens = case.target[1].norm1(case.target[0](x))
         by_hand = torch.tensor([neighbour_cosine(one.double().tolist(), (6, 6)) for one in tokens])
-        yield Expectation("similarity of neighbours", by_hand, neighbour_similarity(to_map(tokens, (6, 6))).cpu())
+        yield Expectation("similarity of neighbours", by_hand, neighbour_similarity(as_map(tokens, (6, 6))).cpu())
         with TECHNIQUE.apply(case.target, pooled=1, threshold=0.5) as handle:
             without_gradients(handle.target, x)
             _, chosen = handle.trace["substituted"]["1.token_mixer"]
@@ -124,9 +115,9 @@ class DimensionConsistentCases(Cases):
         with torch.no_grad():
             yield Expectation("result on equal tokens", attention(equal), pooled_values(attention, equal))
             yield Expectation(
-                "means by hand", means_of_neighbours(to_map(x, (6, 6))), neighbourhood_mean(to_map(x, (6, 6)))
+                "means by hand", means_of_neighbours(as_map(x, (6, 6))), neighbourhood_mean(as_map(x, (6, 6)))
             )
-            yield Expectation("layout there and back", x, Flatten()(to_map(x, (6, 6))))
+            yield Expectation("layout there and back", x, Flatten()(as_map(x, (6, 6))))
 
     def invalid(self, device: str) -> Iterable[Invalid]:
         case = self.build("typical", 0, device)
@@ -183,7 +174,7 @@ class ToMap(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return to_map(x, self.size)
+        return as_map(x, self.size)
 
 
 def network(kinds: str) -> FillIn:
@@ -223,7 +214,7 @@ def stages(model: FillIn, x: Tensor) -> list[Tensor]:
     for name, layer in model.network.named_children():
         x = layer(x)
         if name == "patches" or name.startswith("block"):
-            maps.append(x if x.ndim == 4 else to_map(x, SIZES[int(name.removeprefix("block"))]))
+            maps.append(x if x.ndim == 4 else as_map(x, SIZES[int(name.removeprefix("block"))]))
     return maps
 
 
@@ -390,7 +381,7 @@ class PooledTokens(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.pool(to_map(self.norm1(x), self.size)).flatten(2).transpose(1, 2).contiguous()
+        mixed = self.pool(as_map(self.norm1(x), self.size)).flatten(2).transpose(1, 2).contiguous()
         x = x + self.ls1(mixed)
         return x + self.ls2(self.fc2(self.act(self.fc1(self.norm2(x)))))
 

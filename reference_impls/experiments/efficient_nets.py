@@ -38,9 +38,9 @@ from reference_impls.experiments.harness import (
     train,
     trained,
 )
-from reference_impls.experiments.mobile_networks import randomise_parameters
-from reference_impls.experiments.token_merging import copy_sharing_weights
-from reference_impls.techniques.dimension_consistent_design import FeedForward, MapBlock, Size
+from reference_impls.layers.layout import Size
+from reference_impls.layers.residual import FeedForward, MapBlock
+from reference_impls.layers.weights import copy_sharing_weights, randomise_parameters
 from reference_impls.techniques.stride_attention import MapAttention, cell_means, coarsen_bias
 
 GRID: Size = (8, 8)

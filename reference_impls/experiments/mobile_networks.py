@@ -37,34 +37,13 @@ from reference_impls.experiments.harness import (
     train,
     trained,
 )
+from reference_impls.layers.norm import recalibrate
+from reference_impls.layers.weights import randomise_parameters
 from reference_impls.models.mobilenet_v2 import MobileNetV2
 from reference_impls.models.vit import imagenet_normalise
 from reference_impls.redundancy.over_resolution import coarsen, coarsest
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.techniques.efficientformer.skeleton import ResolutionTechnique, TwoHeads, smaller_sizes
-from reference_impls.techniques.latency_driven_slimming.search import recalibrate
-
-
-def randomise_parameters(network: nn.Module) -> nn.Module:
-    """Give a network that was just built statistics, scales and biases as after training, in place.
-
-    At initialisation the branches are scaled by 1e-5 and the biases are 0, so that what a branch does hardly shows.
-    """
-    with torch.no_grad():
-        for name, x in network.state_dict().items():
-            if name.endswith("running_var"):
-                x.uniform_(0.5, 2)
-            elif name.endswith("running_mean"):
-                x.normal_(std=0.3)
-            elif name.endswith("gamma"):
-                x.uniform_(0.2, 0.4)
-            elif name.endswith("bn.weight") or ("norm" in name and name.endswith("weight")):
-                x.uniform_(0.5, 1.5)
-            elif name.endswith(("bias", "table")):
-                x.normal_(std=0.3)
-            elif x.is_floating_point():
-                x.normal_(std=x[0].numel() ** -0.5)
-    return network
 
 
 class NetworkCases(Cases):
@@ -202,9 +181,9 @@ def resolution(
         return network.to(ctx.device)
 
     def anew(network: nn.Module, size: int) -> nn.Module:
-        copy_sharing_weights = copy.deepcopy(network)
-        recalibrate(copy_sharing_weights, coarsen(enlarged(x_train[:512], side).to(ctx.device), (size, size)))
-        return copy_sharing_weights
+        fresh = copy.deepcopy(network)
+        recalibrate(fresh, coarsen(enlarged(x_train[:512], side).to(ctx.device), (size, size)))
+        return fresh
 
     for n, seed in enumerate(seeds):
         network, single = fit(seed, sizes=True), fit(seed, sizes=False)

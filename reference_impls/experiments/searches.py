@@ -32,8 +32,8 @@ from reference_impls.experiments.harness import (
     train,
     trained,
 )
-from reference_impls.techniques.dimension_consistent_design import fold_batch_norm
-from reference_impls.techniques.latency_driven_slimming.search import Step, recalibrate
+from reference_impls.layers.norm import fold_batch_norm, recalibrate
+from reference_impls.techniques.latency_driven_slimming.search import Step
 
 
 class Searched(Protocol):

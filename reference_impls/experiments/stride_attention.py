@@ -59,11 +59,13 @@ from reference_impls.experiments.harness import (
     predict,
     record,
 )
-from reference_impls.experiments.token_merging import copy_sharing_weights, correlation
+from reference_impls.experiments.token_merging import correlation
 from reference_impls.hosts.substitution import inputs_of
+from reference_impls.layers.conv import ConvNorm
+from reference_impls.layers.pooling import Pooling
+from reference_impls.layers.weights import copy_sharing_weights
 from reference_impls.models.vit import imagenet_normalise
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
-from reference_impls.techniques.dimension_consistent_design import ConvNorm, Pooling
 from reference_impls.techniques.efficientformer_v2 import build
 from reference_impls.techniques.stride_attention import (
     Coarseness,

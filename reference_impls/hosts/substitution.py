@@ -34,8 +34,8 @@ class Substitution(Generic[M]):
         """Give the modules back the forward that they had."""
         for name, module in self.modules.items():
             del module.forward
-            if self._own[name] is not None:
-                module.forward = self._own[name]
+            if (own := self._own[name]) is not None:
+                module.forward = own
 
     def trace(self) -> dict[str, Any]:
         """Of the last run, `substituted`: of each module the shape of its input, and for how many data of the batch."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from reference_impls.hosts import Block, chains, linears
+from reference_impls.hosts.block import Block, chains, linears
 
 _AS_IS = nn.Identity()
 _LAYOUTS = (

@@ -17,7 +17,9 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.closed_form import composed
 from reference_impls.data import assets
+from reference_impls.layers.conv import Activation, InvertedResidual
 
 # repeats, kernel, stride of the first, expansion, width
 STAGES = (
@@ -31,37 +33,20 @@ STAGES = (
 )
 
 
-def conv_norm_act(
-    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True
+def same_conv_norm_act(
+    channels: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, act: Activation = nn.ReLU6
 ) -> nn.Sequential:
-    """A convolution without bias, batch norm and ReLU6 (unless not `act`), padded as TensorFlow's "same"."""
+    """A convolution without bias, batch norm and an activation (unless None), padded as TensorFlow's "same"."""
     total = kernel - stride  # exact for inputs that are multiples of the stride
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if stride > 1:
         layers["pad"] = nn.ZeroPad2d((total // 2, total - total // 2) * 2)
     padding = 0 if stride > 1 else kernel // 2
-    layers["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
-    layers["norm"] = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01)
+    layers["conv"] = nn.Conv2d(channels, out, kernel, stride, padding, groups=groups, bias=False)
+    layers["norm"] = nn.BatchNorm2d(out, eps=1e-3, momentum=0.01)
     if act:
-        layers["act"] = nn.ReLU6()
+        layers["act"] = act()
     return nn.Sequential(layers)
-
-
-class InvertedResidual(nn.Module):
-    """Expand the channels, filter each on its own, project back; add the input where the shapes allow."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        hidden = in_channels * expansion
-        self.residual = stride == 1 and in_channels == out_channels
-        self.expand = conv_norm_act(in_channels, hidden, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = conv_norm_act(hidden, hidden, kernel, stride, groups=hidden)
-        self.project = conv_norm_act(hidden, out_channels, 1, act=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
-        y = self.project(self.depthwise(self.expand(x)))
-        return x + y if self.residual else y
 
 
 class EfficientNetLite0(nn.Module):
@@ -69,14 +54,15 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
-        self.stem = conv_norm_act(3, 32, 3, stride=2)
+        self.stem = same_conv_norm_act(3, 32, 3, stride=2)
         blocks, channels = [], 32
         for repeats, kernel, stride, expansion, width in STAGES:
             for i in range(repeats):
-                blocks.append(InvertedResidual(channels, width, kernel, stride if i == 0 else 1, expansion))
+                step = stride if i == 0 else 1
+                blocks.append(InvertedResidual(channels, width, kernel, step, expansion, same_conv_norm_act))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
-        self.head = conv_norm_act(channels, 1280, 1)
+        self.head = same_conv_norm_act(channels, 1280)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(0.2)
@@ -89,6 +75,9 @@ class EfficientNetLite0(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W), H and W multiples of 32 -> logits (B, classes)."""
         return self.classifier(self.dropout(self.flatten(self.pool(self.forward_features(x)))))
+
+
+composed(EfficientNetLite0, "stem", "blocks", "head", "pool", "flatten", "classifier")
 
 
 def normalise(x: Tensor) -> Tensor:

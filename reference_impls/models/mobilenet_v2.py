@@ -13,6 +13,10 @@ import copy
 
 from torch import Tensor, nn
 
+from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
+from reference_impls.layers.conv import InvertedResidual, conv_norm_act
+from reference_impls.layers.norm import fold_batch_norm
+
 # expansion, width, repeats, stride of the first
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
@@ -21,34 +25,6 @@ def scaled(width: int, multiplier: float) -> int:
     """`width * multiplier` rounded to the nearest multiple of 8, but never down by more than a tenth."""
     channels = max(8, int(width * multiplier + 4) // 8 * 8)
     return channels + 8 if channels < 0.9 * width * multiplier else channels
-
-
-def conv_norm_act(
-    channels: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, act: bool = True
-) -> nn.Sequential:
-    """A convolution without bias, batch norm, and ReLU6 unless not `act`."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(out),
-    ]
-    return nn.Sequential(*layers, *([nn.ReLU6()] if act else []))
-
-
-class InvertedResidual(nn.Module):
-    """Expand the channels, filter each on its own, project back; add the input where the shapes allow."""
-
-    def __init__(self, channels: int, out: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        hidden = channels * expansion
-        self.residual = stride == 1 and channels == out
-        self.expand = conv_norm_act(channels, hidden) if expansion > 1 else nn.Identity()
-        self.depthwise = conv_norm_act(hidden, hidden, 3, stride, groups=hidden)
-        self.project = conv_norm_act(hidden, out, act=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
-        y = self.project(self.depthwise(self.expand(x)))
-        return x + y if self.residual else y
 
 
 class MobileNetV2(nn.Module):
@@ -61,8 +37,9 @@ class MobileNetV2(nn.Module):
         blocks = []
         for expansion, width, repeats, stride in STAGES:
             for i in range(repeats):
-                blocks.append(InvertedResidual(channels, scaled(width, multiplier), stride if i == 0 else 1, expansion))
-                channels = scaled(width, multiplier)
+                out = scaled(width, multiplier)
+                blocks.append(InvertedResidual(channels, out, 3, stride if i == 0 else 1, expansion))
+                channels = out
         self.blocks = nn.Sequential(*blocks)
         self.head = conv_norm_act(channels, last)
         self.classifier = nn.Linear(last, num_classes)
@@ -74,8 +51,11 @@ class MobileNetV2(nn.Module):
     def fuse(self) -> MobileNetV2:
         """A copy for deployment, in evaluation mode, of equal outputs: batch norm folded."""
         network = copy.deepcopy(self).eval()
-        for module in network.modules():
-            if isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[1], nn.BatchNorm2d):
-                module[0] = nn.utils.fuse_conv_bn_eval(module[0], module[1])
-                del module[1]
+        fold_batch_norm(network)
         return network
+
+
+@closed_form.register
+def _(network: MobileNetV2, shape: Shape) -> Footprint:
+    features = chained(shape, network.stem, network.blocks, network.head)
+    return features + closed_form(network.classifier, features.shape[:1])

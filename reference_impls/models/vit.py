@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from reference_impls.contract import check_range, check_tensor
 from reference_impls.data import assets
+from reference_impls.layers.residual import LayerScale, Mlp
+from reference_impls.layers.weights import initialise_small
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -65,32 +67,6 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)  # B H N D/H each
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         return self.proj(x.transpose(1, 2).reshape(B, N, D))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, D) -> (B, N, D)."""
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch (touvron-2021-going, Eq. 2)."""
-
-    def __init__(self, dim: int, value: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, D) -> (B, N, D)."""
-        return x * self.gamma
 
 
 class Block(nn.Module):
@@ -150,8 +126,7 @@ class VisionTransformer(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                initialise_small(module)
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> tokens (B, 1 + N, D): the class token first, positions added."""

@@ -28,10 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form, composed
 from reference_impls.contract import Handle, Redundancy, Setting, Technique, check_range, warn_no_effect
 from reference_impls.hosts.substitution import inputs_of
+from reference_impls.layers.attention import PositionBias
+from reference_impls.layers.conv import ConvNorm
+from reference_impls.layers.layout import Size
 from reference_impls.redundancy.over_resolution import over_resolution
-from reference_impls.techniques.dimension_consistent_design import ConvNorm, Cost, PositionBias, Size, conv_cost
 from reference_impls.techniques.stride_attention import Coarseness, coarse_handle, coarse_saving, full_attentions
 
 
@@ -73,6 +76,13 @@ class AttentionDown(nn.Module):
         return self.proj(self.act(mixed + self.v_local(values)))
 
 
+@closed_form.register
+def _(part: AttentionDown, shape: Shape) -> Footprint:
+    q, k, v = (closed_form(layer, shape) for layer in (part.q, part.k, part.v))
+    products = math.prod(q.shape[1:]) * math.prod(shape[1:]) * (q.shape[0] + v.shape[0])
+    return q + k + v + Footprint(part.bias.table.numel(), products) + chained(v.shape, part.v_local, part.proj)
+
+
 class DualPathDownsample(nn.Module):
     """A 3x3 convolution of stride 2 plus `AttentionDown`: (B, C, H, W) -> (B, C', H / 2, W / 2)."""
 
@@ -85,15 +95,12 @@ class DualPathDownsample(nn.Module):
         return self.conv(x) + self.attn(x)
 
 
-def attention_down_cost(channels: int, out: int, size: Size, heads: int = 8, key_dim: int = 16, ratio: int = 4) -> Cost:
-    """Cost of an `AttentionDown` (without the convolution beside it)."""
-    keys, values = heads * key_dim, heads * key_dim * ratio
-    tokens, queries = math.prod(size), math.prod(-(-n // 2) for n in size)
-    cost = conv_cost(channels, channels, queries, 3, channels, norm=False) + conv_cost(channels, keys, queries)
-    cost += conv_cost(channels, keys, tokens) + conv_cost(channels, values, tokens)
-    cost += conv_cost(values, values, queries, 3, values)
-    cost += Cost(heads * tokens, queries * tokens * (keys + values))
-    return cost + conv_cost(values, out, queries)
+@closed_form.register
+def _(part: DualPathDownsample, shape: Shape) -> Footprint:
+    return closed_form(part.conv, shape) + closed_form(part.attn, shape)
+
+
+composed(LocalQuery, "local", "proj")
 
 
 # --------------------------------------------------------------------------------------------------------------------

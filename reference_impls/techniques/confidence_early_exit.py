@@ -23,8 +23,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from reference_impls.contract import Handle, Redundancy, Setting, Technique, UnsupportedHost, check_range, check_tensor
-from reference_impls.hosts.staged import Staged, State, batch_size, count_stages, select, tensors
+from reference_impls.contract import (
+    Handle,
+    Redundancy,
+    Setting,
+    Technique,
+    UnsupportedHost,
+    check_range,
+    check_tensor,
+    tensors,
+)
+from reference_impls.hosts.staged import Staged, State, batch_size, count_stages, select
 from reference_impls.redundancy.sufficiency import sufficiency
 
 Rule = Literal["confidence", "entropy", "patience"]

@@ -18,28 +18,18 @@ stride 16 on a map of half the resolution; and the last halving adds attention b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from reference_impls.techniques.attention_downsampling import DualPathDownsample, attention_down_cost
-from reference_impls.techniques.dimension_consistent_design import (
-    ConvNorm,
-    Cost,
-    Downsample,
-    FeedForward,
-    MapBlock,
-    Pooling,
-    Size,
-    Stem,
-    conv_cost,
-    feed_forward_cost,
-    stem_cost,
-)
+from reference_impls.layers.conv import ConvNorm, Downsample, Stem
+from reference_impls.layers.layout import Size
+from reference_impls.layers.pooling import Pooling
+from reference_impls.layers.residual import FeedForward, MapBlock
+from reference_impls.techniques.attention_downsampling import DualPathDownsample
 from reference_impls.techniques.efficientformer.skeleton import (
     STRIDES,
     ResolutionTechnique,
@@ -49,11 +39,10 @@ from reference_impls.techniques.efficientformer.skeleton import (
     check_stages,
     configure,
     drop_rates,
-    head_cost,
     load_exactly,
     renamed,
 )
-from reference_impls.techniques.stride_attention import MapAttention, map_attention_cost
+from reference_impls.techniques.stride_attention import MapAttention
 
 Mixer = Literal["attention", "depthwise", "mean", "none"]
 
@@ -173,11 +162,6 @@ class EfficientFormerV2(TwoHeads):
         shape = (config.heads, config.down_key_dim, config.value_ratio)
         return DualPathDownsample(before, width, config.sizes()[stage - 1], *shape)
 
-    def macs(self, size: Size) -> int:
-        classes = 0 if self.head is None else self.head.out_features
-        parts = cost(replace(self.config, img_size=size), classes, self.head_dist is not None)
-        return sum(part.macs for part in parts.values())
-
     def pool(self, x: Tensor) -> Tensor:
         return self.norm(x).mean((2, 3))
 
@@ -188,44 +172,10 @@ class EfficientFormerV2(TwoHeads):
             bn, head = network.norm, network.head
             with torch.no_grad():
                 scale = bn.weight / (bn.running_var + bn.eps).sqrt()
-                head.bias += (head.weight * (bn.bias - bn.running_mean * scale)).sum(1)
+                head.bias.add_((head.weight * (bn.bias - bn.running_mean * scale)).sum(1))
                 head.weight *= scale
             network.norm = nn.Identity()
         return network
-
-
-def cost(config: Config, num_classes: int = 1000, distillation: bool = True) -> dict[str, Cost]:
-    """Closed form of the cost by part, at `config.img_size`; `sum(cost(...).values(), Cost())` is the network's."""
-    sizes = config.sizes()
-    names = ("stem", "feed-forward", "mixers", "downsampling", "attention downsampling", "heads")
-    parts = dict.fromkeys(names, Cost())
-    parts["stem"] = stem_cost(config.widths[0], math.prod(sizes[0]), config.in_channels)
-    for j, (width, size) in enumerate(zip(config.widths, sizes, strict=True)):
-        if j:
-            parts["downsampling"] += conv_cost(config.widths[j - 1], width, math.prod(size), 3)
-        for ratio in config.ratios[j]:
-            parts["feed-forward"] += feed_forward_cost(width, int(width * ratio), math.prod(size), local=True)
-        for _ in range(config.attention[j]):
-            parts["mixers"] += _mixer_cost(config, j)
-    if config.dual_path:
-        shape = (config.heads, config.down_key_dim, config.value_ratio)
-        parts["attention downsampling"] = attention_down_cost(*config.widths[-2:], sizes[-2], *shape)
-    parts["heads"] = head_cost(config.widths[-1], num_classes, distillation)
-    return parts
-
-
-def _mixer_cost(config: Config, stage: int) -> Cost:
-    width, size = config.widths[stage], config.sizes()[stage]
-    match config.mixer:
-        case "attention":
-            shape = (config.heads, config.key_dim, config.value_ratio, config.strides[stage])
-            return map_attention_cost(width, size, *shape, project_first=config.project_first)
-        case "depthwise":
-            return conv_cost(width, width, math.prod(size), 3, width) + Cost(width)
-        case "mean":
-            return Cost(width)
-        case _:
-            return Cost()
 
 
 def load_timm(model: EfficientFormerV2, state_dict: Mapping[str, Tensor]) -> None:

@@ -56,7 +56,7 @@ class Selection(NamedTuple):
     """(K,) items that stay."""
     removed: Tensor
     """(R,) items that go."""
-    copy_sharing_weights: Tensor
+    twin: Tensor
     """(R,) for each removed item, the item before it in its cluster's order that it is closest to."""
     similarity: Tensor
     """(R,) cosine of the removed item and its twin, above 1 - epsilon."""
@@ -81,14 +81,14 @@ def closest_earlier(z: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     (abbas-2023-semdedup, Algorithm A7), taken tile by tile. Of equally close items the first one is the twin.
     """
     best = z.new_full((len(z),), -torch.inf)
-    copy_sharing_weights = torch.zeros(len(z), dtype=torch.long, device=z.device)
+    twin = torch.zeros(len(z), dtype=torch.long, device=z.device)
     for i, j, tile in earlier_similarities(z, block):
         value, where = tile.max(dim=1)  # (<= block,)
         rows = slice(i, i + block)
         closer = value > best[rows]
         best[rows] = torch.where(closer, value, best[rows])
-        copy_sharing_weights[rows] = torch.where(closer, where + j, copy_sharing_weights[rows])
-    return best, copy_sharing_weights
+        twin[rows] = torch.where(closer, where + j, twin[rows])
+    return best, twin
 
 
 def semdedup(
@@ -119,15 +119,15 @@ def semdedup(
     z = unit(embeddings)
     generator = torch.Generator().manual_seed(seed)
     similarity = z.new_full((len(z),), -torch.inf)
-    copy_sharing_weights = torch.arange(len(z), device=z.device)
+    twin = torch.arange(len(z), device=z.device)
     for members in clusters(labels, len(z)):
         members = members.to(z.device)
         members = members[cluster_order(z[members], keep, generator)]
         similarity[members], position = closest_earlier(z[members], block)
-        copy_sharing_weights[members] = members[position]
+        twin[members] = members[position]
     goes = similarity > 1 - epsilon  # (N,)
     removed = goes.nonzero().flatten()
-    return Selection((~goes).nonzero().flatten(), removed, copy_sharing_weights[removed], similarity[removed])
+    return Selection((~goes).nonzero().flatten(), removed, twin[removed], similarity[removed])
 
 
 def representatives(selection: Selection) -> Tensor:

@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
 from reference_impls.contract import (
     Handle,
     Redundancy,
@@ -42,8 +43,10 @@ from reference_impls.contract import (
     warn_no_effect,
 )
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
+from reference_impls.layers.attention import PositionBias
+from reference_impls.layers.conv import ConvNorm
+from reference_impls.layers.layout import Size
 from reference_impls.redundancy.over_resolution import over_resolution
-from reference_impls.techniques.dimension_consistent_design import ConvNorm, Cost, PositionBias, Size, conv_cost
 
 
 class MapAttention(nn.Module):
@@ -108,25 +111,16 @@ def strided(size: Size, stride: int) -> Size:
     return math.ceil(size[0] / stride), math.ceil(size[1] / stride)
 
 
-def map_attention_cost(
-    channels: int,
-    size: Size,
-    heads: int = 8,
-    key_dim: int = 32,
-    ratio: int = 4,
-    stride: int = 1,
-    *,
-    project_first: bool = False,
-) -> Cost:
-    """Cost of a `MapAttention`, its layer scale included."""
-    keys, values = heads * key_dim, heads * key_dim * ratio
-    tokens = math.prod(strided(size, stride))
-    cost = conv_cost(channels, channels, tokens, 3, channels) if stride > 1 else Cost()
-    cost += conv_cost(channels, keys, tokens) + conv_cost(channels, keys, tokens) + conv_cost(channels, values, tokens)
-    cost += conv_cost(values, values, tokens, 3, values)
-    talk = conv_cost(heads, heads, tokens**2, norm=False)
-    cost += talk + talk + Cost(heads * tokens, tokens**2 * (keys + values))
-    return cost + conv_cost(values, channels, tokens if project_first else math.prod(size)) + Cost(channels)
+@closed_form.register
+def _(attention: MapAttention, shape: Shape) -> Footprint:
+    start = chained(shape, attention.stride_conv)
+    q, k, v = (closed_form(layer, start.shape) for layer in (attention.q, attention.k, attention.v))
+    tokens = math.prod(v.shape[1:])
+    talk = chained((attention.heads, tokens, tokens), attention.talking_head1, attention.talking_head2)
+    mix = Footprint(attention.bias.table.numel(), tokens**2 * (q.shape[0] + v.shape[0]))
+    projected = v.shape[1:] if attention.project_first else shape[1:]
+    out = closed_form(attention.v_local, v.shape) + closed_form(attention.proj, (v.shape[0], *projected))
+    return start + q + k + v + talk + mix + out + Footprint(shape=shape)
 
 
 # --------------------------------------------------------------------------------------------------------------------

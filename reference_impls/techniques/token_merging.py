@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -175,7 +176,7 @@ class Merging:
         self.blocks, self.schedule, self.proportional = blocks, schedule, proportional
         self.match, self.combine = match, combine
         self.run = _Run()
-        self._undo = [block.replace(lambda x, i=i: self._forward(i, x)) for i, block in enumerate(blocks)]
+        self._undo = [block.replace(partial(self._forward, i)) for i, block in enumerate(blocks)]
 
     def undo(self) -> None:
         """Give the blocks back their own forward."""

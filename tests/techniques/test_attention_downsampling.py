@@ -5,14 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.contract import NoEffectWarning
-from reference_impls.experiments.attention_downsampling import (
-    DOWNSAMPLINGS,
-    AllQueries,
-    FewKeys,
-    downsampling,
-)
+from reference_impls.experiments.attention_downsampling import DOWNSAMPLINGS, AllQueries, FewKeys, downsampling
 from reference_impls.experiments.efficient_nets import (
     CHANNELS,
     FILL,
@@ -21,12 +17,8 @@ from reference_impls.experiments.efficient_nets import (
     tiny_attention,
     without_gradients,
 )
-from reference_impls.experiments.mobile_networks import randomise_parameters
-from reference_impls.techniques.attention_downsampling import (
-    AttentionDown,
-    AttentionDownsampling,
-    attention_down_cost,
-)
+from reference_impls.layers.weights import randomise_parameters
+from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling
 from reference_impls.techniques.stride_attention import Coarseness, attend_coarsely
 
 DOWN = AttentionDownsampling()
@@ -85,7 +77,7 @@ def test_macs_of_the_ways_to_halve_a_map() -> None:
         with count() as tally, torch.no_grad():
             assert down(kind)(maps()).shape == (2, 20, 4, 4)
         executed[kind] = tally.macs // 2
-    assert executed[AttentionDown] == attention_down_cost(CHANNELS, 20, (8, 8), 2, 4).macs
+    assert executed[AttentionDown] == closed_form(down(AttentionDown), (CHANNELS, 8, 8)).macs
     more_queries = (9 * channels + channels * keys + (keys + values) * tokens) * (tokens - queries)
     assert executed[AllQueries] - executed[AttentionDown] == more_queries
     fewer_keys = (channels * keys + (keys + values) * queries) * (tokens - queries)

@@ -20,16 +20,11 @@ from reference_impls.experiments.dimension_consistent_design import (
     tiny_attention,
 )
 from reference_impls.experiments.efficient_nets import CHANNELS, photo_crops, without_gradients
-from reference_impls.experiments.mobile_networks import randomise_parameters
+from reference_impls.layers.layout import Flatten, as_map
+from reference_impls.layers.pooling import neighbourhood_mean
+from reference_impls.layers.weights import randomise_parameters
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
-from reference_impls.techniques.dimension_consistent_design import (
-    DimensionConsistentDesign,
-    Flatten,
-    neighbourhood_mean,
-    pooled_values,
-    to_map,
-    value_rows,
-)
+from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign, pooled_values, value_rows
 
 DESIGN = DimensionConsistentDesign()
 
@@ -106,7 +101,7 @@ def test_there_and_back_copies_and_changes_nothing() -> None:
     y = ThereAndBack()(x)
     assert torch.equal(x, y)
     assert x.data_ptr() != y.data_ptr()
-    assert torch.equal(to_map(Flatten()(x), (4, 5)), x)
+    assert torch.equal(as_map(Flatten()(x), (4, 5)), x)
 
 
 @pytest.mark.parametrize(("kinds", "changes"), [("pppp", 0), ("ppaa", 2), ("aapp", 2), ("aaaa", 4), ("papa", 4)])

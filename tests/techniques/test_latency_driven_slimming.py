@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.accounting.latency import LatencyTable, measure_table, prediction_error
 from reference_impls.experiments.harness import fork_seed
 from reference_impls.experiments.latency_driven_slimming import SMALL, planted
+from reference_impls.layers.norm import recalibrate
 from reference_impls.techniques import efficientformer
-from reference_impls.techniques.dimension_consistent_design import Cost
 from reference_impls.techniques.latency_driven_slimming import (
     Architecture,
     Network,
@@ -30,7 +31,6 @@ from reference_impls.techniques.latency_driven_slimming import (
     moves,
     path_weights,
     random_path,
-    recalibrate,
     slim,
 )
 
@@ -207,7 +207,8 @@ def test_parts_of_l1_cost_what_l1_costs() -> None:
     rows = (("4d",) * 3, ("4d",) * 2, ("4d",) * 6, ("4d", "4d", "4d", "3d"))
     cost = Space((48, 96, 224, 448), (3, 2, 6, 4)).total(Architecture((48, 96, 224, 448), rows))
     assert (cost.parameters, cost.macs) == (11_840_928, 1_291_284_736 - 448_000)
-    assert cost == sum(efficientformer.cost(efficientformer.VARIANTS["l1"], distillation=False).values(), Cost())
+    with torch.device("meta"):
+        assert cost == closed_form(efficientformer.build("l1", distillation=False), (3, 224, 224))
 
 
 @pytest.mark.parametrize("patch", [2, 4])

@@ -172,9 +172,9 @@ def test_closest_earlier_equals_the_upper_triangle_of_algorithm_a7():
     triangle = (z @ z.T).triu(1)
     triangle[torch.ones_like(triangle, dtype=torch.bool).tril()] = -torch.inf
     value, index = triangle.max(dim=0)
-    best, copy_sharing_weights = closest_earlier(z, block=16)
+    best, twin = closest_earlier(z, block=16)
     torch.testing.assert_close(best, value)
-    assert torch.equal(copy_sharing_weights[1:], index[1:])
+    assert torch.equal(twin[1:], index[1:])
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.3, 0.6])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.contract import NoEffectWarning, UnsupportedHost
 from reference_impls.experiments.efficient_nets import (
@@ -26,10 +27,10 @@ from reference_impls.experiments.efficient_nets import (
     tiny_attention,
     without_gradients,
 )
-from reference_impls.experiments.mobile_networks import randomise_parameters
 from reference_impls.experiments.stride_attention import MIXERS, shuffled_cells, swap_order
+from reference_impls.layers.norm import fold_batch_norm
+from reference_impls.layers.weights import randomise_parameters
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
-from reference_impls.techniques.dimension_consistent_design import fold_batch_norm
 from reference_impls.techniques.efficientformer_v2 import build
 from reference_impls.techniques.stride_attention import (
     Coarseness,
@@ -39,7 +40,6 @@ from reference_impls.techniques.stride_attention import (
     cell_means,
     coarse_macs,
     full_attentions,
-    map_attention_cost,
     resize,
 )
 
@@ -94,7 +94,7 @@ def test_at_full_resolution_it_is_the_attention_itself(size: tuple[int, int]) ->
     attend, x = attention(size), maps(*size)
     with torch.no_grad():
         torch.testing.assert_close(attend_coarsely(attend, x, Coarseness()), attend(x), rtol=1e-12, atol=1e-12)
-    closed = map_attention_cost(CHANNELS, size, 2, 4, 2).macs
+    closed = closed_form(attend, (CHANNELS, *size)).macs
     assert coarse_macs(attend, size, Coarseness()) == closed
 
 
@@ -171,9 +171,9 @@ def test_two_handles_nest_and_gradients_flow() -> None:
 
 
 def test_the_macs_of_s0_with_and_without_strides() -> None:
-    assert map_attention_cost(96, (14, 14)).macs == 104_065_024
-    assert map_attention_cost(96, (14, 14), stride=2).macs == 30_367_456
     with torch.device("meta"):
+        assert closed_form(MapAttention(96, (14, 14)), (96, 14, 14)).macs == 104_065_024
+        assert closed_form(MapAttention(96, (14, 14), stride=2), (96, 14, 14)).macs == 30_367_456
         model = build("s0", strides=(1, 1, 1, 1))
     blocks = {name: a for name, a in full_attentions("", model).items() if name.startswith("stages.2.")}
     trace = {"coarse": Coarseness(2, 2, 2), "substituted": {n: (torch.Size((1, 96, 14, 14)), 1) for n in blocks}}

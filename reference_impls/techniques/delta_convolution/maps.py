@@ -73,7 +73,7 @@ class Map:
         self.data, self.rows = data, data.view(-1, self.channels)
         self.interior = data[:, self.top :, self.left :][:, : self.shape.height, : self.shape.width]  # (B, H, W, C)
 
-    def copy_sharing_weights(self) -> Map:
+    def twin(self) -> Map:
         """A map of zeros with the same layout."""
         other = copy.copy(self)
         other._hold(torch.zeros_like(self.data))

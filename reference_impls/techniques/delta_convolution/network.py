@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -63,6 +63,7 @@ class DeltaNetwork(nn.Module):
         lowered = _lower(target, knobs)
         self.knobs = knobs
         self.stages, self.head_inputs, self.head_macs = lowered.stages, lowered.head_inputs, lowered.head_macs
+        self.source = cast(stages.Source, self.stages[0])
         self.layers = [stage for stage in self.stages if not isinstance(stage, stages.GlobalAverage)]
         self.head = fx.GraphModule(lowered.root, lowered.head)
         self.head_is_empty = all(node.op in ("placeholder", "output") for node in lowered.head.nodes)
@@ -100,7 +101,7 @@ class DeltaNetwork(nn.Module):
             self.head_runs.append(1)
             return self.dense(frame.contiguous(memory_format=torch.channels_last))
         first, self.follows = not self.follows, True
-        self.stages[0].receive(frame)
+        self.source.receive(frame)
         for stage in self.stages:
             stage.begin() if first else stage.step()
         if not first:
@@ -108,9 +109,8 @@ class DeltaNetwork(nn.Module):
         return self._output(first)
 
     def _start(self, frame: Tensor) -> None:
-        source, *others = self.stages
-        source.start(frame)
-        for stage in others:
+        self.source.start(frame)
+        for stage in self.stages[1:]:
             stage.find_shape()
         for stage in self.stages:
             stage.allocate(frame)
@@ -226,7 +226,7 @@ class _Lowering:
         source = self.maps.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if self._is_addition(node):
             a, b = node.args
-            stage = stages.Addition(node.name, [self.maps[a], self.maps[b]], self.knobs)  # type: ignore[index]
+            stage: Stage = stages.Addition(node.name, [self.maps[a], self.maps[b]], self.knobs)
             stage.activation = self._take_activation(node, stage, in_place=True)
             self._add(node, stage)
             return
@@ -239,10 +239,10 @@ class _Lowering:
             layer = self._module(follower, nn.Conv2d)
             if layer is None or follower is None:
                 raise self._unsupported(f"zero padding to be read by one convolution only; {node.name!r} is not")
-            self._convolution(follower, source, layer, pad.padding)  # type: ignore[arg-type]
+            self._convolution(follower, source, layer, pad.padding)
             self.maps[node] = source
         elif (layer := self._module(node, nn.Conv2d)) is not None:
-            self._convolution(node, source, layer)  # type: ignore[arg-type]
+            self._convolution(node, source, layer)
         elif (norm := self._module(node, nn.BatchNorm2d)) is not None:
             stage = stages.Affine(node.name, source, self.knobs, self._checked_norm(norm, node))
             stage.activation = self._take_activation(node, stage, in_place=True)
@@ -274,8 +274,8 @@ class _Lowering:
             node.name, source, self.knobs, layer, norm and self._checked_norm(norm, node), padding
         )
         self._add(node, stage)
-        self.maps[last] = stage  # type: ignore[index]
-        stage.activation = self._take_activation(last, stage, in_place=True)  # type: ignore[arg-type]
+        self.maps[last] = stage
+        stage.activation = self._take_activation(last, stage, in_place=True)
 
     @staticmethod
     def _uneven(layer: nn.Conv2d) -> bool:
@@ -285,7 +285,7 @@ class _Lowering:
     def _checked_norm(self, norm: nn.Module, node: fx.Node) -> nn.BatchNorm2d:
         if getattr(norm, "running_mean", None) is None:
             raise self._unsupported(f"batch norms with running statistics; the one at {node.name!r} has none")
-        return norm  # type: ignore[return-value]
+        return norm
 
     def _only_user(self, node: fx.Node) -> fx.Node | None:
         return next(iter(node.users)) if len(node.users) == 1 else None
@@ -295,7 +295,7 @@ class _Lowering:
         follower = self._only_user(node)
         activation = self._activation(follower, in_place=in_place) if follower is not None else None
         if activation is not None:
-            self.maps[follower] = stage  # type: ignore[index]
+            self.maps[follower] = stage
         return activation
 
     def _activation(self, node: fx.Node, in_place: bool = False) -> nn.Module | None:
@@ -332,7 +332,7 @@ class _Lowering:
             return True
         if node.target in ("mean", torch.mean):
             axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-            if axes is not None and sorted(a % 4 for a in axes) == [2, 3]:  # type: ignore[union-attr]
+            if axes is not None and sorted(a % 4 for a in axes) == [2, 3]:
                 return bool(node.kwargs.get("keepdim", len(node.args) > 2 and node.args[2]))
         return None
 
@@ -351,7 +351,7 @@ class _Lowering:
         if not known:
             raise self._refuse(node)
         if (layer := self._module(node, nn.Linear)) is not None:
-            self.head_macs += layer.weight.numel()  # type: ignore[union-attr, operator]
+            self.head_macs += layer.weight.numel()
         self.head_values[node] = self.head.node_copy(node, self._head_value)
 
     def _head_value(self, node: fx.Node) -> fx.Node:
@@ -368,7 +368,7 @@ class _Lowering:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _axes(pool: nn.MaxPool2d | nn.AvgPool2d, dilation: Any) -> tuple[Axis, Axis]:

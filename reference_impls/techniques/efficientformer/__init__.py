@@ -4,7 +4,7 @@ References:
   li-2022-efficientformer: Li, Yuan, Wen, Hu, Evangelidis, Tulyakov, Wang, Ren. EfficientFormer: Vision Transformers at
     MobileNet Speed. NeurIPS 2022, arXiv 2206.01191. Variants L1, L3 and L7.
 
-The network is a composition of `dimension_consistent_design`: a stem of stride 4, four stages of blocks on maps at
+The network is a `dimension_consistent_design` of `layers`: a stem of stride 4, four stages of blocks on maps at
 strides 4, 8, 16 and 32, and, behind the one flattening, blocks with attention at the end. Widths and depths were found
 by `latency_driven_slimming`. Two heads are trained, one on labels and one on a teacher's; their mean is the prediction.
 
@@ -16,31 +16,18 @@ by `latency_driven_slimming`. Two heads are trained, one on labels and one on a 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from reference_impls.techniques.dimension_consistent_design import (
-    Cost,
-    Downsample,
-    FeedForward,
-    Flatten,
-    MapBlock,
-    Pooling,
-    Size,
-    Stem,
-    TokenAttention,
-    TokenBlock,
-    conv_cost,
-    feed_forward_cost,
-    mlp_cost,
-    stem_cost,
-    token_attention_cost,
-)
+from reference_impls.layers.attention import TokenAttention
+from reference_impls.layers.conv import Downsample, Stem
+from reference_impls.layers.layout import Flatten, Size, as_tokens
+from reference_impls.layers.pooling import Pooling
+from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
 from reference_impls.techniques.efficientformer.skeleton import (
     STRIDES,
     ResolutionTechnique,
@@ -50,7 +37,6 @@ from reference_impls.techniques.efficientformer.skeleton import (
     check_stages,
     configure,
     drop_rates,
-    head_cost,
     load_exactly,
     renamed,
 )
@@ -133,33 +119,8 @@ class EfficientFormer(TwoHeads):
             raise ValueError(f"images must be square, got {size[0]} x {size[1]} pixels")
         return size
 
-    def macs(self, size: Size) -> int:
-        classes = 0 if self.head is None else self.head.out_features
-        parts = cost(replace(self.config, img_size=size[0]), classes, self.head_dist is not None)
-        return sum(part.macs for part in parts.values())
-
     def pool(self, x: Tensor) -> Tensor:
-        return self.norm(x.flatten(2).transpose(1, 2)).mean(1)
-
-
-def cost(config: Config, num_classes: int = 1000, distillation: bool = True) -> dict[str, Cost]:
-    """Closed form of the cost by part; `sum(cost(...).values(), Cost())` is the whole network's."""
-    sizes = config.sizes()
-    parts = dict.fromkeys(("stem", "feed-forward", "mixers", "downsampling", "heads"), Cost())
-    parts["stem"] = stem_cost(config.widths[0], math.prod(sizes[0]), config.in_channels)
-    for j, (width, size) in enumerate(zip(config.widths, sizes, strict=True)):
-        positions, hidden = math.prod(size), int(width * config.mlp_ratio)
-        if j:
-            parts["downsampling"] += conv_cost(config.widths[j - 1], width, positions, 3)
-        for i in range(config.depths[j]):
-            if i < config.depths[j] - config.attention[j]:
-                parts["mixers"] += Cost(width)  # the layer scale of the pooling
-                parts["feed-forward"] += feed_forward_cost(width, hidden, positions)
-            else:
-                parts["mixers"] += token_attention_cost(width, size, config.heads, config.key_dim, config.value_ratio)
-                parts["feed-forward"] += mlp_cost(width, hidden, positions)
-    parts["heads"] = head_cost(config.widths[-1], num_classes, distillation)
-    return parts
+        return self.norm(as_tokens(x)).mean(1)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
 from reference_impls.contract import (
     Handle,
     Redundancy,
@@ -23,9 +24,11 @@ from reference_impls.contract import (
     check_range,
     check_tensor,
 )
+from reference_impls.layers.layout import Flatten, Size, as_map
+from reference_impls.layers.norm import fold_batch_norm
+from reference_impls.layers.weights import initialise_small
 from reference_impls.redundancy.over_resolution import coarsen, coarsest
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
-from reference_impls.techniques.dimension_consistent_design import Cost, Size, as_map, fold_batch_norm
 
 STRIDES = (4, 8, 16, 32)
 """Pixels of the image for each pixel of the map, stage by stage."""
@@ -88,9 +91,29 @@ class TwoHeads(nn.Module):
         self.head = None if features_only else _head(config.widths[-1], num_classes)
         self.head_dist = _head(config.widths[-1], num_classes) if distillation and not features_only else None
 
+    def parts(self, size: Size) -> dict[str, Footprint]:
+        """Closed forms by part of the network as it is, for one image of height and width `size`."""
+        stem = closed_form(self.stem, (self.config.in_channels, *size))
+        parts = {"stem": stem} | dict.fromkeys(("feed-forward", "mixers", "downsampling"), Footprint())
+        shape = stem.shape
+        for stage in self.stages:
+            for name, path in stage.downsample.named_children():  # a convolution, perhaps attention beside it
+                what = "downsampling" if name == "conv" else "attention downsampling"
+                parts[what] = parts.get(what, Footprint()) + closed_form(path, shape)
+            inside = shape = closed_form(stage.downsample, shape).shape
+            for block in stage.blocks:
+                if isinstance(block, Flatten):
+                    inside = closed_form(block, inside).shape
+                    continue
+                mixing, feeding = block.branches(inside)
+                parts["mixers"] += mixing
+                parts["feed-forward"] += feeding
+        heads = closed_form(self.norm, shape) + chained(shape[:1], self.head) + chained(shape[:1], self.head_dist)
+        return parts | {"heads": heads}
+
     def macs(self, size: Size) -> int:
         """Closed form of the multiply-accumulates for one image of height and width `size`, with the heads it has."""
-        raise NotImplementedError
+        return closed_form(self, (self.config.in_channels, *size)).macs
 
     def check_images(self, x: Tensor) -> Size:
         """The height and width of images; ValueError or TypeError for what the network cannot take."""
@@ -114,7 +137,8 @@ class TwoHeads(nn.Module):
 
     def forward_head(self, pooled: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C) -> logits, or while training with distillation the pair (head, distillation head)."""
-        logits = self.head(pooled)
+        assert self.head is not None
+        logits: Tensor = self.head(pooled)
         if self.head_dist is None:
             return logits
         taught = self.head_dist(pooled)
@@ -136,17 +160,15 @@ class TwoHeads(nn.Module):
         return network
 
 
+@closed_form.register
+def _(network: TwoHeads, shape: Shape) -> Footprint:
+    return sum(network.parts((shape[1], shape[2])).values(), Footprint())
+
+
 def _head(width: int, classes: int) -> nn.Linear:
     head = nn.Linear(width, classes)
-    nn.init.trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
+    initialise_small(head)
     return head
-
-
-def head_cost(width: int, classes: int, distillation: bool) -> Cost:
-    """Cost of the normalisation and the heads."""
-    heads = 2 if distillation else 1
-    return Cost(heads * (width + 1) * classes + 2 * width, heads * width * classes)
 
 
 def drop_rates(maximum: float, depths: Sequence[int]) -> Iterator[float]:
@@ -252,6 +274,8 @@ class ResolutionTechnique(Technique):
     form in which it is deployed and the number of pixels that it sees. What the design exploits, the likeness of
     neighbours, is what decides how few these may be.
     """
+
+    network: ClassVar[type[TwoHeads]]
 
     def settings(self) -> list[Setting]:
         return [

@@ -20,7 +20,7 @@ of parameters and with the latency.
     network = supernet.extract(path[-1].state)                # or train Network(space, path[-1].state) from scratch
 
 The authors published no code of the search; this one follows the formulas. The loop and the evaluation are those of
-`latency_driven_slimming`. The modules: `networks` (plain networks, slimmable supernet, closed forms of their parts).
+`latency_driven_slimming`. The modules: `networks` (plain networks, slimmable supernet, the space of them).
 Below stand the score, the moves and the class of the contract.
 """
 
@@ -59,7 +59,6 @@ from reference_impls.techniques.latency_driven_slimming.search import (
     change,
     greedy,
     random_path,
-    recalibrate,
 )
 
 __all__ = [
@@ -76,7 +75,6 @@ __all__ = [
     "mobile_efficiency_score",
     "moves",
     "random_path",
-    "recalibrate",
 ]
 
 EXPONENTS: Mapping[str, float] = {"size": 0.5, "latency": 1.0}

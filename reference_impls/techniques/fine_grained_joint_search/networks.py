@@ -7,37 +7,28 @@ for each block whether it is there, whether it attends, and the expansion ratio 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from reference_impls.accounting.latency import LatencyTable
-from reference_impls.contract import check_range, check_tensor
-from reference_impls.techniques.attention_downsampling import DualPathDownsample, attention_down_cost
-from reference_impls.techniques.dimension_consistent_design import (
-    ConvNorm,
-    Cost,
-    Downsample,
-    FeedForward,
-    MapBlock,
-    Stem,
-    conv_cost,
-    feed_forward_cost,
-    stem_cost,
-)
+from reference_impls.accounting.closed_form import Footprint, Shape
+from reference_impls.contract import check_tensor
+from reference_impls.layers.pooling import Head
+from reference_impls.layers.residual import FeedForward, MapBlock
+from reference_impls.layers.search_space import STAGES, Part, SearchSpace
+from reference_impls.techniques.attention_downsampling import DualPathDownsample
 from reference_impls.techniques.latency_driven_slimming.search import SearchData
-from reference_impls.techniques.stride_attention import MapAttention, map_attention_cost
+from reference_impls.techniques.stride_attention import MapAttention
 
-STAGES = 4
+T = TypeVar("T")
+
 ATTENTION_STRIDE = {2: 2, 3: 1}
 """Stages whose blocks may attend, and the stride of their attention."""
-Part = tuple[Hashable, ...]
-"""A part of a network, the key of a latency table: its kind, its stage, its widths, its expansion ratio."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +81,12 @@ class Subnet:
         return " | ".join(rows)
 
 
-def _replaced(values: tuple, index: int, value: object) -> tuple:
+def _replaced(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
     return (*values[:index], value, *values[index + 1 :])
 
 
 @dataclass(frozen=True)
-class Space:
+class Space(SearchSpace):
     """The choices of a search, and what its networks have in common.
 
     `widths`: for each of the four stages the widths to choose from, rising. `depths`: most blocks of each stage.
@@ -116,12 +107,10 @@ class Space:
     key_dim: int = 32
     ratio: int = 4
     layer_scale: float = 1e-5
+    act = nn.GELU
 
     def __post_init__(self) -> None:
-        if len(self.widths) != STAGES or len(self.depths) != STAGES:
-            raise ValueError(f"{STAGES} widths and depths are needed, got {self.widths} and {self.depths}")
-        for depth in self.depths:
-            check_range("a depth", depth, 1, integer=True)
+        self.check_stages(self.widths)
         for choices in (*self.widths, self.ratios):
             if not choices or list(choices) != sorted(set(choices)) or choices[0] < 1:
                 raise ValueError(f"choices must be positive and rise, got {choices}")
@@ -160,70 +149,28 @@ class Space:
             attention.append(tuple(bool(r and j in ATTENTION_STRIDE and draw(2)) for r in row))
         return Subnet(widths, tuple(ratios), tuple(attention))
 
-    def map_size(self, stage: int) -> tuple[int, int]:
-        """Height and width of the maps of a stage."""
-        side = -(-self.size // (self.patch * 2**stage))
-        return side, side
-
-    def build(self, part: Part) -> nn.Module:
-        """A part, freshly initialised; it works on maps."""
+    def describe(self, part: Part) -> tuple[Callable[[], nn.Module], Shape]:
+        """See `SearchSpace`; all parts work on feature maps."""
         match part:
-            case ("stem", int(width)):
-                if self.patch == 4:
-                    return Stem(width, nn.GELU, self.in_channels)
-                return nn.Sequential(ConvNorm(self.in_channels, width, 3, 2), nn.GELU())
             case ("down", 3, int(before), int(width)):
-                return DualPathDownsample(before, width, self.map_size(2), self.heads, self.key_dim // 2, self.ratio)
-            case ("down", int(), int(before), int(width)):
-                return Downsample(before, width)
+                size = self.map_size(2)
+                attention = (self.heads, self.key_dim // 2, self.ratio)
+                return partial(DualPathDownsample, before, width, size, *attention), (before, *size)
             case ("attention", int(stage), int(width)):
-                stride = ATTENTION_STRIDE[stage]
-                return MapAttention(width, self.map_size(stage), self.heads, self.key_dim, self.ratio, stride)
-            case ("ffn", int(), int(width), int(ratio)):
-                return FeedForward(width, ratio * width, local=True)
-            case ("head", int(width)):
-                return Head(width, self.classes)
-        raise ValueError(f"there is no part {part!r}")
-
-    def example(self, part: Part, batch: int) -> Tensor:
-        """An input of the shape that the part has in a network."""
-        match part:
-            case ("stem", _):
-                return torch.zeros(batch, self.in_channels, self.size, self.size)
-            case ("down", int(stage), int(before), _):
-                return torch.zeros(batch, before, *self.map_size(stage - 1))
-            case ("attention", int(stage), int(width)) | ("ffn", int(stage), int(width), _):
-                return torch.zeros(batch, width, *self.map_size(stage))
-            case ("head", int(width)):
-                return torch.zeros(batch, width, *self.map_size(STAGES - 1))
-        raise ValueError(f"there is no part {part!r}")
-
-    def cost(self, part: Part) -> Cost:
-        """Closed form of a part's parameters, its layer scale included, and of its MACs for one image."""
-        heads = (self.heads, self.key_dim, self.ratio)
-        match part:
-            case ("stem", int(width)):
-                if self.patch == 4:
-                    return stem_cost(width, self._pixels(0), self.in_channels)
-                return conv_cost(self.in_channels, width, self._pixels(0), 3)
-            case ("down", int(stage), int(before), int(width)):
-                conv = conv_cost(before, width, self._pixels(stage), 3)
-                if stage < 3:
-                    return conv
-                return conv + attention_down_cost(
-                    before, width, self.map_size(2), self.heads, self.key_dim // 2, self.ratio
-                )
-            case ("attention", int(stage), int(width)):
-                return map_attention_cost(width, self.map_size(stage), *heads, ATTENTION_STRIDE[stage])
+                size = self.map_size(stage)
+                attention = (self.heads, self.key_dim, self.ratio)
+                build = partial(MapAttention, width, size, *attention, ATTENTION_STRIDE[stage])
+                return build, (width, *size)
             case ("ffn", int(stage), int(width), int(ratio)):
-                return feed_forward_cost(width, ratio * width, self._pixels(stage), local=True)
+                return partial(FeedForward, width, ratio * width, local=True), (width, *self.map_size(stage))
             case ("head", int(width)):
-                return Cost(2 * width + (width + 1) * self.classes, width * self.classes)
-        raise ValueError(f"there is no part {part!r}")
+                return partial(Head, nn.BatchNorm2d, width, self.classes), (width, *self.map_size(STAGES - 1))
+        return super().describe(part)
 
-    def total(self, subnet: Subnet) -> Cost:
-        """Closed form of a whole network."""
-        return sum((self.cost(part) for part in subnet.parts()), Cost())
+    def cost(self, part: Part) -> Footprint:
+        """Closed form of a part's parameters, its layer scale included, and of its MACs for one image."""
+        scale = int(str(part[2])) if part[0] in ("attention", "ffn") else 0
+        return super().cost(part) + Footprint(scale)
 
     def every_part(self) -> list[Part]:
         """Every part of every network of the space."""
@@ -235,26 +182,6 @@ class Space:
             parts += [("attention", j, c) for c in widths if j in ATTENTION_STRIDE]
         return parts + [("head", c) for c in self.widths[-1]]
 
-    def macs_table(self) -> LatencyTable:
-        """The table that needs no machine: exact MACs of every part for one image."""
-        return LatencyTable({part: self.cost(part).macs for part in self.every_part()}, "MACs")
-
-    def _pixels(self, stage: int) -> int:
-        height, width = self.map_size(stage)
-        return height * width
-
-
-class Head(nn.Module):
-    """Batch norm of a map (B, C, H, W), its mean, and a linear classifier: (B, classes)."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels)
-        self.linear = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x).mean((2, 3)))
-
 
 class Network(nn.Module):
     """The plain network of a choice: (B, in_channels, size, size) -> logits (B, classes)."""
@@ -265,7 +192,7 @@ class Network(nn.Module):
         widths = subnet.widths
         self.stem = space.build(("stem", widths[0]))
         self.downs = nn.ModuleList(space.build(("down", j, widths[j - 1], widths[j])) for j in range(1, STAGES))
-        self.stages = nn.ModuleList(nn.ModuleList(nn.Identity() for _ in row) for row in subnet.ratios)
+        self.stages: Any = nn.ModuleList(nn.ModuleList(nn.Identity() for _ in row) for row in subnet.ratios)
         for j, i, ratio, attends in subnet.blocks():
             mixer = space.build(("attention", j, widths[j])) if attends else None
             mlp = space.build(("ffn", j, widths[j], ratio))

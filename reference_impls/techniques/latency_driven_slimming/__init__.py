@@ -19,7 +19,7 @@ loss of accuracy for each millisecond is made, until the target is reached.
     network = supernet.extract(path[-1].state)
 
 The authors published no code of the search; this one follows the formulas. The modules: `networks` (supernet, plain
-networks, closed forms of their parts), `search` (the greedy loop, evaluation). Below stand the three moves and the
+networks, the space of them), `search` (the greedy loop, evaluation). Below stand the three moves and the
 class of the contract.
 """
 
@@ -59,7 +59,6 @@ from reference_impls.techniques.latency_driven_slimming.search import (
     change,
     greedy,
     random_path,
-    recalibrate,
 )
 
 __all__ = [
@@ -78,7 +77,6 @@ __all__ = [
     "moves",
     "path_weights",
     "random_path",
-    "recalibrate",
     "slim",
 ]
 

@@ -7,43 +7,31 @@ A `Space` holds what all of them share. An `Architecture` says how wide each sta
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.latency import LatencyTable
+from reference_impls.accounting.closed_form import Shape
 from reference_impls.contract import check_range, check_tensor
-from reference_impls.techniques.dimension_consistent_design import (
-    ConvNorm,
-    Cost,
-    Downsample,
-    FeedForward,
-    Flatten,
-    MapBlock,
-    Pooling,
-    Stem,
-    TokenAttention,
-    TokenBlock,
-    conv_cost,
-    feed_forward_cost,
-    mlp_cost,
-    stem_cost,
-    token_attention_cost,
-)
+from reference_impls.layers.attention import TokenAttention
+from reference_impls.layers.conv import ConvNorm
+from reference_impls.layers.layout import as_map, as_tokens
+from reference_impls.layers.pooling import Head, Pooling
+from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
+from reference_impls.layers.search_space import STAGES, Part, SearchSpace
 from reference_impls.techniques.latency_driven_slimming.search import SearchData
 
 Kind = Literal["4d", "3d", "identity"]
 Noise = Literal["gumbel", "uniform"]
-STAGES = 4
 FIRST_3D = 2
 """Index of the first stage that may hold MB3D: attention is quadratic in the tokens, and early stages have many."""
 STEP = 16
 """Widths are multiples of this."""
-Part = tuple[Hashable, ...]
-"""A part of a network, the key of a latency table: its kind, its stage where it matters, its widths."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +77,7 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Space:
+class Space(SearchSpace):
     """What the networks of one search have in common.
 
     `widths`, `depths`: of the largest network, for each of the four stages; widths are multiples of 16. `size`: height
@@ -109,12 +97,11 @@ class Space:
     ratio: int = 4
     expansion: int = 4
     layer_scale: float = 1e-5
+    act = nn.ReLU
 
     def __post_init__(self) -> None:
-        if len(self.widths) != STAGES or len(self.depths) != STAGES:
-            raise ValueError(f"{STAGES} widths and depths are needed, got {self.widths} and {self.depths}")
-        for width, depth in zip(self.widths, self.depths, strict=True):
-            check_range("a depth", depth, 1, integer=True)
+        self.check_stages(self.widths)
+        for width in self.widths:
             check_range("a width", width, STEP, integer=True)
             if width % STEP:
                 raise ValueError(f"widths must be multiples of {STEP}, got {width}")
@@ -124,72 +111,27 @@ class Space:
         rows = ((("3d" if j >= FIRST_3D else "4d"),) * depth for j, depth in enumerate(self.depths))
         return Architecture(self.widths, tuple(rows))
 
-    def map_size(self, stage: int) -> tuple[int, int]:
-        """Height and width of the maps of a stage."""
-        side = -(-self.size // (self.patch * 2**stage))
-        return side, side
-
-    def build(self, part: Part) -> nn.Module:
-        """A part, freshly initialised. Attention takes tokens, all others maps."""
+    def describe(self, part: Part) -> tuple[Callable[[], nn.Module], Shape]:
+        """See `SearchSpace`; attention takes tokens, all others feature maps."""
         match part:
-            case ("stem", int(width)):
-                if self.patch == 4:
-                    return Stem(width, nn.ReLU, self.in_channels)
-                return nn.Sequential(ConvNorm(self.in_channels, width, 3, 2), nn.ReLU())
-            case ("down", int(), int(before), int(width)):
-                return Downsample(before, width)
-            case ("4d", int(), int(width)):
-                mlp = FeedForward(width, self.expansion * width)
-                return MapBlock(width, Pooling(), mlp, layer_scale=self.layer_scale)
-            case ("3d", int(stage), int(width)):
-                attention = TokenAttention(width, self.map_size(stage), self.heads, self.key_dim, self.ratio)
-                return TokenBlock(width, attention, self.expansion * width, layer_scale=self.layer_scale)
-            case ("head", int(width)):
-                return Head(width, self.classes)
-        raise ValueError(f"there is no part {part!r}")
-
-    def example(self, part: Part, batch: int) -> Tensor:
-        """An input of the shape that the part has in a network."""
-        match part:
-            case ("stem", _):
-                return torch.zeros(batch, self.in_channels, self.size, self.size)
-            case ("down", int(stage), int(before), _):
-                return torch.zeros(batch, before, *self.map_size(stage - 1))
             case ("4d", int(stage), int(width)):
-                return torch.zeros(batch, width, *self.map_size(stage))
+                return partial(self._map_block, width), (width, *self.map_size(stage))
             case ("3d", int(stage), int(width)):
-                return torch.zeros(batch, self.tokens(stage), width)
+                return partial(self._token_block, stage, width), (self.tokens(stage), width)
             case ("head", int(width)):
-                return torch.zeros(batch, self.tokens(STAGES - 1), width)
-        raise ValueError(f"there is no part {part!r}")
+                return partial(Head, nn.LayerNorm, width, self.classes), (self.tokens(STAGES - 1), width)
+        return super().describe(part)
+
+    def _map_block(self, width: int) -> MapBlock:
+        return MapBlock(width, Pooling(), FeedForward(width, self.expansion * width), layer_scale=self.layer_scale)
+
+    def _token_block(self, stage: int, width: int) -> TokenBlock:
+        attention = TokenAttention(width, self.map_size(stage), self.heads, self.key_dim, self.ratio)
+        return TokenBlock(width, attention, self.expansion * width, layer_scale=self.layer_scale)
 
     def tokens(self, stage: int) -> int:
-        """Pixels of a map of the stage."""
-        height, width = self.map_size(stage)
-        return height * width
-
-    def cost(self, part: Part) -> Cost:
-        """Closed form of a part's parameters, and of its MACs for one image."""
-        match part:
-            case ("stem", int(width)):
-                if self.patch == 4:
-                    return stem_cost(width, self.tokens(0), self.in_channels)
-                return conv_cost(self.in_channels, width, self.tokens(0), 3)
-            case ("down", int(stage), int(before), int(width)):
-                return conv_cost(before, width, self.tokens(stage), 3)
-            case ("4d", int(stage), int(width)):
-                mlp = feed_forward_cost(width, self.expansion * width, self.tokens(stage))
-                return mlp + Cost(parameters=width)  # the layer scale of the pooling
-            case ("3d", int(stage), int(width)):
-                attention = token_attention_cost(width, self.map_size(stage), self.heads, self.key_dim, self.ratio)
-                return attention + mlp_cost(width, self.expansion * width, self.tokens(stage))
-            case ("head", int(width)):
-                return Cost(2 * width + (width + 1) * self.classes, width * self.classes)
-        raise ValueError(f"there is no part {part!r}")
-
-    def total(self, architecture: Architecture) -> Cost:
-        """Closed form of a whole network."""
-        return sum((self.cost(part) for part in architecture.parts()), Cost())
+        """Pixels of a feature map of the stage."""
+        return math.prod(self.map_size(stage))
 
     def every_part(self) -> list[Part]:
         """Every part of every network that slimming can reach, the smallest width being 16."""
@@ -200,32 +142,6 @@ class Space:
                 parts += [("down", j, before, c) for before in choices[j - 1] for c in widths]
             parts += [("4d", j, c) for c in widths] + ([("3d", j, c) for c in widths] if j >= FIRST_3D else [])
         return parts + [("head", c) for c in choices[-1]]
-
-    def macs_table(self) -> LatencyTable:
-        """The table that needs no machine: exact MACs of every part for one image."""
-        return LatencyTable({part: self.cost(part).macs for part in self.every_part()}, "MACs")
-
-
-class Head(nn.Module):
-    """Layer norm over the channels of tokens (B, N, C), their mean, and a linear classifier: (B, classes)."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.linear = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x).mean(1))
-
-
-def as_map(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens (B, N, C) as a map (B, C, H, W) with N = H * W; a map is returned as it is."""
-    return x if x.ndim == 4 else x.transpose(1, 2).unflatten(2, size)
-
-
-def as_tokens(x: Tensor) -> Tensor:
-    """A map as tokens; tokens are returned as they are."""
-    return x if x.ndim == 3 else Flatten()(x)
 
 
 class Network(nn.Module):
@@ -324,7 +240,7 @@ class Supernet(nn.Module):
         widths = space.widths
         self.stem = space.build(("stem", widths[0]))
         self.downs = nn.ModuleList(space.build(("down", j, widths[j - 1], widths[j])) for j in range(1, STAGES))
-        self.stages = nn.ModuleList(
+        self.stages: Any = nn.ModuleList(
             nn.ModuleList(
                 MetaPath({kind: space.build((kind, j, widths[j])) for kind in kinds_at(j)}, space.map_size(j))
                 for _ in range(depth)

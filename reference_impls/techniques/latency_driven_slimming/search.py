@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.contract import check_range, check_tensor
+from reference_impls.layers.norm import recalibrate
 
 State = TypeVar("State")
 
@@ -147,27 +148,3 @@ def change(before: Tensor, after: Tensor) -> float:
 def predict(network: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256) -> Tensor:
     """Outputs of a network in eval mode on x (N, ...), batch by batch."""
     return torch.cat([network(part) for part in x.split(batch_size)])
-
-
-@torch.no_grad()
-def recalibrate(network: nn.Module, x: Tensor, batch_size: int = 256) -> None:
-    """Estimate the statistics of every batch norm anew, as the mean over batches of x (N, ...); in place.
-
-    Narrowed layers see other sums than they were trained with, and their old statistics would be wrong.
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's way to say: the plain mean over all batches
-    network.train()
-    for part in _batches(x, batch_size):
-        network(part)
-    network.eval()
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def _batches(x: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Batches of equal weight: a small remainder would count as much as a whole batch."""
-    yield from x.tensor_split(max(1, round(len(x) / batch_size)))

@@ -1,0 +1,46 @@
+"""Batch normalisation of a finished network: folded into the convolutions in front of it, or estimated again."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from reference_impls.layers.conv import ConvNorm
+
+
+def fold_batch_norm(network: nn.Module) -> None:
+    """Put one convolution in the place of every `ConvNorm`, and of every convolution and batch norm that follow each
+    other in an `nn.Sequential`, in place. The network must be in evaluation mode.
+    """
+    for name, child in network.named_children():
+        if isinstance(child, ConvNorm):
+            setattr(network, name, nn.utils.fuse_conv_bn_eval(child.conv, child.bn))
+        else:
+            fold_batch_norm(child)
+    if isinstance(network, nn.Sequential):
+        for (name, conv), (after, norm) in pairwise(list(network.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(network, name, nn.utils.fuse_conv_bn_eval(conv, norm))
+                delattr(network, after)
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, x: Tensor, batch_size: int = 256) -> None:
+    """Estimate the statistics of every batch norm again, as the mean over batches of x (N, ...); in place.
+
+    Narrowed layers, or images of another size, give other sums than those of training, whose statistics are wrong then.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's way to say: the plain mean over all batches
+    network.train()
+    # Batches of equal weight: a small remainder would count as much as a whole batch.
+    for part in x.tensor_split(max(1, round(len(x) / batch_size))):
+        network(part)
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
