@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from reference_impls.accounting.pictures import load
 from reference_impls.accounting.record import Interval, Point, Record, Variant
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,10 +42,7 @@ def committed(owner: str, scenario: str) -> Record:
 
 def pictures(record: Record) -> dict[str, np.ndarray[Any, Any]]:
     """The pictures of a record: those just made, or those beside the committed one."""
-    if record.arrays or not record.pictures:
-        return record.arrays
-    with np.load(RESULTS / record.owner / f"{record.scenario}.npz", allow_pickle=False) as arrays:
-        return dict(arrays)
+    return record.arrays or load(RESULTS / record.owner / f"{record.scenario}.json")
 
 
 def interval(one: Interval | None, form: str = ".3f", scale: float = 1.0) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from reference_impls.accounting.pictures import save as save_record
 from tools import runner
 from tools.knowledge.load import AXES
 from tools.knowledge.reader import read_yaml
@@ -78,7 +79,7 @@ def run_all(
                 kind = device.partition(":")[0]
                 file = folder / technique / (f"{name}.json" if kind == "cpu" else f"{name}.{kind}.json")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                outcome.record.save(file)
+                save_record(outcome.record, file)
             yield Result(technique, name, outcome, file)
 
 

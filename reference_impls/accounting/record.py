@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
@@ -256,19 +255,6 @@ class Record(Model):
     def arrays(self) -> dict[str, Any]:
         """The pictures themselves, in a record that was just measured; a committed one has them in its `.npz`."""
         return self._arrays
-
-    def save(self, file: Path) -> None:
-        """Write the record, and in front of it its pictures beside it; each file appears whole or not at all."""
-        pictures = file.with_suffix(".npz")
-        if self._arrays:
-            import numpy as np
-
-            part = pictures.with_name(f"{pictures.stem}.part.npz")
-            np.savez_compressed(part, **self._arrays)
-            part.replace(pictures)
-        part = file.with_name(f"{file.name}.part")
-        part.write_text(self.to_json(), encoding="utf-8")
-        part.replace(file)
 
     def to_json(self) -> str:
         """The record as indented JSON, a row of a table on one line; what is absent or empty is left out."""

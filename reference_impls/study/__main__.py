@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(result, dict):
             _write(options.result, json.dumps(result))
         else:
-            result.save(options.result)
+            from reference_impls.accounting import pictures
+
+            pictures.save(result, options.result)
     except BaseException as error:
         traceback.print_exc()
         kind, message = _explain(error)
@@ -77,9 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> Record | dict[str, str]:
     try:
         from reference_impls.accounting.record import Record
-        from reference_impls.study import plan
+        from reference_impls.study import registry
+        from reference_impls.study.plan import Context
+        from reference_impls.study.run import measure
 
-        found = {scenario.name: scenario for scenario in plan.experiment(options.technique, options.package).SCENARIOS}
+        module = registry.experiment(options.technique, options.package)
+        found = {scenario.name: scenario for scenario in module.SCENARIOS}
     except Exception as error:
         raise ExperimentError(
             "import", f"the experiment of {options.technique!r} cannot be imported: {_name(error)}"
@@ -90,8 +95,7 @@ def _run(options: argparse.Namespace) -> Record | dict[str, str]:
     if name not in found:
         there = ", ".join(found) or "none"
         raise ExperimentError("usage", f"{options.technique!r} has no scenario {name!r}; there are: {there}")
-    context = plan.Context(budget=options.budget, device=options.device, progress=_report)
-    record = found[name](options.technique, context)
+    record = measure(options.technique, found[name], Context(options.budget, options.device, progress=_report))
     if not isinstance(record, Record):
         raise ExperimentError(
             "invalid-record",
