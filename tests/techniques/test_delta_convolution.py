@@ -309,7 +309,7 @@ class TwoInputs(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("host", "says"),
+    ("target", "says"),
     [
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), "GroupNorm"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2, ceil_mode=True)), "ceil_mode"),
