@@ -168,7 +168,9 @@ def themed_svg(svg: str, name: str) -> str:
     width = re.search(r'width="([\d.]+)pt"', head)
     head = re.sub(r' (width|height|version|xmlns(:\w+)?)="[^"]*"', "", head)
     style = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
-    return f'{head} class="atlas-plot"{style} role="img">{rest.strip()}'.replace("\n\n", "\n")
+    return f'{head} class="atlas-plot"{style} role="img" aria-label="Output of the cell above">{rest.strip()}'.replace(
+        "\n\n", "\n"
+    )
 
 
 def _code(source: str) -> str:
