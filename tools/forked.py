@@ -129,6 +129,7 @@ def _child(
     first = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [*first, *(path for path in sys.path if path not in first)]
     importlib.invalidate_caches()
+    multiprocessing.set_start_method(None, force=True)  # the default again, for the child's own children
     for text in (sys.stdout, sys.stderr):
         if isinstance(text, io.TextIOWrapper):
             text.reconfigure(write_through=True)
