@@ -18,16 +18,17 @@ from tools.runner import Outcome
 
 EXPERIMENT = """
 import os, signal, socket, subprocess, sys, threading, time
-from reference_impls.accounting.record import Arm, Machine, Measured, Point, Quality, Record, WallTime
-from reference_impls.experiments.harness import Context, Scenario
+from reference_impls.accounting.record import Machine, Measured, Point, Quality, Record, Variant, WallTime
+from reference_impls.study import Plan, Scenario
 
-def make(ctx, scenario="default", technique="made-up", **changes):
+def make(study, scenario="default", technique="made-up", **changes):
     time_ = WallTime(median=1.0, p10=1.0, p90=1.0, p99=1.0, n=15)
-    arm = dict(MACs=10, bytes=20, quality=Quality(metric="accuracy", value=0.5), wall_ms=time_)
+    variant = dict(macs=10, bytes=20, quality=Quality(metric="accuracy", value=0.5), wall_ms=time_)
     fields = dict(
-        technique=technique, scenario=scenario, title="Made up", budget=ctx.budget, data="none", unit="one image",
-        knobs=("r",), baseline=Arm(**arm), points=(Point(**arm, knobs={"r": 1}),), seeds=(0,), device=ctx.device,
-        redundancy=Measured(measure="none", value=0.0), versions={}, command="redundancy run made-up",
+        technique=technique, scenario=scenario, title="Made up", budget=study.context.budget, data="none",
+        unit="one image", knobs=("r",), baseline=Variant(**variant), points=(Point(**variant, knobs={"r": 1}),),
+        seeds=(0,), device=study.device,
+        redundancy=Measured(measure="none", value=0.0), versions={"torch": "2"}, command="redundancy run made-up",
         machine=Machine(cpu="any", cores=1, threads=1, memory_gb=1.0), date="2026-11-22",
     )
     return Record(**fields | changes)
@@ -47,8 +48,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         package = tmp_path / "contributed"
         package.mkdir(exist_ok=True)
         (package / "__init__.py").touch()
-        scenario = "\nSCENARIOS = (Scenario('default', 'Made up', run), Scenario('other', 'Made up', run))\n"
-        function = "def run(ctx):\n" + textwrap.indent(textwrap.dedent(body), "    ")
+        scenario = "\nSCENARIOS = [Scenario(n, 'Made up', run, Plan(), Plan()) for n in ('default', 'other')]\n"
+        function = "def run(study):\n" + textwrap.indent(textwrap.dedent(body), "    ")
         (package / "made_up.py").write_text(body if whole else EXPERIMENT + function + scenario)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         return runner.run("made-up", package="contributed", **{"seconds": 60, "preloaded": True} | options)
@@ -67,9 +68,9 @@ def test_a_record_comes_back_with_progress_and_the_output_apart(
         os.write(1, b"from native code\\n")
         subprocess.run([sys.executable, "-c", "print('from a child')"])
         print("no end of line", end="")
-        ctx.progress("training", 1, 2)
-        ctx.progress("training", 2, 2)
-        return make(ctx)
+        study.progress("training", 1, 2)
+        study.progress("training", 2, 2)
+        return make(study)
         """,
         progress=lambda label, done, total: seen.append((label, done, total)),
         budget="full",
@@ -86,7 +87,7 @@ def test_a_record_comes_back_with_progress_and_the_output_apart(
 
 
 def test_a_scenario_is_chosen_by_name(run: Run) -> None:
-    body = "return make(ctx, scenario='other')"
+    body = "return make(study, scenario='other')"
     assert run(body, scenario="other").record is not None
     assert runner.scenarios("made-up", package="contributed") == {"default": "Made up", "other": "Made up"}
     unknown = run(body, scenario="third")
@@ -99,7 +100,7 @@ FAILURES = {
     "exit": ("sys.exit(0)", "exception", "SystemExit"),
     "a hard exit": ("os._exit(0)", "crash", "exit code 0"),
     "no record": ("return float('nan')", "invalid-record", "must return a record"),
-    "NaN": ("return make(ctx, redundancy=Measured(measure='m', value=float('nan')))", "invalid-record", "finite"),
+    "NaN": ("return make(study, redundancy=Measured(measure='m', value=float('nan')))", "invalid-record", "finite"),
     "the network": (
         "import urllib.request as u; u.urlopen('http://127.0.0.1:9')",
         "network",
@@ -181,7 +182,7 @@ def test_modules_that_cannot_be_imported(run: Run, text: str, says: str) -> None
 
 
 def test_an_unknown_technique() -> None:
-    with pytest.raises(RuntimeError, match="no_such_technique"):
+    with pytest.raises(RuntimeError, match="no-such-technique"):
         runner.scenarios("no-such-technique")
 
 
@@ -243,7 +244,7 @@ def test_no_process_is_left_behind(run: Run, tmp_path: Path, preloaded: bool) ->
         orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
         subprocess.run([sys.executable, "-c", orphan, sleep])
         while not os.path.exists({str(pids)!r}) or len(open({str(pids)!r}).read().split()) < 2: time.sleep(0.05)
-        return make(ctx)
+        return make(study)
         """,
         preloaded=preloaded,
     )
@@ -255,7 +256,7 @@ def test_no_process_is_left_behind(run: Run, tmp_path: Path, preloaded: bool) ->
 
 def test_a_thread_that_never_ends_does_not_cost_the_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE_S", 0.5)
-    outcome = run("threading.Thread(target=time.sleep, args=(1000,)).start()\nreturn make(ctx)", seconds=30)
+    outcome = run("threading.Thread(target=time.sleep, args=(1000,)).start()\nreturn make(study)", seconds=30)
     assert outcome.record is not None
     assert outcome.seconds < 30
 
@@ -267,7 +268,7 @@ def test_the_workers_of_a_data_loader_work(run: Run) -> None:
         from torch.utils.data import DataLoader, TensorDataset
         loader = DataLoader(TensorDataset(torch.arange(32.0)), 8, num_workers=2)
         assert sum(batch[0].sum().item() for batch in loader) == 496
-        return make(ctx)
+        return make(study)
         """
     )
     assert outcome.record is not None, outcome
@@ -280,7 +281,7 @@ def test_programs_that_it_starts_are_offline_where_the_system_allows(run: Run, p
         """
         code = "import os; print('devices', sorted(n for n in os.listdir('/proc/sys/net/ipv4/conf')))"
         subprocess.run([sys.executable, "-c", code])
-        return make(ctx)
+        return make(study)
         """,
         preloaded=preloaded,
     )
@@ -297,7 +298,7 @@ def test_the_callers_folder_stays_clean_and_errors_of_the_callback_pass(
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    assert run("open('litter', 'w').write('x')\nreturn make(ctx)").record is not None
+    assert run("open('litter', 'w').write('x')\nreturn make(study)").record is not None
     assert not list(folder.iterdir())
 
     before = {p.pid for p in psutil.Process().children(recursive=True)}
@@ -306,5 +307,5 @@ def test_the_callers_folder_stays_clean_and_errors_of_the_callback_pass(
         raise BrokenPipeError(label)
 
     with pytest.raises(BrokenPipeError, match="training"):
-        run("ctx.progress('training', 1, 2)\ntime.sleep(1000)", progress=broken)
+        run("study.progress('training', 1, 2)\ntime.sleep(1000)", progress=broken)
     assert not {p.pid for p in psutil.Process().children(recursive=True)} - before

@@ -22,6 +22,8 @@ from tools.site import build
 from .chromium import ADVICE, launch
 
 ROOT = Path(__file__).parents[2]
+NO_INDEX = '{"config": {"lang": ["en"], "separator": " ", "pipeline": [], "fields": {}}, "docs": []}'
+"""In the place of the search index, for which the theme otherwise keeps a processor busy on each page."""
 
 
 @pytest.fixture(scope="session")
@@ -94,11 +96,18 @@ def home(request: pytest.FixtureRequest, site: Path) -> str:
     return str(request.getfixturevalue("address")) if request.param == "http" else site.as_uri()
 
 
+def without_search(context: Any) -> None:
+    """Let the pages of a context find an empty search index; `unroute_all` brings the real one back."""
+    for name, body in (("json", NO_INDEX), ("js", f"var __index = {NO_INDEX}")):
+        context.route(f"**/search/search_index.{name}", lambda route, body=body: route.fulfill(body=body))
+
+
 @pytest.fixture
 def visit(chromium: Any, home: str) -> Iterator[Visit]:
     """A visit to the site, from a server and from disk. Afterwards: nothing went wrong."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     context.set_default_timeout(15_000)
+    without_search(context)
     visit = Visit(context.new_page(), home)
     yield visit
     context.close()

@@ -14,7 +14,7 @@ import pytest
 from tools.knowledge import load
 from tools.site import relations
 
-from .conftest import Visit
+from .conftest import Visit, without_search
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 ROOT = Path(__file__).parents[2]
@@ -24,8 +24,6 @@ THEME_FAULTS = {"landmark-unique"}
 SAMPLE = 40
 PHONE, DESK = {"width": 360, "height": 800}, {"width": 1280, "height": 900}
 AT_REST = "*, *::before, *::after { transition: none !important; animation: none !important }"
-NO_INDEX = {"config": {"lang": ["en"], "separator": " ", "pipeline": [], "fields": {}}, "docs": []}
-"""In the place of the search index, which the theme otherwise reads on each page."""
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +88,7 @@ def test_terms_carry_their_definition_and_lead_to_their_axis(visit: Any, known: 
 
 
 def test_search_finds_an_alias(visit: Any, entry: Any) -> None:
+    visit.tab.context.unroute_all()
     tab = visit.open("about.html")
     tab.keyboard.press("/")
     tab.keyboard.type(entry.aliases[0])
@@ -258,7 +257,7 @@ def test_the_map_scrolls_in_its_own_box(visit: Any) -> None:
 def _tab(chromium: Any, scheme: str) -> Iterator[Any]:
     """A tab of the width of a phone."""
     context = chromium.new_context(viewport=PHONE, color_scheme=scheme)
-    context.route("**/search/search_index.json", lambda route: route.fulfill(json=NO_INDEX))
+    without_search(context)
     yield context.new_page()
     context.close()
 
