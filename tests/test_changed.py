@@ -113,14 +113,10 @@ def selected(root: Path, *files: str) -> list[str]:
 @pytest.mark.parametrize(
     "file",
     [
-        "reference_impls/contract/battery.py",
-        "reference_impls/hosts/vit.py",
-        "reference_impls/experiments/harness.py",
-        "reference_impls/techniques/__init__.py",
-        "reference_impls/data/assets.yml",
+        "reference_impls/contract/gone.py",
+        "reference_impls/py.typed",
         "tools/cli.py",
         "tests/conftest.py",
-        "tests/test_cli.py",
         "pyproject.toml",
         "mkdocs.yml",
         "Makefile",
@@ -139,17 +135,24 @@ def test_prose_selects_no_test() -> None:
 
 
 def test_knowledge_selects_the_tests_of_the_knowledge() -> None:
-    assert selected(ROOT, "papers/x.yml", "README.md") == list(changed.KNOWLEDGE_TESTS)
-    assert all((ROOT / file).exists() for file in (*changed.KNOWLEDGE_TESTS, *changed.ENTRY_TESTS))
+    assert selected(ROOT, "papers/x.yml", "README.md") == sorted(changed.KNOWLEDGE_TESTS)
+    named = (*changed.KNOWLEDGE_TESTS, *changed.ENTRY_TESTS, *changed.SHARED_TESTS)
+    assert all((ROOT / file).exists() for file in named)
 
 
 @pytest.mark.parametrize("file", [MODULE, EXPERIMENTS, NOTEBOOK, TEST, RESULT])
 def test_files_of_an_entry_select_its_tests(file: str) -> None:
     *paths, k, expression = selected(ROOT, file)
-    assert paths == [*changed.KNOWLEDGE_TESTS, *changed.ENTRY_TESTS]
+    assert paths == sorted({*changed.KNOWLEDGE_TESTS, *changed.ENTRY_TESTS})
     assert k == "-k"
     assert {"token-merging", "token_merging", "test_knowledge"} <= set(expression.split(" or "))
     assert "delta_convolution" not in expression
+
+
+def test_a_test_selects_itself_and_a_shared_helper_what_imports_it() -> None:
+    assert selected(ROOT, "tests/test_mutations.py") == ["tests/test_mutations.py"]
+    assert "tests/test_models.py" in selected(ROOT, "tests/support.py")
+    assert "tests/test_mutations.py" not in selected(ROOT, "tests/support.py")
 
 
 def test_files_without_an_entry_select_every_test(atlas: Path) -> None:
@@ -160,6 +163,28 @@ def test_entries_that_import_a_technique_are_tested_with_it(atlas: Path) -> None
     base.put(atlas, "tests/techniques/test_token_dropping.py", "from reference_impls.techniques import token_merging\n")
     assert "token-dropping" in selected(atlas, MODULE)[-1].split(" or ")
     assert "token-dropping" not in selected(atlas, TEST)[-1].split(" or ")
+    (atlas / MODULE).unlink()
+    assert "token-dropping" in selected(atlas, MODULE)[-1].split(" or "), "a deleted file counts where it is imported"
+
+
+def test_a_shared_room_selects_the_techniques_that_reach_it(atlas: Path) -> None:
+    base.put(atlas, "reference_impls/layers/__init__.py", "")
+    base.put(atlas, "reference_impls/layers/conv.py", "from .norm import X\n")
+    base.put(atlas, "reference_impls/layers/norm.py", "X = 1\n")
+    base.put(atlas, "reference_impls/layers/other.py", "")
+    base.put(atlas, "reference_impls/layers/table.yml", "")
+    base.put(atlas, "tests/test_norm.py", "def test(): from reference_impls.layers import norm\n")
+    base.put(atlas, "tests/test_other.py", "import reference_impls.layers.other\n")
+    base.put(atlas, MODULE, "from reference_impls.layers.conv import X\n")
+    *files, _, expression = selected(atlas, "reference_impls/layers/norm.py")
+    assert {"token-merging", "test_norm", "test_contributing"} <= set(expression.split(" or "))
+    assert "token-dropping" not in expression
+    assert "tests/test_norm.py" in files
+    assert "tests/test_other.py" not in files
+    assert "token-merging" not in " ".join(selected(atlas, "reference_impls/layers/other.py"))
+    assert "token-merging" in selected(atlas, "reference_impls/layers/table.yml")[-1], (
+        "any module beside it may read it"
+    )
 
 
 def test_the_selection_can_be_run(atlas: Path) -> None:

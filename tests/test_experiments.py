@@ -10,16 +10,17 @@ import torch
 from torch import nn
 
 from reference_impls.contract import registry
-from reference_impls.experiments import harness
+from reference_impls.data import assets
+from reference_impls.study import Recipe, scenarios, train
 from tools import runner
 
 
 @pytest.mark.parametrize("name", registry.ids())
 def test_smoke_run(name: str, asset: Callable[[str], Path]) -> None:
-    scenario = next(iter(harness.scenarios(name).values()))
-    for needed in scenario.assets.get("smoke", ()):
+    scenario = next(iter(scenarios(name).values()))
+    for needed in scenario.smoke.needs:
         asset(needed)
-    outcome = runner.run(name, seconds=300)
+    outcome = runner.run(name, seconds=300, preloaded=True)
     assert outcome.record is not None, f"{outcome.error}: {outcome.message}\n{outcome.log}"
     record = outcome.record
     assert (record.technique, record.scenario, record.budget) == (name, scenario.name, "smoke")
@@ -30,10 +31,8 @@ def test_smoke_run(name: str, asset: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize("name", registry.ids())
 def test_first_scenario_needs_only_what_make_serve_fetches(name: str) -> None:
-    from reference_impls.data import assets
-
-    scenario = next(iter(harness.scenarios(name).values()))
-    assert set(scenario.assets.get("smoke", ())) <= set(assets.smoke())
+    scenario = next(iter(scenarios(name).values()))
+    assert set(scenario.smoke.needs) <= set(assets.smoke())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 12])
@@ -45,6 +44,6 @@ def test_training_of_any_length(steps: int) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(steps * 8, 3, generator=generator)
     y = (x[:, 0] > 0).long()
-    one, two = (harness.train(network(), x, y, epochs=1, seed=0, batch_size=8) for _ in range(2))
+    one, two = (train(network(), x, y, Recipe(epochs=1, batch_size=8), seed=0) for _ in range(2))
     assert not torch.equal(one.weight, network().weight)
     assert torch.equal(one.weight, two.weight), "the seed decides everything"

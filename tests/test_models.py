@@ -20,10 +20,7 @@ from reference_impls.models.vit import (
     saliency_vit_s14,
     vit_small_patch16_224,
 )
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+from tests.support import parameters
 
 
 def scattered(model: nn.Module) -> nn.Module:

@@ -28,5 +28,5 @@ def test_every_technique_has_a_notebook_without_outputs() -> None:
     assert set(notebooks.sources(ROOT)) == set(registry.ids())
     for path in notebooks.sources(ROOT).values():
         text = path.read_text(encoding="utf-8")
-        assert text.startswith("# ---\n# jupyter:"), f"{path.name} is not jupytext py:percent"
+        assert text.startswith(("# %%", "# ---\n# jupyter:")), f"{path.name} is not jupytext py:percent"
         assert "from tools" not in text and "import tools" not in text  # noqa: PT018

@@ -18,16 +18,17 @@ from tools.runner import Outcome
 
 EXPERIMENT = """
 import os, signal, socket, subprocess, sys, threading, time
-from reference_impls.accounting.record import Arm, Machine, Measured, Point, Quality, Record, WallTime
-from reference_impls.experiments.harness import Context, Scenario
+from reference_impls.accounting.record import Machine, Measured, Point, Quality, Record, Variant, WallTime
+from reference_impls.study import Plan, Scenario
 
-def make(ctx, scenario="default", technique="made-up", **changes):
+def make(study, scenario="default", technique="made-up", **changes):
     time_ = WallTime(median=1.0, p10=1.0, p90=1.0, p99=1.0, n=15)
-    arm = dict(MACs=10, bytes=20, quality=Quality(metric="accuracy", value=0.5), wall_ms=time_)
+    variant = dict(macs=10, bytes=20, quality=Quality(metric="accuracy", value=0.5), wall_ms=time_)
     fields = dict(
-        technique=technique, scenario=scenario, title="Made up", budget=ctx.budget, data="none", unit="one image",
-        knobs=("r",), baseline=Arm(**arm), points=(Point(**arm, knobs={"r": 1}),), seeds=(0,), device=ctx.device,
-        redundancy=Measured(measure="none", value=0.0), versions={}, command="redundancy run made-up",
+        technique=technique, scenario=scenario, title="Made up", budget=study.context.budget, data="none",
+        unit="one image", knobs=("r",), baseline=Variant(**variant), points=(Point(**variant, knobs={"r": 1}),),
+        seeds=(0,), device=study.device,
+        redundancy=Measured(measure="none", value=0.0), versions={"torch": "2"}, command="redundancy run made-up",
         machine=Machine(cpu="any", cores=1, threads=1, memory_gb=1.0), date="2026-11-22",
     )
     return Record(**fields | changes)
@@ -35,26 +36,31 @@ def make(ctx, scenario="default", technique="made-up", **changes):
 """
 
 Run = Callable[..., Outcome]
+STARTS = pytest.mark.parametrize("preloaded", [False, True], ids=["started", "forked"])
+"""For what must hold in an interpreter of its own and in a fork of the preloaded one; the other tests fork."""
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Writes an experiment whose scenario has the given body, and runs it."""
+    """Writes an experiment whose scenario has the given body, and runs it in a fork of the preloaded process."""
 
     def write_and_run(body: str, *, whole: bool = False, **options: Any) -> Outcome:
         package = tmp_path / "contributed"
         package.mkdir(exist_ok=True)
         (package / "__init__.py").touch()
-        scenario = "\nSCENARIOS = (Scenario('default', 'Made up', run), Scenario('other', 'Made up', run))\n"
-        function = "def run(ctx):\n" + textwrap.indent(textwrap.dedent(body), "    ")
+        scenario = "\nSCENARIOS = [Scenario(n, 'Made up', run, Plan(), Plan()) for n in ('default', 'other')]\n"
+        function = "def run(study):\n" + textwrap.indent(textwrap.dedent(body), "    ")
         (package / "made_up.py").write_text(body if whole else EXPERIMENT + function + scenario)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        return runner.run("made-up", package="contributed", **{"seconds": 60} | options)
+        return runner.run("made-up", package="contributed", **{"seconds": 60, "preloaded": True} | options)
 
     return write_and_run
 
 
-def test_a_record_comes_back_with_progress_and_the_output_apart(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+@STARTS
+def test_a_record_comes_back_with_progress_and_the_output_apart(
+    run: Run, capfd: pytest.CaptureFixture[str], preloaded: bool
+) -> None:
     seen: list[tuple[str, int, int]] = []
     outcome = run(
         """
@@ -62,12 +68,13 @@ def test_a_record_comes_back_with_progress_and_the_output_apart(run: Run, capfd:
         os.write(1, b"from native code\\n")
         subprocess.run([sys.executable, "-c", "print('from a child')"])
         print("no end of line", end="")
-        ctx.progress("training", 1, 2)
-        ctx.progress("training", 2, 2)
-        return make(ctx)
+        study.progress("training", 1, 2)
+        study.progress("training", 2, 2)
+        return make(study)
         """,
         progress=lambda label, done, total: seen.append((label, done, total)),
         budget="full",
+        preloaded=preloaded,
     )
     assert outcome.error is None, outcome
     assert outcome.record is not None
@@ -80,7 +87,7 @@ def test_a_record_comes_back_with_progress_and_the_output_apart(run: Run, capfd:
 
 
 def test_a_scenario_is_chosen_by_name(run: Run) -> None:
-    body = "return make(ctx, scenario='other')"
+    body = "return make(study, scenario='other')"
     assert run(body, scenario="other").record is not None
     assert runner.scenarios("made-up", package="contributed") == {"default": "Made up", "other": "Made up"}
     unknown = run(body, scenario="third")
@@ -93,7 +100,7 @@ FAILURES = {
     "exit": ("sys.exit(0)", "exception", "SystemExit"),
     "a hard exit": ("os._exit(0)", "crash", "exit code 0"),
     "no record": ("return float('nan')", "invalid-record", "must return a record"),
-    "NaN": ("return make(ctx, redundancy=Measured(measure='m', value=float('nan')))", "invalid-record", "finite"),
+    "NaN": ("return make(study, redundancy=Measured(measure='m', value=float('nan')))", "invalid-record", "finite"),
     "the network": (
         "import urllib.request as u; u.urlopen('http://127.0.0.1:9')",
         "network",
@@ -156,8 +163,10 @@ def test_a_result_that_is_no_record(tmp_path: Path, text: str) -> None:
         runner._record(text, {})
 
 
-def test_the_log_of_a_crash_names_the_line(run: Run) -> None:
-    outcome = run("print('x' * 10**6)\nfor i in range(1000): print('line', i)\nimport ctypes; ctypes.string_at(0)")
+@STARTS
+def test_the_log_of_a_crash_names_the_line(run: Run, preloaded: bool) -> None:
+    body = "print('x' * 10**6)\nfor i in range(1000): print('line', i)\nimport ctypes; ctypes.string_at(0)"
+    outcome = run(body, preloaded=preloaded)
     assert (outcome.error, "SIGSEGV" in outcome.message) == ("crash", True), outcome
     assert "made_up.py" in outcome.log
     assert len(outcome.log) < 10**6
@@ -173,7 +182,7 @@ def test_modules_that_cannot_be_imported(run: Run, text: str, says: str) -> None
 
 
 def test_an_unknown_technique() -> None:
-    with pytest.raises(RuntimeError, match="no_such_technique"):
+    with pytest.raises(RuntimeError, match="no-such-technique"):
         runner.scenarios("no-such-technique")
 
 
@@ -196,9 +205,9 @@ def test_a_missing_asset_says_how_to_get_it(run: Run) -> None:
     ids=["silently", "with a flood of output"],
 )
 def test_a_run_for_ever_is_stopped(run: Run, body: str) -> None:
-    outcome = run(body, seconds=5)
+    outcome = run(body, seconds=2)
     assert outcome.error == "timeout"
-    assert "within 5 s" in outcome.message
+    assert "within 2 s" in outcome.message
     assert outcome.seconds < 60
     assert len(outcome.log) <= runner.LOG_LINES * (runner.LINE_LENGTH + 1)
 
@@ -224,7 +233,8 @@ def test_memory_without_end_is_stopped(run: Run, body: str) -> None:
     assert outcome.peak_mb < 2500
 
 
-def test_no_process_is_left_behind(run: Run, tmp_path: Path) -> None:
+@STARTS
+def test_no_process_is_left_behind(run: Run, tmp_path: Path, preloaded: bool) -> None:
     """Neither children, nor those that were handed to another parent in a session of their own."""
     pids = tmp_path / "pids"
     outcome = run(
@@ -234,8 +244,9 @@ def test_no_process_is_left_behind(run: Run, tmp_path: Path) -> None:
         orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
         subprocess.run([sys.executable, "-c", orphan, sleep])
         while not os.path.exists({str(pids)!r}) or len(open({str(pids)!r}).read().split()) < 2: time.sleep(0.05)
-        return make(ctx)
-        """
+        return make(study)
+        """,
+        preloaded=preloaded,
     )
     assert outcome.record is not None, outcome
     started = [int(pid) for pid in pids.read_text().split()]
@@ -245,7 +256,7 @@ def test_no_process_is_left_behind(run: Run, tmp_path: Path) -> None:
 
 def test_a_thread_that_never_ends_does_not_cost_the_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE_S", 0.5)
-    outcome = run("threading.Thread(target=time.sleep, args=(1000,)).start()\nreturn make(ctx)", seconds=30)
+    outcome = run("threading.Thread(target=time.sleep, args=(1000,)).start()\nreturn make(study)", seconds=30)
     assert outcome.record is not None
     assert outcome.seconds < 30
 
@@ -257,20 +268,22 @@ def test_the_workers_of_a_data_loader_work(run: Run) -> None:
         from torch.utils.data import DataLoader, TensorDataset
         loader = DataLoader(TensorDataset(torch.arange(32.0)), 8, num_workers=2)
         assert sum(batch[0].sum().item() for batch in loader) == 496
-        return make(ctx)
+        return make(study)
         """
     )
     assert outcome.record is not None, outcome
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="programs are cut off by a Linux namespace")
-def test_programs_that_it_starts_are_offline_where_the_system_allows(run: Run) -> None:
+@STARTS
+def test_programs_that_it_starts_are_offline_where_the_system_allows(run: Run, preloaded: bool) -> None:
     outcome = run(
         """
         code = "import os; print('devices', sorted(n for n in os.listdir('/proc/sys/net/ipv4/conf')))"
         subprocess.run([sys.executable, "-c", code])
-        return make(ctx)
-        """
+        return make(study)
+        """,
+        preloaded=preloaded,
     )
     assert outcome.record is not None
     allowed = os.system("unshare --user --net true 2>/dev/null") == 0
@@ -285,12 +298,14 @@ def test_the_callers_folder_stays_clean_and_errors_of_the_callback_pass(
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    assert run("open('litter', 'w').write('x')\nreturn make(ctx)").record is not None
+    assert run("open('litter', 'w').write('x')\nreturn make(study)").record is not None
     assert not list(folder.iterdir())
+
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
 
     def broken(label: str, done: int, total: int) -> None:
         raise BrokenPipeError(label)
 
     with pytest.raises(BrokenPipeError, match="training"):
-        run("ctx.progress('training', 1, 2)\ntime.sleep(1000)", progress=broken)
-    assert not [p for p in psutil.Process().children(recursive=True) if "reference_impls.experiments" in p.cmdline()]
+        run("study.progress('training', 1, 2)\ntime.sleep(1000)", progress=broken)
+    assert not {p.pid for p in psutil.Process().children(recursive=True)} - before

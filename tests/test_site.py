@@ -735,6 +735,10 @@ def test_a_notebook_runs_once_and_again_only_when_something_it_reaches_changed(r
     key = notebooks.key(root, "a-note", path)
     (root / "reference_impls" / "other.py").write_text("X = 1\n", encoding="utf-8")
     assert notebooks.key(root, "a-note", path) == key, "a module that it does not reach"
+    (root / "reference_impls" / "shared.py").write_text(
+        '"""What is shared."""\n\nVALUE = 41  # of it\n', encoding="utf-8"
+    )
+    assert notebooks.key(root, "a-note", path) == key, "only comments and docstrings differ"
     (root / "reference_impls" / "shared.py").write_text("VALUE = 42\n", encoding="utf-8")
     assert notebooks.key(root, "a-note", path) != key
     assert notebooks.executed(root, run=False) == {}

@@ -8,20 +8,19 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from tools.imports import Imports
 from tools.knowledge.completeness import NOTEBOOKS, TESTS
 from tools.knowledge.load import ENTRIES
-from tools.knowledge.source import EXPERIMENTS, module_name
+from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, module_name
 
-_OF_ONE_ENTRY = re.compile(
-    r"reference_impls/(?:techniques|experiments)/(?P<module>[a-z0-9_]+?)(?:\.py|/.*)"
-    r"|reference_impls/results/(?P<id>[a-z0-9-]+)/[^/]+\.json"
-    r"|notebooks/(?P<notebook>[a-z0-9_]+)\.py"
-    r"|tests/techniques/test_(?P<test>[a-z0-9_]+)\.py"
-)
+_RESULT = re.compile(r"reference_impls/results/([a-z0-9-]+)/.*")
+_CODE = re.compile(r"reference_impls/.*|notebooks/[^/]*\.py|tests/(?:.*/)?(?!conftest\b)[^/]*\.py")
 _KNOWLEDGE = re.compile(r"(?:taxonomy|papers)/.*\.yml")
 _PROSE = re.compile(r"[^/]*\.(?:md|cff)|LICENSE.*|\.github/.*|\.gitignore|tools/site/docs/.*\.md")
 KNOWLEDGE_TESTS = ("tests/test_knowledge.py", "tests/test_layout.py", "tests/test_cli.py", "tests/test_site.py")
-ENTRY_TESTS = ("tests/test_contract.py", "tests/test_experiments.py", "tests/test_notebooks.py", "tests/techniques")
+ENTRY_TESTS = ("tests/test_contract.py", "tests/test_experiments.py", "tests/test_notebooks.py", TESTS)
+SHARED_TESTS = ("tests/test_scaffold.py", "tests/test_contributing.py")
+"""Run what new techniques are made of, which stands in templates and not in imports."""
 
 
 class NoRepository(Exception):
@@ -62,42 +61,53 @@ def _git(root: Path, *arguments: str, fail: bool = True) -> str:
 def tests_for(root: Path, files: Iterable[str]) -> list[str]:
     """The arguments for pytest that test what these files can have changed; empty if nothing is to be tested.
 
-    Files of single entries select the tests of these entries and of those that import them, files of the knowledge
-    those of the knowledge and the site, prose none; anything else may reach everything, so all tests run (`["tests"]`).
+    Code of `reference_impls`, notebooks and tests select the tests that reach them through imports, those of each
+    technique included; results those of their technique; files of the knowledge those of the knowledge and the site;
+    prose none. Anything else may reach everything, so all tests run (`["tests"]`).
     """
+    code: set[Path] = set()
     touched: set[str] = set()
     knowledge = False
-    changed = set(files)
-    for file in changed:
-        if match := _OF_ONE_ENTRY.fullmatch(file):
-            (name,) = filter(None, match.groups())
-            entry_id = name.replace("_", "-")
-            if not (root / ENTRIES / f"{entry_id}.yml").is_file():
-                return ["tests"]
-            touched.add(entry_id)
-            knowledge = True
+    for file in set(files):
+        if (match := _RESULT.fullmatch(file)) and (root / ENTRIES / f"{match[1]}.yml").is_file():
+            touched.add(match[1])
+        elif _CODE.fullmatch(file):
+            code |= _modules(root / file)
         elif _KNOWLEDGE.fullmatch(file):
             knowledge = True
         elif not _PROSE.fullmatch(file):
             return ["tests"]
-    if not knowledge:
-        return []
+    imports = Imports(root, code)
+    starts = {entry.stem: _starts(root, entry.stem) for entry in (root / ENTRIES).glob("*.yml")}
+    concerned = {id_ for id_, own in starts.items() if code & imports.reached(*own)}
+    own = {path for paths in starts.values() for path in paths}
+    tests = [p for p in (root / "tests").rglob("test_*.py") if p not in own and code & imports.reached(p)]
+    shared = code - own
+    if shared - imports.reached(*own, *tests):
+        return ["tests"]
+    touched |= concerned
+    whole = {str(path.relative_to(root)) for path in tests}
+    whole |= set(KNOWLEDGE_TESTS) if knowledge or touched else set()
+    whole |= set(SHARED_TESTS) if any(path.is_relative_to(root / "reference_impls") for path in shared) else set()
     if not touched:
-        return [*KNOWLEDGE_TESTS]
-    ids = sorted(touched | _importers(root, {root / file for file in changed}))
-    names = [name for id_ in ids for name in dict.fromkeys((id_, id_.replace("-", "_")))]
-    names += [Path(file).stem for file in KNOWLEDGE_TESTS]
-    return [*KNOWLEDGE_TESTS, *ENTRY_TESTS, "-k", " or ".join(names)]
+        return sorted(whole)
+    names = [name for id_ in sorted(touched) for name in dict.fromkeys((id_, module_name(id_)))]
+    expression = " or ".join([*names, *(Path(file).stem for file in sorted(whole))])
+    return [*sorted(whole | set(ENTRY_TESTS)), "-k", expression]
 
 
-def _importers(root: Path, changed: set[Path]) -> set[str]:
-    """Ids of the entries whose experiments, test or notebook reach one of these files through imports."""
-    from tools.site.notebooks import reached
+def _modules(file: Path) -> set[Path]:
+    """The file itself; for one that is no Python, the modules beside it, which may read it."""
+    return (
+        {file}
+        if file.suffix == ".py"
+        else {path for path in file.parent.glob("*.py") if path.stem != "__init__"} or {file}
+    )
 
-    found = set()
-    for entry in (root / ENTRIES).glob("*.yml"):
-        name = module_name(entry.stem)
-        starts = (root / EXPERIMENTS / f"{name}.py", root / NOTEBOOKS / f"{name}.py", root / TESTS / f"test_{name}.py")
-        if any(start.is_file() and changed & reached(root, start) for start in starts):
-            found.add(entry.stem)
-    return found
+
+def _starts(root: Path, entry_id: str) -> list[Path]:
+    """The files of an entry."""
+    name = module_name(entry_id)
+    technique = root / TECHNIQUES / name
+    own = [root / TECHNIQUES / f"{name}.py", *technique.rglob("*.py"), root / EXPERIMENTS / f"{name}.py"]
+    return [*own, root / NOTEBOOKS / f"{name}.py", root / TESTS / f"test_{name}.py"]

@@ -1,5 +1,7 @@
 """The built site and a headless Chromium.
 
+All workers of a test run share one site.
+
 Without a Chromium (see `chromium.py`) these tests are skipped and say so; with ATLAS_REQUIRE_BROWSER=1 they fail.
 """
 
@@ -13,18 +15,27 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from filelock import FileLock
 
 from tools.site import build
 
 from .chromium import ADVICE, launch
 
 ROOT = Path(__file__).parents[2]
+NO_INDEX = '{"config": {"lang": ["en"], "separator": " ", "pipeline": [], "fields": {}}, "docs": []}'
+"""In the place of the search index, for which the theme otherwise keeps a processor busy on each page."""
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site of the repository, built strictly; notebooks only where their run is cached."""
-    return build.build(ROOT, site_dir=tmp_path_factory.mktemp("built") / "site", run=False, progress=lambda _: None)
+    """The site of the repository, built strictly, with its links checked; notebooks only where their run is cached."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "site.lock"):
+        if not (folder / "site").exists():
+            build.build(ROOT, site_dir=folder / "site", run=False, progress=lambda _: None)
+    return folder / "site"
 
 
 @pytest.fixture(scope="session")
@@ -57,11 +68,20 @@ def _without(why: str) -> NoReturn:
 
 @dataclass
 class Visit:
-    """A tab, and what went wrong in it."""
+    """A tab, and what went wrong in it: console errors, exceptions, requests to another host."""
 
     tab: Any
     home: str
     faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tab.on("console", lambda m: self.faults.append(f"console: {m.text}") if m.type == "error" else None)
+        self.tab.on("pageerror", lambda error: self.faults.append(f"page: {error}"))
+        self.tab.on("request", lambda request: self._asked(request.url))
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith((self.home, "data:", "blob:", "about:")):
+            self.faults.append(f"request: {url}")
 
     def open(self, page: str) -> Any:
         """Go to a page of the site, and wait until its scripts have run."""
@@ -71,23 +91,24 @@ class Visit:
 
 
 @pytest.fixture(params=["http", "file"])
-def visit(request: pytest.FixtureRequest, chromium: Any, site: Path) -> Iterator[Visit]:
-    """A visit to the site, from a server and from disk. Afterwards: no console error, no request to another host."""
-    home = request.getfixturevalue("address") if request.param == "http" else site.as_uri()
-    size = getattr(request, "node").get_closest_marker("viewport")  # noqa: B009
-    context = chromium.new_context(
-        viewport={"width": size.args[0] if size else 1280, "height": 900}, color_scheme="light"
-    )
+def home(request: pytest.FixtureRequest, site: Path) -> str:
+    """Where the site is: on a server, or on disk."""
+    return str(request.getfixturevalue("address")) if request.param == "http" else site.as_uri()
+
+
+def without_search(context: Any) -> None:
+    """Let the pages of a context find an empty search index; `unroute_all` brings the real one back."""
+    for name, body in (("json", NO_INDEX), ("js", f"var __index = {NO_INDEX}")):
+        context.route(f"**/search/search_index.{name}", lambda route, body=body: route.fulfill(body=body))
+
+
+@pytest.fixture
+def visit(chromium: Any, home: str) -> Iterator[Visit]:
+    """A visit to the site, from a server and from disk. Afterwards: nothing went wrong."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     context.set_default_timeout(15_000)
+    without_search(context)
     visit = Visit(context.new_page(), home)
-    visit.tab.on("console", lambda m: visit.faults.append(f"console: {m.text}") if m.type == "error" else None)
-    visit.tab.on("pageerror", lambda error: visit.faults.append(f"page: {error}"))
-    visit.tab.on(
-        "request",
-        lambda r: (
-            None if r.url.startswith((home, "data:", "blob:", "about:")) else visit.faults.append(f"request: {r.url}")
-        ),
-    )
     yield visit
     context.close()
     assert visit.faults == []

@@ -17,7 +17,7 @@ from tools.knowledge import Knowledge
 from tools.site import build, links
 from tools.site.pages import gather, pages
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("prose")]
 ROOT = Path(__file__).parents[2]
 
 AUDIT = """() => {

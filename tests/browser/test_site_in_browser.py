@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tools.knowledge import load
-from tools.site import links, relations
+from tools.site import relations
+
+from .conftest import Visit, without_search
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 ROOT = Path(__file__).parents[2]
 
 THEME_FAULTS = {"landmark-unique"}
 """Rules of axe that the theme itself breaks (unnamed navigation around each copy button), as of 9.8.1."""
+SAMPLE = 40
+PHONE, DESK = {"width": 360, "height": 800}, {"width": 1280, "height": 900}
+AT_REST = "*, *::before, *::after { transition: none !important; animation: none !important }"
 
 
 @pytest.fixture(scope="module")
@@ -32,34 +40,18 @@ def entry(known: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def kinds(known: Any, entry: Any) -> list[str]:
-    """One page of each kind."""
-    paper = entry.papers[0].key
+def kinds(known: Any, entry: Any, site: Path) -> list[str]:
+    """A page of each kind: those that are alone of their kind, and from each folder its index and one more."""
     draft = next(e for e in known.entries.values() if e.status == "draft" and e.relations and e.invariant)
-    return [
-        "index.html",
-        "techniques/index.html",
-        f"techniques/{entry.id}.html",
-        "axes/index.html",
-        "axes/relation.html",
-        "papers/index.html",
-        f"papers/{paper}.html",
-        f"techniques/{draft.id}.html",
-        "relations.html",
-        "hard-cases.html",
-        "principles.html",
-        "open-problems.html",
-        "about.html",
-        "api.html",
-        "apply.html",
-        "contract.html",
-        "evidence.html",
-        "contribute.html",
-    ]
+    chosen = {"techniques": entry.id, "papers": entry.papers[0].key, "axes": "relation", "notebooks": entry.id}
+    pages = [page for page in _pages(site) if "/" not in page or page.endswith("/index.html")]
+    pages += [page for folder, name in chosen.items() if (site / (page := f"{folder}/{name}.html")).exists()]
+    return [*pages, f"techniques/{draft.id}.html"]
 
 
-def test_links_and_anchors_lead_somewhere_and_nothing_comes_from_another_host(site: Path) -> None:
-    assert links.check(site) == []
+def _pages(site: Path) -> list[str]:
+    """Every page, but for the theme's own."""
+    return sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html") if p.name != "404.html")
 
 
 def test_a_cell_of_the_map_leads_to_its_entries(visit: Any, entry: Any) -> None:
@@ -96,6 +88,7 @@ def test_terms_carry_their_definition_and_lead_to_their_axis(visit: Any, known: 
 
 
 def test_search_finds_an_alias(visit: Any, entry: Any) -> None:
+    visit.tab.context.unroute_all()
     tab = visit.open("about.html")
     tab.keyboard.press("/")
     tab.keyboard.type(entry.aliases[0])
@@ -210,35 +203,79 @@ def test_a_step_of_the_algorithm_opens_the_source_at_its_function(visit: Any, en
     )
 
 
-@pytest.mark.viewport(360)
-def test_no_page_is_wider_than_a_phone(visit: Any, kinds: list[str], site: Path) -> None:
-    notebooks = [p.relative_to(site).as_posix() for p in sorted((site / "notebooks").glob("*.html"))]
-    for page in [*kinds, *notebooks]:
-        tab = visit.open(page)
-        assert tab.evaluate("document.documentElement.scrollWidth") == 360, page
+# --- every page
+
+
+def test_kinds_of_pages(kinds: list[str], site: Path) -> None:
+    folders = {Path(page).parent for page in _pages(site)}
+    assert folders == {Path(page).parent for page in kinds}
+    assert {"index.html", "relations.html", "evidence.html", "techniques/index.html"} < set(kinds)
+
+
+@pytest.mark.parametrize("which", ["sample", pytest.param("all", marks=pytest.mark.every_page)])
+@pytest.mark.timeout(3600)
+def test_pages_fit_a_phone_and_put_up_no_barrier(
+    chromium: Any, address: str, kinds: list[str], site: Path, which: str
+) -> None:
+    """Each page is opened once: nothing went wrong, nothing is wider than a phone, and axe finds no barrier."""
+    others = [page for page in _pages(site) if page not in kinds]
+    if which == "sample":
+        others = random.Random(0).sample(others, min(SAMPLE, len(others)))
+    with _tab(chromium, "light") as tab:
+        visit = Visit(tab, address)
+        wrong = {page: found for page in [*kinds, *others] if (found := _look_at(visit, page))}
+    assert not wrong, json.dumps(wrong, indent=1)
+
+
+def test_pages_in_the_dark(chromium: Any, address: str, entry: Any) -> None:
+    with _tab(chromium, "dark") as tab:
+        visit = Visit(tab, address)
+        pages = ["index.html", f"techniques/{entry.id}.html", "relations.html"]
+        wrong = {page: found for page in pages if (found := _look_at(visit, page))}
+    assert not wrong, json.dumps(wrong, indent=1)
+
+
+def test_pages_from_disk(chromium: Any, site: Path, kinds: list[str]) -> None:
+    with _tab(chromium, "light") as tab:
+        visit = Visit(tab, site.as_uri())
+        for page in kinds:
+            assert visit.open(page).evaluate("document.documentElement.scrollWidth") == 360, page
+            assert visit.faults == [], page
+
+
+def test_the_map_scrolls_in_its_own_box(visit: Any) -> None:
+    visit.tab.set_viewport_size(PHONE)
     box = visit.open("index.html").locator(".atlas-map-box")
-    assert box.evaluate("e => e.scrollWidth > e.clientWidth"), "the map scrolls in its own box"
+    assert box.evaluate("e => e.scrollWidth > e.clientWidth")
     head = box.locator("tbody th").first
     before = head.bounding_box()["x"]
     box.evaluate("e => e.scrollTo(300, 0)")
     assert head.bounding_box()["x"] == pytest.approx(before, abs=20), "its first column stays"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_barrier(chromium: Any, address: str, kinds: list[str], scheme: str) -> None:
+@contextmanager
+def _tab(chromium: Any, scheme: str) -> Iterator[Any]:
+    """A tab of the width of a phone."""
+    context = chromium.new_context(viewport=PHONE, color_scheme=scheme)
+    without_search(context)
+    yield context.new_page()
+    context.close()
+
+
+def _look_at(visit: Visit, page: str) -> list[str]:
+    """What is wrong with a page."""
     from axe_playwright_python.sync_playwright import Axe
 
-    context = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
-    tab = context.new_page()
-    found = {}
-    for page in kinds if scheme == "light" else [kinds[0], kinds[2], "relations.html"]:
-        few = (
-            "?text=merging" if page in ("techniques/index.html", "papers/index.html") else ""
-        )  # axe looks at every row
-        tab.goto(f"{address}/{page}{few}")
-        tab.wait_for_timeout(400)  # the theme fades its tabs in
-        for violation in Axe().run(tab).response["violations"]:
-            if violation["id"] not in THEME_FAULTS:
-                found[f"{page} {violation['id']}"] = [node["html"][:160] for node in violation["nodes"][:3]]
-    context.close()
-    assert not found, json.dumps(found, indent=1)
+    few = "?text=merging" if page in ("techniques/index.html", "papers/index.html") else ""  # axe looks at every row
+    visit.faults.clear()
+    tab = visit.open(f"{page}{few}")
+    width = tab.evaluate("document.documentElement.scrollWidth")
+    tab.set_viewport_size(DESK)
+    tab.add_style_tag(content=AT_REST)
+    found = Axe().run(tab, options={"resultTypes": ["violations"]}).response["violations"]
+    tab.set_viewport_size(PHONE)
+    wrong = [*visit.faults, *([f"{width} pixels wide on a phone of 360"] if width != 360 else [])]
+    for violation in found:
+        if violation["id"] not in THEME_FAULTS:
+            wrong += [f"{violation['id']}: {node['html'][:160]}" for node in violation["nodes"][:3]]
+    return wrong

@@ -1,17 +1,17 @@
 """Notebooks: `notebooks/<id with underscores>.py` executed in the smoke budget and rendered as pages.
 
-A run is cached in `.cache/notebooks/` under a hash of everything it can depend on: the notebook, every module of
-`reference_impls` that it reaches through imports, the committed results of the technique, the assets' pins, and the
-versions of Python and torch. So editing one technique runs one notebook again.
+A run is cached in `.cache/notebooks/` under a hash of what it can depend on: the notebook, the modules of
+`reference_impls` that it reaches through imports (not their comments and docstrings), the committed results and the
+pinned assets that these name, and the versions of Python and torch. So editing one technique runs one notebook again.
 """
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import base64
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -25,7 +25,11 @@ from typing import Any, cast
 
 import jupytext
 import nbformat as _nbformat
+import yaml
 
+from tools.forked import Forked
+from tools.imports import Imports, facts
+from tools.knowledge.load import RESULTS
 from tools.site.markup import clean_html, code, escape, scrolling, with_math
 
 nbformat: Any = _nbformat  # typed in part only
@@ -116,33 +120,20 @@ def executed(
     return {id_: done[id_] for id_ in wanted if id_ in done}
 
 
-def reached(root: Path, start: Path) -> set[Path]:
-    """Files of `reference_impls` that the file `start` can import, directly or through others; `start` included."""
-    found: set[Path] = set()
-    todo = [start]
-    while todo:
-        path = todo.pop()
-        if path in found:
-            continue
-        found.add(path)
-        for name in _imports(path, root):
-            parts = name.split(".")
-            for end in range(1, len(parts) + 1):
-                base = root.joinpath(*parts[:end])
-                todo += [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()]
-    return found
-
-
 def key(root: Path, id_: str, path: Path) -> str:
     """Hash of everything that a run of the notebook can depend on."""
-    module = id_.replace("-", "_")
-    starts = [path, root / f"reference_impls/experiments/{module}.py", root / f"reference_impls/techniques/{module}.py"]
-    files = set().union(*(reached(root, p) for p in starts if p.is_file()))
-    files |= set((root / "reference_impls" / "results" / id_).glob("*.json"))
-    files |= set((root / "reference_impls" / "data").glob("*.yml"))
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    modules = sorted(Imports(root).reached(path) - {path})
+    named = {id_}.union(*(facts(module).texts for module in (path, *modules)))
+    digest = hashlib.sha256(path.read_bytes())
+    for module in modules:
+        digest.update(f"{module.relative_to(root).as_posix()}\0{facts(module).meaning}\0".encode())
+    for file in sorted((root / RESULTS).glob("*/*")):
+        if file.parent.name in named:
+            digest.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes())
+    pins = root / "reference_impls" / "data" / "assets.yml"
+    for asset, pin in (yaml.safe_load(pins.read_text(encoding="utf-8")) if pins.is_file() else {}).items():
+        if asset in named:
+            digest.update(json.dumps([asset, pin], sort_keys=True).encode())
     for fact in (RENDERING, SETUP, MATPLOTLIBRC.read_text(encoding="utf-8"), platform.python_version()):
         digest.update(f"{fact}\0".encode())
     for package in ("torch", "matplotlib", "numpy"):
@@ -177,7 +168,9 @@ def themed_svg(svg: str, name: str) -> str:
     width = re.search(r'width="([\d.]+)pt"', head)
     head = re.sub(r' (width|height|version|xmlns(:\w+)?)="[^"]*"', "", head)
     style = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
-    return f'{head} class="atlas-plot"{style} role="img">{rest.strip()}'.replace("\n\n", "\n")
+    return f'{head} class="atlas-plot"{style} role="img" aria-label="Output of the cell above">{rest.strip()}'.replace(
+        "\n\n", "\n"
+    )
 
 
 def _code(source: str) -> str:
@@ -222,21 +215,6 @@ def _pre(text: str) -> str:
     return f'<pre class="atlas-stream" tabindex="0">{escape(text)}</pre>' if text else ""
 
 
-def _imports(path: Path, root: Path) -> set[str]:
-    """Dotted names of `reference_impls` that a file imports, anywhere in it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    package = path.parent.relative_to(root).parts
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(filter(None, (base, node.module)))
-            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.startswith("reference_impls")}
-
-
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -279,8 +257,9 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
     progress(f"notebook {id_}: running")
     started = time.monotonic()
     client = NotebookClient(
-        node, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(root)}}, extra_arguments=["--log-level=40"]
-    )
+        node, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(root)}}, extra_arguments=["--log-level=40"],
+        kernel_manager_class=_kernel_manager(),
+    )  # fmt: skip
     try:
         asyncio.run(client.async_execute(env=environment))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
@@ -303,6 +282,24 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
             old.unlink(missing_ok=True)
     progress(f"notebook {id_}: done in {seconds:.0f} s")
     return _notebook(root, id_, path, node)
+
+
+def _kernel_manager() -> Any:
+    """A kernel in a fork of a process that has imported torch and IPython."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ForkedKernelManager(AsyncKernelManager):
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+            arguments = kernel_cmd[kernel_cmd.index("ipykernel_launcher") + 1 :]
+            kernel: Any = self.provisioner
+            kernel.process = Forked(
+                "ipykernel.kernelapp:launch_new_instance", arguments,
+                folder=options["cwd"], environment=options["env"], capture=False,
+            )  # fmt: skip
+            kernel.pid, kernel.pgid = kernel.process.pid, None  # no signal to a group, which begins in the child
+            self._reconcile_connection_info(kernel.connection_info)
+
+    return ForkedKernelManager
 
 
 def _explain(id_: str, path: Path, node: Any, error: Exception) -> str:

@@ -1,0 +1,141 @@
+"""Child processes that begin with torch imported: forked from one server of this process, not started anew.
+
+An interpreter that imports torch costs two seconds of CPU, a fork a few milliseconds. The server (that of
+`multiprocessing`) starts with the first child, has imported `PRELOADED` once, runs no thread, and ends with this
+process. What a child imports beyond that it imports for itself, so that it sees files as they are now.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+PRELOADED = ("torch", "pydantic", "psutil", "sklearn.datasets", "ipykernel.kernelapp")
+"""Nothing of the atlas, which a child finds by its own path, nor matplotlib, which reads the environment on import."""
+SERVER = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+"""Environment that only counts when an interpreter starts."""
+PR_SET_PDEATHSIG = 1
+
+
+class Child(Protocol):
+    """What is used of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stdout(self) -> Any: ...
+    @property
+    def returncode(self) -> Any: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+
+
+class Forked:
+    """A running function in a session of its own; what it returns, if that is a number, is the exit code.
+
+    `function` is named `module:name` and imported in the child. What it writes to its standard output and error comes
+    out of `stdout`, or goes nowhere if `capture` is false.
+    """
+
+    def __init__(
+        self, function: str, *arguments: Any, folder: Path | str, environment: Mapping[str, str], capture: bool = True
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
+        reader, writer = context.Pipe(duplex=False)
+        output = writer if capture else None
+        self._process = context.Process(
+            target=_child, args=(function, arguments, str(folder), dict(environment), output), daemon=False
+        )
+        with _set(SERVER):
+            forkserver.ensure_running()
+        self._process.start()
+        writer.close()
+        self.stdin = self.stderr = None
+        self.stdout: BinaryIO | None = os.fdopen(os.dup(reader.fileno()), "rb") if capture else None
+        reader.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if (code := self._process.exitcode) is None:
+            raise subprocess.TimeoutExpired("a forked process", timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self._process.kill()
+
+    def terminate(self) -> None:
+        if self.poll() is None:
+            self._process.terminate()
+
+
+@contextmanager
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    """The environment of this process, with these variables for a while."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _child(
+    function: str, arguments: tuple[Any, ...], folder: str, environment: Mapping[str, str], output: Connection | None
+) -> None:
+    """In the child: begin as an interpreter does that is started in `folder` with this environment."""
+    os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the server, which ends with its starter
+    sink = os.open(os.devnull, os.O_WRONLY) if output is None else output.fileno()
+    for stream in (1, 2):
+        os.dup2(sink, stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    first = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:] = [*first, *(path for path in sys.path if path not in first)]
+    importlib.invalidate_caches()
+    multiprocessing.set_start_method(None, force=True)  # the default again, for the child's own children
+    for text in (sys.stdout, sys.stderr):
+        if isinstance(text, io.TextIOWrapper):
+            text.reconfigure(write_through=True)
+    faulthandler.enable()  # a crash of native code leaves the Python line in the log
+    if action := environment.get("PYTHONWARNINGS"):
+        warnings.simplefilter(action)  # type: ignore[arg-type]
+    module, _, name = function.partition(":")
+    code = getattr(importlib.import_module(module), name)(*arguments)
+    sys.exit(code if isinstance(code, int) else 0)
