@@ -1,7 +1,7 @@
 """The timing protocol: wall-clock of several variants, measured so that they can be compared on a shared machine.
 
-Every round runs each variant once, starting with another one than the round before, so that a slow spell of the machine
-hits all variants alike and none always runs on the caches of the same neighbour. Warm-up rounds come first and are thrown
+Every round runs each variant once, starting with another one than the round before, so that a slow spell of the
+machine hits all variants alike and none always runs on the caches of the same neighbour. Warm-up rounds are thrown
 away. The number of threads is set, and restored afterwards; the garbage collector is off; work on CUDA is waited for.
 Published numbers take at least 15 repetitions, give the median with percentiles, and compare two variants by the ratio
 within each round (`speed_up`), which the machine's slow drifts leave alone.
