@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reference_impls.accounting.record import Record
-from tools.knowledge.load import Knowledge
+from tools.knowledge.base import Knowledge
 from tools.knowledge.schema import Axes, Entry, HardCase, Paper, Statements
 from tools.knowledge.source import read_source
 

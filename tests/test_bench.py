@@ -13,7 +13,7 @@ from tools.runner import Outcome
 
 RECORD = {
     "technique": "made-up", "scenario": "good", "title": "Made up", "budget": "full", "data": "none",
-    "unit": "one image", "knobs": ["r"], "seeds": [0], "versions": {}, "command": "-", "date": "2026-11-22",
+    "unit": "one image", "knobs": ["r"], "seeds": [0], "versions": {"torch": "2"}, "command": "-", "date": "2026-11-22",
     "redundancy": {"measure": "none", "value": 0.0},
     "machine": {"cpu": "any", "cores": 1, "threads": 1, "memory_gb": 1.0},
 }  # fmt: skip

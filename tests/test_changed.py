@@ -115,7 +115,7 @@ def selected(root: Path, *files: str) -> list[str]:
     [
         "reference_impls/contract/gone.py",
         "reference_impls/py.typed",
-        "tools/cli.py",
+        "tools/cli/run.py",
         "tests/conftest.py",
         "pyproject.toml",
         "mkdocs.yml",

@@ -16,7 +16,7 @@ from tests import knowledge_fixture as base
 from tools.knowledge import editor
 from tools.knowledge.codes import CODES
 from tools.knowledge.layout import document
-from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
+from tools.knowledge.paths import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
 from tools.knowledge.reader import read_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -18,14 +18,14 @@ from tests import knowledge_fixture as base
 from tests.knowledge_fixture import DRAFT, ENTRY, EXPERIMENTS, MODULE, NOTEBOOK, PAPER, RESULT, TEST
 from tests.site_fixture import record
 from tools.knowledge import Finding, editor, find_root, load
-from tools.knowledge.check import text_problems
+from tools.knowledge.base import Knowledge
 from tools.knowledge.claims import FieldAbsent, FieldError, judge, parse_field
 from tools.knowledge.codes import CODES, FAMILIES
 from tools.knowledge.findings import did_you_mean, finding, render
-from tools.knowledge.load import Knowledge
 from tools.knowledge.reader import MAX_BYTES, Document, parse_yaml, read_json, read_yaml
 from tools.knowledge.schema import Claim
 from tools.knowledge.source import scenarios
+from tools.knowledge.text import text_problems
 
 ROOT = Path(__file__).parents[1]
 CODE = "code:\n  - {url: https://github.com/facebookresearch/ToMe, official: true, licence: CC-BY-NC-4.0}\n"
@@ -242,7 +242,7 @@ def test_the_small_atlas_is_without_findings(atlas: Path) -> None:
     assert source.definitions["TokenMerging.apply"].line == 18
     entry = knowledge.entries["token-merging"]
     assert entry.axes["relation"].primary == "spatial_similarity"
-    assert entry.axes["relation"].secondary == ("irrelevance",)
+    assert entry.axes["relation"].root[1:] == ("irrelevance",)
     assert entry.model_dump(mode="json")["axes"]["scope"] == "core"
     assert entry.added == "2026-11-22"
     assert knowledge.papers["bolya-2023-token"].claims[0].locator.table == "4"
@@ -604,8 +604,6 @@ def test_bad_prose(text: str) -> None:
     [
         ("baseline.macs", 4e9),
         ("points[r=8].quality.value", 0.8),
-        ("points[0].quality.value", 0.9),
-        ("points[-1].wall_ms.p90", 66),
         ("baseline.wall_ms.median / points[r=8].wall_ms.median", 100 / 60),
         ("points[r=8].quality.value - baseline.quality.value", -0.1),
         ("controls[name=random merging].points[r=4].quality.value", 0.7),
@@ -618,7 +616,22 @@ def test_fields(field: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["", "a..b", "a[", "a[r=]", "a / b / c", "a/b", "a +  b", ".a", "1", "a[x=1,y]", "a - "]
+    "field",
+    [
+        "",
+        "points[0].macs",
+        "points[-1].macs",
+        "a..b",
+        "a[",
+        "a[r=]",
+        "a / b / c",
+        "a/b",
+        "a +  b",
+        ".a",
+        "1",
+        "a[x=1,y]",
+        "a - ",
+    ],
 )
 def test_bad_fields(field: str) -> None:
     with pytest.raises(FieldError):
@@ -628,16 +641,15 @@ def test_bad_fields(field: str) -> None:
 @pytest.mark.parametrize(
     ("field", "says"),
     [
-        ("points[r=9].MACs", "there are: r=4; r=8"),
-        ("points[r=true].MACs", "no point with r=true"),
-        ("with.macs", "no field"),
-        ("points[7].MACs", "has 2 items"),
+        ("points[r=9].macs", "there are: r=4; r=8"),
+        ("points[r=true].macs", "no point with r=true"),
+        ("points.macs", "no field"),
         ("baseline.quality", "is no number"),
         ("baseline.samples", "is absent"),
         ("baseline.qualty.value", 'did you mean "quality"'),
-        ("baseline[r=1].MACs", "no list"),
-        ("points[name=x].MACs", "no point"),
-        ("controls[about=Partners drawn at random.].points[0].knobs.q", 'no "q"'),
+        ("baseline[r=1].macs", "no list"),
+        ("points[name=x].macs", "no point"),
+        ("controls[about=Partners drawn at random.].points[r=4].knobs.q", 'no "q"'),
     ],
 )
 def test_fields_that_are_not_there(field: str, says: str) -> None:
@@ -648,7 +660,7 @@ def test_fields_that_are_not_there(field: str, says: str) -> None:
 def test_a_ratio_to_nothing_is_no_number() -> None:
     none = record(baseline={**record().baseline.model_dump(), "samples": 0})
     with pytest.raises(FieldAbsent, match="is 0"):
-        parse_field("points[r=4].MACs / baseline.samples").value(none)
+        parse_field("points[r=4].macs / baseline.samples").value(none)
 
 
 SPEED_UP = "baseline.wall_ms.median / points[r=4].wall_ms.median"  # 1.25
@@ -668,7 +680,7 @@ LOSS = "points[r=8].quality.value - baseline.quality.value"  # -0.1
         (LOSS, -0.002, 0.01, "higher", "contradicted"),
         (LOSS, 0.2, 0.01, "lower", "reproduced"),
         ("baseline.macs", 5e9, 1e8, "higher", "contradicted"),
-        ("points[r=9].MACs", 1, 0, None, "not attempted"),
+        ("points[r=9].macs", 1, 0, None, "not attempted"),
     ],
 )
 def test_verdicts(field: str, target: float, tolerance: float, better: str | None, verdict: str) -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from reference_impls.accounting.pictures import save as save_record
 from tools import runner
-from tools.knowledge.load import AXES
+from tools.knowledge.paths import AXES
 from tools.knowledge.reader import read_yaml
 from tools.runner import Budget, Outcome
 

@@ -9,9 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tools.imports import Imports
-from tools.knowledge.completeness import NOTEBOOKS, TESTS
-from tools.knowledge.load import ENTRIES
-from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, module_name
+from tools.knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, TECHNIQUES, TESTS, module_name
 
 _RESULT = re.compile(r"reference_impls/results/([a-z0-9-]+)/.*")
 _CODE = re.compile(r"reference_impls/.*|notebooks/[^/]*\.py|tests/(?:.*/)?(?!conftest\b)[^/]*\.py")

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from reference_impls.accounting.record import Record
 from tools.export import bibtex, csl, model, tables
 from tools.knowledge import Knowledge
-from tools.knowledge.load import ENTRIES, PAPERS, RESULTS
+from tools.knowledge.paths import ENTRIES, PAPERS, RESULTS
 from tools.knowledge.schema import Claim, Entry, Paper, Statements
 
 FOLDER = "api/v1"
@@ -51,8 +51,14 @@ def stamp(knowledge: Knowledge) -> Stamp:
         time = datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return Stamp(time, commit if _git(root, "status", "--porcelain", "--", *SOURCES) == "" else None)
     dates = [e.added for e in knowledge.entries.values()] + [p.verified.on for p in knowledge.papers.values()]
-    dates += [record.date for records in knowledge.results.values() for record in records]
+    dates += [record.date for record in all_records(knowledge)]
     return Stamp(f"{max(dates, default='1970-01-01')}T00:00:00Z")
+
+
+def all_records(knowledge: Knowledge) -> list[Record]:
+    """Every record: those of techniques, then those in which several meet."""
+    groups = (*knowledge.results.values(), *knowledge.meetings.values())
+    return [record for records in groups for record in records]
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -113,7 +119,7 @@ def documents(knowledge: Knowledge, made: Stamp) -> dict[str, model.Document]:
     entries = tuple(entry(knowledge, e) for e in knowledge.entries.values())
     papers = tuple(paper(knowledge, p) for p in knowledge.papers.values())
     found_claims = claims(knowledge)
-    results = tuple(result(r) for records in knowledge.results.values() for r in records)
+    results = tuple(map(result, all_records(knowledge)))
     nodes, edges = graph(knowledge, found_claims)
     axes = knowledge.axes
     return {
@@ -153,7 +159,7 @@ def counts(knowledge: Knowledge) -> model.Counts:
         implementations=sum(1 for e in knowledge.entries.values() if e.implementation),
         papers=len(knowledge.papers),
         claims=sum(len(p.claims) for p in knowledge.papers.values()),
-        results=sum(map(len, knowledge.results.values())),
+        results=len(all_records(knowledge)),
     )
 
 
@@ -166,7 +172,7 @@ def entry(knowledge: Knowledge, one: Entry) -> model.EntryOut:
         execution=source.execution if source else None,
         waivers=dict(source.waivers) if source else {},
         claims=tuple(claim_id(paper, claim) for paper, claim, _ in knowledge.claims(one.id)),
-        results=tuple(result_id(record) for record in knowledge.results.get(one.id, ())),
+        results=tuple(result_id(record) for record in knowledge.results_of(one.id)),
         page=f"techniques/{one.id}.html",
         file=f"{ENTRIES}/{one.id}.yml",
     )
@@ -217,10 +223,16 @@ def claims(knowledge: Knowledge) -> tuple[model.ClaimOut, ...]:
 def result(record: Record) -> model.ResultOut:
     """A result with its id."""
     anchor = result_id(record).partition("/")[2].replace(".", "-")
+    tables = {
+        name: table.model_copy(update={"rows": tuple(tuple("" if c is None else c for c in row) for row in table.rows)})
+        for name, table in record.tables.items()
+    }
+    folder = "techniques" if record.technique else "benchmarks"
     return model.ResultOut.model_construct(
-        **_fields(record),
+        **_fields(record, "tables"),
+        tables=tables,
         id=result_id(record),
-        page=f"techniques/{record.technique}.html#{anchor}",
+        page=f"{folder}/{record.owner}.html#{anchor}",
         file=f"{RESULTS}/{result_id(record)}.json",
     )
 
@@ -260,7 +272,7 @@ def claim_id(paper: Paper, claim: Claim) -> str:
 def result_id(record: Record) -> str:
     """A result in the whole atlas: the path of its file under `results/` without `.json`."""
     kind = record.device.partition(":")[0]
-    return f"{record.technique}/{record.scenario}" + ("" if kind == "cpu" else f".{kind}")
+    return f"{record.owner}/{record.scenario}" + ("" if kind == "cpu" else f".{kind}")
 
 
 def to_json(document: BaseModel) -> str:

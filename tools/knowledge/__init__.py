@@ -8,7 +8,23 @@ Imports neither torch nor any implementation: modules of `reference_impls` are r
     knowledge.entries["token-merging"].axes["relation"].primary
 """
 
+from pathlib import Path
+
+from tools.knowledge.base import Knowledge
+from tools.knowledge.check import check_all
 from tools.knowledge.findings import Finding
-from tools.knowledge.load import Knowledge, find_root, load
+from tools.knowledge.load import find_root, read
 
 __all__ = ["Finding", "Knowledge", "find_root", "load"]
+
+
+def load(root: Path, *, check: bool = True) -> Knowledge:
+    """Read the knowledge base at `root`. Never raises for what its files hold: that is what `findings` are for.
+
+    With `check=False` the files are read and validated, but not compared with each other.
+    """
+    knowledge = read(root)
+    if check:
+        knowledge.findings.extend(check_all(knowledge))
+        knowledge.findings.sort()
+    return knowledge

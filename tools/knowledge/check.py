@@ -8,36 +8,37 @@ one broken file does not call forth findings in others.
 from __future__ import annotations
 
 import datetime
-import html
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from reference_impls.accounting.record import Record
+from tools.knowledge.base import Knowledge
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
-from tools.knowledge.completeness import INDEX_AXES, NOTEBOOKS, TESTS, axis_hint, due
+from tools.knowledge.completeness import INDEX_AXES, axis_hint, due
 from tools.knowledge.editor import modeline
 from tools.knowledge.findings import Finding, did_you_mean, finding
-from tools.knowledge.latex import MATH, latex_problem
-from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS, Knowledge
+from tools.knowledge.latex import latex_problem
+from tools.knowledge.paths import (
+    AXES,
+    ENTRIES,
+    EXPERIMENTS,
+    HARD_CASES,
+    NOTEBOOKS,
+    OPEN_PROBLEMS,
+    PAPERS,
+    PRINCIPLES,
+    RESULTS,
+    TECHNIQUES,
+    TESTS,
+    module_name,
+)
 from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
 from tools.knowledge.schema import Claim, Entry, Paper, Statements, Terms
-from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, Source, module_name, parse_text, scenarios
-
-_CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
-_WORD = re.compile(r"\w+")
-_LATIN = re.compile(r"[A-Za-z]")
-_OTHER_ALPHABET = re.compile(
-    "[\u0370-\u03cf\u0400-\u052f\u0531-\u0586\u13a0-\u13ff]"
-)  # Greek, Cyrillic, Armenian, Cherokee
-_INVISIBLE = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\u3164]")
-_MARKUP = re.compile(r"[<\[$&]")
-_HTML = re.compile(r"<(?!https?://|mailto:)[A-Za-z/!?]")
-_DESTINATION = re.compile(r"\]\(\s*<?([^)>\s]*)|^[ ]{0,3}\[[^\]\n]+\]:\s*<?(\S+)|<([A-Za-z][\w+.-]*:)", re.MULTILINE)
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_REMOTE_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?\s*(https?:)?//", re.IGNORECASE)
+from tools.knowledge.source import Source, parse_text, scenarios
+from tools.knowledge.text import text_problems, texts
 
 
 def check_all(knowledge: Knowledge) -> list[Finding]:
@@ -103,10 +104,7 @@ class _Checker:
                 )
         for n, step in enumerate(self.k.axes.decision_card):
             for m, axis in enumerate(step.axes):
-                if axis not in self.k.axes:
-                    message = f'"{axis}" is no axis'
-                    path = ("decision_card", n, "axes", m)
-                    yield document.finding("E206", message, path, hint=did_you_mean(axis, self.k.axes.axes))
+                yield from _known(document, ("decision_card", n, "axes", m), "E206", "axis", axis, self.k.axes.axes)
 
     def _terms(self, document: Document, classified: Mapping[str, Terms]) -> Iterator[Finding]:
         """The terms of an entry or a paper against the vocabulary."""
@@ -116,17 +114,14 @@ class _Checker:
         for name, terms in classified.items():
             path: Keys = ("axes", name)
             if name not in axes:
-                yield document.finding(
-                    "E206", f'there is no axis "{name}"', path, key=True, hint=did_you_mean(name, axes.axes)
-                )
+                yield from _known(document, path, "E206", "axis", name, axes.axes, key=True)
                 continue
             axis = axes[name]
             listed = isinstance(document.data["axes"][name], list)
             for n, term in enumerate(terms):
                 at = (*path, n) if listed else path
                 if term not in axis.terms:
-                    message = f'"{term}" is no term of the axis {name}'
-                    yield document.finding("E207", message, at, hint=did_you_mean(term, axis.terms))
+                    yield _no_term(document, at, name, term, axis.terms)
                 elif term in terms.root[:n]:
                     yield document.finding("E208", f'"{term}" stands here twice', at)
                 elif axis.choice == "single" and n == 1:
@@ -138,16 +133,9 @@ class _Checker:
     def _entry(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
         if entry.id != entry_id:
             yield _misnamed(document, "id", entry.id, entry_id)
-        seen: set[str] = set()
         for n, link in enumerate(entry.papers):
-            path: Keys = ("papers", n, "key")
-            if link.key not in self.paper_keys:
-                yield document.finding(
-                    "E301", f'there is no paper "{link.key}"', path, hint=_suggest(link.key, self.paper_keys, PAPERS)
-                )
-            if link.key in seen:
-                yield document.finding("E311", f'the paper "{link.key}" stands here twice', path)
-            seen.add(link.key)
+            yield from _known(document, ("papers", n, "key"), "E301", "paper", link.key, self.paper_keys, PAPERS)
+        yield from _twice(document, "papers", "key", "paper", [link.key for link in entry.papers])
         targets: list[tuple[Keys, str]] = [
             (("relations", n, "target"), r.target) for n, r in enumerate(entry.relations)
         ]
@@ -158,9 +146,8 @@ class _Checker:
         for path, target in targets:
             if target == entry_id:
                 yield document.finding("E303", "the entry names itself", path)
-            elif target not in self.entry_ids:
-                hint = _suggest(target, self.entry_ids, ENTRIES)
-                yield document.finding("E303", f'there is no entry "{target}"', path, hint=hint)
+            else:
+                yield from _known(document, path, "E303", "entry", target, self.entry_ids, ENTRIES)
         if entry.parts and entry.kind != "system":
             message = f"only a system has parts, and this is a {entry.kind}"
             yield document.finding(
@@ -262,12 +249,12 @@ class _Checker:
                         if hint.startswith("did")
                         else f"add {ENTRIES}/{name.replace('_', '-')}.yml, or remove the file",
                     )
-        for technique, names in self.k.known_results.items():
-            if technique not in self.entry_ids:
+        for owner, names in self.k.known_results.items():
+            if owner not in (known := self.entry_ids | self.k.benchmarks):
                 for scenario in sorted(names):
-                    file = f"{RESULTS}/{technique}/{scenario}.json"
-                    hint = did_you_mean(technique, self.entry_ids)
-                    yield finding("E309", file, f"no entry is called {technique}", hint=hint)
+                    file = f"{RESULTS}/{owner}/{scenario}.json"
+                    message = f"no entry and no benchmark is called {owner}"
+                    yield finding("E309", file, message, hint=did_you_mean(owner, known))
 
     def _experiments(self, path: Path, file: str) -> Iterator[Finding]:
         text, problems = read_text(path, file)
@@ -313,20 +300,15 @@ class _Checker:
             if name in self.k.axes and name not in paper.axes:
                 message = f"the paper has no term on the axis {name}"
                 yield document.finding("E403", message, ("axes",), key=True, hint=axis_hint(self.k.axes[name]))
-        seen: set[str] = set()
+        yield from _twice(document, "claims", "id", "claim id", [claim.id for claim in paper.claims])
         for n, claim in enumerate(paper.claims):
-            if claim.id in seen:
-                yield document.finding("E311", f'the claim id "{claim.id}" stands here twice', ("claims", n, "id"))
-            seen.add(claim.id)
             yield from self._claim(document, ("claims", n), key, claim)
 
     def _claim(self, document: Document, path: Keys, key: str, claim: Claim) -> Iterator[Finding]:
         at = (*path, "technique")
         entry = self.k.entries.get(claim.technique)
-        if claim.technique not in self.entry_ids:
-            hint = _suggest(claim.technique, self.entry_ids, ENTRIES)
-            yield document.finding("E302", f'there is no entry "{claim.technique}"', at, hint=hint)
-        elif entry is not None and all(link.key != key for link in entry.papers):
+        yield from _known(document, at, "E302", "entry", claim.technique, self.entry_ids, ENTRIES)
+        if entry is not None and all(link.key != key for link in entry.papers):
             file = f"{ENTRIES}/{claim.technique}.yml"
             hint = f"add `- {{key: {key}, role: ...}}` to `papers` in {file}"
             yield document.finding("E308", f"{file} does not name this paper", at, hint=hint)
@@ -345,7 +327,9 @@ class _Checker:
             hint = "for example points[r=13].quality.value - baseline.quality.value"
             yield document.finding("E502", str(error), at, hint=hint)
             return
-        known = self.k.known_results.get(claim.technique, set())
+        known = self.k.known_results.get(claim.technique, set()) | {
+            r.scenario for r in self.k.results_of(claim.technique)
+        }
         defined = self.scenarios.get(claim.technique, set())
         scenario = claim.check.scenario
         if scenario not in known and claim.technique in self.entry_ids:
@@ -367,23 +351,38 @@ class _Checker:
     # --- results
 
     def _records(self) -> Iterator[Finding]:
-        for technique, records in self.k.results.items():
-            source = self.k.sources.get(technique)
-            defined = self.scenarios.get(technique)
+        for owner, records in (*self.k.results.items(), *self.k.meetings.items()):
+            source = self.k.sources.get(owner)
+            defined = self.scenarios.get(owner)
             for record in records:
-                if record.scenario not in self.k.known_results[technique]:
+                if record.scenario not in self.k.known_results[owner]:
                     continue  # misnamed, and said to be so
                 suffix = "" if record.device == "cpu" else f".{record.device.partition(':')[0]}"
-                file = f"{RESULTS}/{technique}/{record.scenario}{suffix}.json"
+                file = f"{RESULTS}/{owner}/{record.scenario}{suffix}.json"
                 if record.budget != "full":
                     message = "a committed result comes from the full budget"
-                    yield self._at_record(file, "E504", message, ("budget",), f"redundancy bench {technique} --save")
+                    yield self._at_record(file, "E504", message, ("budget",), f"redundancy bench {owner} --save")
                 if source is not None and defined and record.scenario not in defined:
-                    message = f'{EXPERIMENTS}/{module_name(technique)}.py defines no scenario "{record.scenario}"'
+                    message = f'{EXPERIMENTS}/{module_name(owner)}.py defines no scenario "{record.scenario}"'
                     yield self._at_record(file, "E310", message, ("scenario",), did_you_mean(record.scenario, defined))
-                for path, text in _texts(record.model_dump()):
+                yield from self._meeting(file, record)
+                for path, text in texts(record.model_dump()):
                     for problem in text_problems(text):
                         yield self._at_record(file, problem.code, problem.message, path, problem.hint)
+
+    def _meeting(self, file: str, record: Record) -> Iterator[Finding]:
+        """The benchmark that a record names, and the entries that its points name, must exist."""
+        named: list[tuple[Keys, str, str, Collection[str]]] = [
+            (("points", n, "technique"), "entry", point.technique, self.entry_ids)
+            for n, point in enumerate(record.points)
+            if point.technique is not None
+        ]
+        if record.benchmark is not None:
+            named.append((("benchmark",), "benchmark", record.benchmark, self.k.benchmarks))
+        for path, what, name, pool in named:
+            if name not in pool:
+                message = f"no {what} is called {name}"
+                yield self._at_record(file, "E309", message, path, did_you_mean(name, pool))
 
     def _at_record(self, file: str, code: str, message: str, path: Keys, hint: str) -> Finding:
         return read_json(self.root / file, file).finding(code, message, path, hint=hint)
@@ -437,64 +436,49 @@ class _Checker:
     def _hard_cases(self) -> Iterator[Finding]:
         if not self.k.hard_cases:
             return
-        document, axes, seen = self.k.documents[HARD_CASES], self.k.axes, set[str]()
+        document, axes = self.k.documents[HARD_CASES], self.k.axes
+        yield from _twice(document, "cases", "id", "id", [case.id for case in self.k.hard_cases])
         for n, case in enumerate(self.k.hard_cases):
             path: Keys = ("cases", n)
-            if case.id in seen:
-                yield document.finding("E311", f'the id "{case.id}" stands here twice', (*path, "id"))
-            seen.add(case.id)
             for m, entry in enumerate(case.entries):
-                if entry not in self.entry_ids:
-                    hint = _suggest(entry, self.entry_ids, ENTRIES)
-                    yield document.finding("E314", f'there is no entry "{entry}"', (*path, "entries", m), hint=hint)
+                yield from _known(document, (*path, "entries", m), "E314", "entry", entry, self.entry_ids, ENTRIES)
             for m, key in enumerate(case.papers):
-                if key not in self.paper_keys:
-                    hint = _suggest(key, self.paper_keys, PAPERS)
-                    yield document.finding("E314", f'there is no paper "{key}"', (*path, "papers", m), hint=hint)
+                yield from _known(document, (*path, "papers", m), "E314", "paper", key, self.paper_keys, PAPERS)
             if not len(axes):
                 continue
-            if case.axis not in axes:
-                hint = did_you_mean(case.axis, axes.axes)
-                yield document.finding("E206", f'there is no axis "{case.axis}"', (*path, "axis"), hint=hint)
-                continue
+            yield from _known(document, (*path, "axis"), "E206", "axis", case.axis, axes.axes)
+            terms = axes[case.axis].terms if case.axis in axes else case.terms
             for m, term in enumerate(case.terms):
-                if term not in axes[case.axis].terms:
-                    message = f'"{term}" is no term of the axis {case.axis}'
-                    hint = did_you_mean(term, axes[case.axis].terms)
-                    yield document.finding("E207", message, (*path, "terms", m), hint=hint)
+                if term not in terms:
+                    yield _no_term(document, (*path, "terms", m), case.axis, term, terms)
 
     def _statements(self, file: str, statements: Statements) -> Iterator[Finding]:
         if not statements.statements:
             return
-        document, seen = self.k.documents[file], set[str]()
+        document = self.k.documents[file]
+        yield from _twice(document, "statements", "id", "id", [statement.id for statement in statements.statements])
+        results = [f"{owner}/{scenario}" for owner, names in self.k.known_results.items() for scenario in names]
         for n, statement in enumerate(statements.statements):
-            if statement.id in seen:
-                message = f'the id "{statement.id}" stands here twice'
-                yield document.finding("E311", message, ("statements", n, "id"))
-            seen.add(statement.id)
             for m, support in enumerate(statement.support):
                 path: Keys = ("statements", n, "support", m)
-                if support.entry is not None and support.entry not in self.entry_ids:
-                    hint = _suggest(support.entry, self.entry_ids, ENTRIES)
-                    yield document.finding("E314", f'there is no entry "{support.entry}"', (*path, "entry"), hint=hint)
-                if support.paper is not None and support.paper not in self.paper_keys:
-                    hint = _suggest(support.paper, self.paper_keys, PAPERS)
-                    yield document.finding("E314", f'there is no paper "{support.paper}"', (*path, "paper"), hint=hint)
+                if support.entry is not None:
+                    at = (*path, "entry")
+                    yield from _known(document, at, "E314", "entry", support.entry, self.entry_ids, ENTRIES)
+                if support.paper is not None:
+                    at = (*path, "paper")
+                    yield from _known(document, at, "E314", "paper", support.paper, self.paper_keys, PAPERS)
                 if support.claim is not None:
-                    key, _, claim_id = support.claim.partition("#")
-                    paper = self.k.papers.get(key)
-                    if key not in self.paper_keys or (paper and all(c.id != claim_id for c in paper.claims)):
-                        known = [f"{p.key}#{c.id}" for p in ([paper] if paper else ()) for c in p.claims]
-                        hint = did_you_mean(support.claim, known) if known else did_you_mean(key, self.paper_keys)
-                        message = f'there is no claim "{support.claim}"'
-                        yield document.finding("E314", message, (*path, "claim"), hint=hint)
+                    yield from self._supporting_claim(document, (*path, "claim"), support.claim)
                 if support.result is not None:
-                    technique, _, scenario = support.result.partition("/")
-                    if scenario not in self.k.known_results.get(technique, ()):
-                        known = [f"{t}/{s}" for t, names in self.k.known_results.items() for s in names]
-                        hint = did_you_mean(support.result, known)
-                        message = f'there is no result "{support.result}"'
-                        yield document.finding("E314", message, (*path, "result"), hint=hint)
+                    yield from _known(document, (*path, "result"), "E314", "result", support.result, results)
+
+    def _supporting_claim(self, document: Document, path: Keys, claim: str) -> Iterator[Finding]:
+        key = claim.partition("#")[0]
+        paper = self.k.papers.get(key)
+        known = [f"{key}#{c.id}" for c in paper.claims] if paper else []
+        if key not in self.paper_keys or (paper and claim not in known):
+            hint = did_you_mean(claim, known) if known else did_you_mean(key, self.paper_keys)
+            yield document.finding("E314", f'there is no claim "{claim}"', path, hint=hint)
 
 
 def _modeline(file: str, document: Document) -> Iterator[Finding]:
@@ -519,6 +503,37 @@ def reachable(targets: Mapping[str, Iterable[str]], start: str) -> set[str]:
 def _misnamed(document: Document, key: str, value: str, stem: str) -> Finding:
     message = f'"{value}", but the file is called {stem}.yml'
     return document.finding("E209", message, (key,), hint="ids are never renamed: correct the one that is wrong")
+
+
+def _known(
+    document: Document,
+    path: Keys,
+    code: str,
+    what: str,
+    name: str,
+    pool: Collection[str],
+    folder: str = "",
+    *,
+    key: bool = False,
+) -> Iterator[Finding]:
+    """A finding if there is no such thing; where nothing is near, its hint names the file to add in `folder`."""
+    if name not in pool:
+        hint = _suggest(name, pool, folder) if folder else did_you_mean(name, pool)
+        yield document.finding(code, f'there is no {what} "{name}"', path, key=key, hint=hint)
+
+
+def _no_term(document: Document, path: Keys, axis: str, term: str, terms: Iterable[str]) -> Finding:
+    message = f'"{term}" is no term of the axis {axis}'
+    return document.finding("E207", message, path, hint=did_you_mean(term, terms))
+
+
+def _twice(document: Document, listed: str, key: str, what: str, names: Sequence[str]) -> Iterator[Finding]:
+    """A finding for every name that stood before in the list `listed`, at its `key`."""
+    seen: set[str] = set()
+    for n, name in enumerate(names):
+        if name in seen:
+            yield document.finding("E311", f'the {what} "{name}" stands here twice', (listed, n, key))
+        seen.add(name)
 
 
 def _suggest(word: str, known: Iterable[str], folder: str) -> str:
@@ -569,68 +584,8 @@ def _is_waivers(value: Any) -> bool:
     )
 
 
-def _texts(data: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
-    stack: list[tuple[Keys, Any]] = [(path, data)]
-    while stack:
-        path, data = stack.pop()
-        if isinstance(data, str):
-            yield path, data
-        elif isinstance(data, dict):
-            stack.extend(((*path, key), value) for key, value in data.items())
-        elif isinstance(data, (list, tuple)):
-            stack.extend(((*path, n), value) for n, value in enumerate(data))
-
-
 def _prose(document: Document) -> Iterator[Finding]:
-    for path, text in _texts(document.data):
+    for path, text in texts(document.data):
         for problem in text_problems(text):
             place = document.place_of_text(path, problem.at) if "\n" in text else None
             yield document.finding(problem.code, problem.message, path, place=place, hint=problem.hint)
-
-
-class TextProblem(NamedTuple):
-    """Something in a text that must not reach a page."""
-
-    code: str
-    message: str
-    hint: str
-    at: str
-    """The piece of the text that is wrong."""
-
-
-def text_problems(text: str) -> Iterator[TextProblem]:
-    """Everything in a text that must not reach a page."""
-    if not text.isascii():
-        for word in _WORD.findall(text):
-            if (odd := _OTHER_ALPHABET.search(word)) and _LATIN.search(word):
-                shown = f"U+{ord(odd.group()):04X} ({unicodedata.name(odd.group(), 'no name').lower()})"
-                yield TextProblem("E213", f'"{word}" holds {shown}', "type the word again", word)
-        if odd := _INVISIBLE.search(text):
-            message = f"the invisible character U+{ord(odd.group()):04X}"
-            yield TextProblem("E213", message, "type the word again", odd.group())
-    if not _MARKUP.search(text):
-        return
-    if (at := text.lower().find("[unverified]")) >= 0:
-        message = "marked [unverified]: such a statement does not enter the atlas"
-        yield TextProblem("E506", message, "verify it, or leave it out", text[at : at + 12])
-    bare = _CODE.sub("", text)
-    if (match := _HTML.search(bare)) is not None:
-        shown = bare[match.start() : match.start() + 20].split("\n")[0]
-        hint = "write Markdown; put code in backticks, and a space or \\lt for `less than` in formulas"
-        yield TextProblem("E210", f'raw HTML: "{shown}"', hint, shown)
-    for match in _DESTINATION.finditer(bare):
-        target = re.sub(r"[\x00-\x20\\]", "", html.unescape(next(filter(None, match.groups()), "")))
-        scheme = _SCHEME.match(target)
-        if scheme and scheme.group(1).lower() not in ("http", "https", "mailto"):
-            hint = "link to http, https or mailto"
-            yield TextProblem("E210", f"a link to {scheme.group(1)}:", hint, match.group())
-    if (match := _REMOTE_IMAGE.search(bare)) is not None:
-        message = "an image from elsewhere: no request of a reader leaves the site"
-        yield TextProblem("E210", message, "link to it", match.group())
-    for match in MATH.finditer(bare):
-        if wrong := latex_problem(match[1] or match[2]):
-            hint = "write it in plain LaTeX, without packages"
-            yield TextProblem("E214", f"a formula that the site cannot show: {wrong}", hint, match.group())
-    if len(re.findall(r"(?<!\\)\$", bare)) % 2:
-        message = "an odd number of dollar signs: a formula is not closed"
-        yield TextProblem("W603", message, "write a real dollar sign as \\$", "$")

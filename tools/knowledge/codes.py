@@ -334,8 +334,11 @@ CODES: Final[dict[str, Code]] = _table(
     ),
     (
         "E309",
-        "code or a result without an entry",
-        "Every implementation, experiment, notebook, test and result belongs to the entry of its name.",
+        "code or a result without an entry or a benchmark",
+        (
+            "Every implementation, experiment, notebook and test belongs to the entry of its name; a result, to the "
+            "entry or to the benchmark of the name of its folder, and the names inside it are known too."
+        ),
         "notebooks/tokenmerging.py",
         "notebooks/token_merging.py",
     ),

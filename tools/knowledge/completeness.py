@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from tools.knowledge.load import RESULTS, Knowledge
+from tools.knowledge.base import Knowledge
+from tools.knowledge.paths import EXPERIMENTS, NOTEBOOKS, RESULTS, TESTS, module_name
 from tools.knowledge.reader import Keys
 from tools.knowledge.schema import Axis, Entry
-from tools.knowledge.source import EXPERIMENTS, module_name
+from tools.knowledge.text import one_line
 
 INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitation", "stage")
 """The axes by which entries are listed: every entry is placed on them, drafts too."""
-NOTEBOOKS: Final = "notebooks"
-TESTS: Final = "tests/techniques"
 PLACEHOLDER: Final = "TO DO (redundancy new)"
 """Stands in every file that `redundancy new` writes for an implementation, until somebody puts their own there."""
 _PARTS: Final = {
@@ -78,7 +77,7 @@ def _needs(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
     for name in _PARTS[entry.kind]:
         yield Need(
             what=name,
-            hint=_HINTS.get(name, _line(str(Entry.model_fields[name].description))).format(id=entry.id),
+            hint=_HINTS.get(name, one_line(str(Entry.model_fields[name].description))).format(id=entry.id),
             met=bool(getattr(entry, name)),
             status="stable",
             code="E401",
@@ -171,8 +170,4 @@ def _is_placeholder(path: Path) -> bool:
 
 def axis_hint(axis: Axis) -> str:
     """The question of an axis, and what may answer it."""
-    return f"{_line(axis.question)} One of: {', '.join(axis.terms)}"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+    return f"{one_line(axis.question)} One of: {', '.join(axis.terms)}"

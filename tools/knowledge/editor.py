@@ -9,8 +9,9 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from reference_impls.accounting.record import Record
-from tools.knowledge.load import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
+from tools.knowledge.paths import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
 from tools.knowledge.schema import Axes, Axis, Entry, HardCases, Paper, Statements
+from tools.knowledge.text import one_line
 
 FOLDER: Final = "tools/knowledge/schemas"
 MODELS: Final[dict[str, type[BaseModel]]] = {
@@ -61,15 +62,11 @@ def schema(name: str, axes: Axes) -> dict[str, Any]:
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
-    term = {"oneOf": [{"const": key, "description": _line(t.definition)} for key, t in axis.terms.items()]}
+    term = {"oneOf": [{"const": key, "description": one_line(t.definition)} for key, t in axis.terms.items()]}
     several = {"type": "array", "items": term, "minItems": 1, "uniqueItems": True}
     if axis.choice == "single":
         several["maxItems"] = 1
-    return {"title": axis.name, "description": _line(axis.question), "anyOf": [term, several]}
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+    return {"title": axis.name, "description": one_line(axis.question), "anyOf": [term, several]}
 
 
 def stale(root: Path, axes: Axes) -> list[str]:

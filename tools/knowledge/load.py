@@ -1,10 +1,9 @@
-"""The whole knowledge base in memory, with everything that is wrong with it."""
+"""Reading the files of the atlas, each for itself: what is wrong between them is for `check` to say."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,72 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from reference_impls.accounting.record import Record
 from tools.knowledge import validation
-from tools.knowledge.claims import Judgement, judge
+from tools.knowledge.base import NO_STATEMENTS, Knowledge, empty_axes
 from tools.knowledge.findings import Finding, finding
+from tools.knowledge.paths import AXES, BENCHMARKS, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS
 from tools.knowledge.reader import MAX_BYTES, Document, read_json, read_yaml
-from tools.knowledge.schema import Axes, Claim, Entry, HardCase, HardCases, Paper, Statements
-from tools.knowledge.source import Source, read_source
-
-AXES = "taxonomy/axes.yml"
-HARD_CASES = "taxonomy/hard_cases.yml"
-OPEN_PROBLEMS = "taxonomy/open_problems.yml"
-PRINCIPLES = "taxonomy/principles.yml"
-ENTRIES = "taxonomy/techniques"
-PAPERS = "papers"
-RESULTS = "reference_impls/results"
+from tools.knowledge.schema import Axes, Entry, HardCases, Paper, Statements
+from tools.knowledge.source import read_source
 
 M = TypeVar("M", bound=BaseModel)
-NO_STATEMENTS = Statements.model_construct(about="", statements=())
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """Everything that the files of the atlas say. What could not be read is absent, and a finding says why."""
-
-    root: Path
-    axes: Axes
-    entries: dict[str, Entry] = field(default_factory=dict)
-    """By id, sorted."""
-    papers: dict[str, Paper] = field(default_factory=dict)
-    """By key, sorted."""
-    hard_cases: tuple[HardCase, ...] = ()
-    """Rulings on cases that are hard to classify."""
-    open_problems: Statements = NO_STATEMENTS
-    principles: Statements = NO_STATEMENTS
-    results: dict[str, list[Record]] = field(default_factory=dict)
-    """Committed records of each technique that has some, sorted by scenario, the CPU's first."""
-    sources: dict[str, Source] = field(default_factory=dict)
-    """Implementation of each entry that has one."""
-    findings: list[Finding] = field(default_factory=list)
-    """Everything that is wrong, sorted by place."""
-    documents: dict[str, Document] = field(default_factory=dict, repr=False)
-    """The YAML files as read, with the place of every value, by their path relative to the root."""
-    known_results: dict[str, set[str]] = field(default_factory=dict, repr=False)
-    """Scenarios of each technique for which there is a file, readable or not."""
-
-    def result(self, entry_id: str, scenario: str) -> Record | None:
-        """The committed record of a scenario, if there is one; the CPU's where there are several."""
-        return next((r for r in self.results.get(entry_id, ()) if r.scenario == scenario), None)
-
-    def judge(self, claim: Claim) -> Judgement:
-        """The verdict on a claim, computed from the committed results of its technique."""
-        return judge(claim, self.results.get(claim.technique, ()))
-
-    def claims(self, entry_id: str) -> list[tuple[Paper, Claim, Judgement]]:
-        """Every claim about an entry, with its paper and its verdict; the entry's own papers first, in its order."""
-        entry = self.entries.get(entry_id)
-        order = {link.key: n for n, link in enumerate(entry.papers)} if entry else {}
-        papers = sorted(self.papers.values(), key=lambda p: (order.get(p.key, len(order)), p.key))
-        return [(p, c, self.judge(c)) for p in papers for c in p.claims if c.technique == entry_id]
-
-    @cached_property
-    def claimed(self) -> frozenset[str]:
-        """Ids of the entries about which a paper makes a claim."""
-        return frozenset(claim.technique for paper in self.papers.values() for claim in paper.claims)
-
-    def entries_of(self, paper_key: str) -> list[Entry]:
-        """The entries that name a paper."""
-        return [e for e in self.entries.values() if any(link.key == paper_key for link in e.papers)]
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -96,13 +37,8 @@ def find_root(start: Path | None = None) -> Path:
     raise FileNotFoundError(f"no {AXES} in {here} or above it: run this inside the atlas, or set ATLAS_ROOT")
 
 
-def load(root: Path, *, check: bool = True) -> Knowledge:
-    """Read the knowledge base at `root`. Never raises for what its files hold: that is what `findings` are for.
-
-    With `check=False` the files are read and validated, but not compared with each other.
-    """
-    from tools.knowledge.check import check_all
-
+def read(root: Path) -> Knowledge:
+    """Everything at `root`, with the findings of each file by itself. Never raises for what the files hold."""
     root = Path(root).resolve()
     findings: list[Finding] = []
     documents: dict[str, Document] = {}
@@ -123,13 +59,13 @@ def load(root: Path, *, check: bool = True) -> Knowledge:
         _read(root / file, file, Statements, documents, findings, optional=True) or NO_STATEMENTS
         for file in (OPEN_PROBLEMS, PRINCIPLES)
     )
-    results, known_results = _results(root, findings)
+    results, meetings, known_results = _results(root, findings)
     sources = {}
     for entry_id, entry in entries.items():
         source = read_source(root, entry_id, entry.implementation, findings)
         if source is not None:
             sources[entry_id] = source
-    knowledge = Knowledge(
+    return Knowledge(
         root=root,
         axes=axes,
         entries=entries,
@@ -138,20 +74,13 @@ def load(root: Path, *, check: bool = True) -> Knowledge:
         open_problems=problems,
         principles=principles,
         results=results,
+        meetings=meetings,
+        benchmarks=_benchmarks(root, [*results.values(), *meetings.values()]),
         sources=sources,
-        findings=findings,
+        findings=sorted(findings),
         documents=documents,
         known_results=known_results,
     )
-    if check:
-        findings.extend(check_all(knowledge))
-    findings.sort()
-    return knowledge
-
-
-def empty_axes() -> Axes:
-    """A vocabulary without axes, where the real one cannot be read: nothing is then said about terms."""
-    return Axes.model_construct(about="", scope_rule="", decision_card=(), axes={})
 
 
 def _files(folder: Path, findings: list[Finding], root: Path) -> list[Path]:
@@ -189,9 +118,22 @@ def _read(
     return value
 
 
-def _results(root: Path, findings: list[Finding]) -> tuple[dict[str, list[Record]], dict[str, set[str]]]:
-    """Committed records by technique. Pydantic reads a good file fast; the places are looked up for a bad one only."""
-    results: dict[str, list[Record]] = {}
+def _benchmarks(root: Path, records: Iterable[list[Record]]) -> frozenset[str]:
+    """Ids of the benchmarks that there is code for; in an atlas without their folder, of those that records name."""
+    folder = root / BENCHMARKS
+    if folder.is_dir():
+        return frozenset(p.stem.replace("_", "-") for p in folder.glob("*.py") if not p.name.startswith("_"))
+    return frozenset(r.benchmark for group in records for r in group if r.benchmark)
+
+
+Results = dict[str, list[Record]]
+
+
+def _results(root: Path, findings: list[Finding]) -> tuple[Results, Results, dict[str, set[str]]]:
+    """Committed records of techniques, those in which several meet, and the scenarios that there are files for, each by
+    folder. Pydantic reads a good file fast; the places are looked up for a bad one only."""
+    results: Results = {}
+    meetings: Results = {}
     known: dict[str, set[str]] = {}
     base = root / RESULTS
     for path in sorted(base.rglob("*")) if base.is_dir() else ():
@@ -201,19 +143,17 @@ def _results(root: Path, findings: list[Finding]) -> tuple[dict[str, list[Record
         if path.suffix == ".npz" and path.with_suffix(".json").is_file():
             continue  # the pictures of the record beside it
         if path.suffix != ".json" or path.parent.parent != base:
-            message = "only <technique>/<scenario>.json and its pictures belong here"
+            message = "only <technique or benchmark>/<scenario>.json and its pictures belong here"
             findings.append(finding("E212", file, message, hint="rename or remove it"))
             continue
-        technique = path.parent.name
-        scenario, _, device = path.stem.partition(
-            "."
-        )  # <scenario>.cuda.json was measured on another device than the CPU
-        known.setdefault(technique, set()).add(scenario)
+        owner = path.parent.name
+        scenario, _, device = path.stem.partition(".")  # <scenario>.cuda.json: measured on another device than the CPU
+        known.setdefault(owner, set()).add(scenario)
         record = _record(path, file, findings)
         if record is None:
             continue
         for key, value, wanted in (
-            ("technique" if record.technique else "benchmark", record.owner, technique),
+            ("technique" if record.technique else "benchmark", record.owner, owner),
             ("scenario", record.scenario, scenario),
             ("device", record.device.partition(":")[0], device or "cpu"),
         ):
@@ -221,10 +161,10 @@ def _results(root: Path, findings: list[Finding]) -> tuple[dict[str, list[Record
                 document = read_json(path, file)
                 message = f'"{value}", but the path of the file says "{wanted}"'
                 findings.append(document.finding("E310", message, (key,), hint="measure it again, or move the file"))
-        results.setdefault(technique, []).append(record)
-    for records in results.values():
+        (results if record.technique else meetings).setdefault(owner, []).append(record)
+    for records in (*results.values(), *meetings.values()):
         records.sort(key=lambda r: (r.scenario, r.device != "cpu", r.device))
-    return results, known
+    return results, meetings, known
 
 
 def _record(path: Path, file: str, findings: list[Finding]) -> Record | None:

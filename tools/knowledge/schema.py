@@ -154,11 +154,6 @@ class Terms(RootModel[tuple[str, ...]]):
         """The term that classifies the entry."""
         return self.root[0]
 
-    @property
-    def secondary(self) -> tuple[str, ...]:
-        """The further terms."""
-        return self.root[1:]
-
     def __iter__(self) -> Iterator[str]:  # type: ignore[override]
         return iter(self.root)
 

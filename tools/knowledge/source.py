@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.knowledge.findings import Finding, finding
+from tools.knowledge.paths import TECHNIQUES, module_name
 from tools.knowledge.reader import read_text
 
-TECHNIQUES: Final = "reference_impls/techniques"
 MAKERS: Final = frozenset({"Scenario", "task"})
-EXPERIMENTS: Final = "reference_impls/experiments"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class Source:
     """Docstring of the module."""
     class_name: str | None
     """The class on the contract."""
-    class_docstring: str
     class_line: int
     bases: tuple[str, ...]
     """Names of the base classes, as written."""
@@ -92,11 +90,6 @@ class _Module:
     file: str
     text: str
     tree: ast.Module
-
-
-def module_name(entry_id: str) -> str:
-    """`token-merging` -> `token_merging`."""
-    return entry_id.replace("-", "_")
 
 
 def parse_text(text: str, file: str, findings: list[Finding]) -> ast.Module | None:
@@ -145,7 +138,6 @@ def read_source(root: Path, entry_id: str, implementation: str | None, findings:
         text=home.text,
         docstring=next(filter(None, (ast.get_docstring(m.tree) for m in [home, *modules])), ""),
         class_name=node.name if node else None,
-        class_docstring=(ast.get_docstring(node) or "") if node else "",
         class_line=node.lineno if node else 1,
         bases=tuple(ast.unparse(b) for b in node.bases) if node else (),
         attributes=_attributes(node) if node else {},

@@ -10,6 +10,7 @@ import click
 from tools.knowledge.completeness import INDEX_AXES
 from tools.knowledge.findings import did_you_mean
 from tools.knowledge.schema import Axes, Axis
+from tools.knowledge.text import one_line
 
 Check = Callable[[str], str]
 """Says what is wrong with an answer; nothing if it will do."""
@@ -94,7 +95,7 @@ class Asker:
         for step in axes.decision_card:
             open_axes = [n for n in step.axes if n in axes and n not in terms and (n in needed or also)]
             if open_axes:
-                click.echo(f"\n{click.style(_line(step.ask), bold=True)}")
+                click.echo(f"\n{click.style(one_line(step.ask), bold=True)}")
             for name in open_axes:
                 if answer := self._terms(name, axes[name], required=name in needed):
                     terms[name] = answer
@@ -109,7 +110,7 @@ class Asker:
         return chosen
 
     def _terms(self, name: str, axis: Axis, *, required: bool) -> list[str]:
-        click.echo(f"  {axis.name}: {_line(axis.question)}")
+        click.echo(f"  {axis.name}: {one_line(axis.question)}")
         width = max(map(len, axis.terms))
         for n, (term, about) in enumerate(axis.terms.items(), 1):
             click.echo(f"  {n:3}  {term:{width}}  {about.name}")
@@ -156,15 +157,11 @@ def chosen_terms(axis: Axis, answer: str) -> tuple[list[str], str]:
 
 def explain(axis: Axis) -> None:
     """What the terms of an axis mean, and how to choose between them."""
-    click.echo(f"\n  {_line(axis.definition)}")
+    click.echo(f"\n  {one_line(axis.definition)}")
     for term, about in axis.terms.items():
-        click.echo(f"  {click.style(term, bold=True)}: {_line(about.definition)}")
+        click.echo(f"  {click.style(term, bold=True)}: {one_line(about.definition)}")
         for more in filter(None, (about.question, about.tie_break)):
-            click.echo(f"      {_line(more)}")
+            click.echo(f"      {one_line(more)}")
     for more in (*([axis.rule] if axis.rule else ()), *axis.tie_breaks, *axis.rulings):
-        click.echo(f"  - {_line(more)}")
+        click.echo(f"  - {one_line(more)}")
     click.echo("")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

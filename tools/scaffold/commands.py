@@ -12,11 +12,11 @@ import click
 from pydantic import BaseModel
 
 from tools.knowledge import Knowledge, load
-from tools.knowledge.check import text_problems
 from tools.knowledge.findings import did_you_mean, render
 from tools.knowledge.layout import Refused
+from tools.knowledge.paths import TECHNIQUES, module_name
 from tools.knowledge.schema import ID, KEY, Claim, Entry, Locator, Paper, PaperLink, Quantity, Setting
-from tools.knowledge.source import TECHNIQUES, module_name
+from tools.knowledge.text import text_problems
 from tools.scaffold import drafts, lookup
 from tools.scaffold.ask import Asker
 

@@ -14,11 +14,10 @@ from typing import Any, Final
 
 from tools.files import write_atomically, write_new
 from tools.knowledge import Finding, Knowledge, load
-from tools.knowledge.completeness import NOTEBOOKS, PLACEHOLDER, TESTS
+from tools.knowledge.completeness import PLACEHOLDER
 from tools.knowledge.layout import append, dump, put
-from tools.knowledge.load import ENTRIES, PAPERS
+from tools.knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, PAPERS, TECHNIQUES, TESTS, module_name
 from tools.knowledge.schema import Paper
-from tools.knowledge.source import EXPERIMENTS, TECHNIQUES, module_name
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 LONGEST_ID: Final = 60

@@ -14,6 +14,7 @@ from tools.knowledge import Knowledge
 from tools.knowledge.completeness import INDEX_AXES
 from tools.knowledge.layout import document
 from tools.knowledge.schema import Axes, Axis
+from tools.knowledge.text import one_line
 
 FILE: Final = ".github/ISSUE_TEMPLATE/propose-technique.yml"
 _NO_ANSWER = "_No response_"
@@ -92,7 +93,7 @@ def _dropdown(name: str, axis: Axis) -> dict[str, Any]:
         "id": name,
         "attributes": {
             "label": axis.name,
-            "description": _line(axis.question),
+            "description": one_line(axis.question),
             "multiple": axis.choice == "multi",
             "options": [f"{term.name} ({key})" for key, term in axis.terms.items()],
         },
@@ -114,7 +115,7 @@ def answers(text: str, knowledge: Knowledge) -> dict[str, Any]:
     }
     if "name" not in said:
         raise ValueError('this is no answer to the form "Propose a technique": it has no section "### Name"')
-    found: dict[str, Any] = {key: _line(said[key]) for key in ("name", "summary", "invariant") if key in said}
+    found: dict[str, Any] = {key: one_line(said[key]) for key in ("name", "summary", "invariant") if key in said}
     if "definition" in said:
         found["definition"] = said["definition"]
     found["aliases"] = [name.strip() for name in said.get("aliases", "").split(",") if name.strip()]
@@ -144,7 +145,3 @@ def _sections(text: str, labels: dict[str, str]) -> dict[str, str]:
 
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

@@ -17,6 +17,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tools.knowledge.text import one_line
+
 ARXIV: Final = "https://oaipmh.arxiv.org/oai"
 DOI: Final = "https://doi.org"
 SECONDS: Final = 10.0
@@ -68,18 +70,18 @@ def arxiv(arxiv_id: str, *, base: str = ARXIV, seconds: float = SECONDS) -> Foun
     record = root.find(f".//{_FIELDS}arXiv")
     if record is None:
         said = root.findtext(f"{_OAI}error", "")
-        raise LookupFailed(f"arXiv has no record of {arxiv_id}{f': {_line(said)}' if said else ''}")
-    if _line(record.findtext(f"{_FIELDS}id", "")) != arxiv_id:
+        raise LookupFailed(f"arXiv has no record of {arxiv_id}{f': {one_line(said)}' if said else ''}")
+    if one_line(record.findtext(f"{_FIELDS}id", "")) != arxiv_id:
         raise LookupFailed(f"arXiv answers with another paper than {arxiv_id}")
     created = re.match(r"\d{4}", record.findtext(f"{_FIELDS}created", ""))
     people = [
         _person(a.findtext(f"{_FIELDS}keyname"), a.findtext(f"{_FIELDS}forenames"), a.findtext(f"{_FIELDS}suffix"))
         for a in record.iterfind(f"{_FIELDS}authors/{_FIELDS}author")
     ]
-    later = [_line(record.findtext(_FIELDS + name, "")) for name in ("journal-ref", "doi", "comments")]
+    later = [one_line(record.findtext(_FIELDS + name, "")) for name in ("journal-ref", "doi", "comments")]
     return Found(
         source="arXiv record",
-        title=_line(record.findtext(f"{_FIELDS}title", "")) or None,
+        title=one_line(record.findtext(f"{_FIELDS}title", "")) or None,
         authors=tuple(person for person in people if person),
         year=int(created.group()) if created else None,
         venue=PREPRINT,
@@ -118,7 +120,7 @@ def _get(url: str, accept: str, seconds: float) -> bytes:
         raise LookupFailed(f"{urllib.parse.urlsplit(url).netloc}: {reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = getattr(error, "reason", None) or error
-        raise LookupFailed(f"{urllib.parse.urlsplit(url).netloc} cannot be reached: {_line(str(cause))}") from error
+        raise LookupFailed(f"{urllib.parse.urlsplit(url).netloc} cannot be reached: {one_line(str(cause))}") from error
     if len(content) > MAX_BYTES:
         raise LookupFailed(f"{urllib.parse.urlsplit(url).netloc} answers with more than {MAX_BYTES:,} bytes")
     return content
@@ -159,8 +161,4 @@ def _text(value: Any) -> str:
         value = value[0] if value else ""
     if not isinstance(value, (str, int)):
         return ""
-    return _line(html.unescape(re.sub(r"</?[A-Za-z][^<>]*>", "", str(value))))
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+    return one_line(html.unescape(re.sub(r"</?[A-Za-z][^<>]*>", "", str(value))))
