@@ -133,7 +133,7 @@ def test_everything_is_there_and_every_id_leads_somewhere(known: Knowledge, pars
     assert ids["entries"] == list(known.entries)
     assert ids["papers"] == list(known.papers)
     assert len(ids["claims"]) == sum(len(p.claims) for p in known.papers.values()) > 0
-    assert len(ids["results"]) == sum(map(len, known.results.values())) > 0
+    assert len(ids["results"]) == len(known.records) > 0
     for entry in whole["entries"]:
         assert set(entry["claims"]) <= set(ids["claims"])
         assert set(entry["results"]) <= set(ids["results"])
@@ -229,9 +229,7 @@ def test_tables_have_a_row_for_everything(known: Knowledge, files: dict[str, str
     rows = {name: read_csv(files[f"csv/{name}.csv"]) for name in tables.TABLES}
     assert [row["id"] for row in rows["entries"]] == list(known.entries)
     assert [row["key"] for row in rows["papers"]] == list(known.papers)
-    variants = sum(
-        1 + len(r.points) + sum(len(c.points) for c in r.controls) for rs in known.results.values() for r in rs
-    )
+    variants = sum(1 + len(r.points) + sum(len(c.points) for c in r.controls) for r in known.records)
     assert len(rows["results"]) == variants
     terms = [t for one in (*known.entries.values(), *known.papers.values()) for ts in one.axes.values() for t in ts]
     assert [row["term"] for row in rows["classification"]] == terms

@@ -51,14 +51,8 @@ def stamp(knowledge: Knowledge) -> Stamp:
         time = datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return Stamp(time, commit if _git(root, "status", "--porcelain", "--", *SOURCES) == "" else None)
     dates = [e.added for e in knowledge.entries.values()] + [p.verified.on for p in knowledge.papers.values()]
-    dates += [record.date for record in all_records(knowledge)]
+    dates += [record.date for record in knowledge.records]
     return Stamp(f"{max(dates, default='1970-01-01')}T00:00:00Z")
-
-
-def all_records(knowledge: Knowledge) -> list[Record]:
-    """Every record: those of techniques, then those in which several meet."""
-    groups = (*knowledge.results.values(), *knowledge.meetings.values())
-    return [record for records in groups for record in records]
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -119,7 +113,7 @@ def documents(knowledge: Knowledge, made: Stamp) -> dict[str, model.Document]:
     entries = tuple(entry(knowledge, e) for e in knowledge.entries.values())
     papers = tuple(paper(knowledge, p) for p in knowledge.papers.values())
     found_claims = claims(knowledge)
-    results = tuple(map(result, all_records(knowledge)))
+    results = tuple(map(result, knowledge.records))
     nodes, edges = graph(knowledge, found_claims)
     axes = knowledge.axes
     return {
@@ -159,7 +153,7 @@ def counts(knowledge: Knowledge) -> model.Counts:
         implementations=sum(1 for e in knowledge.entries.values() if e.implementation),
         papers=len(knowledge.papers),
         claims=sum(len(p.claims) for p in knowledge.papers.values()),
-        results=len(all_records(knowledge)),
+        results=len(knowledge.records),
     )
 
 

@@ -166,18 +166,20 @@ class ClaimRow(Model):
 
 
 class ResultRow(Model):
-    """Measured results, one row for each arm: the baseline, each point of the technique, each point of a control."""
+    """Measured results, a row for each variant: the baseline, each point of a technique, each point of a control."""
 
     result: str = Field(examples=["token-merging/vit-small-latency"])
     """Id of the result."""
     entry: str = Field(examples=["token-merging"])
-    """Id of the entry."""
+    """Id of the entry; of the benchmark where several meet, in the rows of the baseline and of controls."""
+    benchmark: str | None = Field(examples=["token-reduction"])
+    """Id of the benchmark that the result belongs to."""
     title: str = Field(examples=["Latency of ViT-S/16"])
     """The scenario in a line."""
     variant: str = Field(examples=["technique"])
     """baseline, technique, or the name of a control."""
     knobs: str = Field(examples=["r = 13"])
-    """Setting of the arm."""
+    """Setting of the variant."""
     unit: str = Field(examples=["one image"])
     """What MACs, bytes and times refer to."""
     macs: int = Field(examples=[4608000000])
@@ -200,6 +202,12 @@ class ResultRow(Model):
     """10th percentile."""
     wall_ms_p90: float = Field(examples=[130.4])
     """90th percentile."""
+    speed_up: float | None = Field(examples=[1.63])
+    """Median over paired rounds of the baseline's time over that of the variant; empty where it was not paired."""
+    speed_up_low: float | None = Field(examples=[1.61])
+    """Lower end of its 95 % interval."""
+    speed_up_high: float | None = Field(examples=[1.66])
+    """Upper end."""
     removed: float | None = Field(examples=[0.41])
     """Share of the units removed, shared or made cheaper."""
     device: str = Field(examples=["cpu"])
@@ -372,6 +380,7 @@ def _variants(record: model.ResultOut) -> Iterable[ResultRow]:
         yield ResultRow(
             result=record.id,
             entry=variant.technique if isinstance(variant, Point) and variant.technique else record.owner,
+            benchmark=record.benchmark,
             title=record.title,
             variant=name,
             knobs=_pairs(variant.knobs) if isinstance(variant, Point) else "",
@@ -386,6 +395,9 @@ def _variants(record: model.ResultOut) -> Iterable[ResultRow]:
             wall_ms=variant.wall_ms.median,
             wall_ms_p10=variant.wall_ms.p10,
             wall_ms_p90=variant.wall_ms.p90,
+            speed_up=getattr(variant.speed_up, "value", None),
+            speed_up_low=getattr(variant.speed_up, "low", None),
+            speed_up_high=getattr(variant.speed_up, "high", None),
             removed=variant.redundancy,
             device=record.device,
             machine=record.machine.accelerator or record.machine.cpu,

@@ -45,6 +45,11 @@ class Knowledge:
     known_results: dict[str, set[str]] = field(default_factory=dict, repr=False)
     """Scenarios of each technique, and of each benchmark, for which there is a file, readable or not."""
 
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """Every committed record: those in which several techniques meet, then those of one."""
+        return tuple(r for records in (*self.meetings.values(), *self.results.values()) for r in records)
+
     def results_of(self, owner: str) -> list[Record]:
         """The records of an entry, its own first, then those in which it meets others; or the records of a benchmark's
         own folder."""

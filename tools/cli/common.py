@@ -1,0 +1,64 @@
+"""What the commands share: how they read the knowledge, fail and print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from tools.knowledge import Knowledge, load
+from tools.knowledge.findings import did_you_mean
+
+if TYPE_CHECKING:
+    from tools.knowledge.schema import Entry
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON document.")
+budgets = click.Choice(["smoke", "full"])
+
+
+class Failure(click.ClickException):
+    """Something that went wrong, told on standard error; exit code 1."""
+
+    exit_code = 1
+
+
+def wrong_usage(message: str, hint: str = "") -> NoReturn:
+    raise click.UsageError(f"{message}; {hint}" if hint else message)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def knowledge_of(ctx: click.Context, *, check: bool = False) -> Knowledge:
+    """The knowledge at the root; what cannot be read is told on standard error, and the rest is there."""
+    knowledge = load(ctx.obj, check=check)
+    if knowledge.findings and not check:
+        click.echo(f"note: {len(knowledge.findings)} findings in the knowledge, see `redundancy check`", err=True)
+    return knowledge
+
+
+def entry_of(knowledge: Knowledge, entry_id: str) -> Entry:
+    """The entry of that id or alias; wrong usage, with a suggestion, if there is none."""
+    entry = knowledge.entries.get(entry_id)
+    if entry is None:
+        by_name = {name.lower(): e for e in knowledge.entries.values() for name in (e.name, *e.aliases)}
+        entry = by_name.get(entry_id.lower())
+    if entry is None:
+        wrong_usage(f"there is no entry {entry_id!r}", did_you_mean(entry_id, knowledge.entries))
+    return entry
+
+
+def heading(text: str) -> None:
+    click.echo(f"\n{click.style(text, bold=True)}")
+
+
+def table(names: Iterable[str], rows: Iterable[list[str]]) -> None:
+    """Left-aligned columns; plain text, so that it can be piped."""
+    lines = [[str(name) for name in names], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for n, line in enumerate(lines):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        click.echo(click.style(text, bold=True) if n == 0 else text)

@@ -1,0 +1,116 @@
+"""Measuring: `run`, `bench`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tools.cli.common import Failure, as_json, budgets, entry_of, knowledge_of, table, wrong_usage
+from tools.cli.records import print_record
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@click.option("--budget", type=budgets, default="smoke", show_default=True)
+@click.option("--scenario", metavar="S", help="A scenario by name; the first one by default.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seconds", type=float, help="Time limit; the budget's own by default.")
+@as_json
+@click.pass_context
+def run(
+    ctx: click.Context, id_: str, budget: Any, scenario: str | None, device: str, seconds: float | None, json_: bool
+) -> None:
+    """Run an experiment of a technique beside its baseline, in a guarded process without network."""
+    from tools import runner
+    from tools.progress import progress
+
+    entry = entry_of(knowledge_of(ctx), id_)
+    if entry.implementation is None:
+        wrong_usage(f"{entry.id} is a {entry.status} {entry.kind} without an implementation")
+    with progress() as report:
+        outcome = runner.run(
+            entry.id, scenario=scenario, budget=budget, device=device, seconds=seconds, progress=report
+        )
+    if outcome.record is None:
+        if outcome.error == "usage":
+            wrong_usage(outcome.message)
+        if outcome.log and outcome.error != "missing-asset":
+            click.echo(outcome.log, err=True)
+        raise Failure(f"{outcome.error}: {outcome.message}")
+    if json_:
+        click.echo(outcome.record.to_json(), nl=False)
+    else:
+        print_record(outcome.record)
+
+
+@click.command()
+@click.argument("ids", nargs=-1, metavar="[ID ...]")
+@click.option("--save", is_flag=True, help="Write the records into reference_impls/results/.")
+@click.option("--budget", type=budgets, default="full", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--corpus",
+    multiple=True,
+    metavar="ENTRIESxPAPERS",
+    help="Instead, time the check of a generated atlas of this size; may be repeated.",
+)
+@click.pass_context
+def bench(
+    ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, device: str, corpus: tuple[str, ...]
+) -> None:
+    """Measure every scenario of the techniques again; all of them by default."""
+    from tools import bench as benchmarks
+    from tools.knowledge.completeness import gaps as gaps_of
+    from tools.progress import progress
+
+    if corpus:
+        check_corpora(ctx.obj, corpus)
+        return
+    knowledge = knowledge_of(ctx)
+    chosen = [entry_of(knowledge, i).id for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
+    if save and (
+        stand_ins := [i for i in chosen if any(n.code == "E406" for n in gaps_of(knowledge, knowledge.entries[i]))]
+    ):
+        wrong_usage(f"no result is saved of the stand-in that `redundancy new` wrote: {', '.join(stand_ins)}")
+    failed = []
+    with progress() as report:
+
+        def started(technique: str, scenario: str) -> Any:
+            return lambda label, done, total: report(f"{technique} {scenario}: {label}", done, total)
+
+        for result in benchmarks.run_all(chosen, save, budget=budget, device=device, started=started):
+            if result.outcome.record is None:
+                failed.append(f"{result.technique} {result.scenario}: {result.outcome.message}")
+            else:
+                print_record(result.outcome.record)
+    if failed:
+        raise Failure("\n".join(failed))
+
+
+def check_corpora(root: Path, sizes: Iterable[str]) -> None:
+    """Time the check of generated atlases, a row each: what must grow with the number of files, and no faster."""
+    from tools.bench import check_cost
+
+    counts = []
+    for size in sizes:
+        entries, times, papers = size.partition("x")
+        if not (entries.isdecimal() and papers.isdecimal() and times and int(entries) and int(papers) >= int(entries)):
+            wrong_usage(f"--corpus takes entries x papers, such as 200x200, with no fewer papers, got {size!r}")
+        counts.append((int(entries), int(papers)))
+    rows = []
+    for entry_count, paper_count in counts:
+        cost = check_cost(entry_count, paper_count, root=root)
+        if cost.findings:
+            raise Failure(f"the generated atlas has {len(cost.findings)} findings: {cost.findings[0]}")
+        fast, slow = min(cost.seconds), max(cost.seconds)
+        each = 1000 * statistics.median(cost.seconds) / (entry_count + paper_count)
+        rows.append([f"{entry_count:,}", f"{paper_count:,}", f"{fast:.2f} to {slow:.2f}", f"{each:.2f}"])
+        rows[-1].append(f"{cost.peak_mb:.0f}")
+    table(("entries", "papers", "seconds", "ms a file", "MiB"), rows)
+
+
+COMMANDS = (run, bench)

@@ -1,0 +1,39 @@
+"""The documentation site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from tools.cli.common import Failure
+
+
+@click.group()
+def site() -> None:
+    """The documentation site."""
+
+
+def calling(name: str) -> Callable[[], None]:
+    """What the command of that name does: call the function of that name in `tools.site.build`."""
+
+    @click.pass_context
+    def call(ctx: click.Context) -> None:
+        from tools.site import build
+
+        try:
+            getattr(build, name)(ctx.obj)
+        except build.SiteError as error:
+            raise Failure(str(error)) from error
+
+    return call
+
+
+for name, about in (
+    ("build", "Run what the pages need and build the site into site/."),
+    ("serve", "Build the site and serve it on localhost."),
+    ("materialise", "Write the generated pages as Markdown files, for another generator."),
+):
+    site.add_command(click.Command(name, callback=calling(name), help=about))
+
+COMMANDS = (site,)
