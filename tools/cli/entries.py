@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,19 +88,22 @@ def row(knowledge: Knowledge, entry: Entry) -> dict[str, Any]:
 def show(ctx: click.Context, id_: str, json_: bool) -> None:
     """Show an entry with its papers, claims and results. ID may be an alias."""
     from tools.knowledge.completeness import gaps as gaps_of
+    from tools.knowledge.references import resolved
 
-    knowledge = knowledge_of(ctx)
+    knowledge = resolved(knowledge_of(ctx))
     entry = entry_of(knowledge, id_)
     claims = knowledge.claims(entry.id)
     papers = [knowledge.papers[link.key] for link in entry.papers if link.key in knowledge.papers]
-    results = knowledge.results.get(entry.id, [])
+    results = knowledge.results_of(entry.id)
+    source = knowledge.sources.get(entry.id)
+    knobs = source.knobs if source else ()
     if json_:
-        source = knowledge.sources.get(entry.id)
         print_json(
             row(knowledge, entry)
             | entry.model_dump(mode="json")
             | {
                 "waivers": dict(source.waivers) if source else {},
+                "knobs": [{n: v for n, v in asdict(knob).items() if n != "line"} for knob in knobs],
                 "papers": [
                     {"role": link.role, **knowledge.papers[link.key].model_dump(mode="json", exclude={"claims"})}
                     for link in entry.papers
@@ -137,6 +141,10 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
             heading(title)
             for item in items:
                 click.echo(f"- {item.strip()}" if title != "Algorithm" else item.strip())
+    if knobs:
+        heading("Knobs")
+        rows = [[k.name, k.kind, "none" if k.default is None else str(k.default), k.takes, k.about] for k in knobs]
+        table(("knob", "kind", "default", "takes", "what it does"), rows)
     if missing := gaps_of(knowledge, entry):
         heading("What it lacks to be stable")
         print_gaps(missing)

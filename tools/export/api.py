@@ -16,6 +16,7 @@ from reference_impls.accounting.record import Record
 from tools.export import bibtex, csl, model, tables
 from tools.knowledge import Knowledge
 from tools.knowledge.paths import ENTRIES, PAPERS, RESULTS
+from tools.knowledge.references import resolved
 from tools.knowledge.schema import Claim, Entry, Paper, Statements
 
 FOLDER = "api/v1"
@@ -108,7 +109,8 @@ def files(knowledge: Knowledge, made: Stamp | None = None) -> dict[str, str]:
 
 
 def documents(knowledge: Knowledge, made: Stamp) -> dict[str, model.Document]:
-    """Every JSON document but the index, by its name."""
+    """Every JSON document but the index, by its name; references in texts are replaced by their numbers."""
+    knowledge = resolved(knowledge)
     head: dict[str, Any] = dict(made.__dict__)
     entries = tuple(entry(knowledge, e) for e in knowledge.entries.values())
     papers = tuple(paper(knowledge, p) for p in knowledge.papers.values())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reference_impls.accounting.record import Record
+from tools.knowledge import references
 from tools.knowledge.base import Knowledge
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.completeness import INDEX_AXES, axis_hint, due
@@ -83,6 +84,7 @@ class _Checker:
         yield from self._unique()
         yield from self._circles()
         yield from self._hard_cases()
+        yield from self._numbers_in_prose()
         yield from self._statements(OPEN_PROBLEMS, self.k.open_problems)
         yield from self._statements(PRINCIPLES, self.k.principles)
         yield from self._records()
@@ -431,6 +433,39 @@ class _Checker:
                         document = self.k.documents[f"{ENTRIES}/{entry_id}.yml"]
                         yield document.finding(code, f"`{kind}` leads from here back to this entry", path)
 
+    # --- numbers in prose
+
+    def _numbers_in_prose(self) -> Iterator[Finding]:
+        """References to records must lead to a number; measured numbers of a stable entry must be references."""
+        for file, document in self.k.documents.items():
+            if "{{" in document.text and document.readable:
+                for path, text in texts(document.data):
+                    for written, problem in references.problems(text, self.k, self._owner(file, document.data, path)):
+                        place = document.place_of_text(path, written) if "\n" in text else None
+                        yield document.finding("E508", str(problem), path, place=place, hint=problem.hint)
+        for entry_id, entry in self.k.entries.items():
+            if entry.status == "stable":
+                yield from self._bare_numbers(self.k.documents[f"{ENTRIES}/{entry_id}.yml"], entry_id, entry)
+
+    def _owner(self, file: str, data: Any, path: Keys) -> str | None:
+        """The entry whose scenarios the references at a place of a file mean."""
+        folder, _, name = file.rpartition("/")
+        if folder == ENTRIES:
+            return name.removesuffix(".yml")
+        claim = data["claims"][path[1]] if folder == PAPERS and path[:1] == ("claims",) else {}
+        return claim.get("technique") if isinstance(claim, dict) else None
+
+    def _bare_numbers(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
+        records = self.k.results_of(entry_id)
+        points = [p for r in records for p in (*r.points, *(p for c in r.controls for p in c.points))]
+        knobs = {v for p in points for v in p.knobs.values() if not isinstance(v, str)}
+        for field in references.MEASURED_FIELDS:
+            for n, text in enumerate(getattr(entry, field)):
+                if bare := references.bare_numbers(text, knobs, self.k.papers):
+                    message = f"a number that looks measured, without its record: {', '.join(bare)}"
+                    hint = "write {{scenario: field}}, or name the paper by its key; `redundancy explain W605` has more"
+                    yield document.finding("W605", message, (field, n), hint=hint)
+
     # --- hard cases and statements
 
     def _hard_cases(self) -> Iterator[Finding]:
@@ -572,6 +607,12 @@ def _contract(source: Source, entry_id: str) -> Iterator[Finding]:
             yield wrong("E702", name, f"{attribute.value!r} is not what belongs here", f"write: {form}")
         elif name == "id" and attribute.value != entry_id:
             yield wrong("E306", name, f'"{attribute.value}", but the entry is {entry_id}', f'write: id = "{entry_id}"')
+    for knob in source.knobs:
+        if not knob.kind:
+            message = f"the knob {knob.name} is not written as literals, so that it cannot be read without importing"
+            hint = 'write: "r": Integer(8, low=0, about="tokens merged per block")'
+            path = f"{source.class_name}.knobs"
+            yield finding("E701", source.file, message, line=knob.line, path=path, hint=hint)
     if not any(base.rpartition(".")[2].partition("[")[0].endswith("Technique") for base in source.bases):
         message = f"{source.class_name} is no subclass of Technique"
         hint = f"class {source.class_name}(Technique), with `from reference_impls.contract import Technique`"

@@ -478,6 +478,18 @@ CODES: Final[dict[str, Code]] = _table(
         "code: [{url: https://github.com/facebookresearch/ToMe, official: true}]",
     ),
     (
+        "E508",
+        "a reference that leads to no number",
+        (
+            "A measured number in a text is a reference to a record, `{{scenario: field | format}}`, with the field of "
+            "a check; of another entry's record, or in a paper, a hard case or a statement, "
+            "`{{entry-id/scenario: field}}`. Formats: none (3 digits), .2 (decimals), % or %0, saved (1 - the value in "
+            "per cent), points (+2.4 points), x (1.63×), k, M, G (counts), ms; `abs` in front leaves the sign out."
+        ),
+        "limits: ['It loses {{photos: points[r=9].quality.valu | points}}.']",
+        "limits: ['It loses {{photos: points[r=8].quality.value - baseline.quality.value | abs points}}.']",
+    ),
+    (
         "W601",
         "a summary that is no sentence",
         "The summary is shown alone in lists: one sentence, with a capital letter and a full stop.",
@@ -509,9 +521,21 @@ CODES: Final[dict[str, Code]] = _table(
         "# yaml-language-server: $schema=../../tools/knowledge/schemas/entry.schema.json\nid: token-merging",
     ),
     (
+        "W605",
+        "a number that looks measured, without its record",
+        (
+            "In `when_to_use`, `when_not_to_use`, `limits` and `deviations` of a stable entry a decimal, a percentage, "
+            "or a number of times or points is a reference to a record, so that it changes when the record does. Not "
+            "meant are values that a knob takes in the entry's records, what stands in code or a formula, and numbers "
+            "of a sentence that names the paper that they are from by its key."
+        ),
+        "limits: [It keeps 84.4 % of the accuracy.]",
+        "limits: ['It keeps {{photos: points[r=4].quality.value / baseline.quality.value | %}} of the accuracy.']",
+    ),
+    (
         "E701",
         "a class attribute that is not stated, or not as a literal",
-        "Tools read `id`, `execution`, `stateful` and `waivers` without importing the module.",
+        "Tools read `id`, `execution`, `stateful`, `waivers` and `knobs` without importing the module.",
         "execution = choose_execution()",
         'execution = "real"',
     ),

@@ -6,7 +6,7 @@ Importing would need torch, take seconds, and run code of a contribution that no
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,20 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Knob:
+    """A knob as its class declares it (`reference_impls.contract.knobs`)."""
+
+    name: str
+    kind: str
+    """number, integer, choice, switch or given; empty where it cannot be read without importing."""
+    default: Any
+    takes: str
+    """What values it takes: `at least 0`, `full or coarse`; empty where the kind says it."""
+    about: str
+    line: int = 1
+
+
+@dataclass(frozen=True)
 class Source:
     """The implementation of one entry."""
 
@@ -62,6 +76,8 @@ class Source:
     """Class attributes, by name."""
     definitions: Mapping[str, Definition] = field(default_factory=dict)
     """Functions, classes and `Class.method`s, by name."""
+    knobs: tuple[Knob, ...] = ()
+    """The knobs that the class declares or inherits, as far as they are written as literals."""
 
     def _literal(self, name: str, default: Any) -> Any:
         attribute = self.attributes.get(name)
@@ -142,6 +158,7 @@ def read_source(root: Path, entry_id: str, implementation: str | None, findings:
         bases=tuple(ast.unparse(b) for b in node.bases) if node else (),
         attributes=_attributes(node) if node else {},
         definitions=definitions,
+        knobs=_knobs(base, home.tree, node) if node else (),
     )
 
 
@@ -159,8 +176,8 @@ def _class(modules: list[_Module], entry_id: str, wanted: str | None) -> tuple[_
     return modules[0], None
 
 
-def _attributes(node: ast.ClassDef) -> dict[str, Attribute]:
-    attributes: dict[str, Attribute] = {}
+def _assignments(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    """The class attributes that are given a value, as written."""
     for statement in node.body:
         if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
             target, value = statement.targets[0], statement.value
@@ -168,14 +185,75 @@ def _attributes(node: ast.ClassDef) -> dict[str, Attribute]:
             target, value = statement.target, statement.value
         else:
             continue
-        if not isinstance(target, ast.Name):
-            continue
+        if isinstance(target, ast.Name):
+            yield target.id, value
+
+
+def _attributes(node: ast.ClassDef) -> dict[str, Attribute]:
+    attributes: dict[str, Attribute] = {}
+    for name, value in _assignments(node):
         try:
             literal, known = ast.literal_eval(value), True
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             literal, known = None, False
-        attributes[target.id] = Attribute(literal, known, statement.lineno, statement.col_offset + 1)
+        attributes[name] = Attribute(literal, known, value.lineno, value.col_offset + 1)
     return attributes
+
+
+def _knobs(techniques: Path, tree: ast.Module, node: ast.ClassDef | None) -> tuple[Knob, ...]:
+    """The knobs of a class; where it declares none, those of the first of its bases that does, in whatever module of
+    `techniques` it stands."""
+    if node is None:
+        return ()
+    declared = dict(_assignments(node)).get("knobs")
+    if isinstance(declared, ast.Dict):
+        return tuple(_knob(key, value) for key, value in zip(declared.keys, declared.values, strict=True))
+    bases = (_named_class(techniques, tree, base.id) for base in node.bases if isinstance(base, ast.Name))
+    return next(filter(None, (_knobs(techniques, *base) for base in bases if base[1] is not node)), ())
+
+
+def _named_class(techniques: Path, tree: ast.Module, name: str) -> tuple[ast.Module, ast.ClassDef | None]:
+    """The class of that name in a module, or in the module of a technique from which it is imported."""
+    for statement in tree.body:
+        if isinstance(statement, ast.ClassDef) and statement.name == name:
+            return tree, statement
+        if isinstance(statement, ast.ImportFrom) and any(alias.name == name for alias in statement.names):
+            parts = (statement.module or "").split(".")
+            path = techniques.joinpath(*parts[2:])
+            for file in (path.with_suffix(".py"), path / "__init__.py"):
+                if parts[:2] == TECHNIQUES.split("/") and file.is_file():
+                    text, _ = read_text(file, file.name)
+                    found = parse_text(text, file.name, []) if text is not None else None
+                    return _named_class(techniques, found, name) if found else (tree, None)
+    return tree, None
+
+
+def _knob(key: ast.expr | None, call: ast.expr) -> Knob:
+    """`"r": Integer(8, low=0, about="...")`; of no kind if it is written otherwise."""
+    name = str(key.value) if isinstance(key, ast.Constant) else "?"
+    try:
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError("not a call of a kind of knob")
+        default = ast.literal_eval(call.args[0])
+        said = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, TypeError, SyntaxError, IndexError):
+        return Knob(name, "", None, "", "", call.lineno)
+    return Knob(name, call.func.id.lower(), default, _takes(said), str(said.get("about", "")), call.lineno)
+
+
+def _takes(said: Mapping[str | None, Any]) -> str:
+    low, high = said.get("low"), said.get("high")
+    above = "above" if said.get("low_open") else "at least"
+    if low is not None and high is not None:
+        text = f"above {low}, at most {high}" if said.get("low_open") else f"{low} to {high}"
+    elif low is not None:
+        text = f"{above} {low}"
+    elif high is not None:
+        text = f"at most {high}"
+    else:
+        text = " or ".join(map(str, said.get("options", ())))
+    more = ["a list with one for each part"] * bool(said.get("listed")) + ["None"] * bool(said.get("optional"))
+    return ", or ".join(filter(None, (text, *more)))
 
 
 def _definitions(module: _Module) -> dict[str, Definition]:
