@@ -629,7 +629,6 @@ def test_fields(field: str, value: float) -> None:
         "a +  b",
         ".a",
         "1",
-        "a[x=1,y]",
         "a - ",
     ],
 )

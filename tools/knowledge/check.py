@@ -441,7 +441,7 @@ class _Checker:
             if "{{" in document.text and document.readable:
                 for path, text in texts(document.data):
                     for written, problem in references.problems(text, self.k, self._owner(file, document.data, path)):
-                        place = document.place_of_text(path, written) if "\n" in text else None
+                        place = document.place_of_text(path, written)
                         yield document.finding("E508", str(problem), path, place=place, hint=problem.hint)
         for entry_id, entry in self.k.entries.items():
             if entry.status == "stable":

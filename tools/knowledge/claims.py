@@ -31,6 +31,7 @@ from tools.knowledge.schema import Check, Claim, Verdict
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _SELECTOR = re.compile(r"\[([^\[\]]+)\]")
+_COMMA = re.compile(r",(?=[^,=]*=)")  # a comma inside a value, such as a name with one, stays
 _SIGN = re.compile(r"\s+([/-])\s+")
 
 Part = str | tuple[tuple[str, Any], ...]
@@ -61,8 +62,8 @@ class Field:
     def value(self, record: Record) -> float:
         """The number in `record`. Raises FieldAbsent if it is not there."""
         data = record.model_dump()
-        for name, table in record.tables.items():
-            data["tables"][name]["rows"] = table.records()
+        for table in data["tables"].values():
+            table["rows"] = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
         first = _number(data, self.first)
         if self.sign is None:
             return first
@@ -123,7 +124,7 @@ def _selector(text: str) -> Part:
             raise FieldError(f"[{text}] is a position, and positions change: select by name, such as [knob=value]")
         return text.strip()
     conditions = []
-    for condition in text.split(","):
+    for condition in _COMMA.split(text):
         knob, equals, value = condition.partition("=")
         if not equals or not knob.strip() or not value.strip():
             raise FieldError(f'cannot read the selector "[{text}]": write [knob=value] or [knob=value, knob=value]')

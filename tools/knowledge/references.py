@@ -15,7 +15,8 @@ The field is that of a check (`tools.knowledge.claims`). The formats, where n is
     k, M, G     a count in thousands, millions, billions, 2 decimals  G: 4.60 G
     ms          milliseconds, 1 decimal                               ms: 121.8 ms
 
-`abs` in front of a format leaves the sign out. What stands in code or in a formula is left as it is.
+`plain` in front leaves the plus of points out, `-` turns the sign: `plain points`, `-.3`. A sign that is not expected
+shows that the words around it are false by now. What stands in code or in a formula is left as it is.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _SPAN = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)|\$\$.+?\$\$|(?<!\\)\$[^$\n]+\$|\{
 _REFERENCE = re.compile(
     r"(?:(?P<owner>[a-z0-9-]+)/)?(?P<scenario>[a-z0-9-]+): (?P<field>[^|]*[^| ])(?: ?\| ?(?P<form>.*))?"
 )
-_FORM = re.compile(r"(?P<unsigned>abs )?(?P<kind>%|saved|points|x|k|M|G|ms|\.(?=\d))?(?P<digits>\d)?")
+_FORM = re.compile(r"(?P<turned>-)?(?P<plain>plain )?(?P<kind>%|saved|points|x|k|M|G|ms|\.(?=\d))?(?P<digits>\d)?")
 _DIGITS: Final = {"%": 1, "saved": 1, "points": 1, "x": 2, "k": 2, "M": 2, "G": 2, "ms": 1}
 _FACTORS: Final = {"%": 100.0, "saved": 100.0, "points": 100.0, "k": 1e-3, "M": 1e-6, "G": 1e-9}
 _UNITS: Final = {"%": " %", "saved": " %", "points": " points", "x": "×", "k": " k", "M": " M", "G": " G", "ms": " ms"}
@@ -79,7 +80,9 @@ def parse(inner: str) -> Reference:
         )
     form = found["form"] or ""
     if _FORM.fullmatch(form) is None:
-        raise ReferenceProblem(f'there is no format "{form}"', "there are: .2, %, saved, points, x, k, M, G, ms")
+        raise ReferenceProblem(
+            f'there is no format "{form}"', "there are: .2, %, saved, points, plain points, x, k, M, G, ms"
+        )
     try:
         return Reference(found["owner"], found["scenario"], parse_field(found["field"]), form)
     except FieldError as error:
@@ -153,11 +156,11 @@ def formatted(value: float, form: str = "") -> str:
         raise ValueError(f"there is no format {form!r}")
     kind = found["kind"] or ""
     value = (1 - value if kind == "saved" else value) * _FACTORS.get(kind, 1.0)
-    if found["unsigned"]:
-        value = abs(value)
+    if found["turned"]:
+        value = -value
     if not kind and found["digits"] is None:
         return f"{value:,.0f}" if value.is_integer() else f"{value:.3g}"
-    sign = "+" if kind == "points" and not found["unsigned"] else ""
+    sign = "+" if kind == "points" and not found["plain"] else ""
     digits = _DIGITS.get(kind, 0) if found["digits"] is None else int(found["digits"])
     return f"{value:{sign}.{digits}f}{_UNITS.get(kind, '')}"
 
