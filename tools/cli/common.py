@@ -40,14 +40,14 @@ def knowledge_of(ctx: click.Context, *, check: bool = False) -> Knowledge:
     return knowledge
 
 
-def entry_of(knowledge: Knowledge, entry_id: str) -> Entry:
-    """The entry of that id or alias; wrong usage, with a suggestion, if there is none."""
+def entry_of(knowledge: Knowledge, entry_id: str, also: Iterable[str] = ()) -> Entry:
+    """The entry of that id or alias; wrong usage, with a suggestion from entries and `also`, if there is none."""
     entry = knowledge.entries.get(entry_id)
     if entry is None:
         by_name = {name.lower(): e for e in knowledge.entries.values() for name in (e.name, *e.aliases)}
         entry = by_name.get(entry_id.lower())
     if entry is None:
-        wrong_usage(f"there is no entry {entry_id!r}", did_you_mean(entry_id, knowledge.entries))
+        wrong_usage(f"there is no entry {entry_id!r}", did_you_mean(entry_id, [*knowledge.entries, *also]))
     return entry
 
 

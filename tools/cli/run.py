@@ -11,6 +11,17 @@ import click
 
 from tools.cli.common import Failure, as_json, budgets, entry_of, knowledge_of, table, wrong_usage
 from tools.cli.records import print_record
+from tools.knowledge import Knowledge
+
+
+def owner_of(knowledge: Knowledge, id_: str) -> str:
+    """The id of what can be measured: an entry with an implementation, or a benchmark in which several meet."""
+    if id_ in knowledge.benchmarks:
+        return id_
+    entry = entry_of(knowledge, id_, also=knowledge.benchmarks)
+    if entry.implementation is None:
+        wrong_usage(f"{entry.id} is a {entry.status} {entry.kind} without an implementation")
+    return entry.id
 
 
 @click.command()
@@ -24,17 +35,16 @@ from tools.cli.records import print_record
 def run(
     ctx: click.Context, id_: str, budget: Any, scenario: str | None, device: str, seconds: float | None, json_: bool
 ) -> None:
-    """Run an experiment of a technique beside its baseline, in a guarded process without network."""
+    """Run an experiment of a technique beside its baseline, in a guarded process without network.
+
+    ID is an entry, or a benchmark in which several techniques meet.
+    """
     from tools import runner
     from tools.progress import progress
 
-    entry = entry_of(knowledge_of(ctx), id_)
-    if entry.implementation is None:
-        wrong_usage(f"{entry.id} is a {entry.status} {entry.kind} without an implementation")
+    owner = owner_of(knowledge_of(ctx), id_)
     with progress() as report:
-        outcome = runner.run(
-            entry.id, scenario=scenario, budget=budget, device=device, seconds=seconds, progress=report
-        )
+        outcome = runner.run(owner, scenario=scenario, budget=budget, device=device, seconds=seconds, progress=report)
     if outcome.record is None:
         if outcome.error == "usage":
             wrong_usage(outcome.message)
@@ -62,7 +72,7 @@ def run(
 def bench(
     ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, device: str, corpus: tuple[str, ...]
 ) -> None:
-    """Measure every scenario of the techniques again; all of them by default."""
+    """Measure every scenario of the techniques and benchmarks again; those of all techniques by default."""
     from tools import bench as benchmarks
     from tools.knowledge.completeness import gaps as gaps_of
     from tools.progress import progress
@@ -71,10 +81,10 @@ def bench(
         check_corpora(ctx.obj, corpus)
         return
     knowledge = knowledge_of(ctx)
-    chosen = [entry_of(knowledge, i).id for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
-    if save and (
-        stand_ins := [i for i in chosen if any(n.code == "E406" for n in gaps_of(knowledge, knowledge.entries[i]))]
-    ):
+    chosen = [owner_of(knowledge, i) for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
+    entries = [knowledge.entries[i] for i in chosen if i in knowledge.entries]
+    stand_ins = [e.id for e in entries if any(need.code == "E406" for need in gaps_of(knowledge, e))]
+    if save and stand_ins:
         wrong_usage(f"no result is saved of the stand-in that `redundancy new` wrote: {', '.join(stand_ins)}")
     failed = []
     with progress() as report:

@@ -24,6 +24,7 @@ from tools.knowledge.findings import Finding, did_you_mean, finding
 from tools.knowledge.latex import latex_problem
 from tools.knowledge.paths import (
     AXES,
+    BENCHMARKS,
     ENTRIES,
     EXPERIMENTS,
     HARD_CASES,
@@ -228,6 +229,7 @@ class _Checker:
         rooms: list[tuple[str, str, Callable[[Path, str], Iterator[Finding]] | None]] = [
             (TECHNIQUES, "", None),
             (EXPERIMENTS, "", self._experiments),
+            (BENCHMARKS, "", self._experiments),
             (NOTEBOOKS, "", self._notebook),
             (TESTS, "test_", None),
         ]
@@ -240,8 +242,8 @@ class _Checker:
                 name, file = path.stem.removeprefix(prefix), path.relative_to(self.root).as_posix()
                 if look is not None:
                     yield from look(path, file)
-                belongs = room != EXPERIMENTS or name.replace("_", "-") in self.scenarios
-                if name not in ids and belongs:
+                helper = room == EXPERIMENTS and name.replace("_", "-") not in self.scenarios
+                if name not in ids and not helper and room != BENCHMARKS:
                     hint = did_you_mean(name, ids)
                     yield finding(
                         "E309",
@@ -354,7 +356,7 @@ class _Checker:
 
     def _records(self) -> Iterator[Finding]:
         for owner, records in (*self.k.results.items(), *self.k.meetings.items()):
-            source = self.k.sources.get(owner)
+            room = BENCHMARKS if owner in self.k.benchmarks else EXPERIMENTS
             defined = self.scenarios.get(owner)
             for record in records:
                 if record.scenario not in self.k.known_results[owner]:
@@ -364,8 +366,8 @@ class _Checker:
                 if record.budget != "full":
                     message = "a committed result comes from the full budget"
                     yield self._at_record(file, "E504", message, ("budget",), f"redundancy bench {owner} --save")
-                if source is not None and defined and record.scenario not in defined:
-                    message = f'{EXPERIMENTS}/{module_name(owner)}.py defines no scenario "{record.scenario}"'
+                if defined and record.scenario not in defined:
+                    message = f'{room}/{module_name(owner)}.py defines no scenario "{record.scenario}"'
                     yield self._at_record(file, "E310", message, ("scenario",), did_you_mean(record.scenario, defined))
                 yield from self._meeting(file, record)
                 for path, text in texts(record.model_dump()):

@@ -484,8 +484,8 @@ CODES: Final[dict[str, Code]] = _table(
             "A measured number in a text is a reference to a record, `{{scenario: field | format}}`, with the field of "
             "a check; of another entry's record, or in a paper, a hard case or a statement, "
             "`{{entry-id/scenario: field}}`. Formats: none (3 digits), .2 (decimals), % or %0, saved (1 - the value in "
-            "per cent), points (+2.4 points), x (1.63×), k, M, G (counts), ms. `plain` in front leaves out the plus, `-` "
-            "turns the sign."
+            "per cent), points (+2.4 points), x (1.63×), k, M, G (counts), ms. `plain` in front leaves out the plus, "
+            "`-` turns the sign."
         ),
         "limits: ['It loses {{photos: points[r=9].quality.valu | points}}.']",
         "limits: ['It loses {{photos: points[r=8].quality.value - baseline.quality.value | -.2}}.']",
