@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from reference_impls.accounting.record import Record
 from tests import knowledge_fixture as base
 from tests.knowledge_fixture import DRAFT, ENTRY, EXPERIMENTS, MODULE, NOTEBOOK, PAPER, RESULT, TEST
 from tests.site_fixture import record
+from tools.cli import main
 from tools.knowledge import Finding, editor, find_root, load
 from tools.knowledge.base import Knowledge
 from tools.knowledge.claims import FieldAbsent, FieldError, judge, parse_field
@@ -776,3 +778,56 @@ def _independent(kind: str, data: Any) -> list[str]:
 
 def test_a_record_survives_its_own_json() -> None:
     assert Record.model_validate_json(record().to_json()) == record()
+
+
+# --- knobs
+
+KNOBS = """    knobs: ClassVar = {
+        "r": Integer(8, low=0, optional=True, listed=True, about="tokens merged per block"),
+        "threshold": Number(None, low=-1, high=1, optional=True, about="least cosine"),
+        "share": Number(0.5, low=0, high=1, low_open=True, about="a share"),
+        "local": Choice("full", options=("full", "coarse"), about="where"),
+        "proportional": Switch(True, about="weigh"),
+        "table": Given(None, about="a table"),
+    }
+"""
+
+
+def knobs_of(root: Path) -> list[tuple[object, ...]]:
+    return [(k.name, k.kind, k.default, k.takes) for k in load(root).sources["token-merging"].knobs]
+
+
+def test_knobs_are_read_without_importing(atlas: Path) -> None:
+    base.replace(atlas, MODULE, '    execution = "real"\n', f'    execution = "real"\n{KNOBS}')
+    assert load(atlas).findings == []
+    assert knobs_of(atlas) == [
+        ("r", "integer", 8, "at least 0, or a list with one for each part, or None"),
+        ("threshold", "number", None, "-1 to 1, or None"),
+        ("share", "number", 0.5, "above 0, at most 1"),
+        ("local", "choice", "full", "full or coarse"),
+        ("proportional", "switch", True, ""),
+        ("table", "given", None, ""),
+    ]
+    shown = CliRunner().invoke(main, ["--root", str(atlas), "show", "token-merging"]).stdout
+    assert "threshold" in shown
+    assert "least cosine" in shown
+    as_json = CliRunner().invoke(main, ["--root", str(atlas), "show", "token-merging", "--json"]).stdout
+    assert json.loads(as_json)["knobs"][3] == {
+        "name": "local", "kind": "choice", "default": "full", "takes": "full or coarse", "about": "where",
+    }  # fmt: skip
+
+
+def test_knobs_are_inherited(atlas: Path) -> None:
+    base.put(atlas, "reference_impls/techniques/token_dropping.py", f"class ShapeTechnique(Technique):\n{KNOBS}")
+    old = "from reference_impls.contract import Technique"
+    base.replace(atlas, MODULE, old, "from reference_impls.techniques.token_dropping import ShapeTechnique")
+    base.replace(atlas, MODULE, "class TokenMerging(Technique)", "class TokenMerging(ShapeTechnique)")
+    assert [name for name, *_ in knobs_of(atlas)] == ["r", "threshold", "share", "local", "proportional", "table"]
+
+
+def test_a_knob_that_is_no_literal_is_found(atlas: Path) -> None:
+    text = '    execution = "real"\n    knobs: ClassVar = {\n        "r": Integer(default(), about="r"),\n    }\n'
+    line = base.replace(atlas, MODULE, '    execution = "real"\n', text)
+    (found,) = load(atlas).findings
+    assert (found.code, found.file, found.line, found.path) == ("E701", MODULE, line + 2, "TokenMerging.knobs")
+    assert "the knob r" in found.message
