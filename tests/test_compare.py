@@ -27,8 +27,8 @@ def joint(**changes: object) -> Record:
         variant(3_000_000_000, 0.9, 80.0, knobs={"r": 4}, technique="token-merging", speed_up=paired),
         variant(2_000_000_000, 0.8, 60.0, knobs={"r": 8}, technique="token-dropping"),
     ]
-    fields = {"technique": None, "benchmark": BENCHMARK, "points": points, **changes}
-    return record("meeting", **fields)
+    fields = {"scenario": "meeting", "technique": None, "benchmark": BENCHMARK, "points": points, **changes}
+    return record(**fields)
 
 
 @pytest.fixture
@@ -116,17 +116,31 @@ def test_an_unknown_benchmark_is_wrong_usage(atlas: Path) -> None:
     assert 'did you mean "token-reduction"?' in result.stderr
 
 
-def test_where_there_are_benchmarks_their_files_decide(atlas: Path) -> None:
+def test_a_benchmark_without_a_record_is_known_by_its_module(atlas: Path) -> None:
     base.put(atlas, "reference_impls/benchmarks/__init__.py", "")
-    base.put(atlas, "reference_impls/benchmarks/early_exit.py", "")
+    base.put(atlas, "reference_impls/benchmarks/early_exit.py", 'SCENARIOS = (Scenario("meet"),)\n')
+    base.put(atlas, "reference_impls/benchmarks/video_stream/__init__.py", "")
     known = load(atlas)
-    assert known.benchmarks == {"early-exit"}
-    assert {(f.code, f.file, f.path) for f in known.findings} == {
-        ("E309", JOINT, ""),
-        ("E309", JOINT, "benchmark"),
-        ("E309", base.RESULT, "benchmark"),
-    }
+    assert [str(f) for f in known.findings] == []
+    assert known.benchmarks == {BENCHMARK, "early-exit", "video-stream"}
     assert redundancy(atlas, "compare", "early-exit").stdout.endswith("no record yet\n")
+    base.put(
+        atlas, "reference_impls/results/early-exit/met.json", joint(benchmark="early-exit", scenario="met").to_json()
+    )
+    (found,) = load(atlas).findings
+    assert (found.code, found.message) == (
+        "E310",
+        'reference_impls/benchmarks/early_exit.py defines no scenario "met"',
+    )
+
+
+def test_a_folder_of_results_belongs_to_an_entry_or_a_benchmark(atlas: Path) -> None:
+    base.put(
+        atlas, "reference_impls/results/token-reductoin/meeting.json", joint(benchmark="token-reductoin").to_json()
+    )
+    found = load(atlas).findings
+    assert {f.code for f in found} == {"E309"}
+    assert all('did you mean "token-reduction"?' in f.hint for f in found)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def read(root: Path) -> Knowledge:
         principles=principles,
         results=results,
         meetings=meetings,
-        benchmarks=_benchmarks(root, [*results.values(), *meetings.values()]),
+        benchmarks=_benchmarks(root, results.values()),
         sources=sources,
         findings=sorted(findings),
         documents=documents,
@@ -119,11 +119,13 @@ def _read(
 
 
 def _benchmarks(root: Path, records: Iterable[list[Record]]) -> frozenset[str]:
-    """Ids of the benchmarks that there is code for; in an atlas without their folder, of those that records name."""
+    """Ids of the benchmarks: those that there is a module for, and those that records of techniques name."""
     folder = root / BENCHMARKS
-    if folder.is_dir():
-        return frozenset(p.stem.replace("_", "-") for p in folder.glob("*.py") if not p.name.startswith("_"))
-    return frozenset(r.benchmark for group in records for r in group if r.benchmark)
+    modules = (
+        [p for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()] if folder.is_dir() else []
+    )
+    named = {r.benchmark for group in records for r in group if r.benchmark}
+    return frozenset({p.stem.replace("_", "-") for p in modules if not p.name.startswith("_")} | named)
 
 
 Results = dict[str, list[Record]]
