@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tools.files import write_atomically
-from tools.knowledge.source import TECHNIQUES
+from tools.knowledge.paths import TECHNIQUES
 
 FILE = Path(".cache/times.json")
 SLOWEST = 10

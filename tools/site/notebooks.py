@@ -29,7 +29,7 @@ import yaml
 
 from tools.forked import Forked
 from tools.imports import Imports, facts
-from tools.knowledge.load import RESULTS
+from tools.knowledge.paths import RESULTS
 from tools.site.markup import clean_html, code, escape, scrolling, with_math
 
 nbformat: Any = _nbformat  # typed in part only
