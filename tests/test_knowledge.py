@@ -831,3 +831,12 @@ def test_a_knob_that_is_no_literal_is_found(atlas: Path) -> None:
     (found,) = load(atlas).findings
     assert (found.code, found.file, found.line, found.path) == ("E701", MODULE, line + 2, "TokenMerging.knobs")
     assert "the knob r" in found.message
+
+
+def test_a_step_may_be_code_that_techniques_share(atlas: Path) -> None:
+    base.replace(atlas, ENTRY, "function: match}", "function: Stem.forward}")
+    assert [f.code for f in load(atlas).findings] == ["E307"]
+    base.put(atlas, "reference_impls/layers/conv.py", "class Stem:\n    def forward(self, x):\n        return x\n")
+    known = load(atlas)
+    assert known.findings == []
+    assert known.sources["token-merging"].definitions["Stem.forward"].file == "reference_impls/layers/conv.py"

@@ -16,7 +16,7 @@ from tools.knowledge.findings import Finding, finding
 from tools.knowledge.paths import AXES, BENCHMARKS, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS
 from tools.knowledge.reader import MAX_BYTES, Document, read_json, read_yaml
 from tools.knowledge.schema import Axes, Entry, HardCases, Paper, Statements
-from tools.knowledge.source import read_source
+from tools.knowledge.source import read_shared, read_source
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -60,9 +60,9 @@ def read(root: Path) -> Knowledge:
         for file in (OPEN_PROBLEMS, PRINCIPLES)
     )
     results, meetings, known_results = _results(root, findings)
-    sources = {}
+    shared, sources = read_shared(root), {}
     for entry_id, entry in entries.items():
-        source = read_source(root, entry_id, entry.implementation, findings)
+        source = read_source(root, entry_id, entry.implementation, findings, shared)
         if source is not None:
             sources[entry_id] = source
     return Knowledge(

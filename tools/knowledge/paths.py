@@ -12,6 +12,8 @@ ENTRIES: Final = "taxonomy/techniques"
 PAPERS: Final = "papers"
 TECHNIQUES: Final = "reference_impls/techniques"
 EXPERIMENTS: Final = "reference_impls/experiments"
+SHARED: Final = ("reference_impls/layers/*.py", "reference_impls/accounting/closed_form.py")
+"""Code that is a step of many techniques."""
 BENCHMARKS: Final = "reference_impls/benchmarks"
 RESULTS: Final = "reference_impls/results"
 NOTEBOOKS: Final = "notebooks"

@@ -9,10 +9,11 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from tools.knowledge.findings import Finding, finding
-from tools.knowledge.paths import TECHNIQUES, module_name
+from tools.knowledge.paths import SHARED, TECHNIQUES, module_name
 from tools.knowledge.reader import read_text
 
 MAKERS: Final = frozenset({"Scenario", "task"})
@@ -75,7 +76,7 @@ class Source:
     attributes: Mapping[str, Attribute]
     """Class attributes, by name."""
     definitions: Mapping[str, Definition] = field(default_factory=dict)
-    """Functions, classes and `Class.method`s, by name."""
+    """Functions, classes and `Class.method`s by name, its own and those that techniques share."""
     knobs: tuple[Knob, ...] = ()
     """The knobs that the class declares or inherits, as far as they are written as literals."""
 
@@ -120,7 +121,24 @@ def parse_text(text: str, file: str, findings: list[Finding]) -> ast.Module | No
     return None
 
 
-def read_source(root: Path, entry_id: str, implementation: str | None, findings: list[Finding]) -> Source | None:
+def read_shared(root: Path) -> dict[str, Definition]:
+    """Definitions of the code that techniques share, by name, as far as it can be read."""
+    found: dict[str, Definition] = {}
+    for path in sorted(path for pattern in SHARED for path in root.glob(pattern)):
+        file = path.relative_to(root).as_posix()
+        text, _ = read_text(path, file)
+        tree = parse_text(text, file, []) if text is not None else None
+        found |= _definitions(_Module(file, text or "", tree)) if tree else {}
+    return found
+
+
+def read_source(
+    root: Path,
+    entry_id: str,
+    implementation: str | None,
+    findings: list[Finding],
+    shared: Mapping[str, Definition] = MappingProxyType({}),
+) -> Source | None:
     """The implementation of an entry; None if there is none or it is not Python. Adds to `findings`."""
     name = module_name(entry_id)
     base = root / TECHNIQUES
@@ -157,7 +175,7 @@ def read_source(root: Path, entry_id: str, implementation: str | None, findings:
         class_line=node.lineno if node else 1,
         bases=tuple(ast.unparse(b) for b in node.bases) if node else (),
         attributes=_attributes(node) if node else {},
-        definitions=definitions,
+        definitions={**shared, **definitions},
         knobs=_knobs(base, home.tree, node) if node else (),
     )
 
