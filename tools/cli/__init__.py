@@ -8,17 +8,48 @@ Whatever is not needed to answer is imported where it is used, so that `list`, `
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Final
 
 import click
 
-from tools.cli import assets, check, compare, entries, export, run, site
 from tools.cli.common import wrong_usage
 from tools.knowledge import find_root
-from tools.scaffold.commands import new
+
+HOMES: Final = {
+    "affected": "tools.cli.check:affected",
+    "assets": "tools.cli.assets:assets",
+    "bench": "tools.cli.run:bench",
+    "check": "tools.cli.check:check",
+    "compare": "tools.cli.compare:compare",
+    "explain": "tools.cli.check:explain",
+    "export": "tools.cli.export:export",
+    "fmt": "tools.cli.check:fmt",
+    "gaps": "tools.cli.entries:gaps",
+    "list": "tools.cli.entries:list_",
+    "new": "tools.scaffold.commands:new",
+    "run": "tools.cli.run:run",
+    "schema": "tools.cli.check:schema",
+    "show": "tools.cli.entries:show",
+    "site": "tools.cli.site:site",
+}
+"""Name of each command -> its module and function."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Imports a command when it is called, or when its help is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module, _, name = HOMES.get(cmd_name, "").partition(":")
+        command: click.Command | None = getattr(importlib.import_module(module), name) if module else None
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="redundancy-atlas", prog_name="redundancy")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the atlas; the one around here by default.")
 @click.pass_context
@@ -28,9 +59,3 @@ def main(ctx: click.Context, root: Path | None) -> None:
         ctx.obj = find_root(root)
     except FileNotFoundError as error:
         wrong_usage(str(error))
-
-
-for module in (entries, compare, check, export, run, assets, site):
-    for command in module.COMMANDS:
-        main.add_command(command)
-main.add_command(new)

@@ -77,6 +77,3 @@ def assets_verify(names: tuple[str, ...]) -> None:
         faults += [name] if problems else []
     if faults:
         raise Failure(f"to mend it, run `redundancy assets get {' '.join(faults)}`")
-
-
-COMMANDS = (assets,)

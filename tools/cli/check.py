@@ -121,7 +121,7 @@ def explain(code: str) -> None:
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a schema is out of date.")
 @click.pass_context
 def schema(ctx: click.Context, only_check: bool) -> None:
-    """Write what follows from the schema and the axes anew: the JSON Schemas for editors, and the issue form."""
+    """Write again what follows from the schema and the axes: the JSON Schemas for editors, and the issue form."""
     from tools.files import write_atomically
     from tools.knowledge import editor
     from tools.scaffold import issue
@@ -138,6 +138,3 @@ def schema(ctx: click.Context, only_check: bool) -> None:
         write_atomically(form, issue.form(axes))
     for name in stale:
         click.echo(name)
-
-
-COMMANDS = (check, fmt, affected, explain, schema)

@@ -73,6 +73,3 @@ def setting(saving: Saving) -> str:
 def savings(saving: Saving) -> tuple[str, str]:
     paired = "" if saving.paired else ", unpaired"
     return f"{saving.macs_saved:.1%}".replace("%", " %"), f"{interval(saving.speed_up, 3)} x{paired}"
-
-
-COMMANDS = (compare,)

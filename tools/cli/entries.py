@@ -192,6 +192,3 @@ def print_gaps(missing: Iterable[Need]) -> None:
         table(("missing", "how to supply it"), rows)
     else:
         click.echo("nothing is missing")
-
-
-COMMANDS = (list_, show, gaps)

@@ -95,6 +95,3 @@ def export_csl(ctx: click.Context, ids: tuple[str, ...], out: Path | None) -> No
     from tools.export import csl
 
     written(csl.bibliography(export_papers(ctx, ids)), out)
-
-
-COMMANDS = (export,)

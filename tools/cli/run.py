@@ -121,6 +121,3 @@ def check_corpora(root: Path, sizes: Iterable[str]) -> None:
         rows.append([f"{entry_count:,}", f"{paper_count:,}", f"{fast:.2f} to {slow:.2f}", f"{each:.2f}"])
         rows[-1].append(f"{cost.peak_mb:.0f}")
     table(("entries", "papers", "seconds", "ms a file", "MiB"), rows)
-
-
-COMMANDS = (run, bench)

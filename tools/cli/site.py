@@ -35,5 +35,3 @@ for name, about in (
     ("materialise", "Write the generated pages as Markdown files, for another generator."),
 ):
     site.add_command(click.Command(name, callback=calling(name), help=about))
-
-COMMANDS = (site,)

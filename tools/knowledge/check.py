@@ -229,7 +229,6 @@ class _Checker:
         rooms: list[tuple[str, str, Callable[[Path, str], Iterator[Finding]] | None]] = [
             (TECHNIQUES, "", None),
             (EXPERIMENTS, "", self._experiments),
-            (BENCHMARKS, "", self._experiments),
             (NOTEBOOKS, "", self._notebook),
             (TESTS, "test_", None),
         ]
@@ -242,17 +241,15 @@ class _Checker:
                 name, file = path.stem.removeprefix(prefix), path.relative_to(self.root).as_posix()
                 if look is not None:
                     yield from look(path, file)
-                helper = room == EXPERIMENTS and name.replace("_", "-") not in self.scenarios
-                if name not in ids and not helper and room != BENCHMARKS:
+                entry_id = name.replace("_", "-")
+                if name not in ids and (room != EXPERIMENTS or entry_id in self.scenarios):
                     hint = did_you_mean(name, ids)
-                    yield finding(
-                        "E309",
-                        file,
-                        f"no entry is called {name.replace('_', '-')}",
-                        hint=hint
-                        if hint.startswith("did")
-                        else f"add {ENTRIES}/{name.replace('_', '-')}.yml, or remove the file",
-                    )
+                    hint = hint if hint.startswith("did") else f"add {ENTRIES}/{entry_id}.yml, or remove the file"
+                    yield finding("E309", file, f"no entry is called {entry_id}", hint=hint)
+        for benchmark in self.k.meetings:
+            path = self.root / BENCHMARKS / f"{module_name(benchmark)}.py"
+            if path.is_file():
+                yield from self._experiments(path, path.relative_to(self.root).as_posix())
         for owner, names in self.k.known_results.items():
             if owner not in (known := self.entry_ids | self.k.benchmarks):
                 for scenario in sorted(names):

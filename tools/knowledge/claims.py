@@ -61,8 +61,9 @@ class Field:
 
     def value(self, record: Record) -> float:
         """The number in `record`. Raises FieldAbsent if it is not there."""
-        data = record.model_dump()
-        for table in data["tables"].values():
+        named = {str(parts[0]) for parts in (self.first, self.second) if parts}
+        data = record.model_dump(include=named if named <= Record.model_fields.keys() else None)
+        for table in data.get("tables", {}).values():
             table["rows"] = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
         first = _number(data, self.first)
         if self.sign is None:

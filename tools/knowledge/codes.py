@@ -321,7 +321,7 @@ CODES: Final[dict[str, Code]] = _table(
     (
         "E307",
         "a step names a function that is not there",
-        "A step of the algorithm names a function, a class or a `Class.method` of the implementation.",
+        "A step of the algorithm names a function, class or `Class.method` of the implementation or of `layers/`.",
         "algorithm: [{step: Match the tokens., function: match}]",
         "algorithm: [{step: Match the tokens., function: bipartite_soft_matching}]",
     ),

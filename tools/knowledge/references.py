@@ -31,6 +31,7 @@ from pydantic import BaseModel
 from tools.knowledge.base import Knowledge
 from tools.knowledge.claims import Field, FieldAbsent, FieldError, parse_field
 from tools.knowledge.findings import did_you_mean
+from tools.knowledge.paths import ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
 from tools.knowledge.schema import Claim, Entry
 from tools.knowledge.text import one_line
 
@@ -168,16 +169,17 @@ def formatted(value: float, form: str = "") -> str:
 def resolved(knowledge: Knowledge) -> Knowledge:
     """The same knowledge with every reference in its texts replaced by its number: what readers get."""
 
-    def statements(one: Any) -> Any:
-        return _resolved(one, knowledge, None)
+    def said(one: Any, file: str, entry_id: str | None = None) -> Any:
+        document = knowledge.documents.get(file)
+        return one if document and "{{" not in document.text else _resolved(one, knowledge, entry_id)
 
     return replace(
         knowledge,
-        entries={key: _resolved(entry, knowledge, key) for key, entry in knowledge.entries.items()},
-        papers={key: _resolved(paper, knowledge, None) for key, paper in knowledge.papers.items()},
-        hard_cases=statements(knowledge.hard_cases),
-        open_problems=statements(knowledge.open_problems),
-        principles=statements(knowledge.principles),
+        entries={key: said(entry, f"{ENTRIES}/{key}.yml", key) for key, entry in knowledge.entries.items()},
+        papers={key: said(paper, f"{PAPERS}/{key}.yml") for key, paper in knowledge.papers.items()},
+        hard_cases=said(knowledge.hard_cases, HARD_CASES),
+        open_problems=said(knowledge.open_problems, OPEN_PROBLEMS),
+        principles=said(knowledge.principles, PRINCIPLES),
     )
 
 
