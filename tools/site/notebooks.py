@@ -249,7 +249,7 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
     node.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
     node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     environment = os.environ | {
-        "ATLAS_BUDGET": "smoke", "MATPLOTLIBRC": str(MATPLOTLIBRC), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
+        "MATPLOTLIBRC": str(MATPLOTLIBRC), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH")))),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "ignore",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
