@@ -55,7 +55,7 @@ lint: $(READY)
 
 test: lint
 	@$(BIN)/python tests/browser/chromium.py
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-all:
 	@$(MAKE) test PYTEST_ARGS='-m "" $(PYTEST_ARGS)'

@@ -33,7 +33,11 @@ EXAMINED = list(examined())
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("name", "check"), EXAMINED, ids=[f"{name}-{check.name}" for name, check in EXAMINED])
+@pytest.mark.parametrize(
+    ("name", "check"),
+    # one worker for a technique: what the cases count and compute is kept in its process
+    [pytest.param(n, c, id=f"{n}-{c.name}", marks=pytest.mark.xdist_group(n)) for n, c in EXAMINED],
+)
 def test_contract(name: str, check: conformance.Check, device: str) -> None:
     check.run(registry.load(name), cases_of(name), device)
 

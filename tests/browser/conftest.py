@@ -98,8 +98,8 @@ def home(request: pytest.FixtureRequest, site: Path) -> str:
 
 def without_search(context: Any) -> None:
     """Let the pages of a context find an empty search index; `unroute_all` brings the real one back."""
-    for name, body in (("json", NO_INDEX), ("js", f"var __index = {NO_INDEX}")):
-        context.route(f"**/search/search_index.{name}", lambda route, body=body: route.fulfill(body=body))
+    context.route("**/search/search_index.json", lambda route: route.fulfill(body=NO_INDEX))
+    context.route("**/search/search_index.js", lambda route: route.fulfill(body=f"var __index = {NO_INDEX}"))
 
 
 @pytest.fixture
