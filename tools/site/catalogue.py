@@ -52,7 +52,9 @@ def _saving(atlas: Atlas, entry: Entry) -> str:
 
 def axes(atlas: Atlas) -> Page:
     """The vocabulary: every axis with its question."""
-    return View(atlas, "axes/index.md").page("axes.md", "Taxonomy", "taxonomy/axes.yml", known=atlas.knowledge.axes)
+    view, known = View(atlas, "axes/index.md"), atlas.knowledge.axes
+    rows = [(view.of_axis(name), plain(one.question), len(one.terms)) for name, one in known.axes.items()]
+    return view.page("axes.md", "Taxonomy", "taxonomy/axes.yml", known=known, rows=rows)
 
 
 def axis(atlas: Atlas, name: str) -> Page:

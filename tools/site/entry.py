@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from tools.export.bibtex import bibliography
 from tools.knowledge.completeness import gaps
 from tools.knowledge.schema import Entry, Statement
 from tools.knowledge.source import Source
 from tools.site import evidence
-from tools.site.markup import Html, heading
+from tools.site.markup import Html, heading, with_code
 from tools.site.model import Atlas, Page, Result
 from tools.site.notebooks import Notebook, render
 from tools.site.parts import ROLES, STATUS, View, plain
@@ -32,14 +35,19 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     known, results = atlas.knowledge, atlas.results(entry.id)
     source = known.sources.get(entry.id) if entry.implementation else None
     papers = [(known.papers[p.key], ROLES[p.role]) for p in entry.papers if p.key in known.papers]
-    return View(atlas, f"techniques/{entry.id}.md", entry.id).page(
+    view = View(atlas, f"techniques/{entry.id}.md", entry.id)
+    return view.page(
         "entry.md", entry.name, f"taxonomy/techniques/{entry.id}.yml", section=STATUS[entry.status],
         meta={"description": entry.summary, "search": {"boost": BOOST[entry.status]}},
         entry=entry, module=source, results=results, evidence=evidence, redundancies=_redundancies(results),
-        names=_names(entry), tiles=_tiles(atlas, entry, source), claims=known.claims(entry.id), place=_place,
-        hard_cases=[case for case in known.hard_cases if entry.id in case.entries],
-        knobs=getattr(source, "knobs", ()), adapters=atlas.material.hosts.get(entry.id, ()),
-        texts=atlas.material.texts, notebook=atlas.material.notebooks.get(entry.id), relations=_relations(atlas, entry),
+        names=_names(entry), tiles=_tiles(atlas, entry, source), claims=known.claims(entry.id), function=_function,
+        hard_cases=[
+            view.link("hard-cases.md", atlas.axis_name(case.axis), anchor=case.id)
+            for case in known.hard_cases
+            if entry.id in case.entries
+        ],
+        knobs=[_knob(one) for one in getattr(source, "knobs", ())], adapters=atlas.material.hosts.get(entry.id, ()),
+        texts=atlas.material.texts, notebook=atlas.material.notebooks.get(entry.id), relations=_relations(view, entry),
         statements=_statements(atlas, entry), papers=papers, bibliography=bibliography(p for p, _ in papers),
         missing=[f"`{n.what}`: {n.hint}" for n in gaps(known, entry)] if entry.status == "draft" else [],
     )  # fmt: skip
@@ -85,20 +93,44 @@ def _redundancies(results: list[Result]) -> list[Result]:
     return list(reversed(distinct.values()))
 
 
-def _place(name: str, source: Source | None) -> str:
-    """Anchor of a function in the source below, if it is there."""
-    where = source.definitions.get(name) if source else None
-    return f"src{source.files.index(where.file)}-{where.line}" if source and where else ""
+def _function(name: str | None, source: Source | None) -> Html:
+    """Name of a function with a link to it in the source below, if it is there."""
+    shown = Html("<code>{}</code>").format(name) if name else Html()
+    where = source.definitions.get(name or "") if source else None
+    if source is None or where is None:
+        return shown
+    return Html('<a href="#src{}-{}">{}</a>').format(source.files.index(where.file), where.line, shown)
 
 
-def _relations(atlas: Atlas, entry: Entry) -> list[tuple[str, Entry, str]]:
+def _knob(one: Any) -> tuple[Html, str, Html, Html]:
+    """(name, values that it takes, default, meaning) of a knob."""
+    low, high = (end if end is not None and math.isfinite(end) else None for end in (one.low, one.high))
+    ends = [f"from {low}"] if low is not None else []
+    ends += [f"to {high}"] if high is not None else []
+    takes = " or ".join(one.options) or " ".join([one.kind.lower(), *ends])
+    code = Html("<code>{}</code>")
+    return (
+        code.format(one.name),
+        takes + (" or None" if one.optional else ""),
+        code.format(one.default),
+        with_code(one.about),
+    )
+
+
+def _relations(view: View, entry: Entry) -> list[tuple[Html, Html]]:
     """Relations from both sides, with their notes: what this entry says of others, and what others say of it."""
-    known = atlas.knowledge.entries
+    known = view.atlas.knowledge.entries
     rows = [(r.type.replace("-", " "), r.target, r.note) for r in entry.relations]
     rows += [("has the part", part, "") for part in entry.parts]
     rows += [(INVERSE[r.type], one.id, r.note) for one in known.values() for r in one.relations if r.target == entry.id]
     rows += [("is a part of", one.id, "") for one in known.values() if entry.id in one.parts]
-    return [(how, known[id_], note) for how, id_, note in rows if id_ in known]
+    status = {"stable": ""} | {s: Html(" <small>({})</small>").format(s) for s in ("draft", "deprecated")}
+    shown = Html('<span class="atlas-relation">{}</span> {}{}')
+    return [
+        (shown.format(how, view.of_entry(id_), status[known[id_].status]), view.linked(note))
+        for how, id_, note in rows
+        if id_ in known
+    ]
 
 
 def _statements(atlas: Atlas, entry: Entry) -> list[tuple[str, str, Statement]]:

@@ -164,9 +164,9 @@ def make_scale(values: Sequence[float], start: float, end: float, *, positive: b
 def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, description: str, name: str) -> Html:
     """A plot of quality (y) against cost (x), as an `<svg>` element.
 
-    Series of kind `baseline` are marked by a diamond and a guide line, `rival` by squares and other shapes, `control` by
-    dashed lines and hollow marks.
-    `name` prefixes the ids inside the figure and must be unique on the page. Raises ValueError without any mark.
+    Series of kind `baseline` are marked by a diamond and a guide line, `rival` by other shapes, `control` by dashed
+    lines and hollow marks. `name` prefixes the ids inside the figure and must be unique on the page.
+    Raises ValueError without any mark.
     """
     marks = [mark for s in series for mark in s.marks]
     if not marks:

@@ -30,10 +30,11 @@ def page(atlas: Atlas) -> Page:
         steps.setdefault(heat(count, most), []).append(count)
     rows, columns = knowledge.axes[ROWS], knowledge.axes[COLUMNS]
     return View(atlas, "index.md").page(
-        "home.md", "Redundancy Atlas", "taxonomy/axes.yml", meta={"hide": ["navigation", "toc"], "search": {"boost": 0.5}},
-        facts=facts, rows=rows, columns=columns, inside=inside, most=most, heat=heat, steps=steps,
+        "home.md", "Redundancy Atlas", "taxonomy/axes.yml", facts=facts, rows=rows, columns=columns, inside=inside,
+        meta={"hide": ["navigation", "toc"], "search": {"boost": 0.5}}, most=most, heat=heat, steps=steps,
         filled=sum((r, c) in inside for r in rows.terms for c in columns.terms),
-        shown=[e for e in atlas.entries if e.status == "stable"], drafts=sum(e.status == "draft" for e in atlas.entries),
+        shown=[e for e in atlas.entries if e.status == "stable"],
+        drafts=sum(e.status == "draft" for e in atlas.entries),
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'\\`*_{}[]#|~^$!\n\r\t"} | {
 
 
 class Html(Markup):
-    """HTML that stands as it is. Plain text that is joined to it, by `re.sub` too, or put into a template is escaped."""
+    """HTML that stands as it is; plain text that joins it (by `re.sub` too) or goes into a template is escaped."""
 
     @classmethod
     def escape(cls, s: Any, /) -> Self:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from tools.export.bibtex import bibtex
 from tools.knowledge.schema import Paper
+from tools.site.markup import arxiv, doi, external
 from tools.site.model import Atlas, Page
-from tools.site.parts import ROLES, Facet, View, facet_of_axis, full_name, plain, short_title
+from tools.site.parts import ROLES, Facet, View, facet_of_axis, plain, short_title
 
 KINDS = {"method": "Method", "analysis": "Analysis", "survey": "Survey", "benchmark": "Benchmark"}
 MISSING = {"authors": "all authors", "year": "the year", "venue": "the venue", "identifier": "an identifier"}
@@ -37,23 +38,34 @@ def _data(p: Paper) -> Mapping[str, str]:
     return {
         "data-year": str(p.year or ""), "data-kind": p.kind, "data-missing": " ".join(p.unconfirmed),
         "data-relation": p.axes["relation"].primary if "relation" in p.axes else "",
-        "data-text": " ".join([p.title, *(full_name(a.family, a.given) for a in p.authors), p.venue or "", p.key]).lower(),
+        "data-text": " ".join([p.title, *_names(p), p.venue or "", p.key]).lower(),
     }  # fmt: skip
+
+
+def _names(one: Paper) -> list[str]:
+    return [f"{a.given} {a.family}" if a.given else a.family for a in one.authors]
 
 
 def paper(atlas: Atlas, one: Paper) -> Page:
     """One paper: reference, summary, what is not confirmed, claims with verdicts, entries, classification, BibTeX."""
-    names = [full_name(a.family, a.given) for a in one.authors]
+    names, ids, code = _names(one), one.ids, ("third-party code", "official code")
     year = str(one.year or "")
     reference = [
         ", ".join(names) + (" and others" if names and one.et_al else ""),
         one.venue or "",
         "" if one.venue and year in one.venue else year,
     ]
+    places = [
+        arxiv(ids.arxiv) if ids.arxiv else "",
+        doi(ids.doi) if ids.doi else "",
+        external(ids.url, "page of the paper") if ids.url else "",
+        *(external(c.url, code[c.official]) + (f" ({c.licence})" if c.licence else "") for c in one.code),
+    ]
     return View(atlas, f"papers/{one.key}.md").page(
         "paper.md", short_title(one), f"papers/{one.key}.yml", section=year or "Year not confirmed",
         meta={"title": one.title, "description": plain(one.summary)}, paper=one, kind=KINDS[one.kind],
-        reference=list(filter(None, reference)), unconfirmed=[MISSING[name] for name in one.unconfirmed],
+        reference=list(filter(None, reference)), places=list(filter(None, places)),
+        unconfirmed=[MISSING[name] for name in one.unconfirmed],
         claims=[(one, c, atlas.knowledge.judge(c)) for c in one.claims], bibtex=bibtex(one),
         entries=[
             (e, ROLES[next(link.role for link in e.papers if link.key == one.key)])

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import unescape
 
-from tools.knowledge.claims import Judgement
-from tools.knowledge.schema import Claim, Locator, Paper, Terms
+from tools.knowledge.schema import Claim, Entry, Locator, Paper, Terms
 from tools.site.figures import number
-from tools.site.markup import Html, escape, external, front_matter, href, link, paragraph, prose
+from tools.site.markup import Html, escape, front_matter, href, link, paragraph, prose
 from tools.site.model import Atlas, Page
 from tools.site.templates import render
 
@@ -60,9 +59,17 @@ class View:
         known = self.atlas.knowledge.entries.get(id_)
         return self.link(f"techniques/{id_}.md", known.name, anchor=anchor) if known else escape(id_)
 
+    def of_entries(self, entries: Iterable[Entry]) -> Html:
+        """Names of several entries with their links."""
+        return Html(", ").join(self.of_entry(e.id) for e in entries)
+
     def of_paper(self, one: Paper) -> Html:
         """Title of a paper with a link to it."""
         return self.link(f"papers/{one.key}.md", one.title)
+
+    def of_claims(self, one: Paper) -> Html:
+        """Short reference of a paper with a link to its claims."""
+        return self.link(f"papers/{one.key}.md", short_reference(one), anchor="claims")
 
     def of_axis(self, axis: str) -> Html:
         """Name of an axis with a link to it."""
@@ -76,6 +83,21 @@ class View:
         one = known.terms[term]
         label = Html('<abbr title="{}">{}</abbr>').format(plain(one.definition), one.name)
         return self.link(f"axes/{axis}.md", label, anchor=anchor(term))
+
+    def of_terms(self, axis: str, terms: Iterable[str]) -> Html:
+        """Several terms of an axis."""
+        return Html(", ").join(self.of_term(axis, term) for term in terms)
+
+    def classified(self, axes: Mapping[str, Terms]) -> list[tuple[Html, Html, Html]]:
+        """(axis, terms, question) of a classification, in the order of the axes."""
+        rows = []
+        for name, axis in self.atlas.knowledge.axes.axes.items():
+            if name in axes:
+                main, *others = axes[name]
+                also = Html(" <small>also {}</small>").format(self.of_terms(name, others)) if others else ""
+                question = Html("<span data-search-exclude>{}</span>").format(plain(axis.question))
+                rows.append((self.of_axis(name), self.of_term(name, main) + also, question))
+        return rows
 
     def inline(self, markdown: str) -> Html:
         """Prose from strangers inside a line."""
@@ -154,11 +176,6 @@ def locator(where: Locator) -> str:
                      for kind, value in where.model_dump(exclude_none=True).items())  # fmt: skip
 
 
-def full_name(family: str, given: str | None) -> str:
-    """Given names, then the family name."""
-    return f"{given} {family}" if given else family
-
-
 def short_authors(one: Paper) -> str:
     """First author "et al.", or the two authors."""
     names = [a.family for a in one.authors]
@@ -177,7 +194,6 @@ def short_title(one: Paper) -> str:
 
 
 HELPERS = {
-    one.__name__: one
-    for one in (anchor, full_name, locator, plain, setting, short_authors, short_reference, short_title, target)
+    one.__name__: one for one in (anchor, locator, plain, setting, short_authors, short_reference, short_title, target)
 }
 """What the templates of pages call by name."""

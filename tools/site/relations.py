@@ -155,11 +155,15 @@ def page(atlas: Atlas) -> Page:
     """The figure and the tables."""
     found = edges(atlas.knowledge.entries)
     counts = Counter(e.type for e in found)
-    return View(atlas, HERE).page(
+    view = View(atlas, HERE)
+    return view.page(
         "relations.md", "Relations", "taxonomy/techniques",
         meta={"description": "How techniques relate", "hide": ["navigation", "toc"]},
         edges=found, related=len({end for edge in found for end in (edge.source, edge.target)}),
         types={t: (reads, directed, counts[t]) for t, (reads, directed) in TYPES.items() if counts[t]},
+        rows=lambda type_: [
+            (view.of_entry(e.source), view.of_entry(e.target), view.linked(e.note)) for e in found if e.type == type_
+        ],
         figure=figure(atlas, found), arrow=Html(_arrow(26, 6, 1)),
         marks=[(css, Html(_dot(kind, 6, 6)), what) for css, kind, what in MARKS],
     )  # fmt: skip
