@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from reference_impls.accounting.saving import best_point, macs_saved
 from tools.knowledge.schema import Entry
 from tools.site import evidence
 from tools.site.model import Atlas, Page
@@ -46,8 +47,8 @@ def _data(entry: Entry) -> Mapping[str, str]:
 
 
 def _saving(atlas: Atlas, entry: Entry) -> str:
-    found = [(r, p) for r in atlas.records(entry.id) if (p := evidence.best_point(r))]
-    return evidence.spread([100 * evidence.saved(r, p) for r, p in found], "\u00a0%") if found else "–"
+    found = [(r, p) for r in atlas.records(entry.id) if (p := best_point(r))]
+    return evidence.spread([100 * macs_saved(r, p) for r, p in found], "\u00a0%") if found else "–"
 
 
 def axes(atlas: Atlas) -> Page:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from tools.export.bibtex import bibliography
 from tools.knowledge.completeness import gaps
 from tools.knowledge.schema import Entry, Statement
-from tools.knowledge.source import Source
+from tools.knowledge.source import Knob, Source
 from tools.site import evidence
 from tools.site.markup import Html, heading, with_code
 from tools.site.model import Atlas, Page, Result
@@ -35,7 +32,7 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     known, results = atlas.knowledge, atlas.results(entry.id)
     source = known.sources.get(entry.id) if entry.implementation else None
     papers = [(known.papers[p.key], ROLES[p.role]) for p in entry.papers if p.key in known.papers]
-    view = View(atlas, f"techniques/{entry.id}.md", entry.id)
+    view = View(atlas, f"techniques/{entry.id}.md")
     return view.page(
         "entry.md", entry.name, f"taxonomy/techniques/{entry.id}.yml", section=STATUS[entry.status],
         meta={"description": entry.summary, "search": {"boost": BOOST[entry.status]}},
@@ -46,7 +43,7 @@ def page(atlas: Atlas, entry: Entry) -> Page:
             for case in known.hard_cases
             if entry.id in case.entries
         ],
-        knobs=[_knob(one) for one in getattr(source, "knobs", ())], adapters=atlas.material.hosts.get(entry.id, ()),
+        knobs=[_knob(one) for one in source.knobs] if source else [], adapters=atlas.material.hosts.get(entry.id, ()),
         texts=atlas.material.texts, notebook=atlas.material.notebooks.get(entry.id), relations=_relations(view, entry),
         statements=_statements(atlas, entry), papers=papers, bibliography=bibliography(p for p, _ in papers),
         missing=[f"`{n.what}`: {n.hint}" for n in gaps(known, entry)] if entry.status == "draft" else [],
@@ -102,19 +99,11 @@ def _function(name: str | None, source: Source | None) -> Html:
     return Html('<a href="#src{}-{}">{}</a>').format(source.files.index(where.file), where.line, shown)
 
 
-def _knob(one: Any) -> tuple[Html, str, Html, Html]:
+def _knob(one: Knob) -> tuple[Html, str, Html, Html]:
     """(name, values that it takes, default, meaning) of a knob."""
-    low, high = (end if end is not None and math.isfinite(end) else None for end in (one.low, one.high))
-    ends = [f"from {low}"] if low is not None else []
-    ends += [f"to {high}"] if high is not None else []
-    takes = " or ".join(one.options) or " ".join([one.kind.lower(), *ends])
-    code = Html("<code>{}</code>")
-    return (
-        code.format(one.name),
-        takes + (" or None" if one.optional else ""),
-        code.format(one.default),
-        with_code(one.about),
-    )
+    shown = Html("<code>{}</code>")
+    takes = ": ".join(filter(None, (one.kind, one.takes)))
+    return shown.format(one.name), takes, shown.format(one.default), with_code(one.about)
 
 
 def _relations(view: View, entry: Entry) -> list[tuple[Html, Html]]:

@@ -6,50 +6,17 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from reference_impls.accounting.record import Interval, Point, Quality, Record, Table, Variant
+from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
+from reference_impls.accounting.saving import SMALL_LOSS, best_control, best_point, macs_saved, speed_up
 from tools.site import figures
 from tools.site.figures import Axis, Mark, Series, duration, number, quantity
 from tools.site.markup import Html
 from tools.site.model import Result
 from tools.site.templates import render
 
-SMALL_LOSS = 0.01
-SMALL_LOSS_TEXT = "1\u00a0%"
-"""The headline looks at points that lose at most this share of the baseline's quality."""
+SMALL_LOSS_TEXT = f"{100 * SMALL_LOSS:g}\u00a0%"
 MAX_GROUPS = 4
 """A sweep over further knobs is drawn as one line per value of these, up to so many lines."""
-
-
-def loss(baseline: Quality, quality: Quality) -> float:
-    """How much worse than the baseline, in the metric's own unit; negative when better."""
-    difference = baseline.value - quality.value
-    return difference if quality.higher_is_better else -difference
-
-
-def best_point(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
-    """The cheapest point of the sweep that loses at most `allowed` of the baseline's quality and saves MACs."""
-    return _cheapest(record, record.points, allowed)
-
-
-def best_control(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
-    """The same among the points of all controls: what goes without the technique's insight."""
-    return _cheapest(record, [p for control in record.controls for p in control.points], allowed)
-
-
-def _cheapest(record: Record, points: Sequence[Point], allowed: float) -> Point | None:
-    limit = allowed * abs(record.baseline.quality.value)
-    good = [p for p in points if loss(record.baseline.quality, p.quality) <= limit and p.macs < record.baseline.macs]
-    return min(good, key=lambda p: p.macs, default=None)
-
-
-def saved(record: Record, point: Variant) -> float:
-    """Share of the baseline's MACs that a point does not execute."""
-    return 1 - point.macs / record.baseline.macs if record.baseline.macs else 0.0
-
-
-def speed_up(record: Record, point: Variant) -> float:
-    """Ratio of the median wall-clock times, above 1 when the point is faster."""
-    return record.baseline.wall_ms.median / point.wall_ms.median if point.wall_ms.median else 1.0
 
 
 def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
@@ -61,11 +28,6 @@ def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
 def knobs(point: Point) -> str:
     """The knobs of a point as a reader writes them: "r = 13, start = 2"."""
     return ", ".join(f"{name} = {_value(value)}" for name, value in point.knobs.items())
-
-
-def pace(record: Record, variant: Variant) -> Interval:
-    """Speed-up of a variant: the median over paired rounds with its interval, else the ratio of the median times."""
-    return variant.speed_up or Interval(value=speed_up(record, variant))
 
 
 def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
@@ -87,7 +49,7 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
         where = "" if len(found) == len(chosen) else f"; none in {len(chosen) - len(found)} of {len(chosen)} scenarios"
         at = f"{knobs(found[0][1])}, {many}" if len(records) == 1 else many
         beside = _beside_controls([r for r, _ in found])
-        savings = spread([100 * saved(r, p) for r, p in found], "\u00a0%")
+        savings = spread([100 * macs_saved(r, p) for r, p in found], "\u00a0%")
         rows.append(("MACs saved", savings, f"{loss_text}; {at}{where}{beside}"))
         for _, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
             rows.append(_wall_clock(list(group)))
@@ -102,7 +64,7 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
 
 def _wall_clock(found: Sequence[tuple[Record, Point]]) -> tuple[str, str, str]:
     """The strip's cell on the speed-up on one device."""
-    ratios = [pace(r, p).value for r, p in found]
+    ratios = [speed_up(r, p).value for r, p in found]
     how = "faster" if min(ratios) > 1 else "slower" if max(ratios) < 1 else "slower to faster"
     on = ", ".join(sorted({r.machine.accelerator or r.machine.cpu for r, _ in found}))
     threads = "" if found[0][0].device != "cpu" else f", {_threads(found[0][0])}"
@@ -110,7 +72,7 @@ def _wall_clock(found: Sequence[tuple[Record, Point]]) -> tuple[str, str, str]:
     base = "paired rounds" if paired == len(found) else "ratio of medians"
     if 0 < paired < len(found):
         base = f"paired rounds in {paired} of {len(found)} scenarios, else ratio of medians"
-    interval = _ends(pace(*found[0])) if len(found) == 1 else ""
+    interval = _ends(speed_up(*found[0])) if len(found) == 1 else ""
     beside = f"{base}, 95 % interval {interval}" if interval else base
     return (
         "Wall-clock at these settings",
@@ -124,7 +86,7 @@ def _beside_controls(records: Sequence[Record]) -> str:
     controlled = [r for r in records if r.controls]
     if not controlled:
         return ""
-    values = [100 * saved(r, p) if (p := best_control(r)) else 0.0 for r in controlled]
+    values = [100 * macs_saved(r, best[1]) if (best := best_control(r)) else 0.0 for r in controlled]
     return f". Best control: {spread(values, chr(0xA0) + '%')}" if any(values) else ". No control saves anything there"
 
 
@@ -230,11 +192,11 @@ def _series(result: Result) -> list[tuple[str, figures.Kind, Marks, bool]]:
 
 
 def _mark(record: Record, variant: Variant, label: str, what: str) -> Mark:
-    quality, wall = variant.quality, variant.wall_ms
+    quality, wall, faster = variant.quality, variant.wall_ms, speed_up(record, variant).value
     setting = knobs(variant) if isinstance(variant, Point) else "baseline"
     tooltip = (
         f"{setting}: {quality.metric} {number(quality.value, 4)}, {quantity(variant.macs, 'MACs')} "
-        f"({100 * saved(record, variant):.0f} % saved), {duration(wall.median)} ({pace(record, variant).value:.2f}×)"
+        f"({100 * macs_saved(record, variant):.0f} % saved), {duration(wall.median)} ({faster:.2f}×)"
     )
     interval = (quality.low, quality.high) if quality.low is not None and quality.high is not None else None
     return Mark(
@@ -278,7 +240,7 @@ def _key(result: Result) -> list[tuple[Html, str, str]]:
 
 
 def _cells(record: Record, variant: Variant, *, gains: bool) -> list[str]:
-    quality, wall, ratio = variant.quality, variant.wall_ms, pace(record, variant)
+    quality, wall, ratio = variant.quality, variant.wall_ms, speed_up(record, variant)
     paired = Html("<br><small>{}, paired</small>").format(_ends(ratio) or "one round") if variant.speed_up else ""
     over = [f"{_cell(gain)} over {name}" for name, gain in variant.gain.items()]
     return [

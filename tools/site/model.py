@@ -92,10 +92,7 @@ class Atlas:
 
     def results(self, entry_id: str) -> list[Result]:
         """Results of an entry: full budget first, trade-offs before exact results, then by scenario."""
-        found = [
-            of_entry(record, entry_id)
-            for record in getattr(self.knowledge, "results_of", lambda i: self.knowledge.results.get(i, []))(entry_id)
-        ]
+        found = [of_entry(record, entry_id) for record in self.knowledge.results_of(entry_id)]
         return sorted(found, key=lambda r: (r.record.budget != "full", not r.record.baseline.quality.value, r.anchor))
 
     def records(self, entry_id: str) -> list[Record]:

@@ -7,6 +7,7 @@ pages to a folder for another generator.
 from __future__ import annotations
 
 from tools.knowledge import Knowledge
+from tools.knowledge.references import resolved
 from tools.site import catalogue, entry, home, papers, relations, statements
 from tools.site.markup import escape
 from tools.site.model import Atlas, Material, NavItem, Page
@@ -14,7 +15,7 @@ from tools.site.model import Atlas, Material, NavItem, Page
 
 def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
     """Every generated page, in the order of the navigation."""
-    atlas = Atlas(knowledge, material or Material())
+    atlas = Atlas(resolved(knowledge), material or Material())
     return [
         home.page(atlas),
         catalogue.techniques(atlas),
@@ -48,7 +49,7 @@ def navigation(generated: list[Page]) -> list[NavItem]:
         sections: dict[str, list[NavItem]] = {}
         for page in generated:
             if page.path.startswith(f"{name}/"):
-                item: NavItem = page.path if page.path.endswith("/index.md") else {escape(page.title): page.path}
+                item: NavItem = page.path if page.path.endswith("/index.md") else {str(escape(page.title)): page.path}
                 (sections.setdefault(page.section, []) if page.section else items).append(item)
         return [*items, *({title: inside} for title, inside in sections.items())]
 

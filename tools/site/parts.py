@@ -29,8 +29,6 @@ class View:
     atlas: Atlas
     here: str
     """Path of the page, ends in `.md`."""
-    entry: str = ""
-    """Id of the entry whose results its prose may name without saying whose they are."""
 
     def page(
         self, template: str, title: str, source: str, *, section: str = "", meta: Mapping[str, object] | None = None,
@@ -101,7 +99,7 @@ class View:
 
     def inline(self, markdown: str) -> Html:
         """Prose from strangers inside a line."""
-        return paragraph(self._resolved(markdown))
+        return paragraph(markdown)
 
     def linked(self, markdown: str, axis: str = "relation", *, blocks: bool = False) -> Html:
         """Prose in which a term, an id of an entry or a key of a paper in code leads to its page.
@@ -109,7 +107,7 @@ class View:
         A term that several axes have is that of `axis`, if it is there. With `blocks` it may have paragraphs and lists.
         """
         read = prose if blocks else paragraph
-        return Html(CODE.sub(lambda word: self._lead(word, axis), str(read(self._resolved(markdown)))))
+        return Html(CODE.sub(lambda word: self._lead(word, axis), str(read(markdown))))
 
     def _lead(self, match: re.Match[str], axis: str) -> str:
         known, word = self.atlas.knowledge, unescape(match[1])
@@ -122,10 +120,6 @@ class View:
         if home is None:
             return match[0]
         return self.link(f"axes/{home}.md", known.axes[home].terms[word].name.lower(), anchor=anchor(word))
-
-    def _resolved(self, markdown: str) -> str:
-        """Prose with the numbers that it names by reference."""
-        return markdown
 
 
 def anchor(term: str) -> str:
