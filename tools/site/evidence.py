@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
+from reference_impls.accounting.record import Interval, Machine, Point, Record, Table, Variant
 from reference_impls.accounting.saving import SMALL_LOSS, best_control, best_point, macs_saved, speed_up
 from tools.site import figures
 from tools.site.figures import Axis, Mark, Series, duration, number, quantity
@@ -71,14 +71,12 @@ def _wall_clock(found: Sequence[tuple[Record, Point]]) -> tuple[str, str, str]:
     paired = sum(p.speed_up is not None for _, p in found)
     base = "paired rounds" if paired == len(found) else "ratio of medians"
     if 0 < paired < len(found):
-        base = f"paired rounds in {paired} of {len(found)} scenarios, else ratio of medians"
+        base = f"paired rounds in {paired} of {len(found)} scenarios, else {base}"
     interval = _ends(speed_up(*found[0])) if len(found) == 1 else ""
-    beside = f"{base}, 95 % interval {interval}" if interval else base
-    return (
-        "Wall-clock at these settings",
-        spread(ratios, "×"),
-        f"{how} than the dense baseline on {on}{threads}; {beside}",
+    more = f"{how} than the dense baseline on {on}{threads}; {base}" + (
+        f", 95 % interval {interval}" if interval else ""
     )
+    return "Wall-clock at these settings", spread(ratios, "×"), more
 
 
 def _beside_controls(records: Sequence[Record]) -> str:
@@ -101,7 +99,8 @@ def block(result: Result) -> Html:
     return render(
         "result.html", record=record, panels=_panels(result), key=_key(result), gains=gains, paired=paired,
         rows=[(label, setting, *_cells(record, v, gains=gains)) for label, setting, v in variants],
-        tables=record.tables, cell=_cell, numeric=_numeric, threads=_threads(record), uncounted=sorted(uncounted),
+        tables=record.tables, cell=_cell, numeric=_numeric, uncounted=sorted(uncounted),
+        threads=_threads(record), machine=_machine(record.machine),
     )  # fmt: skip
 
 
@@ -168,22 +167,17 @@ def _series(result: Result) -> list[tuple[str, figures.Kind, Marks, bool]]:
     groups: dict[tuple[object, ...], list[Point]] = {}
     for point in record.points:
         groups.setdefault(tuple(point.knobs[k] for k in varying), []).append(point)
-    if not varying or len(groups) > MAX_GROUPS or max(map(len, groups.values())) == 1:
-
-        def label(point: Point) -> str:
-            return (
-                "/".join(_value(point.knobs[k]) for k in record.knobs)
-                if varying
-                else f"{main} = {_value(point.knobs[main])}"
-            )
-
-        found.append((_words(result.entry), "technique", [(p, label(p)) for p in record.points], not varying))
-    else:
-        for values, points in groups.items():
-            name = ", ".join(
-                v if isinstance(v, str) else f"{k} = {_value(v)}" for k, v in zip(varying, values, strict=True)
-            )
-            found.append((name, "technique", [(p, f"{main} = {_value(p.knobs[main])}") for p in points], True))
+    apart = varying and len(groups) <= MAX_GROUPS and max(map(len, groups.values())) > 1
+    for values, points in groups.items() if apart else [((), record.points)]:
+        names = [v if isinstance(v, str) else f"{k} = {_value(v)}" for k, v in zip(varying, values, strict=False)]
+        labels = [
+            "/".join(_value(p.knobs[k]) for k in record.knobs)
+            if varying and not apart
+            else f"{main} = {_value(p.knobs[main])}"
+            for p in points
+        ]
+        marks: Marks = list(zip(points, labels, strict=True))
+        found.append((", ".join(names) or _words(result.entry), "technique", marks, bool(apart or not varying)))
     for id_, rival in result.rivals.items():
         found.append((_words(id_), "rival", [(p, "") for p in rival], len(rival) > 1))
     for control in record.controls:
@@ -294,6 +288,12 @@ def _thinned(listed: list[tuple[str, float, bool]], most: int = 14) -> list[tupl
 
 def _threads(record: Record) -> str:
     return "one thread" if record.machine.threads == 1 else f"{record.machine.threads} threads"
+
+
+def _machine(machine: Machine) -> str:
+    if machine.accelerator:
+        return f"{machine.accelerator}, {machine.cores} cores of {machine.cpu}"
+    return f"{machine.cpu}, {machine.cores} cores"
 
 
 def _value(value: object) -> str:

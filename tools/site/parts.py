@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import unescape
 
+from tools.knowledge.claims import Judgement
 from tools.knowledge.schema import Claim, Entry, Locator, Paper, Terms
 from tools.site.figures import number
 from tools.site.markup import Html, escape, front_matter, href, link, paragraph, prose
@@ -150,6 +151,12 @@ def facet_of_axis(atlas: Atlas, axis: str, used: Iterable[Mapping[str, Terms]]) 
     return [Facet(axis, known.name, {key: term.name for key, term in known.terms.items() if key in there})]
 
 
+def verdict_mark(judgement: Judgement) -> Html:
+    """A verdict with its colour and shape."""
+    word = judgement.verdict
+    return Html('<span class="atlas-verdict {}">{}</span>').format(word.replace(" ", "-"), word)
+
+
 def target(claim: Claim) -> str:
     """What the check of a claim expects: "2 ± 0.2 or more"."""
     if claim.check is None:
@@ -188,6 +195,7 @@ def short_title(one: Paper) -> str:
 
 
 HELPERS = {
-    one.__name__: one for one in (anchor, locator, plain, setting, short_authors, short_reference, short_title, target)
+    one.__name__: one
+    for one in (anchor, locator, plain, setting, short_authors, short_reference, short_title, target, verdict_mark)
 }
 """What the templates of pages call by name."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tools.knowledge.schema import HardCase, Statements
-from tools.site.markup import Html
+from tools.knowledge.schema import HardCase, Statements, Support
+from tools.site.markup import Html, escape
 from tools.site.model import Atlas, Page, of_entry
-from tools.site.parts import View, plain, short_reference
+from tools.site.parts import View, locator, plain, short_reference, verdict_mark
 
 
 def principles(atlas: Atlas) -> Page:
@@ -24,7 +24,30 @@ def open_problems(atlas: Atlas) -> Page:
 def _page(atlas: Atlas, here: str, title: str, known: Statements, own: str, source: str) -> Page:
     meta = {"description": f"{title} of data redundancy in deep learning"}
     return View(atlas, here).page(
-        "statements.md", title, source, meta=meta, name=title, own=own, known=known, of_entry=of_entry
+        "statements.md", title, source, meta=meta, name=title, own=own, known=known, supporting=_supporting
+    )
+
+
+def _supporting(view: View, support: Support) -> tuple[str, Html]:
+    """What sort of thing supports, and its name with a link; the bare id of what is not there."""
+    known = view.atlas.knowledge
+    if support.entry is not None:
+        return "entry", view.of_entry(support.entry)
+    key, _, id_ = (support.paper or support.claim or support.result or "").partition("#")
+    paper = known.papers.get(key)
+    if support.paper is not None and paper is not None:
+        return "paper", Html("{} ({})").format(view.of_paper(paper), short_reference(paper))
+    claim = next((c for c in paper.claims if c.id == id_), None) if paper else None
+    if paper is not None and claim is not None:
+        where = view.of_claims(paper), locator(claim.locator), verdict_mark(known.judge(claim))
+        return "claim", Html("{} ({}, {}; {})").format(view.inline(claim.statement), *where)
+    technique, _, scenario = key.partition("/")
+    if support.result is not None and technique in known.entries and (record := known.result(technique, scenario)):
+        there, anchor = f"techniques/{technique}.md", of_entry(record, technique).anchor
+        name = view.link(there, record.title, anchor=anchor)
+        return "measured", Html("{} ({}, {})").format(name, known.entries[technique].name, record.date)
+    return "paper" if support.paper else "claim" if support.claim else "result", escape(
+        support.paper or support.claim or key
     )
 
 
