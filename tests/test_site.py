@@ -343,7 +343,7 @@ def test_a_speed_up_of_paired_rounds_stands_with_its_interval_and_gains_with_the
     }
     record = fixture.record(points=[fixture.variant(3_000_000_000, 0.9, 80.0, knobs={"r": 4}, **more)])
     html = block(record)
-    assert '<td class="num">1.30×<br><small>1.2 to 1.4, paired</small></td>' in html
+    assert '<td class="num">1.30×<br><small>1.20 to 1.40, paired</small></td>' in html
     assert "−0.02 over baseline" in html
     assert "medians over paired rounds where marked" in html
     what, value, small = evidence.headline([record])[1]

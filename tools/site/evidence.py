@@ -235,7 +235,8 @@ def _key(result: Result) -> list[tuple[Html, str, str]]:
 
 def _cells(record: Record, variant: Variant, *, gains: bool) -> list[str]:
     quality, wall, ratio = variant.quality, variant.wall_ms, speed_up(record, variant)
-    paired = Html("<br><small>{}, paired</small>").format(_ends(ratio) or "one round") if variant.speed_up else ""
+    ends = f"{ratio.low:.2f} to {ratio.high:.2f}, " if ratio.low is not None and ratio.high is not None else ""
+    paired = Html("<br><small>{}paired</small>").format(ends) if variant.speed_up else ""
     over = [f"{_cell(gain)} over {name}" for name, gain in variant.gain.items()]
     return [
         f"{variant.macs:,}".replace(",", "\u202f"),
@@ -269,9 +270,9 @@ def _cell(value: object) -> str:
 
 
 def _numeric(shown: Table) -> list[int]:
-    """Columns of a table that hold numbers alone."""
-    columns = zip(*shown.rows, strict=True)
-    return [i for i, column in enumerate(columns) if not any(isinstance(cell, (str, bool)) for cell in column)]
+    """Columns of a table that hold numbers alone, without the first, which names the row."""
+    columns = list(zip(*shown.rows, strict=True))[1:]
+    return [i for i, column in enumerate(columns, 1) if not any(isinstance(cell, (str, bool)) for cell in column)]
 
 
 def _words(entry_id: str) -> str:

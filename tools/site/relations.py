@@ -221,9 +221,9 @@ def _curve(edge: Edge, made: Layout, known: Mapping[str, Entry]) -> str:
         reach = 0.5 * (RIGHT - LEFT)
         c1, c2 = start + inwards[side1] * reach, end + inwards[side2] * reach
     arrow = _arrow(end, y2, -inwards[side2]) if directed else ""
-    said = f"{known[edge.source].name} {reads} {known[edge.target].name}"
+    title = f"{known[edge.source].name} {reads} {known[edge.target].name}"
     return (
-        f'<g class="edge {edge.type}" data-ends="{edge.source} {edge.target}"><title>{escape(said)}</title>'
+        f'<g class="edge {edge.type}" data-ends="{edge.source} {edge.target}"><title>{escape(title)}</title>'
         f'<path d="M{start:.0f} {y1:.1f}C{c1:.0f} {y1:.1f} {c2:.0f} {y2:.1f} {end:.0f} {y2:.1f}"/>{arrow}</g>'
     )
 
