@@ -47,7 +47,8 @@ def _data(entry: Entry) -> Mapping[str, str]:
 
 
 def _saving(atlas: Atlas, entry: Entry) -> str:
-    found = [(r, p) for r in atlas.records(entry.id) if (p := best_point(r))]
+    records = [result.record for result in atlas.results(entry.id)]
+    found = [(r, p) for r in records if (p := best_point(r))]
     return evidence.spread([100 * macs_saved(r, p) for r, p in found], "\u00a0%") if found else "–"
 
 

@@ -37,7 +37,8 @@ def page(atlas: Atlas, entry: Entry) -> Page:
         "entry.md", entry.name, f"taxonomy/techniques/{entry.id}.yml", section=STATUS[entry.status],
         meta={"description": entry.summary, "search": {"boost": BOOST[entry.status]}},
         entry=entry, module=source, results=results, evidence=evidence, redundancies=_redundancies(results),
-        names=_names(entry), tiles=_tiles(atlas, entry, source), claims=known.claims(entry.id), function=_function,
+        names=_names(entry), tiles=_tiles(atlas, entry, source, results), claims=known.claims(entry.id),
+        function=_function,
         hard_cases=[
             view.link("hard-cases.md", atlas.axis_name(case.axis), anchor=case.id)
             for case in known.hard_cases
@@ -70,9 +71,9 @@ def _names(entry: Entry) -> str:
     return " ".join(lines)
 
 
-def _tiles(atlas: Atlas, entry: Entry, source: Source | None) -> list[tuple[str, str, str, str]]:
+def _tiles(atlas: Atlas, entry: Entry, source: Source | None, results: list[Result]) -> list[tuple[str, str, str, str]]:
     """(what, value, class, explanation) of the strip."""
-    tiles = [(what, value, "", more) for what, value, more in evidence.headline(atlas.records(entry.id))]
+    tiles = [(what, value, "", more) for what, value, more in evidence.headline([r.record for r in results])]
     if "adaptation" in entry.axes:
         primary = entry.axes["adaptation"].primary
         term = atlas.knowledge.axes["adaptation"].terms.get(primary)
@@ -94,8 +95,8 @@ def _function(name: str | None, source: Source | None) -> Html:
     """Name of a function with a link to it in the source below, if it is there."""
     shown = Html("<code>{}</code>").format(name) if name else Html()
     where = source.definitions.get(name or "") if source else None
-    if source is None or where is None:
-        return shown
+    if source is None or where is None or where.file not in source.files:
+        return shown  # code that techniques share stands on no page
     return Html('<a href="#src{}-{}">{}</a>').format(source.files.index(where.file), where.line, shown)
 
 

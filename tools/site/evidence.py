@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from reference_impls.accounting.record import Interval, Machine, Point, Record, Table, Variant
+from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
 from reference_impls.accounting.saving import SMALL_LOSS, best_control, best_point, macs_saved, speed_up
 from tools.site import figures
 from tools.site.figures import Axis, Mark, Series, duration, number, quantity
@@ -100,7 +100,7 @@ def block(result: Result) -> Html:
         "result.html", record=record, panels=_panels(result), key=_key(result), gains=gains, paired=paired,
         rows=[(label, setting, *_cells(record, v, gains=gains)) for label, setting, v in variants],
         tables=record.tables, cell=_cell, numeric=_numeric, uncounted=sorted(uncounted),
-        threads=_threads(record), machine=_machine(record.machine),
+        machine=_machine(record),
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def redundancy_block(record: Record, name: str) -> Html:
     values = [*([("All", measured.value, False)] if len(parts) != 1 else []), *_thinned(parts), *nulls]
     figure = figures.bars([v for v in values if 0 <= v[1] <= 1], title=f"{measured.measure}: {record.title}", name=name)
     return render(
-        "redundancy.html", record=record, measured=measured, interval=_ends(measured), figure=figure,
+        "redundancy.html", record=record, interval=_ends(measured), figure=figure,
         outside=[v for v in values if not 0 <= v[1] <= 1],
         rows=[(part, number(value, 4)) for part, value, _ in (*parts, *nulls)],
     )  # fmt: skip
@@ -291,10 +291,10 @@ def _threads(record: Record) -> str:
     return "one thread" if record.machine.threads == 1 else f"{record.machine.threads} threads"
 
 
-def _machine(machine: Machine) -> str:
-    if machine.accelerator:
-        return f"{machine.accelerator}, {machine.cores} cores of {machine.cpu}"
-    return f"{machine.cpu}, {machine.cores} cores"
+def _machine(record: Record) -> str:
+    one = record.machine
+    cores = f"{one.accelerator}, {one.cores} cores of {one.cpu}" if one.accelerator else f"{one.cpu}, {one.cores} cores"
+    return f"{cores}, {_threads(record)}, {one.memory_gb:.0f} GiB"
 
 
 def _value(value: object) -> str:

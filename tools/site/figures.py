@@ -178,15 +178,7 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
         ys = [min(max(v, 0.0), 1.0) for v in ys]
     sx = make_scale(xs, LEFT, WIDTH - RIGHT, positive=x.positive)
     sy = make_scale(ys, HEIGHT - BOTTOM, TOP, positive=False, shares=shares)
-    parts = [
-        (
-            f'<svg class="atlas-figure" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">'
-        ),
-        f'<title id="{name}-title">{escape(title)}</title>',
-        f'<desc id="{name}-desc">{escape(description)}</desc>',
-        *_frame(sx, sy, x, y),
-    ]
+    parts = _frame(sx, sy, x, y)
     labels = Labels([_around(sx(m.x), sy(m.y), 5) for m in marks])
     drawn, named, knobs = [], [], []
     seen: Counter[Kind] = Counter()
@@ -218,7 +210,15 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
         parts += labels.place(reversed(points), text, f"name {style}")
     for point, text, style in knobs:
         parts += labels.place([point], text, f"knob {style}")
-    return Html("".join([*parts, "</svg>"]))
+    return _svg(WIDTH, HEIGHT, parts, title=title, description=description, name=name)
+
+
+def _svg(width: int, height: int, parts: Iterable[str], *, title: str, description: str, name: str) -> Html:
+    return Html(
+        f'<svg class="atlas-figure" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}"><title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-desc">{escape(description)}</desc>{"".join(parts)}</svg>'
+    )
 
 
 def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) -> Html:
@@ -228,13 +228,7 @@ def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) ->
     width = 500
     scale = Scale(0.0, 1.0, gutter, width - 46, log=False)
     text = ", ".join(f"{label} {number(value)}" for label, value, _ in values)
-    parts = [
-        (
-            f'<svg class="atlas-figure" viewBox="0 0 {width} {height}" role="img" '
-            f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">'
-        ),
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(text)}</desc>',
-    ]
+    parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(
             f'<line class="grid" x1="{scale(tick):.1f}" x2="{scale(tick):.1f}" y1="0" y2="{height - 20}"/>'
@@ -250,7 +244,7 @@ def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) ->
             f'<rect x="{gutter}" y="{y}" width="{max(1.5, scale(value) - gutter):.1f}" height="{row - 9}" rx="2"/>'
             f'<text class="value" x="{scale(value) + 6:.1f}" y="{y + 11}">{number(value)}</text></g>'
         )
-    return Html("".join([*parts, "</svg>"]))
+    return _svg(width, height, parts, title=title, description=text, name=name)
 
 
 @dataclass

@@ -95,10 +95,6 @@ class Atlas:
         found = [of_entry(record, entry_id) for record in self.knowledge.results_of(entry_id)]
         return sorted(found, key=lambda r: (r.record.budget != "full", not r.record.baseline.quality.value, r.anchor))
 
-    def records(self, entry_id: str) -> list[Record]:
-        """The records of these results, with the points of the entry alone."""
-        return [result.record for result in self.results(entry_id)]
-
     def term(self, axis: str, term: str) -> str:
         """A term as a reader sees it."""
         known = self.knowledge.axes.axes.get(axis)

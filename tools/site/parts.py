@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import unescape
 
 from tools.knowledge.claims import Judgement
-from tools.knowledge.schema import Claim, Entry, Locator, Paper, Terms
+from tools.knowledge.schema import Claim, Locator, Paper, Terms
 from tools.site.figures import number
 from tools.site.markup import Html, escape, front_matter, href, link, paragraph, prose
 from tools.site.model import Atlas, Page
@@ -37,17 +37,12 @@ class View:
     ) -> Page:  # fmt: skip
         """The page from its template. `title` names it in menus, `meta` is front matter beside or instead of it."""
         known = {"title": title} | dict(meta or {})
-        return Page(self.here, title, f"{front_matter(**known)}{self.render(template, **context)}\n", source, section)
-
-    def render(self, template: str, **context: object) -> Html:
-        """A part of the page from its template."""
-        return render(template, view=self, atlas=self.atlas, **HELPERS, **context)
+        text = render(template, view=self, atlas=self.atlas, **HELPERS, **context)
+        return Page(self.here, title, f"{front_matter(**known)}{text}\n", source, section)
 
     def filtered(self, there: str, **wanted: str) -> Html:
         """Address of a page whose table shows what is wanted alone."""
-        return (
-            href(self.here, there) + "?" + Html("&amp;").join(Html(f"{name}={value}") for name, value in wanted.items())
-        )
+        return href(self.here, there) + "?" + Html("&amp;".join(f"{name}={value}" for name, value in wanted.items()))
 
     def link(self, there: str, text: str, *, anchor: str = "", title: str = "", css: str = "") -> Html:
         """`<a>` to another page; `text` is plain, or `Html`."""
@@ -57,10 +52,6 @@ class View:
         """Name of an entry with a link to it; the bare id of one that is not there."""
         known = self.atlas.knowledge.entries.get(id_)
         return self.link(f"techniques/{id_}.md", known.name, anchor=anchor) if known else escape(id_)
-
-    def of_entries(self, entries: Iterable[Entry]) -> Html:
-        """Names of several entries with their links."""
-        return Html(", ").join(self.of_entry(e.id) for e in entries)
 
     def of_paper(self, one: Paper) -> Html:
         """Title of a paper with a link to it."""

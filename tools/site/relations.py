@@ -25,12 +25,6 @@ TYPES = {
     "composes-with": ("composes with", False), "conflicts-with": ("conflicts with", False),
 }  # fmt: skip
 """Type of edge -> how it reads, and whether it has a direction."""
-MARKS = (
-    ("stable", "technique", "runs here"), ("draft", "technique", "draft"),
-    ("stable", "system", "system"), ("stable", "study", "study"),
-)  # fmt: skip
-"""Status, kind and words of the marks in the legend."""
-
 WIDTH, ROW, GAP, TOP = 1000, 17, 15, 8
 LEFT, RIGHT = 312, 688
 """Where the dots of the two columns are; labels stand outside of them, curves between them."""
@@ -165,7 +159,7 @@ def page(atlas: Atlas) -> Page:
             (view.of_entry(e.source), view.of_entry(e.target), view.linked(e.note)) for e in found if e.type == type_
         ],
         figure=figure(atlas, found), arrow=Html(_arrow(26, 6, 1)),
-        marks=[(css, Html(_dot(kind, 6, 6)), what) for css, kind, what in MARKS],
+        mark=lambda kind: Html(_dot(kind, 6, 6)),
     )  # fmt: skip
 
 

@@ -46,9 +46,8 @@ def _supporting(view: View, support: Support) -> tuple[str, Html]:
         there, anchor = f"techniques/{technique}.md", of_entry(record, technique).anchor
         name = view.link(there, record.title, anchor=anchor)
         return "measured", Html("{} ({}, {})").format(name, known.entries[technique].name, record.date)
-    return "paper" if support.paper else "claim" if support.claim else "result", escape(
-        support.paper or support.claim or key
-    )
+    kind = "paper" if support.paper else "claim" if support.claim else "result"
+    return kind, escape(support.paper or support.claim or key)
 
 
 def hard_cases(atlas: Atlas) -> Page:
