@@ -591,9 +591,7 @@ def test_the_layout_places_every_entry_once_for_any_graph(sizes: dict[str, int],
 
 
 def test_statements_name_what_they_rest_on_and_whose_reading_it_is(texts: dict[str, str]) -> None:
-    problems, rules = (
-        re.sub("(?<!\n)\n(?!\n)", " ", texts[name]) for name in ("open-problems.md", "principles.md")
-    )
+    problems, rules = (re.sub("(?<!\n)\n(?!\n)", " ", texts[name]) for name in ("open-problems.md", "principles.md"))
     for text in (problems, rules, texts["hard-cases.md"]):
         assert "The project's own reading." in text
     assert "## Nobody knows when to merge {#when-to-merge}" in problems

@@ -39,11 +39,7 @@ def page(atlas: Atlas, entry: Entry) -> Page:
         entry=entry, module=source, results=results, evidence=evidence, redundancies=_redundancies(results),
         names=_names(entry), tiles=_tiles(atlas, entry, source, results), claims=known.claims(entry.id),
         function=_function,
-        hard_cases=[
-            view.link("hard-cases.md", atlas.axis_name(case.axis), anchor=case.id)
-            for case in known.hard_cases
-            if entry.id in case.entries
-        ],
+        hard_cases=[case for case in known.hard_cases if entry.id in case.entries],
         knobs=[_knob(one) for one in source.knobs] if source else [], adapters=atlas.material.hosts.get(entry.id, ()),
         texts=atlas.material.texts, notebook=atlas.material.notebooks.get(entry.id), relations=_relations(view, entry),
         statements=_statements(atlas, entry), papers=papers, bibliography=bibliography(p for p, _ in papers),

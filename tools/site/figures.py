@@ -216,7 +216,8 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
 def _svg(width: int, height: int, parts: Iterable[str], *, title: str, description: str, name: str) -> Html:
     return Html(
         f'<svg class="atlas-figure" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}"><title id="{name}-title">{escape(title)}</title>'
+        f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">'
+        f'<title id="{name}-title">{escape(title)}</title>'
         f'<desc id="{name}-desc">{escape(description)}</desc>{"".join(parts)}</svg>'
     )
 

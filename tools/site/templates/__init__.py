@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,17 +10,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tools.site import figures, markup
 from tools.site.markup import Html
 
-
-def _joined(items: Iterable[object], between: str = "") -> Html:
-    return Html(between).join(items)  # type: ignore[arg-type]  # anything that `Html.escape` takes
-
-
 # Everything is made `Html` before jinja's own escaping sees it, which leaves characters that Markdown reads as markup.
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=Html.escape, undefined=StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
-_TEMPLATES.filters["join"] = _joined
+_TEMPLATES.filters["join"] = lambda items, between="": Html(between).join(items)
 _TEMPLATES.globals |= {
     name: getattr(markup, name)
     for name in ("arxiv", "attributes", "code", "display_math", "doi", "external", "heading", "with_code")
