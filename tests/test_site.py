@@ -28,7 +28,7 @@ from tests import attack
 from tests import site_fixture as fixture
 from tools.export.bibtex import bibtex
 from tools.knowledge import Knowledge, load
-from tools.knowledge.schema import Paper
+from tools.knowledge.schema import Paper, Statements
 from tools.site import build, evidence, figures, home, links, markup, notebooks, relations
 from tools.site.figures import Axis, Mark, Series
 from tools.site.model import Atlas, Material, Result, gather, of_entry
@@ -385,11 +385,19 @@ def test_where_techniques_meet_each_is_shown_beside_its_rivals() -> None:
 
 
 def test_a_joint_record_stands_on_the_page_of_every_technique_in_it(known: Knowledge) -> None:
-    met = replace(known, meetings={"token-reduction": [joint()]}, benchmarks=frozenset({"token-reduction"}))
+    fields = {"id": "they-meet", "title": "T", "statement": "S.", "support": [{"result": "token-reduction/meeting"}]}
+    met = replace(
+        known,
+        meetings={"token-reduction": [joint()]},
+        benchmarks=frozenset({"token-reduction"}),
+        principles=Statements.model_validate({"about": "A.", "statements": [fields]}),
+    )
     found = {p.path: p.markdown for p in pages(met)}
     for id_, rival in (("token-merging", "token dropping"), ("token-dropping", "token merging")):
         assert "{#token-reduction-meeting}" in found[f"techniques/{id_}.md"]
         assert f"Rival: {rival}" in found[f"techniques/{id_}.md"]
+        assert 'href="../principles.html#they-meet"' in found[f"techniques/{id_}.md"]
+    assert '<a href="techniques/token-merging.html#token-reduction-meeting">' in found["principles.md"]
 
 
 def test_a_sweep_over_two_knobs_is_one_line_per_rule() -> None:

@@ -122,6 +122,8 @@ def _relations(view: View, entry: Entry) -> list[tuple[Html, Html]]:
 def _statements(atlas: Atlas, entry: Entry) -> list[tuple[str, str, Statement]]:
     """(page, kind, statement) of principles and open problems that rest on this entry, its claims or its results."""
     claims = {f"{paper.key}#{claim.id}" for paper, claim, _ in atlas.knowledge.claims(entry.id)}
+    records = atlas.knowledge.results_of(entry.id)
+    results = {f"{owner}/{record.scenario}" for record in records for owner in (entry.id, record.owner)}
     return [
         (page_, what, one)
         for page_, what, statements in (
@@ -129,7 +131,5 @@ def _statements(atlas: Atlas, entry: Entry) -> list[tuple[str, str, Statement]]:
             ("open-problems.md", "Open problem", atlas.knowledge.open_problems),
         )
         for one in statements.statements
-        if any(
-            s.entry == entry.id or s.claim in claims or (s.result or "").startswith(f"{entry.id}/") for s in one.support
-        )
+        if any(s.entry == entry.id or s.claim in claims or s.result in results for s in one.support)
     ]

@@ -16,7 +16,7 @@ def page(atlas: Atlas) -> Page:
         (len(knowledge.entries), "entry", "entries"),
         (sum(1 for e in knowledge.entries.values() if e.implementation), "implementation that runs",
          "implementations that run"),
-        (sum(map(len, knowledge.results.values())), "measured result", "measured results"),
+        (len(knowledge.records), "measured result", "measured results"),
         (len(knowledge.papers), "paper", "papers"),
         (sum(len(p.claims) for p in knowledge.papers.values()), "claim with its place", "claims with their place"),
     ]  # fmt: skip

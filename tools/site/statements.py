@@ -41,11 +41,12 @@ def _supporting(view: View, support: Support) -> tuple[str, Html]:
     if paper is not None and claim is not None:
         where = view.of_claims(paper), locator(claim.locator), verdict_mark(known.judge(claim))
         return "claim", Html("{} ({}, {}; {})").format(view.inline(claim.statement), *where)
-    technique, _, scenario = key.partition("/")
-    if support.result is not None and technique in known.entries and (record := known.result(technique, scenario)):
-        there, anchor = f"techniques/{technique}.md", of_entry(record, technique).anchor
-        name = view.link(there, record.title, anchor=anchor)
-        return "measured", Html("{} ({}, {})").format(name, known.entries[technique].name, record.date)
+    owner, _, scenario = key.partition("/")
+    record = known.result(owner, scenario) if support.result else None
+    ids = [owner, *(p.technique or "" for p in record.points)] if record else []
+    if record and (entry := next((known.entries[i] for i in ids if i in known.entries), None)):
+        name = view.link(f"techniques/{entry.id}.md", record.title, anchor=of_entry(record, entry.id).anchor)
+        return "measured", Html("{} ({}, {})").format(name, entry.name, record.date)
     kind = "paper" if support.paper else "claim" if support.claim else "result"
     return kind, escape(support.paper or support.claim or key)
 
