@@ -15,7 +15,8 @@ import pytest
 from tests import attack, site_fixture
 from tools.knowledge import Knowledge
 from tools.site import build, links
-from tools.site.pages import gather, pages
+from tools.site.model import gather
+from tools.site.pages import pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("prose")]
 ROOT = Path(__file__).parents[2]

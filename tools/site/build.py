@@ -18,7 +18,8 @@ from tools.export import api
 from tools.knowledge import Knowledge, load
 from tools.site import links, notebooks
 from tools.site.markup import MathError
-from tools.site.pages import Page, gather, navigation, pages
+from tools.site.model import Page, gather
+from tools.site.pages import navigation, pages
 
 Say = Callable[[str], None]
 PORTS = range(8000, 8020)

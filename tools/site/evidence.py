@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
-from reference_impls.accounting.record import Point, Quality, Record, Variant
+from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
+from reference_impls.accounting.saving import SMALL_LOSS, best_control, best_point, macs_saved, speed_up
 from tools.site import figures
 from tools.site.figures import Axis, Mark, Series, duration, number, quantity
-from tools.site.markup import escape, table, with_code
+from tools.site.markup import Html
+from tools.site.model import Result
+from tools.site.templates import render
 
-SMALL_LOSS = 0.01
-SMALL_LOSS_TEXT = "1\u00a0%"
-"""The headline looks at points that lose at most this share of the baseline's quality."""
+SMALL_LOSS_TEXT = f"{100 * SMALL_LOSS:g}\u00a0%"
 MAX_GROUPS = 4
 """A sweep over further knobs is drawn as one line per value of these, up to so many lines."""
-
-
-def anchor(record: Record) -> str:
-    """Where the page of its entry shows a record: the scenario, and the device where it is not the CPU."""
-    kind = re.sub(r"[^a-z0-9]+", "-", record.device.partition(":")[0].lower())
-    return record.scenario if kind == "cpu" else f"{record.scenario}-{kind}"
-
-
-def loss(baseline: Quality, quality: Quality) -> float:
-    """How much worse than the baseline, in the metric's own unit; negative when better."""
-    difference = baseline.value - quality.value
-    return difference if quality.higher_is_better else -difference
-
-
-def best_point(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
-    """The cheapest point of the sweep that loses at most `allowed` of the baseline's quality and saves MACs."""
-    return _cheapest(record, record.points, allowed)
-
-
-def best_control(record: Record, allowed: float = SMALL_LOSS) -> Point | None:
-    """The same among the points of all controls: what goes without the technique's insight."""
-    return _cheapest(record, [p for control in record.controls for p in control.points], allowed)
-
-
-def _cheapest(record: Record, points: Sequence[Point], allowed: float) -> Point | None:
-    limit = allowed * abs(record.baseline.quality.value)
-    good = [p for p in points if loss(record.baseline.quality, p.quality) <= limit and p.macs < record.baseline.macs]
-    return min(good, key=lambda p: p.macs, default=None)
-
-
-def saved(record: Record, point: Variant) -> float:
-    """Share of the baseline's MACs that a point does not execute."""
-    return 1 - point.macs / record.baseline.macs if record.baseline.macs else 0.0
-
-
-def speed_up(record: Record, point: Variant) -> float:
-    """Ratio of the median wall-clock times, above 1 when the point is faster."""
-    return record.baseline.wall_ms.median / point.wall_ms.median if point.wall_ms.median else 1.0
 
 
 def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
@@ -79,39 +42,41 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
     chosen = [(r, best_point(r)) for r in records]
     found = [(r, p) for r, p in chosen if p is not None]
     metrics = {r.baseline.quality.metric for r in records}
-    metric = escape(metrics.pop()) if len(metrics) == 1 else "quality"
-    many = f"over {len(records)} scenarios" if len(records) > 1 else escape(records[0].title)
+    loss_text = f"at a loss of at most {SMALL_LOSS_TEXT} of the {metrics.pop() if len(metrics) == 1 else 'quality'}"
+    many = f"over {len(records)} scenarios" if len(records) > 1 else records[0].title
     rows = []
     if found:
         where = "" if len(found) == len(chosen) else f"; none in {len(chosen) - len(found)} of {len(chosen)} scenarios"
-        at = f"{escape(knobs(found[0][1]))}, {many}" if len(records) == 1 else many
+        at = f"{knobs(found[0][1])}, {many}" if len(records) == 1 else many
         beside = _beside_controls([r for r, _ in found])
-        rows.append(
-            ("MACs saved", spread([100 * saved(r, p) for r, p in found], "\u00a0%"),
-             f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {at}{where}{beside}")
-        )  # fmt: skip
-        for device, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
-            pairs = list(group)
-            ratios = [speed_up(r, p) for r, p in pairs]
-            pace = "faster" if min(ratios) > 1 else "slower" if max(ratios) < 1 else "slower to faster"
-            on = ", ".join(sorted({r.machine.accelerator or r.machine.cpu for r, _ in pairs}))
-            threads = "" if device != "cpu" else f", {_threads(pairs[0][0])}"
-            rows.append(
-                (
-                    "Wall-clock at these settings",
-                    spread(ratios, "×"),
-                    f"{pace} than the dense baseline on {escape(on)}{threads}",
-                )
-            )
+        savings = spread([100 * macs_saved(r, p) for r, p in found], "\u00a0%")
+        rows.append(("MACs saved", savings, f"{loss_text}; {at}{where}{beside}"))
+        for _, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
+            rows.append(_wall_clock(list(group)))
     else:
-        rows.append(("MACs saved", "none", f"at a loss of at most {SMALL_LOSS_TEXT} of the {metric}; {many}"))
+        rows.append(("MACs saved", "none", f"{loss_text}; {many}"))
     nulls = [v for r in records for v in r.redundancy.null.values()]
     beside = f"null controls: {spread(nulls, '')}" if nulls else "no null control"
-    measures = sorted({r.redundancy.measure for r in records})
-    rows.append(
-        ("Redundancy measured", spread([r.redundancy.value for r in records], ""), f"{escape(measures[0])}; {beside}")
-    )
+    measure = min(r.redundancy.measure for r in records)
+    rows.append(("Redundancy measured", spread([r.redundancy.value for r in records], ""), f"{measure}; {beside}"))
     return rows
+
+
+def _wall_clock(found: Sequence[tuple[Record, Point]]) -> tuple[str, str, str]:
+    """The strip's cell on the speed-up on one device."""
+    ratios = [speed_up(r, p).value for r, p in found]
+    how = "faster" if min(ratios) > 1 else "slower" if max(ratios) < 1 else "slower to faster"
+    on = ", ".join(sorted({r.machine.accelerator or r.machine.cpu for r, _ in found}))
+    threads = "" if found[0][0].device != "cpu" else f", {_threads(found[0][0])}"
+    paired = sum(p.speed_up is not None for _, p in found)
+    base = "paired rounds" if paired == len(found) else "ratio of medians"
+    if 0 < paired < len(found):
+        base = f"paired rounds in {paired} of {len(found)} scenarios, else {base}"
+    interval = _ends(speed_up(*found[0])) if len(found) == 1 else ""
+    more = f"{how} than the dense baseline on {on}{threads}; {base}" + (
+        f", 95 % interval {interval}" if interval else ""
+    )
+    return "Wall-clock at these settings", spread(ratios, "×"), more
 
 
 def _beside_controls(records: Sequence[Record]) -> str:
@@ -119,18 +84,61 @@ def _beside_controls(records: Sequence[Record]) -> str:
     controlled = [r for r in records if r.controls]
     if not controlled:
         return ""
-    values = [100 * saved(r, p) if (p := best_control(r)) else 0.0 for r in controlled]
+    values = [100 * macs_saved(r, best[1]) if (best := best_control(r)) else 0.0 for r in controlled]
     return f". Best control: {spread(values, chr(0xA0) + '%')}" if any(values) else ". No control saves anything there"
 
 
-def figure_block(record: Record, name: str) -> str:
-    """Both trade-off panels of a record, the key of their marks, and the table of the same numbers."""
-    series = _series(record)
+def block(result: Result) -> Html:
+    """Both trade-off panels of a result, the key of their marks, the same numbers as a table, further tables, and where
+    the numbers come from."""
+    record = result.record
+    variants = _variants(result)
+    gains = any(v.gain for _, _, v in variants)
+    paired = any(v.speed_up for _, _, v in variants)
+    uncounted = {n.removeprefix("aten.").split(".")[0] for v in (record.baseline, *record.points) for n in v.uncounted}
+    return render(
+        "result.html", record=record, panels=_panels(result), key=_key(result), gains=gains, paired=paired,
+        rows=[(label, setting, *_cells(record, v, gains=gains)) for label, setting, v in variants],
+        tables=record.tables, cell=_cell, numeric=_numeric, uncounted=sorted(uncounted),
+        machine=_machine(record),
+    )  # fmt: skip
+
+
+def redundancy_block(record: Record, name: str) -> Html:
+    """The measured redundancy, part by part, with its null controls."""
+    measured = record.redundancy
+    nulls = [(f"null: {part}", value, True) for part, value in measured.null.items()]
+    parts = [(part, value, False) for part, value in measured.where.items()]
+    values = [*([("All", measured.value, False)] if len(parts) != 1 else []), *_thinned(parts), *nulls]
+    figure = figures.bars([v for v in values if 0 <= v[1] <= 1], title=f"{measured.measure}: {record.title}", name=name)
+    return render(
+        "redundancy.html", record=record, interval=_ends(measured), figure=figure,
+        outside=[v for v in values if not 0 <= v[1] <= 1],
+        rows=[(part, number(value, 4)) for part, value, _ in (*parts, *nulls)],
+    )  # fmt: skip
+
+
+Marks = list[tuple[Variant, str]]
+
+
+def _variants(result: Result) -> list[tuple[str, str, Variant]]:
+    """(label, setting, variant) of everything that was measured, in the order of the table."""
+    record = result.record
+    return [
+        ("Baseline", "", record.baseline),
+        *(("Technique", knobs(p), p) for p in record.points),
+        *((f"Rival: {_words(id_)}", knobs(p), p) for id_, points in result.rivals.items() for p in points),
+        *((f"Control: {c.name}", knobs(p), p) for c in record.controls for p in c.points),
+    ]
+
+
+def _panels(result: Result) -> list[Html]:
+    """Quality against MACs, and against wall-clock."""
+    record, variants = result.record, [v for _, _, v in _variants(result)]
     metric = record.baseline.quality.metric
     unit = re.split(r"[,(]| of ", record.unit.removeprefix("one "))[0].strip()  # the key below has it in full
-    variants = [record.baseline, *record.points, *(p for c in record.controls for p in c.points)]
-    ops_divisor, ops_prefix = figures.prefix(max(a.macs for a in variants))
-    ms_divisor, ms_unit = figures.time_unit(max(a.wall_ms.p90 for a in variants))
+    ops_divisor, ops_prefix = figures.prefix(max(v.macs for v in variants))
+    ms_divisor, ms_unit = figures.time_unit(max(v.wall_ms.p90 for v in variants))
     y = Axis(metric + ("" if record.baseline.quality.higher_is_better else " (lower is better)"))
     panels = []
     for what, axis in (
@@ -139,93 +147,18 @@ def figure_block(record: Record, name: str) -> str:
     ):
         drawn = [
             Series(label, kind, [_mark(record, variant, text, what) for variant, text in marks], joined)
-            for label, kind, marks, joined in series
+            for label, kind, marks, joined in _series(result)
         ]
-        title = f"{metric} against {what}: {record.title}"
-        svg = figures.trade_off(drawn, axis, y, title=title, description=_describe(record, what), name=f"{name}-{what}")
-        panels.append(f'<figure class="atlas-panel-figure">{svg}</figure>')
-    return (
-        f'<div class="atlas-figures" data-search-exclude>{"".join(panels)}</div>{_key(record)}'
-        f"<details data-search-exclude><summary>The numbers of this figure</summary>{data_table(record)}</details>"
-    )
+        panels.append(figures.trade_off(
+            drawn, axis, y, title=f"{metric} against {what}: {record.title}", description=_describe(record, what),
+            name=f"fig-{result.anchor}-{what}",
+        ))  # fmt: skip
+    return panels
 
 
-def data_table(record: Record) -> str:
-    """Every arm of a record: exact MACs, bytes, quality and wall-clock with their intervals."""
-    rows = [["Baseline", "", *_cells(record, record.baseline)]]
-    rows += [["Technique", escape(knobs(p)), *_cells(record, p)] for p in record.points]
-    rows += [
-        [f"Control: {escape(c.name)}", escape(knobs(p)), *_cells(record, p)] for c in record.controls for p in c.points
-    ]
-    metric = escape(record.baseline.quality.metric)
-    head = ["Variant", "Setting", "MACs", "of baseline", "Bytes moved", metric, "95 % interval", "Wall-clock, median",
-            "p10 to p90", "Speed-up", "Share removed"]  # fmt: skip
-    return table(
-        head, rows, numeric=range(2, 11), caption=f"Numbers of “{escape(record.title)}”, per {escape(record.unit)}"
-    )
-
-
-def redundancy_block(record: Record, name: str) -> str:
-    """The measured redundancy, part by part, with its null controls."""
-    measured = record.redundancy
-    interval = f" (95 % interval {number(measured.low)} to {number(measured.high)})" if (
-        measured.low is not None and measured.high is not None) else ""  # fmt: skip
-    values = [("All", measured.value, False)] if len(measured.where) != 1 else []
-    values += [(part, value, False) for part, value in _thinned(list(measured.where.items()))]
-    values += [(f"null: {part}", value, True) for part, value in measured.null.items()]
-    in_range = [v for v in values if 0 <= v[1] <= 1]
-    figure = figures.bars(in_range, title=f"{measured.measure}: {record.title}", name=name)
-    rest = "".join(f"<li>{escape(part)}: {number(v)}</li>" for part, v, _ in values if not 0 <= v <= 1)
-    all_rows = [
-        [escape(p), number(v, 4)]
-        for p, v in [*measured.where.items(), *((f"null: {p}", v) for p, v in measured.null.items())]
-    ]
-    numbers = table(["Part", "Value"], all_rows, numeric=[1], caption=escape(measured.measure)) if all_rows else ""
-    return (
-        f"<p><b>{number(measured.value)}</b>{interval}: {escape(measured.measure)}, {escape(record.data)}.</p>"
-        f'<div class="atlas-figures one" data-search-exclude><figure class="atlas-panel-figure">{figure}</figure></div>'
-        + (f"<ul>{rest}</ul>" if rest else "")
-        + (
-            f"<details data-search-exclude><summary>The numbers of this figure</summary>{numbers}</details>"
-            if numbers
-            else ""
-        )
-    )
-
-
-def provenance(record: Record) -> str:
-    """Where, when and with what a record was measured, and the command that measures it again."""
-    machine = record.machine
-    where = machine.accelerator or machine.cpu
-    on = f"{escape(where)}, {machine.cores} cores of {escape(machine.cpu)}" if machine.accelerator else (
-        f"{escape(where)}, {machine.cores} cores")  # fmt: skip
-    seeds = ", ".join(str(s) for s in record.seeds)
-    versions = ", ".join(f"{escape(k)} {escape(v)}" for k, v in record.versions.items())
-    uncounted = sorted(
-        {n.removeprefix("aten.").split(".")[0] for a in (record.baseline, *record.points) for n in a.uncounted}
-    )
-    parts = [
-        f"Data: {escape(record.data)}.",
-        f"Model: {escape(record.model)}." if record.model else "",
-        (
-            f"Measured {record.date}, {record.budget} budget, seeds {seeds}, on {on}, {_threads(record)}, "
-            f"{machine.memory_gb:.0f} GiB."
-        ),
-        f"Versions: {versions}.",
-        f"Executed, and not MACs by our count: {escape(', '.join(uncounted))}." if uncounted else "",
-        f"Measure it again: <code>{escape(record.command)}</code>",
-    ]
-    notes = "".join(f"<li>{with_code(note)}</li>" for note in record.notes)
-    return (
-        f'<ul class="atlas-notes">{notes}</ul>' if notes else ""
-    ) + f'<p class="atlas-meta">{"<br>".join(filter(None, parts))}</p>'
-
-
-Marks = list[tuple[Variant, str]]
-
-
-def _series(record: Record) -> list[tuple[str, figures.Kind, Marks, bool]]:
-    """(name, kind, arms with their labels, joined): one line per value of the further knobs."""
+def _series(result: Result) -> list[tuple[str, figures.Kind, Marks, bool]]:
+    """(name, kind, variants with their labels, joined): one line per value of the further knobs."""
+    record = result.record
     found: list[tuple[str, figures.Kind, Marks, bool]] = [
         ("baseline", "baseline", [(record.baseline, "baseline")], False)
     ]
@@ -234,35 +167,30 @@ def _series(record: Record) -> list[tuple[str, figures.Kind, Marks, bool]]:
     groups: dict[tuple[object, ...], list[Point]] = {}
     for point in record.points:
         groups.setdefault(tuple(point.knobs[k] for k in varying), []).append(point)
-    if not varying or len(groups) > MAX_GROUPS or max(map(len, groups.values())) == 1:
-        label = {True: f"{main} = {{}}", False: "{}"}[not varying]
-        variants: Marks = [
-            (
-                p,
-                label.format(_value(p.knobs[main]))
-                if not varying
-                else "/".join(_value(p.knobs[k]) for k in record.knobs),
-            )
-            for p in record.points
+    apart = varying and len(groups) <= MAX_GROUPS and max(map(len, groups.values())) > 1
+    for values, points in groups.items() if apart else [((), record.points)]:
+        names = [v if isinstance(v, str) else f"{k} = {_value(v)}" for k, v in zip(varying, values, strict=False)]
+        labels = [
+            "/".join(_value(p.knobs[k]) for k in record.knobs)
+            if varying and not apart
+            else f"{main} = {_value(p.knobs[main])}"
+            for p in points
         ]
-        found.append((record.owner.replace("-", " "), "technique", variants, not varying))
-    else:
-        for values, points in groups.items():
-            name = ", ".join(
-                v if isinstance(v, str) else f"{k} = {_value(v)}" for k, v in zip(varying, values, strict=True)
-            )
-            found.append((name, "technique", [(p, f"{main} = {_value(p.knobs[main])}") for p in points], True))
+        marks: Marks = list(zip(points, labels, strict=True))
+        found.append((", ".join(names) or _words(result.entry), "technique", marks, bool(apart or not varying)))
+    for id_, rival in result.rivals.items():
+        found.append((_words(id_), "rival", [(p, "") for p in rival], len(rival) > 1))
     for control in record.controls:
         found.append((control.name, "control", [(p, "") for p in control.points], len(control.points) > 1))
     return found
 
 
 def _mark(record: Record, variant: Variant, label: str, what: str) -> Mark:
-    quality, wall = variant.quality, variant.wall_ms
+    quality, wall, faster = variant.quality, variant.wall_ms, speed_up(record, variant).value
     setting = knobs(variant) if isinstance(variant, Point) else "baseline"
     tooltip = (
         f"{setting}: {quality.metric} {number(quality.value, 4)}, {quantity(variant.macs, 'MACs')} "
-        f"({100 * saved(record, variant):.0f} % saved), {duration(wall.median)} ({speed_up(record, variant):.2f}×)"
+        f"({100 * macs_saved(record, variant):.0f} % saved), {duration(wall.median)} ({faster:.2f}×)"
     )
     interval = (quality.low, quality.high) if quality.low is not None and quality.high is not None else None
     return Mark(
@@ -290,48 +218,69 @@ def _describe(record: Record, what: str) -> str:
     )
 
 
-def _key(record: Record) -> str:
-    """What the marks are, in words, below the panels."""
-    unit = record.unit.removeprefix("one ")
-    bars = f"Per {unit}. Bars: 95 % interval of the quality, cut at the frame if wide; 10th to 90th percentile of time."
-    baseline = "without the technique, in the best native dense way"
-    rows = [(figures.swatch("baseline"), "Baseline", baseline)]
-    lines_of = [s for s in _series(record) if s[1] == "technique"]
-    swept = record.knobs if len(lines_of) == 1 else record.knobs[:1]
-    for index, (name, kind, _, _) in enumerate(lines_of, start=1):
-        rows.append((figures.swatch(kind, index), name[:1].upper() + name[1:], f"over {', '.join(swept)}"))
-    rows += [
-        (figures.swatch("control", i), f"Control: {c.name}", c.about) for i, c in enumerate(record.controls, start=1)
-    ]
-    lines = "".join(
-        f"<div>{mark}<span><b>{escape(name)}</b>: {escape(about)}</span></div>" for mark, name, about in rows
-    )
-    return f'<div class="atlas-key atlas-note">{lines}<div>{escape(bars)}</div></div>'
+def _key(result: Result) -> list[tuple[Html, str, str]]:
+    """(mark, name, what it is) of every series."""
+    record = result.record
+    rows = [(figures.swatch("baseline"), "Baseline", "without the technique, in the best native dense way")]
+    lines_of = [name for name, kind, _, _ in _series(result) if kind == "technique"]
+    swept = ", ".join(record.knobs if len(lines_of) == 1 else record.knobs[:1])
+    for index, name in enumerate(lines_of, start=1):
+        rows.append((figures.swatch("technique", index), name[:1].upper() + name[1:], f"over {swept}"))
+    for index, id_ in enumerate(result.rivals, start=1):
+        rows.append((figures.swatch("rival", index), f"Rival: {_words(id_)}", "another technique, in the same run"))
+    for index, control in enumerate(record.controls, start=1):
+        rows.append((figures.swatch("control", index), f"Control: {control.name}", control.about))
+    return rows
 
 
-def _cells(record: Record, variant: Variant) -> list[str]:
-    quality, wall = variant.quality, variant.wall_ms
-    interval = (
-        f"{number(quality.low, 4)} to {number(quality.high, 4)} <small>n = {quality.n}</small>"
-        if quality.low is not None and quality.high is not None
-        else f"<small>n = {quality.n}</small>"
-    )
+def _cells(record: Record, variant: Variant, *, gains: bool) -> list[str]:
+    quality, wall, ratio = variant.quality, variant.wall_ms, speed_up(record, variant)
+    ends = f"{ratio.low:.2f} to {ratio.high:.2f}, " if ratio.low is not None and ratio.high is not None else ""
+    paired = Html("<br><small>{}paired</small>").format(ends) if variant.speed_up else ""
+    over = [f"{_cell(gain)} over {name}" for name, gain in variant.gain.items()]
     return [
         f"{variant.macs:,}".replace(",", "\u202f"),
         f"{100 * variant.macs / record.baseline.macs:.1f}\u00a0%" if record.baseline.macs else "",
         quantity(variant.bytes, "B"),
         number(quality.value, 4),
-        interval,
+        Html("{} <small>n = {}</small>").format(_ends(quality, 4), quality.n),
+        *([Html("<br>").join(over)] if gains else []),
         duration(wall.median),
-        f"{duration(wall.p10)} to {duration(wall.p90)} <small>n = {wall.n}</small>",
-        f"{speed_up(record, variant):.2f}×",
+        Html("{} to {} <small>n = {}</small>").format(duration(wall.p10), duration(wall.p90), wall.n),
+        Html("{}×{}").format(f"{ratio.value:.2f}", paired),
         number(variant.redundancy) if variant.redundancy is not None else "",
     ]
 
 
-def _thinned(parts: Iterable[tuple[str, float]], most: int = 14) -> list[tuple[str, float]]:
+def _ends(interval: Interval, digits: int = 3) -> str:
+    """The ends of an interval: "0.89 to 0.91"; empty where there is none."""
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"{number(interval.low, digits)} to {number(interval.high, digits)}"
+
+
+def _cell(value: object) -> str:
+    """A cell of a table of a record."""
+    if isinstance(value, Interval):
+        ends = _ends(value, 4)
+        return f"{number(value.value, 4)} ({ends})" if ends else number(value.value, 4)
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
+    return number(value, 4) if isinstance(value, (int, float)) else str(value)
+
+
+def _numeric(shown: Table) -> list[int]:
+    """Columns of a table that hold numbers alone, without the first, which names the row."""
+    columns = list(zip(*shown.rows, strict=True))[1:]
+    return [i for i, column in enumerate(columns, 1) if not any(isinstance(cell, (str, bool)) for cell in column)]
+
+
+def _words(entry_id: str) -> str:
+    return entry_id.replace("-", " ")
+
+
+def _thinned(listed: list[tuple[str, float, bool]], most: int = 14) -> list[tuple[str, float, bool]]:
     """Evenly spaced parts when there are more than a figure can hold; the table has them all."""
-    listed = list(parts)
     if len(listed) <= most:
         return listed
     step = (len(listed) - 1) / (most - 1)
@@ -340,6 +289,12 @@ def _thinned(parts: Iterable[tuple[str, float]], most: int = 14) -> list[tuple[s
 
 def _threads(record: Record) -> str:
     return "one thread" if record.machine.threads == 1 else f"{record.machine.threads} threads"
+
+
+def _machine(record: Record) -> str:
+    one = record.machine
+    cores = f"{one.accelerator}, {one.cores} cores of {one.cpu}" if one.accelerator else f"{one.cpu}, {one.cores} cores"
+    return f"{cores}, {_threads(record)}, {one.memory_gb:.0f} GiB"
 
 
 def _value(value: object) -> str:

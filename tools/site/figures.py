@@ -7,12 +7,13 @@ scheme and in print. A figure carries a title, a description and a tooltip on ev
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from tools.site.markup import escape
+from tools.site.markup import Html, escape
 
 WIDTH, HEIGHT = 360, 280
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 30, 46
@@ -20,7 +21,7 @@ FONT = 13
 LOG_FROM = 20
 """An axis is logarithmic when its largest value is more than this many times its smallest."""
 
-Kind = Literal["baseline", "technique", "control"]
+Kind = Literal["baseline", "technique", "rival", "control"]
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 Box = tuple[float, float, float, float]
 
@@ -160,11 +161,12 @@ def make_scale(values: Sequence[float], start: float, end: float, *, positive: b
     return Scale(ticks[0], ticks[-1], start, end, log=False, ticks=ticks)
 
 
-def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, description: str, name: str) -> str:
+def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, description: str, name: str) -> Html:
     """A plot of quality (y) against cost (x), as an `<svg>` element.
 
-    Series of kind `baseline` are marked by a diamond and a guide line, `control` by dashed lines and hollow marks.
-    `name` prefixes the ids inside the figure and must be unique on the page. Raises ValueError without any mark.
+    Series of kind `baseline` are marked by a diamond and a guide line, `rival` by other shapes, `control` by dashed
+    lines and hollow marks. `name` prefixes the ids inside the figure and must be unique on the page.
+    Raises ValueError without any mark.
     """
     marks = [mark for s in series for mark in s.marks]
     if not marks:
@@ -176,27 +178,13 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
         ys = [min(max(v, 0.0), 1.0) for v in ys]
     sx = make_scale(xs, LEFT, WIDTH - RIGHT, positive=x.positive)
     sy = make_scale(ys, HEIGHT - BOTTOM, TOP, positive=False, shares=shares)
-    parts = [
-        (
-            f'<svg class="atlas-figure" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">'
-        ),
-        f'<title id="{name}-title">{escape(title)}</title>',
-        f'<desc id="{name}-desc">{escape(description)}</desc>',
-        *_frame(sx, sy, x, y),
-    ]
+    parts = _frame(sx, sy, x, y)
     labels = Labels([_around(sx(m.x), sy(m.y), 5) for m in marks])
     drawn, named, knobs = [], [], []
-    controls = techniques = 0
+    seen: Counter[Kind] = Counter()
     for one in series:
-        if one.kind == "control":
-            controls += 1
-            style, shape = f"control-{min(controls, 3)}", SHAPES[1 + (controls - 1) % 4]
-        elif one.kind == "technique":
-            techniques += 1
-            style, shape = f"technique-{min(techniques, 4)}", "circle"
-        else:
-            style, shape = "baseline", "diamond"
+        seen[one.kind] += 1
+        style, shape = _style(one.kind, seen[one.kind])
         points = [(sx(m.x), sy(m.y)) for m in one.marks]
         drawn.append(f'<g class="series {style}">')
         if one.kind == "baseline":
@@ -222,23 +210,26 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
         parts += labels.place(reversed(points), text, f"name {style}")
     for point, text, style in knobs:
         parts += labels.place([point], text, f"knob {style}")
-    return "".join([*parts, "</svg>"])
+    return _svg(WIDTH, HEIGHT, parts, title=title, description=description, name=name)
 
 
-def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) -> str:
+def _svg(width: int, height: int, parts: Iterable[str], *, title: str, description: str, name: str) -> Html:
+    return Html(
+        f'<svg class="atlas-figure" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">'
+        f'<title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-desc">{escape(description)}</desc>{"".join(parts)}</svg>'
+    )
+
+
+def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) -> Html:
     """Horizontal bars over [0, 1]; each value is (label, value, is it a null control)."""
     row, gutter = 22, 168
     height = row * len(values) + 26
     width = 500
     scale = Scale(0.0, 1.0, gutter, width - 46, log=False)
     text = ", ".join(f"{label} {number(value)}" for label, value, _ in values)
-    parts = [
-        (
-            f'<svg class="atlas-figure" viewBox="0 0 {width} {height}" role="img" '
-            f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">'
-        ),
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(text)}</desc>',
-    ]
+    parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(
             f'<line class="grid" x1="{scale(tick):.1f}" x2="{scale(tick):.1f}" y1="0" y2="{height - 20}"/>'
@@ -254,7 +245,7 @@ def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) ->
             f'<rect x="{gutter}" y="{y}" width="{max(1.5, scale(value) - gutter):.1f}" height="{row - 9}" rx="2"/>'
             f'<text class="value" x="{scale(value) + 6:.1f}" y="{y + 11}">{number(value)}</text></g>'
         )
-    return "".join([*parts, "</svg>"])
+    return _svg(width, height, parts, title=title, description=text, name=name)
 
 
 @dataclass
@@ -357,13 +348,16 @@ def _shape(shape: str, x: float, y: float, r: float = 4.6) -> str:
     return outline[shape]()
 
 
-def swatch(kind: Kind, index: int = 1) -> str:
+def _style(kind: Kind, index: int) -> tuple[str, str]:
+    """Class and shape of the marks of a series; `index` counts the series of a kind from 1."""
+    if kind == "baseline":
+        return kind, "diamond"
+    shape = "circle" if kind == "technique" else SHAPES[1 + (index - 1) % 4]
+    return f"{kind}-{min(index, 4 if kind == 'technique' else 3)}", shape
+
+
+def swatch(kind: Kind, index: int = 1) -> Html:
     """The mark of a series on its own, for the caption's key. `index` counts the series of a kind from 1."""
-    if kind == "control":
-        style, shape = f"control-{min(index, 3)}", SHAPES[1 + (index - 1) % 4]
-    elif kind == "technique":
-        style, shape = f"technique-{min(index, 4)}", "circle"
-    else:
-        style, shape = "baseline", "diamond"
-    return (f'<svg class="atlas-figure swatch" viewBox="0 0 16 16" aria-hidden="true">'
-            f'<g class="series {style}">{_shape(shape, 8, 8)}</g></svg>')  # fmt: skip
+    style, shape = _style(kind, index)
+    return Html(f'<svg class="atlas-figure swatch" viewBox="0 0 16 16" aria-hidden="true">'
+                f'<g class="series {style}">{_shape(shape, 8, 8)}</g></svg>')  # fmt: skip

@@ -17,7 +17,8 @@ if (_root := str(Path(__file__).parents[2])) not in sys.path:  # mkdocs loads th
     sys.path.insert(0, _root)
 
 from tools.site.build import collect
-from tools.site.pages import Page, navigation
+from tools.site.model import Page
+from tools.site.pages import navigation
 
 _PAGES: list[Page] = []
 _FILES: dict[str, str] = {}

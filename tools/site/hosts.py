@@ -7,7 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.imports import facts
+
 FOLDER, PACKAGE = "reference_impls/hosts", "reference_impls.hosts"
+SHARED = {"__init__", "block"}
+"""Files that are no adapters: what these have in common."""
 
 
 @dataclass(frozen=True)
@@ -21,29 +25,21 @@ class Host:
 
 def hosts(root: Path, files: Iterable[str]) -> tuple[Host, ...]:
     """Adapters that the given files of a technique import, by name or through the package."""
-    adapters = {p.stem: p for p in sorted((root / FOLDER).glob("*.py")) if p.stem != "__init__"}
+    adapters = {p.stem: p for p in sorted((root / FOLDER).glob("*.py")) if p.stem not in SHARED}
+
+    def imported(paths: Iterable[Path]) -> set[str]:
+        names = [f"{name}." for path in paths for _, name in facts(path).names]
+        return {stem for stem in adapters if any(name.startswith(f"{PACKAGE}.{stem}.") for name in names)}
+
+    technique = [root / file for file in files]
+    wanted = imported(technique)
     package = root / FOLDER / "__init__.py"
-    imported = set().union(*(_imported(root / file) for file in files))
-    wanted = {name for name in adapters if f"{PACKAGE}.{name}" in imported}
-    if PACKAGE in imported and not wanted and package.is_file():
-        through = _imported(package)
-        wanted = {name for name in adapters if f"{PACKAGE}.{name}" in through}
+    if not wanted and package.is_file() and any(n.startswith(PACKAGE) for p in technique for _, n in facts(p).names):
+        wanted = imported([package])
     return tuple(
-        Host(path.relative_to(root).as_posix(), (ast.get_docstring(_tree(path)) or "").split("\n", 1)[0])
+        Host(
+            path.relative_to(root).as_posix(), (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n", 1)[0]
+        )
         for name, path in adapters.items()
         if name in wanted
     )
-
-
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def _imported(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names

@@ -1,9 +1,9 @@
 """Small pieces of HTML that pages and notebooks share: text, prose, math, code, links and cleaned foreign HTML.
 
 Pages are Markdown whose structured parts are HTML. What the knowledge says comes from strangers, so that nothing of it
-is ever put into a page as it stands: plain text goes through `escape`, Markdown through `prose` or `paragraph`, LaTeX
-through `math`, addresses through `external`. Each yields HTML made of a few known elements, which neither a browser nor
-the Markdown of the page can read as anything else.
+is ever put into a page as it stands: templates escape plain text, Markdown goes through `prose` or `paragraph`, LaTeX
+through `math`, addresses through `external`. Each yields `Html` made of a few known elements, which neither a browser
+nor the Markdown of the page can read as anything else.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from html import unescape
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import Converter
 from markdown import Markdown
+from markupsafe import Markup
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
@@ -43,20 +44,27 @@ ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\"'\\`*_{}[]#|~^$!\n\r\t"} | {
 """Characters that HTML or Markdown could read as markup or as the end of it -> how they are written."""
 
 
-def escape(text: str) -> str:
-    """Plain text as HTML, for an element or an attribute, that Markdown leaves as it is."""
-    return CONTROL.sub("", text).translate(ENTITIES)
+class Html(Markup):
+    """HTML that stands as it is; plain text that joins it (by `re.sub` too) or goes into a template is escaped."""
+
+    @classmethod
+    def escape(cls, s: Any, /) -> Self:
+        """Plain text as HTML, for an element or an attribute, that Markdown leaves as it is; HTML stays as it is."""
+        return cls(s.__html__() if hasattr(s, "__html__") else CONTROL.sub("", str(s)).translate(ENTITIES))
 
 
-def with_code(text: str) -> str:
+escape = Html.escape
+
+
+def with_code(text: str) -> Html:
     """Plain text as `escape` gives it, but what stands between two backticks as code."""
-    return re.sub(r"&#96;(.+?)&#96;", r"<code>\1</code>", escape(text))
+    return Html(re.sub(r"&#96;(.+?)&#96;", r"<code>\1</code>", str(escape(text))))
 
 
-def heading(text: str, level: int = 1, anchor: str = "") -> str:
+def heading(text: str, level: int = 1, anchor: str = "") -> Html:
     """Plain text as a Markdown heading, which stands on one line and may have an anchor of our own."""
     mark = f" {{#{anchor}}}" if anchor else ""
-    return f"{'#' * level} {escape(' '.join(text.split()))}{mark}"
+    return Html(f"{'#' * level} {escape(' '.join(text.split()))}{mark}")
 
 
 class MathError(ValueError):
@@ -75,7 +83,7 @@ MATH_ATTRIBUTES = frozenset(
 
 
 @cache
-def math(latex: str, *, display: bool = False) -> str:
+def math(latex: str, *, display: bool = False) -> Html:
     """LaTeX as MathML, with the LaTeX as its alternative text.
 
     Raises MathError with the offending LaTeX.
@@ -87,7 +95,7 @@ def math(latex: str, *, display: bool = False) -> str:
         mathml = _mathml(tree, f' alttext="{escape(" ".join(latex.split()))}"')
     except Exception as error:  # the converter raises a dozen classes without a common base
         raise MathError(f"cannot read the LaTeX {latex!r}: {type(error).__name__}: {error}") from error
-    return UPRIGHT.sub(lambda m: "<mi>" + re.sub(r"<[^>]+>", "", m[0]) + "</mi>", mathml)
+    return Html(UPRIGHT.sub(lambda m: "<mi>" + re.sub(r"<[^>]+>", "", m[0]) + "</mi>", mathml))
 
 
 def _mathml(element: Element, more: str = "") -> str:
@@ -96,11 +104,11 @@ def _mathml(element: Element, more: str = "") -> str:
     text = LATER.get(text, text)
     if unknown := UNKNOWN.match(text):
         raise MathError(f"{unknown[0]} is not known")
-    inside = escape(text) + "".join(_mathml(child) for child in element)
+    inside = f"{escape(text)}{''.join(_mathml(child) for child in element)}"
     if element.tag not in MATH_TAGS:
         return inside
     kept = {name: value for name, value in element.attrib.items() if name in MATH_ATTRIBUTES}
-    return f"<{element.tag}{_attributes(kept)}{more}>{inside}</{element.tag}>"
+    return f"<{element.tag}{attributes(kept)}{more}>{inside}</{element.tag}>"
 
 
 def with_math(markdown: str) -> str:
@@ -115,9 +123,9 @@ def with_math(markdown: str) -> str:
     return "".join(p if i % 2 else MATH.sub(convert, p) for i, p in enumerate(pieces))
 
 
-def display_math(latex: str) -> str:
+def display_math(latex: str) -> Html:
     """A formula on a line of its own."""
-    return f'<div class="atlas-math" tabindex="0">{math(latex.strip().strip("$"), display=True)}</div>'
+    return Html(f'<div class="atlas-math" tabindex="0">{math(latex.strip().strip("$"), display=True)}</div>')
 
 
 PROSE_INLINE = frozenset({"strong", "em", "code", "sub", "sup", "br", "a"})
@@ -130,21 +138,21 @@ HOLDS = re.compile("\ue000([0-9]{1,6})\ue001")
 
 
 @cache
-def prose(markdown: str) -> str:
+def prose(markdown: str) -> Html:
     """Markdown from strangers as HTML blocks: paragraphs, lists, emphasis, code, tables, links and math, and no more.
 
     Raises MathError.
     """
-    return f'<div class="atlas-prose">{_prose(markdown, inline=False)}</div>'
+    return Html(f'<div class="atlas-prose">{_prose(markdown, inline=False)}</div>')
 
 
 @cache
-def paragraph(markdown: str) -> str:
+def paragraph(markdown: str) -> Html:
     """Markdown from strangers as HTML inside a line: emphasis, code, links and math, and no more.
 
     Raises MathError.
     """
-    return _prose(" ".join(markdown.split()), inline=True)
+    return Html(_prose(" ".join(markdown.split()), inline=True))
 
 
 def _prose(markdown: str, *, inline: bool) -> str:
@@ -159,7 +167,7 @@ def _prose(markdown: str, *, inline: bool) -> str:
     text = re.sub("[\ue000\ue001]", "", CONTROL.sub("", markdown))
     text = "".join(p if i % 2 else MATH.sub(hold, p) for i, p in enumerate(CODE_SPAN.split(text)))
     if inline and not MARKS.search(text):
-        html = escape(text)
+        html = str(escape(text))
     else:
         cleaner = _Cleaner(PROSE_INLINE if inline else PROSE_TAGS, formulas)
         html = cleaner.clean(_reader(inline).reset().convert(text))
@@ -187,35 +195,30 @@ def _reader(inline: bool) -> Any:
     return reader
 
 
-def bullets(items: Iterable[str]) -> str:
-    """A list of Markdown from strangers."""
-    return "<ul>" + "".join(f"<li>{paragraph(item)}</li>" for item in items) + "</ul>"
-
-
-def code(source: str, language: str = "python", *, line_prefix: str = "") -> str:
+def code(source: str, language: str = "python", *, line_prefix: str = "") -> Html:
     """Highlighted source. With `line_prefix`, line n is an anchor `<line_prefix>-n`."""
     formatter = HtmlFormatter(cssclass="highlight", wrapcode=True, linespans=line_prefix or None)
     html = highlight(source.rstrip() + "\n", get_lexer_by_name(language, stripnl=False), formatter)
     # A blank line would end the raw HTML block for some Markdown readers.
-    return re.sub(r"\n(?=\n)", "\n&#8203;", html.strip()) if not line_prefix else html.strip()
+    return Html(re.sub(r"\n(?=\n)", "\n&#8203;", html.strip()) if not line_prefix else html.strip())
 
 
 @cache
-def href(here: str, there: str, anchor: str = "") -> str:
+def href(here: str, there: str, anchor: str = "") -> Html:
     """Relative URL from the page at path `here` to the page at path `there` (both end in .md), as built: .html.
 
     Paths and anchors are our own, made of ids.
     """
     fragment = f"#{anchor}" if anchor else ""
     if here == there and anchor:
-        return fragment
+        return Html(fragment)
     url = posixpath.relpath(there, posixpath.dirname(here) or ".")
-    return re.sub(r"\.md$", ".html", url) + fragment
+    return Html(re.sub(r"\.md$", ".html", url) + fragment)
 
 
-def link(here: str, there: str, text: str, *, anchor: str = "", title: str = "", css: str = "") -> str:
-    """`<a>` between two pages; `text` is HTML."""
-    return f'<a href="{href(here, there, anchor)}"{_attributes({"title": title, "class": css})}>{text}</a>'
+def link(here: str, there: str, text: str, *, anchor: str = "", title: str = "", css: str = "") -> Html:
+    """`<a>` between two pages; `text` is plain, or `Html`."""
+    return Html(f'<a href="{href(here, there, anchor)}"{attributes({"title": title, "class": css})}>{escape(text)}</a>')
 
 
 def safe(url: str) -> str | None:
@@ -229,59 +232,25 @@ def safe(url: str) -> str | None:
     return url if web or (parts.scheme == "mailto" and "@" in parts.path) else None
 
 
-def external(url: str, text: str) -> str:
+def external(url: str, text: str) -> Html:
     """`<a>` to another site; `text` is plain. An address that is none of the web is left out."""
     address = safe(url)
-    return f'<a href="{escape(address)}" rel="noopener">{escape(text)}</a>' if address else escape(text)
+    return Html(f'<a href="{escape(address)}" rel="noopener">{escape(text)}</a>') if address else escape(text)
 
 
-def arxiv(identifier: str) -> str:
+def arxiv(identifier: str) -> Html:
     """Link to a preprint."""
     return external(f"https://arxiv.org/abs/{quote(identifier)}", f"arXiv:{identifier}")
 
 
-def doi(identifier: str) -> str:
+def doi(identifier: str) -> Html:
     """Link to a DOI."""
     return external(f"https://doi.org/{quote(identifier, safe='/:;().-_')}", f"doi:{identifier}")
 
 
-def table(
-    head: Iterable[str], rows: Iterable[Iterable[str]], *, css: str = "", caption: str = "", numeric: Iterable[int] = ()
-) -> str:
-    """A table of HTML cells in a box that scrolls on its own; the first cell of a row is its header."""
-    right = set(numeric)
-
-    def cell(tag: str, column: int, html: str, scope: str = "") -> str:
-        number = "num" if column in right else ""
-        return f"<{tag}{_attributes({'scope': scope, 'class': number})}>{html}</{tag}>"
-
-    header = "".join(cell("th", i, html, "col") for i, html in enumerate(head))
-    body = "".join(
-        "<tr>"
-        + "".join(cell("th" if i == 0 else "td", i, c, "row" if i == 0 else "") for i, c in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    title = f"<caption>{caption}</caption>" if caption else ""
-    html = f'<table class="atlas-table {css}">{title}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>'
-    return scrolling(html, unescape(re.sub(r"<[^>]+>", "", caption)) or "Table")
-
-
-def scrolling(html: str, label: str) -> str:
-    """A box that scrolls sideways on its own, with a mouse, a finger or the keyboard."""
-    return f'<div class="atlas-scroll" tabindex="0" role="region" aria-label="{escape(label)}">{html}</div>'
-
-
-def small(html: str) -> str:
-    """A second line in a cell of a table, or nothing."""
-    return f"<br><small>{html}</small>" if html else ""
-
-
-def copyable(text: str, label: str) -> str:
-    """A block of text with a button that copies it."""
-    button = f'<button type="button" class="atlas-copy__button" data-atlas-copy aria-label="Copy {escape(label)}">'
-    shown = f'<pre tabindex="0" data-search-exclude>{escape(text.strip())}</pre>'
-    return f'<div class="atlas-copy">{button}Copy</button>{shown}</div>'
+def scrolling(html: str, label: str) -> Html:
+    """A box around HTML that scrolls sideways on its own, with a mouse, a finger or the keyboard."""
+    return Html(f'<div class="atlas-scroll" tabindex="0" role="region" aria-label="{escape(label)}">{html}</div>')
 
 
 def front_matter(**fields: object) -> str:
@@ -338,7 +307,7 @@ class _Cleaner(HTMLParser):
             if (address := safe(target)) is None or "a" in self.open:
                 return
             kept = {"href": address, "rel": "noopener"}
-        self.out.append(f"<{tag}{_attributes(kept)}>")
+        self.out.append(f"<{tag}{attributes(kept)}>")
         if tag not in VOID_TAGS:
             self.open.append(tag)
 
@@ -358,10 +327,11 @@ class _Cleaner(HTMLParser):
             self.out.append(escape(data) if "pre" in self.open else escape(re.sub(r"\s+", " ", data)))
 
 
-def clean_html(html: str) -> str:
+def clean_html(html: str) -> Html:
     """Foreign HTML (a notebook's table) with its text and structure only: no script, style, link or handler."""
-    return _Cleaner(KEPT_TAGS).clean(html)
+    return Html(_Cleaner(KEPT_TAGS).clean(html))
 
 
-def _attributes(values: Mapping[str, str]) -> str:
-    return "".join(f' {name}="{escape(value)}"' for name, value in values.items() if value)
+def attributes(values: Mapping[str, str]) -> Html:
+    """Attributes of an element, those with a value; their names are our own."""
+    return Html("".join(f' {name}="{escape(value)}"' for name, value in values.items() if value))

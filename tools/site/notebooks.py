@@ -174,7 +174,7 @@ def themed_svg(svg: str, name: str) -> str:
 
 
 def _code(source: str) -> str:
-    html, lines = code(source), len(source.splitlines())
+    html, lines = str(code(source)), len(source.splitlines())
     if lines >= FOLDED_FROM and re.search(r"\bplt\.|\.subplots\(", source) and not source.lstrip().startswith("import"):
         html = f"<details><summary>Code of the figure, {lines} lines</summary>{html}</details>"
     return f'<div class="atlas-cell" data-search-exclude>{html}</div>'

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise, product
 
 from tools.knowledge.schema import Entry
-from tools.site.catalogue import linked
-from tools.site.home import anchor
-from tools.site.markup import escape, front_matter, href, link, paragraph, scrolling, table
-from tools.site.pages import Atlas, Page
+from tools.site.markup import Html, escape, href
+from tools.site.model import Atlas, Page
+from tools.site.parts import View, anchor
 
 HERE = "relations.md"
 AXIS = "relation"
@@ -26,7 +25,6 @@ TYPES = {
     "composes-with": ("composes with", False), "conflicts-with": ("conflicts with", False),
 }  # fmt: skip
 """Type of edge -> how it reads, and whether it has a direction."""
-
 WIDTH, ROW, GAP, TOP = 1000, 17, 15, 8
 LEFT, RIGHT = 312, 688
 """Where the dots of the two columns are; labels stand outside of them, curves between them."""
@@ -150,66 +148,22 @@ def _settle(ids: list[str], places: dict[str, tuple[int, float]], ends: Mapping[
 def page(atlas: Atlas) -> Page:
     """The figure and the tables."""
     found = edges(atlas.knowledge.entries)
-    text = front_matter(title="Relations", description="How techniques hang together", hide=["navigation", "toc"])
-    related = {end for edge in found for end in (edge.source, edge.target)}
-    parts = [
-        "# Relations",
-        (
-            f"<p>How the {len(atlas.entries)} entries hang together: {len(found)} relations among {len(related)} of "
-            f"them. Entries are grouped by {link(HERE, f'axes/{AXIS}.md', 'why their data are redundant')}. Point at "
-            "an entry, or reach it with the keyboard, to see its own relations alone; the tables below say the same in "
-            "words, with the reason of each.</p>"
-        ),
-    ]
-    if found:
-        parts += [_legend(found), f'<div class="atlas-graph-box" data-search-exclude>{_inside(atlas, found)}</div>']
-    for type_, (reads, _) in TYPES.items():
-        rows = [
-            [_name(atlas, e.source), _name(atlas, e.target), linked(atlas, HERE, paragraph(e.note))]
-            for e in found
-            if e.type == type_
-        ]
-        if rows:
-            parts.append(f"## {reads.capitalize()} {{#{type_}}}")
-            tabled = table(["Entry", reads, "Why, or when"], rows, css="atlas-relations")
-            parts.append(f"<div data-search-exclude>{tabled}</div>")
-    return Page(HERE, "Relations", text + "\n\n".join(parts) + "\n", "taxonomy/techniques")
+    counts = Counter(e.type for e in found)
+    view = View(atlas, HERE)
+    return view.page(
+        "relations.md", "Relations", "taxonomy/techniques",
+        meta={"description": "How techniques relate", "hide": ["navigation", "toc"]},
+        edges=found, related=len({end for edge in found for end in (edge.source, edge.target)}),
+        types={t: (reads, directed, counts[t]) for t, (reads, directed) in TYPES.items() if counts[t]},
+        rows=lambda type_: [
+            (view.of_entry(e.source), view.of_entry(e.target), view.linked(e.note)) for e in found if e.type == type_
+        ],
+        figure=figure(atlas, found), arrow=Html(_arrow(26, 6, 1)),
+        mark=lambda kind: Html(_dot(kind, 6, 6)),
+    )  # fmt: skip
 
 
-def _inside(atlas: Atlas, found: Sequence[Edge]) -> str:
-    return scrolling(figure(atlas, found), "Figure of all relations, scrolls sideways")
-
-
-def _name(atlas: Atlas, id_: str) -> str:
-    return link(HERE, f"techniques/{id_}.md", escape(atlas.knowledge.entries[id_].name))
-
-
-def _legend(found: Sequence[Edge]) -> str:
-    """The types with their lines; a script makes each a switch."""
-    keys = []
-    for type_, (reads, directed) in TYPES.items():
-        count = sum(e.type == type_ for e in found)
-        if count:
-            line = f'<path d="M2 6H{26 if directed else 30}"/>' + (_arrow(26, 6, 1) if directed else "")
-            keys.append(
-                f'<button type="button" data-atlas-edges="{type_}" aria-pressed="true">'
-                f'<svg class="atlas-figure swatch" viewBox="0 0 32 12" aria-hidden="true">'
-                f'<g class="edge {type_}">{line}</g></svg>{reads} <b>{count}</b></button>'
-            )
-    marks = "".join(
-        f'<span><svg class="atlas-figure swatch" viewBox="0 0 12 12" aria-hidden="true"><g class="node {css}">'
-        f"{_dot(kind, 6, 6)}</g></svg>{what}</span>"
-        for css, kind, what in (
-            ("stable", "technique", "runs here"),
-            ("draft", "technique", "draft"),
-            ("stable", "system", "system"),
-            ("stable", "study", "study"),
-        )
-    )
-    return f'<div class="atlas-edge-keys" role="group" aria-label="Kinds of relation">{"".join(keys)}{marks}</div>'
-
-
-def figure(atlas: Atlas, found: Sequence[Edge]) -> str:
+def figure(atlas: Atlas, found: Sequence[Edge]) -> Html:
     """All entries and the curves between them as SVG that follows the theme."""
     groups = _groups(atlas)
     made = layout(groups, [(e.source, e.target) for e in found])
@@ -234,7 +188,7 @@ def figure(atlas: Atlas, found: Sequence[Edge]) -> str:
         *(_node(known[id_], *place) for id_, place in sorted(made.places.items(), key=lambda item: item[1])),
         "</svg>",
     ]
-    return "".join(parts)
+    return Html("".join(parts))
 
 
 def _groups(atlas: Atlas) -> dict[str, list[str]]:
@@ -261,9 +215,9 @@ def _curve(edge: Edge, made: Layout, known: Mapping[str, Entry]) -> str:
         reach = 0.5 * (RIGHT - LEFT)
         c1, c2 = start + inwards[side1] * reach, end + inwards[side2] * reach
     arrow = _arrow(end, y2, -inwards[side2]) if directed else ""
-    said = f"{known[edge.source].name} {reads} {known[edge.target].name}"
+    title = f"{known[edge.source].name} {reads} {known[edge.target].name}"
     return (
-        f'<g class="edge {edge.type}" data-ends="{edge.source} {edge.target}"><title>{escape(said)}</title>'
+        f'<g class="edge {edge.type}" data-ends="{edge.source} {edge.target}"><title>{escape(title)}</title>'
         f'<path d="M{start:.0f} {y1:.1f}C{c1:.0f} {y1:.1f} {c2:.0f} {y2:.1f} {end:.0f} {y2:.1f}"/>{arrow}</g>'
     )
 
