@@ -110,6 +110,14 @@ def test_as_json(atlas: Path) -> None:
     assert group["rows"][1]["best"] is None
 
 
+def test_a_joint_record_is_exported_with_the_page_of_its_first_technique(atlas: Path) -> None:
+    results = json.loads(redundancy(atlas, "export", "json").stdout)["results"]
+    assert {r["id"]: r["page"] for r in results} == {
+        "token-merging/photos": "techniques/token-merging.html#photos",
+        f"{BENCHMARK}/meeting": f"techniques/token-merging.html#{BENCHMARK}-meeting",
+    }
+
+
 def test_an_unknown_benchmark_is_wrong_usage(atlas: Path) -> None:
     result = redundancy(atlas, "compare", "token-reductoin")
     assert result.exit_code == 2

@@ -223,12 +223,14 @@ def result(record: Record) -> model.ResultOut:
         name: table.model_copy(update={"rows": tuple(tuple("" if c is None else c for c in row) for row in table.rows)})
         for name, table in record.tables.items()
     }
-    folder = "techniques" if record.technique else "benchmarks"
+    shown_with = record.technique or record.points[0].technique
+    if record.technique is None:
+        anchor = f"{record.benchmark}-{anchor}"
     return model.ResultOut.model_construct(
         **_fields(record, "tables"),
         tables=tables,
         id=result_id(record),
-        page=f"{folder}/{record.owner}.html#{anchor}",
+        page=f"techniques/{shown_with}.html#{anchor}",
         file=f"{RESULTS}/{result_id(record)}.json",
     )
 
