@@ -296,15 +296,11 @@ def training(
         controls={**CONTROLS, **{method.name: method.about for method in methods if method.name != TECHNIQUE}},
         redundancy=redundancy_of(technique, data),
         notes=(
-            (
-                "The text of a mail is its subject and body as `data.text` defines it; mails without a letter or digit are "
-                f"left out. The first {MAX_TOKENS} tokens of the text are embedded."
-            ),
+            "The text of a mail is its subject and body (`data.text`); mails without a letter or digit are left out.",
+            f"The first {MAX_TOKENS} tokens of a mail are embedded.",
             "Every variant trains for the same number of epochs, so fewer mails mean fewer steps.",
-            (
-                "Duplicates fall on both sides of a random split; “accuracy on unseen” leaves out the test mails that have "
-                f"a near-duplicate (cosine above {1 - LEAK:g}) among the training mails."
-            ),
+            "Duplicates fall on both sides of a random split.",
+            f"Unseen are the test mails without a near-duplicate (cosine above {1 - LEAK:g}) among the training mails.",
             *notes,
         ),
         tables=tables(study, data, attempts),

@@ -17,7 +17,7 @@ import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
 
-from reference_impls.contract import generator
+from reference_impls.contract import check_range, generator
 from reference_impls.data.text import normalised
 
 DISTINCT = 0.2
@@ -100,10 +100,11 @@ def distinct(texts: Sequence[str], size: int) -> list[str]:
 
 
 def plant(originals: Sequence[str], rate: float) -> Planted:
-    """Add one duplicate to as many originals as make the share `rate` of the whole, the kinds in turn.
+    """Add one duplicate to as many originals as make the share `rate` of the whole, at most a half, the kinds in turn.
 
     The texts of a lower rate are the first ones of a higher rate.
     """
+    check_range("rate", rate, 0, 0.5)
     number = round(rate * len(originals) / (1 - rate))
     chosen = torch.randperm(len(originals), generator=generator(0))[:number]
     kind = torch.arange(len(chosen)) % len(KINDS)
