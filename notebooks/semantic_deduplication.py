@@ -30,12 +30,15 @@ by_epsilon = full.tables["by epsilon"].records()
 # ## The idea in one picture
 #
 # Some hundred mails of the SpamAssassin corpus, embedded with all-MiniLM-L6-v2. Clustering and matching are two calls.
+# How much redundancy they hold can be measured on any embeddings.
 
 # %%
 data = embedded_mails(MailPlan(folders=TWO_FOLDERS), Context())
 labels, _ = k_means(data.z, seed=0)
 handle = SemanticDeduplication().apply(data.mails, embeddings=data.z, labels=labels, epsilon=0.05)
 print(f"{len(data.mails)} mails, {len(handle.target)} kept")
+found = duplicates(data.z, epsilon=0.05)
+print(f"{found.measure}: {found.value:.3f}", {name: round(value, 3) for name, value in found.where.items()})
 
 # %% [markdown]
 # Below is a mail beside its nearest twin. A hash cannot see that they are the same: the words differ here and there.
@@ -79,27 +82,18 @@ print(f"removed mails whose kept mail is farther than epsilon: {int((to_kept <= 
 # How many mails are duplicates depends on what is compared. The same corpus, counted in several ways:
 
 # %%
-for row in full.tables["exact duplicates"].records():
-    print(f"{row['mails']:6}  equal to an earlier mail by {row['compared']}")
+for compared, number in full.tables["exact duplicates"].rows:
+    print(f"{number:6}  equal to an earlier mail by {compared}")
 for row in by_epsilon:
     print(f"{row['near-duplicates']:6}  cosine above {1 - row['epsilon']:g} with another mail, or a chain of such")
 
-# %%
 where = {name: value for name, value in full.redundancy.where.items() if name.startswith("folder ")}
 nulls = {f"null: {name}": value for name, value in full.redundancy.null.items()}
+values = where | {"all mails": full.redundancy.value} | nulls
 figure, axis = plt.subplots(figsize=(8, 2.8))
-show.bars(
-    axis, where | {"all mails": full.redundancy} | nulls, label="share of mails that could go at $\\epsilon$ = 0.05"
-)
+show.bars(axis, values, label="share of mails that could go at $\\epsilon$ = 0.05")
 figure.tight_layout()
 plt.show()
-
-# %% [markdown]
-# The measure works on any embeddings. On the mails above:
-
-# %%
-found = duplicates(data.z, epsilon=0.05)
-print(f"{found.measure}: {found.value:.3f}", {name: round(value, 3) for name, value in found.where.items()})
 
 # %% [markdown]
 # ## What it costs, and what it saves
@@ -118,11 +112,8 @@ show.trade_offs(full, lines, costs=("samples", "MACs", "milliseconds"))
 # %%
 show.gains(full, "random removal", "+.2f", scale=100)  # percentage points
 print("  epsilon    kept   accuracy on unseen mails   (random removal)")
-for row in by_epsilon:
-    print(
-        f"{row['epsilon']:9g} {row['kept share']:7.3f} {row['accuracy on unseen']:26.4f}"
-        f"   ({row['accuracy on unseen, random removal']:.4f})"
-    )
+for epsilon, kept, *_, unseen, at_random, _ in full.tables["by epsilon"].rows:
+    print(f"{epsilon:9g} {kept:7.3f} {unseen:26.4f}   ({at_random:.4f})")
 seen = full.extra["share of test mails seen in training"]
 print(f"Test mails with a near-duplicate among the training mails: {seen:.1%}")
 
@@ -131,17 +122,13 @@ print(f"Test mails with a near-duplicate among the training mails: {seen:.1%}")
 # costs far more than training this small network:
 
 # %%
-for row in full.tables["MACs of the parts"].records():
-    print(f"{row['part']:>9}: {row['MACs'] / 1e9:10.1f} x 10^9 MACs")
+for part, macs in full.tables["MACs of the parts"].rows:
+    print(f"{part:>9}: {macs / 1e9:10.1f} x 10^9 MACs")
 
 # %% [markdown]
 # So here the technique costs more than it saves. It pays before an expensive training. One step of training costs about
 # three forward passes (forward, and twice as much backward), so a network of the encoder's own size, trained for $E$
-# epochs, gets its embedding back when the removed share is above $1 / (3 E)$:
-
-# %%
-for epochs in (1, 3, 10, 32):
-    print(f"{epochs:3} epochs: more than {1 / (3 * epochs):6.1%} must be removed")
+# epochs, gets its embedding back when the removed share is above $1 / (3 E)$: a third for one epoch, 1 % for 32.
 
 # %% [markdown]
 # ## Controls: duplicates that we planted
@@ -165,8 +152,6 @@ axis.set(xlabel="$\\epsilon$", ylabel="share found", ylim=(-0.03, 1.03))
 axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 figure.tight_layout()
 plt.show()
-
-# %%
 print("planted   removed   found   (epsilon 0.05)")
 for point in show.select(planted.points, epsilon=0.05):
     print(f"{point.knobs['rate']:7.0%} {point.redundancy:9.1%} {point.quality.value:7.1%}")

@@ -84,11 +84,17 @@ class Embedded(NamedTuple):
         return Embedded([self.mails[i] for i in index.tolist()], self.z[index], self.y[index])
 
 
-def embedded_mails(plan: MailPlan, context: Context) -> Embedded:
+def chosen_mails(plan: MailPlan) -> list[Mail]:
     """The mails that hold at least one letter or digit: of the whole corpus, or of the plan's folders."""
-    chosen = [mail for mail in mails() if normalised(mail.text)]
-    if plan.folders is not None:
-        chosen = [m for f, n in plan.folders.items() for m in [mail for mail in chosen if mail.source == f][:n]]
+    every = [mail for mail in mails() if normalised(mail.text)]
+    if plan.folders is None:
+        return every
+    return [m for f, n in plan.folders.items() for m in [mail for mail in every if mail.source == f][:n]]
+
+
+def embedded_mails(plan: MailPlan, context: Context) -> Embedded:
+    """The plan's mails with their embeddings and classes."""
+    chosen = chosen_mails(plan)
     y = torch.tensor([mail.spam for mail in chosen]).long().to(context.device)
     return Embedded(chosen, embeddings([mail.text for mail in chosen], context), y)
 
@@ -102,7 +108,9 @@ def embeddings(texts: Sequence[str], context: Context) -> Tensor:
         return embed(model.to(context.device), tokenizer, distinct, max_tokens=MAX_TOKENS, progress=context.progress)
 
     digest = hashlib.sha256("\0".join(distinct).encode()).hexdigest()
-    z = cached("minilm-embeddings", {"texts": digest, "max_tokens": MAX_TOKENS, "device": context.device}, compute)
+    z: Tensor = cached(
+        "minilm-embeddings", {"texts": digest, "max_tokens": MAX_TOKENS, "device": context.device}, compute
+    )
     position = {text: i for i, text in enumerate(distinct)}
     return z[[position[text] for text in texts]].to(context.device)
 
@@ -216,7 +224,8 @@ def fit(part: MailSplit, kept: Tensor, seed: int) -> nn.Module:
 
 def without_exact(part: MailSplit, seed: int) -> Tensor:
     """Training mails less those whose normalised text occurred before."""
-    return exact_groups([normalised(mail.text) for mail in part.train.mails]).unique().to(part.x.device)
+    groups: Tensor = exact_groups([normalised(mail.text) for mail in part.train.mails]).unique()
+    return groups.to(part.x.device)
 
 
 def random_subset(part: MailSplit, seed: int, size: int) -> Tensor:

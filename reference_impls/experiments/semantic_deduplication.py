@@ -26,7 +26,7 @@ from reference_impls.benchmarks.data_selection import (
     MailPlan,
     MailSplit,
     Method,
-    embedded_mails,
+    chosen_mails,
     embedding_macs,
     embeddings,
     halves,
@@ -175,8 +175,7 @@ class PlantedPlan(MailPlan):
 def planted_duplicates(study: Study[PlantedPlan]) -> Record:
     """Plant duplicates of known kinds at known rates in mails without any, and look for them."""
     plan = study.plan
-    data = embedded_mails(plan, study.context)
-    originals = distinct([mail.text for mail in data.mails], plan.originals)
+    originals = distinct([mail.text for mail in chosen_mails(plan)], plan.originals)
     sets = {rate: plant(originals, rate) for rate in plan.rates}
     top = plan.rates[0]
     most = sets[top]
