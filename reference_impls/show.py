@@ -22,6 +22,7 @@ GREYS = ("0.45", "0.6", "0.7", "0.8")
 COSTS: Mapping[str, Callable[[Variant], float]] = {
     "MACs": lambda v: float(v.macs),
     "milliseconds": lambda v: v.wall_ms.median,
+    "samples": lambda v: float("nan" if v.samples is None else v.samples),
 }
 
 
@@ -83,7 +84,8 @@ def trade_off(
 ) -> None:
     """Quality against cost: a line for each series with its intervals, controls in grey, and the baseline.
 
-    cost: "MACs" or "milliseconds". lines: the series to draw, all by default. relative: as a share of the baseline's.
+    cost: "MACs", "milliseconds" or "samples". lines: the series to draw, all by default. relative: as a share of the
+    baseline's.
     """
     of = COSTS[cost]
     whole = of(record.baseline) if relative else 1.0
@@ -102,13 +104,17 @@ def trade_off(
     axis.set(ylabel=base.quality.metric)
 
 
-def trade_offs(record: Record, lines: Mapping[str, Sequence[Point]] | None = None) -> None:
-    """`trade_off` against MACs and against time, side by side, with one legend."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    for axis, cost in zip(axes, COSTS, strict=True):
+def trade_offs(
+    record: Record,
+    lines: Mapping[str, Sequence[Point]] | None = None,
+    costs: Sequence[str] = ("MACs", "milliseconds"),
+) -> None:
+    """`trade_off` against several costs, side by side, with one legend."""
+    figure, axes = plt.subplots(1, len(costs), figsize=(9, 3.4), sharey=True)
+    for axis, cost in zip(axes, costs, strict=True):
         trade_off(axis, record, cost, lines=lines)
-    axes[1].set(ylabel="")
-    axes[1].legend(fontsize=8)
+        axis.set(ylabel="" if axis is not axes[0] else record.baseline.quality.metric)
+    axes[-1].legend(fontsize=8)
     figure.suptitle(record.title, fontsize=10)
     figure.tight_layout()
     plt.show()

@@ -54,6 +54,11 @@ def text_of(raw: bytes) -> str:
     return f"{_one_line(_header(message, 'Subject'))}\n{_one_line(body)}"
 
 
+def normalised(text: str) -> str:
+    """Lower-case letters and digits of a text, each run of anything else made one space."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+
+
 def strip_html(text: str) -> str:
     """HTML -> its text: comments, scripts, styles and tags become a space, entities become characters."""
     text = re.sub(r"(?s)<!--.*?(-->|$)", " ", text)

@@ -42,14 +42,14 @@ def unit(embeddings: Tensor, name: str = "embeddings") -> Tensor:
 def clusters(labels: Tensor | None, n: int) -> list[Tensor]:
     """Indices of the items of each cluster, ascending; one cluster of all `n` items when `labels` is None.
 
-    Raises: ValueError unless `labels` is (N,) integers with one label an item.
+    Raises: ValueError unless `labels` is (N,) integers with one label per item.
     """
     if labels is None:
         return [torch.arange(n)] if n else []
     check_tensor("labels", labels, "N", floating=False)
     if len(labels) != n or labels.is_floating_point():
         raise ValueError(
-            f"labels must hold one integer an item: {n} items, labels {tuple(labels.shape)} {labels.dtype}"
+            f"labels must hold one integer per item: {n} items, labels {tuple(labels.shape)} {labels.dtype}"
         )
     _, inverse, sizes = labels.cpu().unique(return_inverse=True, return_counts=True)
     return list(inverse.argsort(stable=True).split(sizes.tolist()))
@@ -90,6 +90,17 @@ def nearest(queries: Tensor, references: Tensor, block: int = BLOCK) -> tuple[Te
             best[rows] = torch.where(closer, value, best[rows])
             index[rows] = torch.where(closer, where + j, index[rows])
     return best, index
+
+
+def nearest_other(embeddings: Tensor, block: int = BLOCK) -> Tensor:
+    """Highest cosine (N,) of each item with any other item; embeddings (N, D). Minus infinity for a single item."""
+    z = unit(embeddings)
+    best = z.new_full((len(z),), -torch.inf)
+    for i, j, tile in earlier_similarities(z, block):
+        rows, columns = slice(i, i + len(tile)), slice(j, j + tile.shape[1])
+        best[rows] = torch.maximum(best[rows], tile.amax(1))
+        best[columns] = torch.maximum(best[columns], tile.amax(0))
+    return best
 
 
 def exact_groups(items: Sequence[Hashable] | Tensor) -> Tensor:

@@ -21,14 +21,18 @@ are compared. Every step works in tiles, so a large cluster never needs its full
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from reference_impls.contract import (
+    Choice,
+    Given,
     Handle,
+    Integer,
+    Number,
     Redundancy,
     Setting,
     Technique,
@@ -150,7 +154,7 @@ def macs(sizes: Sequence[int], dimension: int, keep: Keep = "hard", block: int =
 
 
 class EmbeddedDataset(Dataset[Any]):
-    """A map-style data set with one embedding an item: what `SemanticDeduplication` works on."""
+    """A map-style data set with one embedding per item: what `SemanticDeduplication` works on."""
 
     def __init__(self, items: Any, embeddings: Tensor, labels: Tensor | None = None, macs_per_item: int = 0) -> None:
         """Join a map-style data set or sequence with its embeddings (N, D) and, if wanted, cluster labels (N,).
@@ -159,7 +163,7 @@ class EmbeddedDataset(Dataset[Any]):
         multiply-accumulates; `SemanticDeduplication.saving` counts it for each removed item.
         """
         if len(items) != len(embeddings):
-            raise ValueError(f"there must be one embedding an item: {len(items)} items, {len(embeddings)} embeddings")
+            raise ValueError(f"there must be one embedding per item: {len(items)} items, {len(embeddings)} embeddings")
         self.items = items
         self.embeddings = embeddings
         self.labels = labels
@@ -177,6 +181,20 @@ class SemanticDeduplication(Technique):
 
     id = "semantic-deduplication"
     execution = "real"
+    knobs: ClassVar = {
+        "epsilon": Number(
+            0.05, low=0, high=1, about="an item goes when its cosine with an item before it exceeds 1 - epsilon"
+        ),
+        "embeddings": Given(None, about="(N, D), a row for each item; None: the target's own"),
+        "labels": Given(None, about="(N,) cluster of each item, an integer; None: the target's own, or one cluster"),
+        "keep": Choice(
+            "hard",
+            options=("hard", "easy", "random"),
+            about="which of two duplicates stays: the one far from the centroid, the one near it, or any",
+        ),
+        "seed": Integer(0, low=0, about="of the order, for keep='random'"),
+        "block": Integer(1024, low=1, about="side of a tile of similarities; moves memory, not the result"),
+    }
 
     def settings(self) -> list[Setting]:
         """From nothing (epsilon 0) to a threshold that also joins items which are merely about the same thing."""
@@ -190,27 +208,26 @@ class SemanticDeduplication(Technique):
         embeddings, labels = self._inputs_of(target)
         return duplicates(embeddings, EPSILON, labels)
 
-    def apply(
+    def attach(
         self,
         target: Any,
-        *,
-        epsilon: float = EPSILON,
-        embeddings: Tensor | None = None,
-        labels: Tensor | None = None,
-        keep: Keep = "hard",
-        seed: int = 0,
-        block: int = BLOCK,
+        epsilon: float,
+        embeddings: Tensor | None,
+        labels: Tensor | None,
+        keep: Keep,
+        seed: int,
+        block: int,
     ) -> Handle:
-        """Deduplicate the data set `host`; `handle.host` is a `torch.utils.data.Subset` of it, in the same order.
+        """Deduplicate a data set; `handle.target` is a `torch.utils.data.Subset` of it, in the same order.
 
-        `embeddings` (N, D) and `labels` (N,) default to the attributes of an `EmbeddedDataset`; the other knobs are
-        those of `semdedup`. The trace holds the `Selection` and the sizes of the clusters.
+        The trace holds the `Selection` and the sizes of the clusters.
 
-        Raises: UnsupportedHost for a host without a length, items or embeddings; ValueError, TypeError for bad knobs.
+        Raises: UnsupportedHost for a target without a length, items or embeddings; ValueError, TypeError for embeddings
+        or labels that do not fit it.
         """
         embeddings, labels = self._inputs_of(target, embeddings, labels)
         selection = semdedup(embeddings, epsilon, labels, keep, seed, block)
-        if epsilon > 0 and not len(selection.removed):
+        if not len(selection.removed):
             warn_no_effect(self.id, f"no two items of a cluster have a cosine above {1 - epsilon:g}")
         trace = {
             **selection._asdict(),
@@ -222,9 +239,9 @@ class SemanticDeduplication(Technique):
         return Handle(Subset(target, selection.kept.tolist()), trace=lambda: trace)
 
     def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
-        """Removed items x MACs an item, less the similarities: R c - sum over clusters of about n^2 D.
+        """Removed items x MACs per item, less the similarities: R c - sum over clusters of about n^2 D.
 
-        c is the host's `macs_per_item` (0 when it does not say). Embedding and clustering happen before `apply`
+        c is the target's `macs_per_item` (0 when it does not say). Embedding and clustering happen before `apply`
         and are not in it.
         """
         overhead = macs(trace["cluster_sizes"], trace["dimension"], trace["keep"], trace["block"])
@@ -240,5 +257,5 @@ class SemanticDeduplication(Technique):
                 self.id, target, "a map-style data set (__len__ and __getitem__) with embeddings, as in EmbeddedDataset"
             )
         if len(embeddings) != len(target):
-            raise ValueError(f"there must be one embedding an item: {len(target)} items, {len(embeddings)} embeddings")
+            raise ValueError(f"there must be one embedding per item: {len(target)} items, {len(embeddings)} embeddings")
         return embeddings, labels

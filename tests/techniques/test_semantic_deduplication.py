@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from random import Random
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from reference_impls.contract import NoEffectWarning, UnsupportedHost
-from reference_impls.data.text import Mail
-from reference_impls.experiments.semantic_deduplication import (
-    FOOTER,
-    KINDS,
-    Planted,
-    distinct_originals,
-    found,
-    k_means,
-    nearest_histogram,
-    normalised,
-)
+from reference_impls.benchmarks.data_selection import k_means
+from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, generator
+from reference_impls.data.planted import FOOTER, KINDS, Planted, distinct, plant
+from reference_impls.data.text import normalised
 from reference_impls.redundancy.cross_sample_similarity import (
     duplicates,
     earlier_similarities,
     exact_groups,
     near_groups,
     nearest,
+    nearest_other,
     removable_share,
     unit,
 )
 from reference_impls.techniques.semantic_deduplication import (
     EmbeddedDataset,
+    Keep,
     SemanticDeduplication,
     closest_earlier,
     cluster_order,
@@ -39,9 +35,105 @@ from reference_impls.techniques.semantic_deduplication import (
     semdedup,
 )
 
+SEMDEDUP = SemanticDeduplication()
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cases: vectors whose duplicates are known
+
+
+def best_match(items: EmbeddedDataset, queries: Tensor) -> Tensor:
+    """Highest product (Q,) of each query (Q, D) with any item (D,) of the data set: what copies do not change."""
+    rows = torch.stack([items[i] for i in range(len(items))])  # (N, D)
+    return (queries @ rows.T).amax(1)
+
+
+class SemanticDeduplicationCases(Cases):
+    """Vectors whose duplicates are known: random with near copies, copies of one vector, or orthogonal vectors."""
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        draws = generator(seed)
+        n, dimension, queries = 48, 48, 256
+        labels = None
+        if kind == "typical":
+            originals = torch.randn(n // 2, dimension, generator=draws)
+            noise = torch.randn(n // 2, dimension, generator=draws) * torch.linspace(0, 0.8, n // 2)[:, None]
+            rows = torch.cat([originals, originals + noise])
+            labels = (torch.arange(n) % 2).to(device)
+        elif kind == "redundant":
+            rows = torch.randn(1, dimension, generator=draws).repeat(n, 1)
+        else:
+            rows = torch.linalg.qr(torch.randn(dimension, n, generator=draws))[0].T.contiguous()
+        rows = rows.to(device)
+        target = EmbeddedDataset(rows, rows, labels, macs_per_item=queries * dimension)
+        return Case(target, torch.randn(queries, dimension, generator=draws).to(device), best_match)
+
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        keeps: tuple[Keep, ...] = ("hard", "easy")
+        for offset in range(3):
+            target = self.build("typical", seed + offset, device).target
+            for keep in keeps:
+                for epsilon in (0.01, 0.1, 0.5):
+                    kept = torch.zeros(len(target), dtype=torch.bool)
+                    kept[semdedup(target.embeddings, epsilon, target.labels, keep, block=7).kept.cpu()] = True
+                    labels = None if target.labels is None else target.labels.cpu()
+                    expected = brute_force(target.embeddings.cpu(), epsilon, labels, keep)
+                    yield Expectation(f"kept at epsilon={epsilon}, keep={keep!r}", expected, kept)
+        # Cosines: 0.8 of items 0 and 1, 0.6 of 1 and 2, 0 of 0 and 2. From the centroid (1.8, 1.6) / 3, the order is
+        # 2, 0, 1 for hard and 1, 0, 2 for easy.
+        rows = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]], device=device)
+        for keep, epsilon, by_hand in (("hard", 0.3, [0, 2]), ("easy", 0.3, [1, 2]), ("easy", 0.5, [1])):
+            kept = semdedup(rows, epsilon, keep=keep).kept
+            yield Expectation(f"three items at epsilon={epsilon}, keep={keep!r}", kept.new_tensor(by_hand), kept)
+
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        target = self.build("typical", seed, device).target
+        every = torch.arange(len(target), device=device)
+        for epsilon in (0.0, 0.05, 0.5):
+            chosen = semdedup(target.embeddings, epsilon, target.labels)
+            yield Expectation("items kept or removed", every, torch.cat([chosen.kept, chosen.removed]).sort().values)
+            stands = representatives(chosen)
+            yield Expectation("items that stand for themselves", chosen.kept, (stands == every).nonzero().flatten())
+            yield Expectation("cluster of the item that stands for each", target.labels, target.labels[stands])
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        rows = torch.eye(4, device=device)
+
+        def applied(what: str, embeddings: Tensor | None = rows, **labels: Tensor) -> Invalid:
+            says = next(iter(labels), "embedding")
+            return Invalid(what, lambda: SEMDEDUP.apply([0] * 4, embeddings=embeddings, **labels), says)
+
+        yield applied("no embeddings", None)
+        yield applied("embeddings of fewer items", rows[:3])
+        yield applied("embeddings of rank 1", rows[:, 0])
+        yield applied("integer embeddings", rows.long())
+        yield applied("infinite embeddings", rows * torch.inf)
+        yield applied("embeddings of zeros", rows - rows)
+        yield applied("labels of fewer items", labels=torch.zeros(3, dtype=torch.long, device=device))
+        yield applied("labels that are no integers", labels=torch.zeros(4, device=device))
+
+
+def brute_force(embeddings: Tensor, epsilon: float, labels: Tensor | None, keep: Keep) -> Tensor:
+    """(N,) whether each item is kept, pair by pair, for keep "hard" or "easy"."""
+    z = torch.nn.functional.normalize(embeddings, dim=1)
+    labels = torch.zeros(len(z), dtype=torch.long) if labels is None else labels
+    kept = torch.ones(len(z), dtype=torch.bool)
+    for label in set(labels.tolist()):
+        members = [i for i in range(len(z)) if labels[i] == label]
+        centroid = z[members].mean(0)
+        members.sort(key=lambda i: float(z[i] @ centroid), reverse=keep == "easy")
+        for position, i in enumerate(members):
+            kept[i] = not any(float(z[i] @ z[j]) > 1 - epsilon for j in members[:position])
+    return kept
+
+
+CASES = SemanticDeduplicationCases()
+
+# --------------------------------------------------------------------------------------------------------------------
+# The algorithm
+
 
 def gaussian(n: int, dimension: int, seed: int = 0) -> Tensor:
-    return torch.randn(n, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(n, dimension, generator=generator(seed), dtype=torch.float64)
 
 
 def with_near_copies(originals: int, copies: int, cosine: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -145,7 +237,7 @@ def test_tiles_do_not_change_the_result(block: int):
 
 def test_a_permutation_of_the_data_permutes_the_result():
     rows = torch.cat([gaussian(30, 12), gaussian(30, 12) + 0.05 * gaussian(30, 12, seed=1)])
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(60, generator=generator(3))
     plain, permuted = semdedup(rows, 0.1), semdedup(rows[order], 0.1)
     assert order[permuted.kept].sort().values.tolist() == plain.kept.tolist()
 
@@ -224,37 +316,34 @@ def test_scale_of_the_embeddings_does_not_matter():
     assert torch.equal(semdedup(rows, 0.01).kept, semdedup(scaled, 0.01).kept)
 
 
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        (torch.tensor([[1.0, 0], [0, 0]]), "row 1"),
-        (torch.tensor([[1.0, torch.nan]]), "not finite"),
-        (torch.ones(4), "shape"),
-        (torch.ones(4, 2, dtype=torch.long), "floating point"),
-    ],
-)
-def test_embeddings_without_a_direction_are_refused(rows: Tensor, says: str):
-    with pytest.raises((ValueError, TypeError), match=says):
-        semdedup(rows, 0.1)
+def test_a_row_without_a_direction_is_named():
+    with pytest.raises(ValueError, match="row 1"):
+        semdedup(torch.tensor([[1.0, 0], [0, 0]]), 0.1)
+
+
+def test_knobs_are_checked_without_the_class_too():
+    for knobs in ({"epsilon": 1.5}, {"epsilon": 0.1, "keep": "best"}, {"epsilon": 0.1, "block": 0}):
+        with pytest.raises(ValueError, match=list(knobs)[-1]):
+            semdedup(torch.eye(3), **knobs)
 
 
 def test_the_subset_keeps_items_and_their_order():
     words = ["a", "b", "a2", "c"]
     rows = torch.eye(3)[[0, 1, 0, 2]]
-    handle = SemanticDeduplication().apply(words, embeddings=rows, epsilon=0.01)
+    handle = SEMDEDUP.apply(words, embeddings=rows, epsilon=0.01)
     assert list(handle.target) == ["a", "b", "c"]
     assert handle.trace["twin"].tolist() == [0]
     with pytest.warns(NoEffectWarning, match="no two items"):
-        SemanticDeduplication().apply(words[:2], embeddings=rows[:2], epsilon=0.01)
+        SEMDEDUP.apply(words[:2], embeddings=rows[:2], epsilon=0.01)
 
 
-def test_hosts_without_embeddings_or_of_another_length_are_refused():
-    with pytest.raises(UnsupportedHost, match="embeddings"):
-        SemanticDeduplication().apply(["a", "b"], epsilon=0.1)
-    with pytest.raises(ValueError, match="one embedding an item"):
+def test_a_data_set_has_one_embedding_per_item():
+    with pytest.raises(ValueError, match="one embedding per item"):
         EmbeddedDataset(["a", "b"], torch.eye(3))
-    with pytest.raises(ValueError, match="one embedding an item"):
-        SemanticDeduplication().apply(["a", "b"], embeddings=torch.eye(3))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Clusters, and planted duplicates
 
 
 def test_planted_changes_change_what_they_say():
@@ -279,29 +368,38 @@ def test_originals_share_few_shingles_and_are_long_enough():
     vocabulary = " ".join(f"word{i}" for i in range(400))
     texts = [sentences(vocabulary, seed) for seed in range(6)]
     near_copy = texts[2].replace("word1", "other", 1)
-    mails = [Mail(text, False, "", "") for text in [*texts, near_copy, "Too short. For this. Really."]]
-    chosen = distinct_originals(mails, 100)
+    every = [*texts, near_copy, "Too short. For this. Really."]
+    chosen = distinct(every, 100)
     assert chosen == [texts[0], texts[1], texts[3], texts[4], texts[5]]
-    assert distinct_originals(mails, 2) == chosen[:2]
+    assert distinct(every, 2) == chosen[:2]
+
+
+def test_a_rate_of_duplicates_is_planted_and_a_lower_rate_plants_the_first_of_them():
+    originals = [f"One two {i}. Three four five. Six seven." for i in range(12)]
+    few, many = plant(originals, 0.2), plant(originals, 0.4)
+    assert (len(few.texts), len(many.texts)) == (15, 20)
+    assert many.texts[:15] == few.texts
+    assert len(set(many.original.tolist())) == 8
+    assert many.texts[12] == originals[many.original[0]]  # the first kind is an exact copy
+    with pytest.raises(ValueError, match="rate"):
+        plant(originals, 0.6)
 
 
 def test_a_planted_duplicate_is_found_when_one_item_stands_for_both():
     z = torch.eye(4)[[0, 1, 2, 0, 3]]  # items 3 and 4 are planted for originals 0 and 1
-    planted = Planted(z, 3, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.long))
-    assert found(planted, semdedup(z, 0.05)).tolist() == [True, False]
+    planted = Planted([""] * 5, 3, torch.tensor([0, 1]), torch.zeros(2, dtype=torch.long))
+    assert planted.found(representatives(semdedup(z, 0.05))).tolist() == [True, False]
 
 
 def test_k_means_parts_what_lies_apart_and_counts_its_distances():
     centres = torch.eye(4)[:3]
     z = unit(centres.repeat_interleave(100, 0) + 0.01 * gaussian(300, 4).float())
-    labels, macs = k_means(z, seed=0, threads=1)
+    labels, macs = k_means(z, seed=0)
     assert sorted(torch.bincount(labels).tolist()) == [100, 100, 100]
     assert macs % (3 * z.numel()) == 0
 
 
-def test_the_histogram_counts_each_item_once_at_its_nearest_other():
+def test_the_nearest_other_item_is_never_the_item_itself():
     rows, _ = with_near_copies(6, 1, cosine=0.91)
-    histogram = nearest_histogram(rows)
-    counts = torch.tensor(histogram["nearest_cosine_counts"])
-    assert counts.sum() == 12
-    assert counts[45] == 12  # the bin [0.90, 0.92)
+    for block in (5, 1024):
+        torch.testing.assert_close(nearest_other(rows, block), torch.full((12,), 0.91, dtype=torch.float64))
