@@ -47,9 +47,10 @@ class Times:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[_name(report.nodeid)] += report.duration
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.seconds:
-            times.save(ROOT, self.seconds)
+            everything = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
+            times.save(ROOT, self.seconds, anew=everything and not session.config.option.keyword)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -163,6 +163,9 @@ def test_entries_that_import_a_technique_are_tested_with_it(atlas: Path) -> None
     base.put(atlas, "tests/techniques/test_token_dropping.py", "from reference_impls.techniques import token_merging\n")
     assert "token-dropping" in selected(atlas, MODULE)[-1].split(" or ")
     assert "token-dropping" not in selected(atlas, TEST)[-1].split(" or ")
+    base.put(atlas, "tests/techniques/test_token_dropping.py", "from test_token_merging import CASES\n")
+    assert "token-dropping" in selected(atlas, TEST)[-1].split(" or ")
+    base.put(atlas, "tests/techniques/test_token_dropping.py", "from reference_impls.techniques import token_merging\n")
     (atlas / MODULE).unlink()
     assert "token-dropping" in selected(atlas, MODULE)[-1].split(" or "), "a deleted file counts where it is imported"
 

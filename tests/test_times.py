@@ -37,5 +37,7 @@ def test_runs_add_up_and_a_damaged_file_is_begun_anew(tmp_path: Path, capsys: py
     times.save(tmp_path, {"a": 1.23456, "b": 2})
     times.save(tmp_path, {"b": 3})
     assert times.load(tmp_path) == {"a": 1.235, "b": 3}
+    times.save(tmp_path, {"c": 4}, anew=True)
+    assert times.load(tmp_path) == {"c": 4}
     (tmp_path / times.FILE).write_text("[1")
     assert times.load(tmp_path) == {}

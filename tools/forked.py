@@ -16,10 +16,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -28,7 +27,10 @@ PRELOADED = ("torch", "pydantic", "psutil", "sklearn.datasets", "ipykernel.kerne
 """Nothing of the atlas, which a child finds by its own path, nor matplotlib, which reads the environment on import."""
 SERVER = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 """Environment that only counts when an interpreter starts."""
+AVAILABLE = sys.platform == "linux"
+"""Elsewhere native libraries may not survive a fork; start a new interpreter instead."""
 PR_SET_PDEATHSIG = 1
+_STARTING = threading.Lock()
 
 
 class Child(Protocol):
@@ -46,10 +48,10 @@ class Child(Protocol):
 
 
 class Forked:
-    """A running function in a session of its own; what it returns, if that is a number, is the exit code.
+    """A running function in a session of its own, where forks are `AVAILABLE`.
 
-    `function` is named `module:name` and imported in the child. What it writes to its standard output and error comes
-    out of `stdout`, or goes nowhere if `capture` is false.
+    `function` is named `module:name` and imported in the child; what it returns, if that is a number, is the exit code.
+    What it writes to its standard output and error comes out of `stdout`, or goes nowhere if `capture` is false.
     """
 
     def __init__(
@@ -62,8 +64,7 @@ class Forked:
         self._process = context.Process(
             target=_child, args=(function, arguments, str(folder), dict(environment), output), daemon=False
         )
-        with _set(SERVER):
-            forkserver.ensure_running()
+        _start_server()
         self._process.start()
         writer.close()
         self.stdin = self.stderr = None
@@ -101,16 +102,19 @@ class Forked:
             self._process.terminate()
 
 
-@contextmanager
-def _set(variables: Mapping[str, str]) -> Iterator[None]:
-    """The environment of this process, with these variables for a while."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def _start_server() -> None:
+    """Start the server in its environment, unless it runs."""
+    with _STARTING:
+        before = {name: os.environ.get(name) for name in SERVER}
+        os.environ.update(SERVER)
+        try:
+            importlib.import_module("multiprocessing.forkserver").ensure_running()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def _child(
@@ -118,8 +122,7 @@ def _child(
 ) -> None:
     """In the child: begin as an interpreter does that is started in `folder` with this environment."""
     os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the server, which ends with its starter
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the server, which ends with its starter
     sink = os.open(os.devnull, os.O_WRONLY) if output is None else output.fileno()
     for stream in (1, 2):
         os.dup2(sink, stream)

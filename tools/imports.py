@@ -47,8 +47,11 @@ class Imports:
         if path not in self._direct:
             found = self._direct[path] = set()
             package = path.parent.relative_to(self._root).parts
+            loose = not (path.parent / "__init__.py").is_file()  # modules beside it are found by their bare name
             for dots, name in facts(path).names if path.is_file() else ():
-                parts = [*(package[: len(package) - dots + 1] if dots else ()), *name.split(".")]
+                parts = name.split(".")
+                if dots or (loose and parts[0] not in ROOMS):
+                    parts = [*package[: len(package) - max(dots - 1, 0)], *parts]
                 for end in range(1, len(parts) + 1) if parts[0] in ROOMS else ():
                     base = self._root.joinpath(*parts[:end])
                     found |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if self._there(p)}

@@ -28,6 +28,7 @@ import psutil
 import pydantic
 
 from reference_impls.accounting.record import Record
+from tools import forked
 from tools.forked import Child, Forked
 
 Budget = Literal["smoke", "full"]
@@ -84,8 +85,8 @@ def run(
         memory_gb: memory limit in GiB of the whole process tree.
         progress: told how far the experiment is.
         package: the package that holds the experiment's module.
-        preloaded: fork a process that has imported torch (`forked.py`) instead of starting a new interpreter, which
-            takes two seconds longer. Otherwise the same, and the same limits hold.
+        preloaded: where that is possible, fork a process that has imported torch (`forked.py`) instead of starting a
+            new interpreter, which takes two seconds longer. Otherwise the same, and the same limits hold.
     """
     arguments = [technique, "--budget", budget, "--device", device, "--package", package]
     if scenario:
@@ -130,7 +131,7 @@ def _guarded(
         options = [*arguments, "--result", str(result), "--memory", str(limit_bytes)]
         token = uuid.uuid4().hex
         start = time.monotonic()
-        child = (_forked if preloaded else _started)(options, folder, _environment(token))
+        child = (_forked if preloaded and forked.AVAILABLE else _started)(options, folder, _environment(token))
         tree, output = _Tree(child, token), _Output(child)
         try:
             stopped = _watch(tree, output, progress, result, start + limit_s, limit_bytes)

@@ -1,6 +1,6 @@
 """How long the tests took: `make times` prints the slowest ones, and what each technique costs.
 
-Every run of pytest adds its tests to `.cache/times.json` (`tests/conftest.py`); the seconds are wall-clock, set-up and
+Each run of pytest adds its tests to `.cache/times.json` (`tests/conftest.py`); the seconds are wall-clock, set-up and
 tear-down of fixtures included.
 """
 
@@ -30,9 +30,10 @@ def load(root: Path) -> dict[str, float]:
         return {}
 
 
-def save(root: Path, seconds: Mapping[str, float]) -> None:
-    """Add the tests of one run."""
-    rounded = {test: round(value, 3) for test, value in sorted((load(root) | dict(seconds)).items())}
+def save(root: Path, seconds: Mapping[str, float], *, anew: bool = False) -> None:
+    """Add the tests of one run; `anew` if it ran all there are, so that what is known of others is out of date."""
+    known = {} if anew else load(root)
+    rounded = {test: round(value, 3) for test, value in sorted((known | dict(seconds)).items())}
     write_atomically(root / FILE, json.dumps(rounded, indent=0) + "\n")
 
 

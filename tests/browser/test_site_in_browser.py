@@ -43,9 +43,11 @@ def entry(known: Any) -> Any:
 def kinds(known: Any, entry: Any, site: Path) -> list[str]:
     """A page of each kind: those that are alone of their kind, and from each folder its index and one more."""
     draft = next(e for e in known.entries.values() if e.status == "draft" and e.relations and e.invariant)
-    chosen = {"techniques": entry.id, "papers": entry.papers[0].key, "axes": "relation", "notebooks": entry.id}
-    pages = [page for page in _pages(site) if "/" not in page or page.endswith("/index.html")]
-    pages += [page for folder, name in chosen.items() if (site / (page := f"{folder}/{name}.html")).exists()]
+    typical = [f"techniques/{entry.id}.html", f"papers/{entry.papers[0].key}.html", "axes/relation.html"]
+    every = _pages(site)
+    pages = [page for page in every if "/" not in page or page.endswith("/index.html")]
+    for folder in sorted({page.partition("/")[0] for page in every if "/" in page}):
+        pages.append(next(page for page in [*typical, *every] if page.startswith(f"{folder}/") and page not in pages))
     return [*pages, f"techniques/{draft.id}.html"]
 
 

@@ -27,6 +27,7 @@ import jupytext
 import nbformat as _nbformat
 import yaml
 
+from tools import forked
 from tools.forked import Forked
 from tools.imports import Imports, facts
 from tools.knowledge.paths import RESULTS
@@ -285,8 +286,11 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
 
 
 def _kernel_manager() -> Any:
-    """A kernel in a fork of a process that has imported torch and IPython."""
+    """A kernel in a fork of a process that has imported torch and IPython, where that is possible."""
     from jupyter_client.manager import AsyncKernelManager
+
+    if not forked.AVAILABLE:
+        return AsyncKernelManager
 
     class ForkedKernelManager(AsyncKernelManager):
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
