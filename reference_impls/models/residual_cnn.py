@@ -42,10 +42,11 @@ def residual_cnn(size: int, width: int = 16, classes: int = 10) -> Staged:
     a, b, c, d = width, 2 * width, 2 * width, 4 * width
     stem = conv_norm_act(1, a, 3, 2 if size > 16 else 1, act=nn.ReLU)
     stages = [nn.Sequential(stem, Block(a, a)), Block(a, b, 2), Block(b, c), Block(c, d, 2)]
-    shape, heads, macs = (1, size, size), [], []
+    shape: Shape = (1, size, size)
+    heads, macs = [], []
     for stage in stages:
         cost = closed_form(stage, shape)
-        channels, height, _ = shape = cost.shape
+        shape = channels, height, _ = cost.shape
         side = min(4, height)
         head = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(channels * side**2, classes))
         heads.append(head)
