@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -100,7 +100,7 @@ class Trained:
 
     network: Staged
     plain: nn.Module  # without exits
-    smaller: Mapping[str, tuple[nn.Module, Sequence[float]]] = field(default_factory=dict)  # and accuracy by seed
+    smaller: Mapping[str, tuple[nn.Module, Sequence[float]]]  # ends after the named stages; accuracy of each seed's
     folds: Sequence[Fold]
     timed: Sequence[State]  # batches of test data
     singles: Sequence[State]  # test data to be timed one sample at a time
@@ -113,6 +113,10 @@ class Trained:
         """MACs of each stage and head."""
         assert self.network.macs is not None
         return self.network.macs
+
+    def lefts(self, method: Method) -> list[Tensor]:
+        """The exits at which a method lets each seed's test data leave, (N,) each."""
+        return [method.decide(fold.test) for fold in self.folds]
 
     def accuracies(self, lefts: Sequence[Tensor]) -> list[float]:
         """Test accuracy of each seed when its samples leave at `lefts`, (N,) each."""
@@ -132,52 +136,6 @@ class Trained:
 # Measuring
 
 
-def measure(study: Study[Any], on: Trained, methods: Sequence[Method]) -> None:
-    """Add the methods and the controls, and measure them. The first method's name is the main one.
-
-    Accuracy and MACs are over all test samples of all seeds; bytes and time are those of the timed samples.
-    """
-    units, exits = sum(map(batch_size, on.timed)), len(on.network.stages)
-    study.add(BASELINE, score=[fold.plain for fold in on.folds])
-    for depth in range(1, exits):
-        cut = _over(first_exits(on.network, depth), on.timed)
-        study.add(CUT, {"exit": depth}, cut, units=units, score=on.accuracies_at(depth - 1))
-    for name, (network, scores) in on.smaller.items():
-        study.add(SMALLER, {"network": name}, _over(network, on.timed), units=units, score=scores)
-    _time(study, on, methods, on.timed)
-    for method in methods:
-        lefts = [method.decide(fold.test) for fold in on.folds]
-        skipped = float(np.mean([1 - (left.double().mean().item() + 1) / exits for left in lefts]))
-        cost = replace(study.cost(TECHNIQUE, **method.knobs), macs=round(on.macs(lefts)))
-        series = {TECHNIQUE: lefts}
-        if method.name == methods[0].name:
-            series[RANDOM] = [left[torch.randperm(len(left), generator=generator(0))] for left in lefts]
-        for name, exits_ in series.items():
-            scores = on.accuracies(exits_)
-            study.add(name, method.knobs, score=scores, cost=cost, redundancy=max(skipped, 0.0))
-
-
-def _time(study: Study[Any], on: Trained, methods: Sequence[Method], batches: Sequence[State]) -> None:
-    """Measure the plain network and the methods on the same batches. The closed form must agree with the counter."""
-    units = sum(map(batch_size, batches))
-    study.add(BASELINE, call=_over(on.plain, batches), units=units)
-    runners = [method.runner(on.network) for method in methods]
-    for method, runner in zip(methods, runners, strict=True):
-        study.add(TECHNIQUE, method.knobs, _over(runner, batches), units=units)
-    study.measure()
-    for method, runner in zip(methods, runners, strict=True):
-        lefts = [runner.left for batch in batches if runner(batch) is not None]
-        macs = sum(on.costs.spent(left) for left in lefts) / units
-        counted = study.cost(TECHNIQUE, **method.knobs).macs
-        if round(macs) != counted:
-            raise RuntimeError(f"{dict(method.knobs)}: {counted} MACs counted, {macs} by the closed form")
-
-
-def _over(network: nn.Module, batches: Sequence[State]) -> Callable[[], object]:
-    """A call that runs the network over all the batches, without gradients."""
-    return torch.no_grad()(lambda: [network(batch) for batch in batches])
-
-
 def report(
     study: Study[Any],
     on: Trained,
@@ -188,25 +146,29 @@ def report(
     tables: Mapping[str, Table],
     extra: Mapping[str, float],
 ) -> Record:
-    """The record of what `measure` found.
+    """The record of all methods beside the controls.
+
+    Accuracy and MACs are over all test samples of all seeds; bytes and time are those of the timed samples.
 
     Args:
+        methods: those with the name of the first have random exits as a control, and their exits in a table.
         alone: methods to time one sample at a time as well. typical: the method to try on null data.
         tables, extra: those of the technique itself.
     """
     main, knob = methods[0].name, next(iter(methods[0].knobs))
+    _measure(study, on, methods)
     singly = Study[Any](study.owner, study.scenario, study.context)
     _time(singly, on, alone, on.singles)
     stages = on.costs.stages
     exits = [[e + 1, float(np.mean(on.accuracies_at(e)))] for e in range(len(stages))]
     wanted = max(float(np.mean([fold.plain for fold in on.folds])), *(right for _, right in exits)) - 0.01
     good = [v.knobs for v in study.series(TECHNIQUE) if np.mean(v.scores) >= wanted]
-    shares = []
-    for method in methods:
-        lefts = [method.decide(fold.test) for fold in on.folds if method.name == main]
-        for e in range(len(stages) if lefts else 0):
-            share = float(np.mean([(left == e).double().mean().item() for left in lefts]))
-            shares.append([method.knobs[knob], e + 1, share])
+    shares = [
+        [m.knobs[knob], e + 1, float(np.mean([(left == e).double().mean().item() for left in on.lefts(m)]))]
+        for m in methods
+        if m.name == main
+        for e in range(len(stages))
+    ]
     spreads = [["plain", None, *_spread(singly.cost(BASELINE))]]
     spreads += [[m.name, m.knobs[knob], *_spread(singly.cost(TECHNIQUE, **m.knobs))] for m in alone]
     early = [[name, (typical.decide(x) < len(x) - 1).double().mean().item()] for name, x in on.logits.items()]
@@ -233,10 +195,10 @@ def report(
                 ("network", knob, "median", "p10", "p90"),
                 spreads,
             ),
+            **tables,
             "left early": table(
                 f"Share of the samples that leave before the last exit at {by}.", ("samples", "share"), early
             ),
-            **tables,
         },
         extra={
             **extra,
@@ -245,6 +207,50 @@ def report(
             **on.extra,
         },
     )
+
+
+def _measure(study: Study[Any], on: Trained, methods: Sequence[Method]) -> None:
+    """Add the methods and the controls, and measure them."""
+    units, exits = sum(map(batch_size, on.timed)), len(on.network.stages)
+    study.add(BASELINE, score=[fold.plain for fold in on.folds])
+    for depth in range(1, exits):
+        cut = _over(first_exits(on.network, depth), on.timed)
+        study.add(CUT, {"exit": depth}, cut, units=units, score=on.accuracies_at(depth - 1))
+    for name, (network, scores) in on.smaller.items():
+        study.add(SMALLER, {"network": name}, _over(network, on.timed), units=units, score=scores)
+    _time(study, on, methods, on.timed)
+    for method in methods:
+        lefts = on.lefts(method)
+        skipped = float(np.mean([1 - (left.double().mean().item() + 1) / exits for left in lefts]))
+        cost = replace(study.cost(TECHNIQUE, **method.knobs), macs=round(on.macs(lefts)))
+        series = {TECHNIQUE: lefts}
+        if method.name == methods[0].name:
+            series[RANDOM] = [left[torch.randperm(len(left), generator=generator(0))] for left in lefts]
+        for name, exits_ in series.items():
+            scores = on.accuracies(exits_)
+            study.add(name, method.knobs, score=scores, cost=cost, redundancy=max(skipped, 0.0))
+
+
+def _time(study: Study[Any], on: Trained, methods: Sequence[Method], batches: Sequence[State]) -> None:
+    """Measure the plain network and the methods on the same batches. The closed form must agree with the counter."""
+    units = sum(map(batch_size, batches))
+    study.add(BASELINE, call=_over(on.plain, batches), units=units)
+    runners = [method.runner(on.network) for method in methods]
+    for method, runner in zip(methods, runners, strict=True):
+        study.add(TECHNIQUE, method.knobs, _over(runner, batches), units=units)
+    study.measure()
+    for method, runner in zip(methods, runners, strict=True):
+        spent, counted = 0, study.cost(TECHNIQUE, **method.knobs).macs
+        for batch in batches:
+            runner(batch)
+            spent += on.costs.spent(runner.left)
+        if round(spent / units) != counted:
+            raise RuntimeError(f"{dict(method.knobs)}: {counted} MACs counted, {spent / units} by the closed form")
+
+
+def _over(network: nn.Module, batches: Sequence[State]) -> Callable[[], object]:
+    """A call that runs the network over all the batches, without gradients."""
+    return torch.no_grad()(lambda: [network(batch) for batch in batches])
 
 
 def _time_saved(study: Study[Any], good: Sequence[Mapping[str, Any]]) -> float:
@@ -473,6 +479,7 @@ def mails(study: Study[MailPlan]) -> Trained:
     return Trained(
         network=network,
         plain=network,
+        smaller={},
         folds=folds,
         timed=batches(timed, 32),
         singles=batches(timed[: len(timed) // 2], 1),

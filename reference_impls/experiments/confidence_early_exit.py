@@ -15,13 +15,8 @@ import numpy as np
 from reference_impls.accounting.record import Record, Table
 from reference_impls.benchmarks import early_exit as benchmark
 from reference_impls.benchmarks.early_exit import DIGITS, FASHION, MAILS, Method, Trained
-from reference_impls.study import TECHNIQUE, Study, paired, table
-from reference_impls.techniques.confidence_early_exit import (
-    ConfidenceEarlyExit,
-    Rule,
-    calibrate,
-    exit_decisions,
-)
+from reference_impls.study import Study, paired, table
+from reference_impls.techniques.confidence_early_exit import ConfidenceEarlyExit, Rule, calibrate, exit_decisions
 
 EARLY_EXIT = ConfidenceEarlyExit()
 BUDGETS, DELTA = (0.005, 0.01, 0.02), 0.05
@@ -51,7 +46,6 @@ def run(study: Study[Any], make: Callable[[Study[Any]], Trained], thresholds: Ma
     """Sweep the three rules, and calibrate each."""
     on = make(study)
     methods = [ours(rule, threshold) for rule, swept in thresholds.items() for threshold in swept]
-    benchmark.measure(study, on, methods)
     return benchmark.report(
         study,
         on,
@@ -59,7 +53,7 @@ def run(study: Study[Any], make: Callable[[Study[Any]], Trained], thresholds: Ma
         alone=[ours("confidence", threshold) for threshold in (0.99, 0.9, 0.6)],
         typical=ours("confidence", 0.9),
         tables={"calibration": calibrations(on, list(thresholds))},
-        extra={"gain of patience over confidence": gain_of_patience(study)},
+        extra={"gain of patience over confidence": gain_of_patience(on, methods)},
     )
 
 
@@ -73,10 +67,8 @@ def calibrations(on: Trained, rules: Sequence[Rule]) -> Table:
             continue
         lefts = [exit_decisions(fold.test, rule, c.threshold) for fold, c in zip(on.folds, found, strict=True)]
         last, kept = on.accuracies_at(-1), on.accuracies(lefts)
+        threshold, held = np.mean([(c.threshold, c.loss) for c in found], axis=0).tolist()
         within = sum(a - b <= budget for a, b in zip(last, kept, strict=True))
-        threshold, held = (
-            float(np.mean(values)) for values in zip(*((c.threshold, c.loss) for c in found), strict=True)
-        )
         share = on.macs(lefts) / on.costs.plain
         rows.append([rule, budget, delta is not None, threshold, held, paired(last, kept), within, share])
     return table(
@@ -87,11 +79,12 @@ def calibrations(on: Trained, rules: Sequence[Rule]) -> Table:
     )
 
 
-def gain_of_patience(study: Study[Any]) -> float:
-    """Mean accuracy of the patience points minus that of the confidence rule at as many MACs, interpolated."""
-    points: dict[str, list[tuple[int, float]]] = {"confidence": [], "entropy": [], "patience": []}
-    for v in study.series(TECHNIQUE):
-        points[v.knobs["rule"]].append((study.cost(TECHNIQUE, **v.knobs).macs, float(np.mean(v.scores))))
+def gain_of_patience(on: Trained, methods: Sequence[Method]) -> float:
+    """Mean accuracy of the patience rule minus that of the confidence rule at as many MACs, interpolated."""
+    points: dict[str, list[tuple[int, float]]] = {method.name: [] for method in methods}
+    for method in methods:
+        lefts = on.lefts(method)
+        points[method.name].append((round(on.macs(lefts)), float(np.mean(on.accuracies(lefts)))))
     curve = np.array(sorted(points["confidence"])).T  # MACs, accuracies
     return float(np.mean([accuracy - np.interp(macs, *curve) for macs, accuracy in points["patience"]]))
 
