@@ -1,15 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Early exit
 #
@@ -21,61 +9,51 @@
 # experiments on Fashion-MNIST and on e-mails from their records.
 
 # %%
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
-import reference_impls
-from reference_impls.accounting.record import Record
+from reference_impls import show
+from reference_impls.benchmarks.early_exit import DIGITS, all_exits, cnn_with_exits, images_of
 from reference_impls.data import images
-from reference_impls.experiments.confidence_early_exit import Recipe, all_exits, split
 from reference_impls.techniques.confidence_early_exit import (
     ConfidenceEarlyExit,
-    EarlyExit,
     at_exits,
     calibrate,
     confidence,
     exit_decisions,
 )
 
-torch.set_num_threads(1)
-results = Path(reference_impls.__file__).parent / "results" / "confidence-early-exit"
-fashion = Record.model_validate_json((results / "fashion-cnn.json").read_text())
-mails = Record.model_validate_json((results / "mails-minilm.json").read_text())
-plt.rcParams.update({"figure.figsize": (9, 3.6), "axes.spines.top": False, "axes.spines.right": False})
+show.style()
+records = {name: show.committed("confidence-early-exit", name) for name in ("fashion-cnn", "mails-minilm")}
 
 # %% [markdown]
 # ## The idea in one picture
 #
-# The network below is trained on 1,000 digits, all four exits together. It runs the test digits in one batch. After
+# The network below is trained on digits, all four exits together. It classifies the test digits in one batch. After
 # each exit the digits whose largest class probability exceeds 0.9 leave the batch, so each stage works on fewer.
 
 # %%
-data = images.digits()
-part = split(data, 1000, 437, seed=0)
-network = Recipe("digits", size=8, width=16, images=1000, epochs=5).train(part, seed=0)
-runner = EarlyExit(network, rule="confidence", threshold=0.9)
-answers = runner(part.x_test).argmax(-1)
-left = runner.left
+plan = DIGITS["smoke"]
+parts = images_of(plan, seed=0)
+x, y = parts.test
+network = cnn_with_exits(plan, parts.train, seed=0)
+with ConfidenceEarlyExit().apply(network, rule="confidence", threshold=0.9) as handle:
+    answers, left = handle.target(x).argmax(-1), handle.trace["left"]
 print("digits that leave at each exit:", left.bincount(minlength=4).tolist())
-print(f"accuracy {(answers == part.y_test).float().mean():.3f}, of the last exit alone "
-      f"{(network(part.x_test).argmax(-1) == part.y_test).float().mean():.3f}")  # fmt: skip
+print(f"accuracy {(answers == y).float().mean():.3f}, of the last exit alone "
+      f"{(network(x).argmax(-1) == y).float().mean():.3f}")  # fmt: skip
 
 # %%
-test = data[2]
+pictures = images.digits()[2]
 figure = plt.figure(figsize=(9, 3.2))
-halves = figure.subfigures(2, 1)
-for half, exits, title in zip(
-    halves, (left == 0, left == 3), ("left at the first exit", "went to the end"), strict=True
-):
+halves = zip(figure.subfigures(2, 1), {"left at the first exit": 0, "went to the end": 3}.items(), strict=True)
+for half, (title, at) in halves:
     half.suptitle(title, fontsize=10, x=0.02, ha="left")
     row = half.subplots(1, 10, gridspec_kw={"top": 0.68, "bottom": 0.02, "left": 0.02, "right": 0.98})
-    for axis, index in zip(row, exits.nonzero().squeeze(1)[:10].tolist(), strict=False):
-        axis.imshow(test[index, 0], cmap="gray_r")
-        right = "" if answers[index] == part.y_test[index] else f", is {part.y_test[index]}"
-        axis.set_title(f"{answers[index]}{right}", fontsize=8, color="tab:red" if right else "black", pad=3)
+    for axis, index in zip(row, (left == at).nonzero().squeeze(1)[:10].tolist(), strict=False):
+        axis.imshow(pictures[index, 0], cmap="gray_r")
+        wrong = "" if answers[index] == y[index] else f", is {y[index]}"
+        axis.set_title(f"{answers[index]}{wrong}", fontsize=8, color="tab:red" if wrong else "black", pad=3)
     for axis in row:
         axis.axis("off")
 plt.show()
@@ -88,92 +66,61 @@ plt.show()
 # an answer, because a rule cannot see the later exits.
 
 # %%
-found = ConfidenceEarlyExit().measure(network, part.x_test)
+found = ConfidenceEarlyExit().measure(network, x)
 print(f"digits: {found.value:.3f} of the computation behind the first stage comes after the answer has settled")
 
 # %%
-figure, (left_axis, right_axis) = plt.subplots(1, 2)
-for record, name in ((fashion, "Fashion-MNIST, CNN"), (mails, "mails, MiniLM")):
+figure, (depths, shares) = plt.subplots(1, 2, figsize=(9, 3.6))
+values = {}
+for record, name in zip(records.values(), ("CNN", "MiniLM"), strict=True):
     where = record.redundancy.where
-    depth = np.arange(1, len(where) + 1) / len(where)
-    left_axis.plot(depth, list(where.values()), marker="o", label=name)
-left_axis.set(xlabel="depth of the exit, as a share", ylabel="share of answers settled", ylim=(0, 1.03))
-left_axis.legend(frameon=False)
-bars = {}
-for record, name in ((fashion, "CNN"), (mails, "MiniLM")):
-    bars[f"{name}: real data"] = record.redundancy.value
-    bars |= {f"{name}: {null}": value for null, value in record.redundancy.null.items()}
-colours = ["tab:blue" if "real" in name else "tab:gray" for name in bars]
-right_axis.barh(list(bars), list(bars.values()), color=colours)
-right_axis.invert_yaxis()
-right_axis.set(xlabel="sufficiency", xlim=(0, 1))
-right_axis.tick_params(axis="y", labelsize=8)
+    depths.plot(np.arange(1, len(where) + 1) / len(where), list(where.values()), marker="o", label=name)
+    values[f"{name}: real data"] = record.redundancy
+    values |= {f"{name}: {null}": value for null, value in record.redundancy.null.items()}
+depths.set(xlabel="depth of the exit, as a share", ylabel="share of answers settled", ylim=(0, 1.03))
+depths.legend(fontsize=8)
+show.bars(shares, values, label="sufficiency")
+shares.tick_params(axis="y", labelsize=8)
 figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The gray bars are null cases. They are not 0: exits agree on noise too, because a network gives *some* answer to
-# anything. **Agreement of exits is not knowledge**, so read the measure beside its null cases.
+# All bars but those of real data are null cases. They are not 0: exits agree on noise too, because a network gives
+# *some* answer to anything. **Agreement of exits is not knowledge**, so read the measure beside its null cases.
 #
 # ## What it costs, and what it saves: three rules
 #
 # - *confidence*: the largest class probability is above a threshold,
 # - *entropy*: the entropy of the class probabilities is below a threshold,
 # - *patience*: the last exits gave the same answer.
-
-
-# %%
-def draw(record: Record, title: str) -> None:
-    """Accuracy against MACs and against wall-clock, the controls included."""
-    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(9, 3.9))
-    measures = (lambda variant: variant.macs / 1e6, lambda variant: variant.wall_ms.median)
-    for axis, x in zip(axes, measures, strict=True):
-        for rule, marker in (("confidence", "o"), ("entropy", "s"), ("patience", "^")):
-            points = sorted((p for p in record.points if p.knobs["rule"] == rule), key=x)
-            y = np.array([p.quality.value for p in points])
-            spread = [y - [p.quality.low for p in points], [p.quality.high for p in points] - y]
-            axis.errorbar([x(p) for p in points], y, yerr=spread, marker=marker, label=rule, capsize=2, linewidth=1)
-        for control, style in zip(record.controls, ("x--", "v:", "P"), strict=False):
-            points = sorted(control.points, key=x)
-            axis.plot(
-                [x(p) for p in points], [p.quality.value for p in points], style, color="gray", label=control.name
-            )
-        axis.plot(x(record.baseline), record.baseline.quality.value, "k*", markersize=11, label="plain network")
-        axis.set_xlim(left=0)
-    axes[0].set(xlabel="million MACs per sample", ylabel="accuracy")
-    axes[1].set(xlabel="wall-clock per sample in batches of 32 (ms)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(title, y=0.02, fontsize=9, va="bottom")
-    figure.tight_layout(rect=(0, 0.05, 1, 0.87))
-    plt.show()
-
-
-draw(fashion, "Residual CNN on Fashion-MNIST, five seeds")
-draw(mails, "MiniLM on the SpamAssassin mails, five splits")
-
-# %% [markdown]
-# In MACs the rules win clearly. In time they win less on the small CNN: each exit adds several small kernels, and
-# a batch that has shrunk uses the processor worse. On the mails the star is a weak baseline, because the last layer of
-# a frozen encoder is not its best one for another task; compare with *one exit for all* there.
 #
-# The gray marks are the **controls**:
+# The gray lines are the **controls**:
 #
 # - *random exits*: as many samples leave at each exit, but drawn at random. The distance to the rules is what knowing
 #   whom to let go is worth.
 # - *one exit for all*: the network is cut, and nothing is decided.
 # - *smaller plain network*: trained alone to that depth. If it lies on the curve, take it and leave early exit alone.
+
+# %%
+for record in records.values():
+    lines = {rule: show.select(record.points, rule=rule) for rule in ("confidence", "entropy", "patience")}
+    show.trade_offs(record, lines | {control.name: control.points for control in record.controls})
+
+# %% [markdown]
+# In MACs the rules win clearly. In time they win less on the small CNN: each exit adds several small kernels, and
+# a batch that has shrunk uses the processor worse. On the mails the baseline is weak, because the last layer of a
+# frozen encoder is not its best one for another task; compare with *one exit for all* there.
 #
 # Samples one at a time, which is how the papers measure. The plain network beside the confidence rule:
 
 # %%
-for record in (fashion, mails):
-    plain = record.extra["batch_1_plain_ms"]
-    print(f"{record.title}\n   plain network      {plain[1]:8.2f} ms   [p10 {plain[0]:.2f}, p90 {plain[2]:.2f}]")
-    times = zip(record.extra["batch_1_threshold"], record.extra["batch_1_ms"], strict=True)
-    for threshold, (low, median, high) in times:
-        ratio = plain[1] / median
-        spread = f"[p10 {low:.2f}, p90 {high:.2f}]"
-        print(f"   confidence > {threshold:<5g} {median:8.2f} ms   {spread}   {ratio:.2f} times as fast")
+for record in records.values():
+    print(record.title)
+    plain, *ours = record.tables["one sample at a time"].records()
+    for row in (plain, *ours):
+        name = "plain network" if row is plain else f"confidence > {row['threshold']:g}"
+        spread = f"[p10 {row['p10']:.2f}, p90 {row['p90']:.2f}]"
+        print(f"   {name:<18} {row['median']:8.2f} ms   {spread}   {plain['median'] / row['median']:.2f} times as fast")
 
 # %% [markdown]
 # ## Calibration: how much accuracy may it cost?
@@ -181,30 +128,27 @@ for record in (fashion, mails):
 # A threshold is chosen on held-out data for a budget of accuracy. Below, for the digits, the walk from careful to bold.
 
 # %%
-held = all_exits(network, part.x_held)
-tested = all_exits(network, part.x_test)
-last = (tested[-1].argmax(-1) == part.y_test).double().mean()
+held, tested = all_exits(network, parts.held.x), all_exits(network, x)
+last = (tested[-1].argmax(-1) == y).double().mean()
 for budget, delta in ((0.01, None), (0.02, None), (0.02, 0.05)):
-    chosen = calibrate(held, part.y_held, "confidence", budget, delta=delta)
-    kept = at_exits(tested, exit_decisions(tested, "confidence", chosen.threshold)).argmax(-1) == part.y_test
+    chosen = calibrate(held, parts.held.y, "confidence", budget, delta=delta)
+    kept = at_exits(tested, exit_decisions(tested, "confidence", chosen.threshold)).argmax(-1) == y
     kind = "certified at 95 %" if delta else "met on held-out  "
     print(f"budget {budget:.3f}, {kind}: threshold {chosen.threshold:.3f}, loss held out {chosen.loss:+.4f}, "
           f"on test {last - kept.double().mean():+.4f}, mean exit {chosen.depth + 1:.2f}")  # fmt: skip
 
 # %% [markdown]
-# And in the full experiments, over five seeds. A budget that is met on held-out data is missed on some test sets. A
+# And in the full experiments, over their seeds. A budget that is met on held-out data is missed on some test sets. A
 # certified budget is met more often, and saves less.
 
 # %%
-for record in (fashion, mails):
+for record in records.values():
     print(record.title)
-    print("   rule         budget   certified   loss held out   loss on test [95 %]      seeds within   MACs")
-    for rule in ("confidence", "entropy", "patience"):
-        for budget, certified, _, held_out, mean, low, high, within, share in record.extra[f"calibration_{rule}"]:
-            print(
-                f"   {rule:<12} {budget:6.3f} {'yes' if certified else 'no':>9} {held_out:+15.4f} {mean:+12.4f} "
-                f"[{low:+.4f}, {high:+.4f}] {within:9.0f} of {len(record.seeds)} {share:10.0%}"
-            )
+    print("   rule         budget   certified   loss held out   loss on test          within budget   MACs")
+    for row in record.tables["calibration"].records():
+        print(f"   {row['rule']:<12} {row['budget']:6.3f} {'yes' if row['certified'] else 'no':>9} "
+              f"{row['held-out loss']:+15.4f}   {show.interval(row['test loss'], '+.4f')} "
+              f"{row['seeds within']:4} of {len(record.seeds)} {row['MACs']:8.0%}")  # fmt: skip
 
 # %% [markdown]
 # ## When not to use it
@@ -214,11 +158,10 @@ for record in (fashion, mails):
 #   confidence 0.9, with networks that never saw noise:
 
 # %%
-for record in (fashion, mails):
+for record in records.values():
     print(record.title)
-    for name, value in record.extra.items():
-        if name.startswith("left_early_"):
-            print(f"   {name.removeprefix('left_early_').replace('_', ' '):30} {value:6.1%}")
+    for row in record.tables["left early"].records():
+        print(f"   {row['samples']:30} {row['share']:6.1%}")
 
 # %% [markdown]
 # - **The stages are tiny.** Each exit costs several small kernels and a wait for the device, whatever the stage costs.

@@ -1,4 +1,4 @@
-"""Classifiers cut into stages, with an exit at every cut: what early exit needs of a host.
+"""Classifiers cut into stages, with an exit at every cut: what early exit needs of a model.
 
 A stage takes the state that its predecessor left (the first one takes the inputs), a head turns a state into logits.
 A state is a tensor or a nested tuple, list or dict of tensors, whose first axis is always the batch, so that samples
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
@@ -28,6 +29,16 @@ class StageMacs:
     stages: tuple[int, ...]
     heads: tuple[int, ...]
 
+    @property
+    def plain(self) -> int:
+        """MACs of a sample that goes to the end and meets no other exit."""
+        return sum(self.stages) + self.heads[-1]
+
+    def spent(self, left: Tensor) -> int:
+        """MACs of samples that leave at `left` (B,): each pays every stage and every head up to its exit."""
+        reached = [int((left >= e).sum()) for e in range(len(self.stages))]
+        return sum(n * (stage + head) for n, stage, head in zip(reached, self.stages, self.heads, strict=True))
+
 
 class Staged(nn.Module):
     """A classifier of E stages with a head after each.
@@ -37,7 +48,7 @@ class Staged(nn.Module):
     Args:
         stages: E modules, state -> state.
         heads: E modules, state -> logits (B, C), with the same C.
-        MACs: cost of each part, where it is known (`count_stages` finds it).
+        macs: cost of each part, where it is known (`count_stages` finds it).
     """
 
     def __init__(self, stages: Sequence[nn.Module], heads: Sequence[nn.Module], macs: StageMacs | None = None) -> None:
@@ -53,7 +64,8 @@ class Staged(nn.Module):
         state = inputs
         for stage in self.stages:
             state = stage(state)
-        return self.heads[-1](state)
+        logits: Tensor = self.heads[-1](state)
+        return logits
 
     def exits(self, inputs: State) -> Tensor:
         """inputs -> logits of every exit (E, B, C), for joint training and for offline sweeps."""
@@ -73,6 +85,16 @@ class AllExits(nn.Module):
 
     def forward(self, inputs: State) -> Tensor:
         return self.network.exits(inputs)
+
+
+def joint_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """BranchyNet's joint objective, the sum of every exit's cross-entropy with equal weights. logits: (E, B, C)."""
+    return torch.stack([F.cross_entropy(at_exit, targets) for at_exit in logits]).sum()
+
+
+def first_exits(network: Staged, depth: int) -> nn.Sequential:
+    """The plain network that ends at exit number `depth`, counted from 1; it shares the weights."""
+    return nn.Sequential(*network.stages[:depth], network.heads[depth - 1])
 
 
 def batch_size(state: State) -> int:

@@ -36,7 +36,7 @@ def sufficiency(answers: Tensor, macs: Sequence[int]) -> Redundancy:
 
     Args:
         answers: (E, B) integers, the predicted class at each exit.
-        MACs: cost $c_e$ of each of the E stages, in any unit.
+        macs: cost $c_e$ of each of the E stages, in any unit.
     Raises: ValueError for fewer than two exits, or for costs that do not fit them.
     """
     exits = settled(answers)

@@ -16,15 +16,17 @@ of all exits, computed once, which is how thresholds are swept and calibrated.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from reference_impls.contract import (
+    Choice,
     Handle,
+    Number,
     Redundancy,
     Setting,
     Technique,
@@ -32,6 +34,7 @@ from reference_impls.contract import (
     check_range,
     check_tensor,
     tensors,
+    warn_no_effect,
 )
 from reference_impls.hosts.staged import Staged, State, batch_size, count_stages, select
 from reference_impls.redundancy.sufficiency import sufficiency
@@ -82,6 +85,7 @@ def trusts(rule: Rule, threshold: float, logits: Tensor, agreements: Tensor | No
         return confidence(logits) > threshold
     if rule == "entropy":
         return entropy(logits) < threshold
+    assert agreements is not None
     return agreements >= threshold
 
 
@@ -150,7 +154,8 @@ class EarlyExit(nn.Module):
         waiting = torch.arange(n, device=next(tensors(inputs)).device)  # (b,) where the samples still inside belong
         answered: list[tuple[Tensor, Tensor]] = []  # at each exit taken: places and logits
         exits: list[int] = []
-        previous = agreements = None
+        previous: Tensor | None = None
+        agreements: Tensor | None = None
         for e, (stage, head) in enumerate(zip(self.network.stages, self.network.heads, strict=True)):
             state = stage(state)
             logits = head(state)  # (b, C)
@@ -174,7 +179,7 @@ class EarlyExit(nn.Module):
             answered.append((waiting[gone], logits[gone]))
             exits += [e] * number
             state, waiting = select(state, stay), waiting[stay]
-            if self.rule == "patience":
+            if previous is not None and agreements is not None:
                 previous, agreements = previous[stay], agreements[stay]
         self.left = torch.tensor(exits, device=waiting.device)
         if len(answered) == 1:  # all left together, in order
@@ -182,12 +187,6 @@ class EarlyExit(nn.Module):
         places = torch.cat([place for place, _ in answered]).argsort()  # (B,)
         self.left = self.left[places]
         return torch.cat([logits for _, logits in answered])[places]
-
-
-def expected_macs(left: Tensor, stages: Sequence[int], heads: Sequence[int]) -> int:
-    """MACs of a run whose samples leave at `left` (B,): each pays every stage and every head up to its exit."""
-    reached = [int((left >= e).sum()) for e in range(len(stages))]
-    return sum(n * (stage + head) for n, stage, head in zip(reached, stages, heads, strict=True))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -287,10 +286,22 @@ def calibrate(
 
 
 class ConfidenceEarlyExit(Technique):
-    """Early exit on the contract; hosts are `hosts.staged.Staged` classifiers in eval mode."""
+    """Early exit on the contract; targets are `hosts.staged.Staged` classifiers in eval mode."""
 
     id = "confidence-early-exit"
     execution = "real"
+    knobs: ClassVar = {
+        "rule": Choice(
+            "confidence",
+            options=("confidence", "entropy", "patience"),
+            about="what an exit is trusted by: its largest class probability, its entropy, or agreement of exits",
+        ),
+        "threshold": Number(
+            0.9,
+            low=0,
+            about="leave above this probability, below this entropy in nats, or after so many exits that agree",
+        ),
+    }
 
     def settings(self) -> list[Setting]:
         return [
@@ -307,25 +318,30 @@ class ConfidenceEarlyExit(Technique):
         costs = target.macs or count_stages(target, inputs)
         return sufficiency(target.exits(inputs).argmax(-1), costs.stages)
 
-    def apply(self, target: Staged, **knobs: Any) -> Handle:
-        """Knobs: `rule` ("confidence", "entropy" or "patience") and its `threshold`. The host itself is not changed.
+    def attach(self, target: Staged, rule: Rule, threshold: float) -> Handle:
+        """Let samples leave. The target itself is not changed: the handle's target is an `EarlyExit` that runs it.
 
         The trace holds `left`, the exit of every sample of the last run, (B,) int64.
+
+        Raises: UnsupportedHost for anything but a `Staged` classifier with its batch norm in eval mode; ValueError or
+        TypeError for a threshold that is none of the rule's.
         """
         self._check(target)
-        runner = EarlyExit(target, **knobs)
+        runner = EarlyExit(target, rule, threshold)
+        last = len(target.stages) - 1
+        lets = {"confidence": threshold < 1, "entropy": threshold > 0, "patience": threshold < last}
+        if not lets[rule]:
+            warn_no_effect(self.id, f"by the {rule} rule nothing leaves early at a threshold of {threshold:g}")
         return Handle(runner, trace=lambda: {"left": runner.left})
 
     def saving(self, target: Staged, inputs: State, trace: Mapping[str, Any]) -> int:
         """All stages and the last head for every sample, minus what each sample pays up to its exit.
 
-        Raises: ValueError if the host does not say its `MACs`; set them with `hosts.staged.count_stages`.
+        Raises: ValueError if the target does not say its MACs; set them with `hosts.staged.count_stages`.
         """
         if target.macs is None:
-            raise ValueError("the host does not know its MACs: set host.MACs = count_stages(host, inputs)")
-        stages, heads = target.macs.stages, target.macs.heads
-        dense = len(trace["left"]) * (sum(stages) + heads[-1])
-        return dense - expected_macs(trace["left"], stages, heads)
+            raise ValueError("the target does not know its MACs: set target.macs = count_stages(target, inputs)")
+        return len(trace["left"]) * target.macs.plain - target.macs.spent(trace["left"])
 
     def _check(self, target: Any) -> None:
         if not isinstance(target, Staged):

@@ -1,29 +1,35 @@
-"""Early exit: the rules, compaction of the batch, the closed form of its cost, calibration, and the BERT host."""
+"""Early exit: the rules, compaction of the batch, the closed form of its cost, calibration, and BERT in stages."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reference_impls.accounting.count import count
-from reference_impls.contract import UnsupportedHost
-from reference_impls.experiments.confidence_early_exit import (
-    EXITS,
+from reference_impls.benchmarks.early_exit import Ramps
+from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, UnsupportedHost, generator
+from reference_impls.hosts.bert import pool, staged_bert
+from reference_impls.hosts.staged import (
     AllExits,
+    Staged,
+    StageMacs,
+    batch_size,
+    count_stages,
     joint_loss,
-    residual_cnn,
-    ring,
-    ring_inputs,
+    select,
 )
-from reference_impls.experiments.harness import fork_seed
-from reference_impls.hosts.bert import staged_bert
-from reference_impls.hosts.staged import Staged, batch_size, count_stages, select
 from reference_impls.models.minilm import MiniLM
+from reference_impls.models.residual_cnn import residual_cnn
 from reference_impls.redundancy.sufficiency import settled, sufficiency
+from reference_impls.study import fork_seed, seeded
 from reference_impls.techniques.confidence_early_exit import (
     ConfidenceEarlyExit,
     EarlyExit,
@@ -33,36 +39,153 @@ from reference_impls.techniques.confidence_early_exit import (
     count_agreements,
     entropy,
     exit_decisions,
-    expected_macs,
     grid,
     never,
     upper_bound,
 )
 
+EXITS = 4
+EARLY_EXIT = ConfidenceEarlyExit()
 RULES = (("confidence", 0.8), ("entropy", 0.5), ("patience", 1))
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cases with exactly known exits
+
+
+class Turn(nn.Linear):
+    """Turns a ring of blocks of C numbers by one block: an exact permutation, written as a dense layer."""
+
+    def __init__(self, blocks: int, classes: int) -> None:
+        n = blocks * classes
+        super().__init__(n, n, bias=False)
+        self.weight.data = torch.eye(n).roll(classes, dims=1).contiguous()
+
+
+class First(nn.Linear):
+    """Reads the first block of C numbers as logits."""
+
+    def __init__(self, blocks: int, classes: int) -> None:
+        super().__init__(blocks * classes, classes, bias=False)
+        self.weight.data = torch.eye(blocks * classes)[:classes].clone()
+
+
+def ring(exits: int, classes: int) -> Staged:
+    """A network whose exits see exactly what the inputs (B, E * C) hold: the logits of exit e are block e.
+
+    Each stage turns the ring on, so a stage that is left out or run twice shows as wrong logits.
+    """
+    n = exits * classes
+    stages = [nn.Identity() if e == 0 else Turn(exits, classes) for e in range(exits)]
+    macs = StageMacs((0, *[n * n] * (exits - 1)), (n * classes,) * exits)
+    return Staged(stages, [First(exits, classes) for _ in range(exits)], macs)
+
+
+def ring_inputs(logits: Tensor) -> Tensor:
+    """Inputs with which `ring` gives these logits at its exits: (E, B, C) -> (B, E * C)."""
+    return logits.transpose(0, 1).flatten(1).contiguous()
+
+
+def decided_cnn(seed: int) -> Staged:
+    """An untrained CNN whose exits are sure of some inputs and not of others."""
+    network = seeded(seed, lambda: residual_cnn(8, width=4))
+    for head in network.heads:
+        head[-1].weight.data *= 30
+    return network.eval()
+
+
+class EarlyExitCases(Cases):
+    """`redundant`: every exit is sure of the same class. `null`: every exit before the last is unsure, and wrong."""
+
+    classes = 5
+    batch = 12
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        draws = generator(seed)
+        if kind == "typical":
+            target, inputs = decided_cnn(seed), torch.randn(self.batch, 1, 8, 8, generator=draws)
+        else:
+            final = torch.randint(self.classes, (self.batch,), generator=draws)
+            shift = torch.arange(EXITS - 1, -1, -1).unsqueeze(1) if kind == "null" else torch.zeros(EXITS, 1).long()
+            answers = (final + shift) % self.classes  # (E, B): in `null`, each exit gives an answer of its own
+            sure = torch.full((EXITS, 1, 1), 8.0)
+            if kind == "null":
+                sure[:-1] = 0.1
+            target, inputs = ring(EXITS, self.classes), ring_inputs(F.one_hot(answers, self.classes) * sure)
+        return Case(target.eval().to(device), inputs.to(device), lambda network, x: network(x))
+
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
+        for rule, threshold in (("confidence", 0.7), ("entropy", 0.6), ("patience", 1)):
+            batched = EarlyExit(case.target, rule, threshold)
+            logits = batched(case.inputs)
+            alone = EarlyExit(case.target, rule, threshold)
+            pairs = [(alone(x.unsqueeze(0)), alone.left) for x in case.inputs]
+            yield Expectation(f"{rule}: exits one by one", torch.cat([left for _, left in pairs]), batched.left)
+            yield Expectation(f"{rule}: logits one by one", torch.cat([one for one, _ in pairs]), logits)
+            offline = exit_decisions(case.target.exits(case.inputs).detach(), rule, threshold)
+            yield Expectation(f"{rule}: exits from all logits", offline, batched.left)
+        # By hand: probabilities of two classes, (E, B, C), such that every rule takes another exit.
+        given = torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.9, 0.1], [0.2, 0.8]], device=device).log().unsqueeze(1)
+        for rule, threshold, exit_ in (
+            ("confidence", 0.65, 1),
+            ("entropy", 0.4, 2),
+            ("patience", 1, 1),
+            ("patience", 3, 3),
+        ):
+            by_hand = torch.tensor([exit_], device=device)
+            yield Expectation(f"{rule} {threshold} by hand", by_hand, exit_decisions(given, rule, threshold))
+
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        logits = 3 * torch.randn(EXITS, 32, self.classes, generator=generator(seed))
+        logits[..., 0] = -20 - torch.arange(32.0)  # names the sample, whichever exit answers
+        runner = EarlyExit(ring(EXITS, self.classes).eval().to(device), "confidence", 0.7)
+        out = runner(ring_inputs(logits).to(device))
+        yield Expectation("each sample answered once, in its place", -20 - torch.arange(32.0), out[:, 0].cpu())
+        yield Expectation("samples over exits", torch.tensor(32), runner.left.bincount(minlength=EXITS).sum().cpu())
+        yield Expectation("logits are those of the exit taken", at_exits(logits, runner.left.cpu()), out.cpu())
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        network = self.build("null", 0, device).target
+        x = torch.zeros(2, EXITS * self.classes, device=device)
+        bad = x.clone()
+        bad[0, 0] = float("nan")
+        yield Invalid(
+            "confidence above 1",
+            lambda: EARLY_EXIT.apply(network, rule="confidence", threshold=1.5),
+            "threshold of the confidence rule must be",
+        )
+        yield Invalid(
+            "half a step of patience",
+            lambda: EARLY_EXIT.apply(network, rule="patience", threshold=1.5),
+            "must be an integer",
+        )
+        yield Invalid("NaN", lambda: EarlyExit(network, "confidence", 0.5)(bad), "not finite")
+        yield Invalid("no batch", lambda: EarlyExit(network, "confidence", 0.5)(()), "first axis")
+        yield Invalid("logits without exits", lambda: exit_decisions(x, "entropy", 0.5), "must have shape (E, B, C)")
+        training = self.build("typical", 0, device).target.train()
+        yield Invalid(
+            "batch norm in training mode", lambda: EARLY_EXIT.apply(training, rule="patience", threshold=1), "eval"
+        )
+
+
+CASES = EarlyExitCases()
 
 
 @pytest.fixture
 def logits() -> Tensor:
     """(E, B, C) logits that grow surer with depth."""
-    draw = torch.Generator().manual_seed(3)
+    draw = generator(3)
     return torch.randn(EXITS, 200, 5, generator=draw) * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
 
 
 @pytest.fixture
 def network() -> Staged:
-    """An untrained CNN whose exits are sure of some inputs and not of others."""
-    with fork_seed(1):
-        built = residual_cnn(8, width=4)
-        with torch.no_grad():
-            for head in built.heads:
-                head[-1].weight.mul_(30)
-    return built.eval()
+    return decided_cnn(1)
 
 
 @pytest.fixture
 def digits() -> Tensor:
-    return torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.randn(32, 1, 8, 8, generator=generator(0))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -95,6 +218,15 @@ def test_certain_logits_never_leave_at_the_off_threshold() -> None:
     certain[..., 0] = 1e4  # probability 1 and entropy 0 in float32
     for rule in ("confidence", "entropy"):
         assert exit_decisions(certain, rule, never(rule, 3)).tolist() == [2] * 4
+
+
+@pytest.mark.parametrize(("rule", "careful", "bold"), [("entropy", 0.0, 0.01), ("patience", EXITS - 1, EXITS - 2)])
+def test_the_careful_end_of_each_rule_warns(network: Staged, rule: str, careful: float, bold: float) -> None:
+    with pytest.warns(NoEffectWarning, match=f"by the {rule} rule nothing leaves early"):
+        EARLY_EXIT.apply(network, rule=rule, threshold=careful)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EARLY_EXIT.apply(network, rule=rule, threshold=bold)
 
 
 @pytest.mark.parametrize("rule", ["confidence", "entropy", "patience"])
@@ -209,11 +341,10 @@ def test_a_state_with_its_batch_elsewhere_is_refused() -> None:
 
 
 def test_training_mode_is_refused(network: Staged, digits: Tensor) -> None:
-    technique = ConfidenceEarlyExit()
-    runner = technique.apply(network, rule="confidence", threshold=0.5).target
+    runner = EARLY_EXIT.apply(network, rule="confidence", threshold=0.5).target
     network.train()
     with pytest.raises(UnsupportedHost, match="batch norm in eval mode"):
-        technique.apply(network, rule="confidence", threshold=0.5)
+        EARLY_EXIT.apply(network, rule="confidence", threshold=0.5)
     with pytest.raises(ValueError, match=r"Call network\.eval\(\) first"):
         runner(digits)
 
@@ -249,13 +380,13 @@ def test_macs_are_the_shares_times_the_costs(network: Staged, digits: Tensor, ru
     shares = runner.left.bincount(minlength=EXITS).double() / 32
     per_exit = torch.tensor([sum(stages[: e + 1]) + sum(heads[: e + 1]) for e in range(EXITS)], dtype=torch.float64)
     assert tally.macs == round(32 * (shares * per_exit).sum().item())
-    assert tally.macs == expected_macs(runner.left, stages, heads)
+    assert tally.macs == network.macs.spent(runner.left)
 
 
 def test_saving_asks_for_the_costs(network: Staged, digits: Tensor) -> None:
     network.macs = None
     with pytest.raises(ValueError, match="count_stages"):
-        ConfidenceEarlyExit().saving(network, digits, {"left": torch.zeros(32)})
+        EARLY_EXIT.saving(network, digits, {"left": torch.zeros(32)})
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -298,7 +429,7 @@ def test_no_rule_saves_more_than_sufficiency_without_changing_an_answer(logits: 
 @pytest.fixture
 def easy() -> tuple[Tensor, Tensor]:
     """Logits of 2,000 samples that are right more often, and surer, with depth; and their labels."""
-    draw = torch.Generator().manual_seed(7)
+    draw = generator(7)
     y = torch.randint(5, (2000,), generator=draw)
     strength = torch.tensor([2.0, 3.0, 5.0, 8.0])[:, None, None]
     return strength * nn.functional.one_hot(y, 5) + 1.3 * torch.randn(EXITS, 2000, 5, generator=draw), y
@@ -335,7 +466,7 @@ def test_certified_budgets_hold_on_new_data_as_often_as_stated(easy) -> None:
     vulnerable = logits[-1].argmax(-1) == y
     broken = 0
     for seed in range(30):
-        order = torch.randperm(2000, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(2000, generator=generator(seed))
         held, rest = order[:700], order[700:]
         found = calibrate(logits[:, held], y[held], "confidence", 0.03, delta=0.1)
         kept = at_exits(logits, exit_decisions(logits, "confidence", found.threshold)).argmax(-1) == y
@@ -374,7 +505,7 @@ def test_upper_bound_is_clopper_pearson() -> None:
 
 
 def bert_inputs(vocabulary: int) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(0)
+    draw = generator(0)
     real = torch.arange(9) < torch.tensor([9, 5, 7, 2, 9, 3]).unsqueeze(1)
     return {"ids": torch.randint(1, vocabulary, (6, 9), generator=draw) * real, "real": real}
 
@@ -438,8 +569,21 @@ def test_staged_bert_says_what_it_needs() -> None:
 
 
 def test_joint_loss_reaches_every_exit() -> None:
-    with fork_seed(0):
-        network = residual_cnn(8, width=2)
+    network = seeded(0, lambda: residual_cnn(8, width=2))
     loss = joint_loss(AllExits(network)(torch.zeros(4, 1, 8, 8)), torch.tensor([0, 1, 2, 3]))
     loss.backward()
     assert all(head[-1].bias.grad.abs().sum() > 0 for head in network.heads)
+
+
+@torch.no_grad()
+def test_ramps_trained_on_features_are_those_of_the_network() -> None:
+    with fork_seed(0):
+        network, inputs = staged_bert(small_minilm(), classes=2), bert_inputs(50)
+        state, pooled = inputs, []
+        for stage in network.stages:
+            state = stage(state)
+            pooled.append(pool(state))
+        features = torch.stack(pooled, 1)
+        ramps = Ramps(features)
+    ramps.copy_into(network)
+    torch.testing.assert_close(network.exits(inputs), ramps(features), rtol=1e-4, atol=1e-5)
