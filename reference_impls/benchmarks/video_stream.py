@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from reference_impls.study import (
 
 ID = "video-stream"
 task = partial(Scenario, benchmark=ID)
+M = TypeVar("M", bound=nn.Module)
 Frames = Sequence[Tensor]
 """Successive frames, each (B, C, H, W)."""
 
@@ -50,9 +51,14 @@ def run_stream(model: Callable[[Tensor], Tensor], frames: Frames) -> Tensor:
     return torch.cat([model(frame) for frame in frames])
 
 
+def channels_last(module: M) -> M:
+    """The module, its weights brought into the layout of channels last."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+
+
 def best_dense(model: nn.Module) -> nn.Module:
-    """The fastest native form of `model`: batch norms folded, weights in the layout of channels last."""
-    return fuse(model).to(memory_format=torch.channels_last)
+    """The fastest native form of `model`: batch norms folded, channels last."""
+    return channels_last(fuse(model))
 
 
 def set_savings(study: Study[Any], *series: str) -> None:
@@ -86,6 +92,7 @@ class ClipsPlan(Plan):
     values: tuple[float, ...]
     """Of the knob that is swept."""
     controls_at: tuple[float, ...]
+    """Values at which the controls run."""
     every: tuple[int, ...] = (2, 4)
     """Held results: how many frames share one."""
     frames: int = 16
@@ -280,7 +287,7 @@ def back_and_forth(streams: Sequence[tuple[nn.Module, Frames]], rounds: int) -> 
 @torch.no_grad()
 def largest_error(module: nn.Module, dense: nn.Module, frames: Frames) -> float:
     """Largest difference of the outputs for frames that come one after the other."""
-    return max((module(frame) - dense(frame)).abs().max().item() for frame in frames)
+    return max(float((module(frame) - dense(frame)).abs().max()) for frame in frames)
 
 
 def convolution(study: Study[ConvolutionPlan]) -> Record:
@@ -296,7 +303,7 @@ def convolution(study: Study[ConvolutionPlan]) -> Record:
     kernels = {
         "dense": (layer, [frame.contiguous() for frame in scattered]),
         "dense, channels last": (layer, scattered),
-        "dense, weights too": (copy.deepcopy(layer).to(memory_format=torch.channels_last), scattered),
+        "dense, weights too": (channels_last(copy.deepcopy(layer)), scattered),
     }
     for kernel, stream in kernels.items():
         study.add(BASELINE, {"kernel": kernel}, back_and_forth([stream], 2), units=4, quality=Interval(value=0.0))
@@ -317,9 +324,7 @@ def convolution(study: Study[ConvolutionPlan]) -> Record:
                 units=2 * method.rounds * len(pairs),
                 quality=Interval(value=gap),
             )
-    study.progress("measure", 0, 1)
     study.measure()
-    study.progress("measure", 1, 1)
     set_savings(study, *{method.name for method in plan.methods})
     costs = {kernel: study.cost(BASELINE, kernel=kernel) for kernel in kernels}
     best = study.baseline.knobs["kernel"]

@@ -12,22 +12,13 @@ from functools import partial
 from typing import Any
 
 from reference_impls.benchmarks import video_stream as benchmark
-from reference_impls.benchmarks.video_stream import (
-    ClipsPlan,
-    ConvolutionPlan,
-    LayerMethod,
-    Method,
-    nothing_changes,
-    scattered_changes,
-    small_clips,
-)
 from reference_impls.study import TECHNIQUE, Scenario
 from reference_impls.techniques.delta_convolution import DeltaConvolution
 from reference_impls.techniques.delta_convolution.network import LONGEST_REST
 
 DELTA = DeltaConvolution()
-OURS = Method(TECHNIQUE, lambda model, threshold: DELTA.apply(model, threshold=threshold, tile=4))
-DIFFERENCES = Method(
+OURS = benchmark.Method(TECHNIQUE, lambda model, threshold: DELTA.apply(model, threshold=threshold, tile=4))
+DIFFERENCES = benchmark.Method(
     "differences",
     lambda model, threshold: DELTA.apply(model, threshold=threshold, tile=4, update="delta"),
     "The same stream with update='delta', the form of the paper: equal results, more memory traffic.",
@@ -38,9 +29,9 @@ CLIPS = partial(
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
-def on_layer(name: str, about: str = "", tile: int = 8, **knobs: Any) -> LayerMethod:
+def on_layer(name: str, about: str = "", tile: int = 8, **knobs: Any) -> benchmark.LayerMethod:
     """The technique on one layer, withholding nothing, where one blob changes."""
-    return LayerMethod(name, partial(DELTA.apply, threshold=0.0, tile=tile, **knobs), {"tile": tile}, about)
+    return benchmark.LayerMethod(name, partial(DELTA.apply, threshold=0.0, tile=tile, **knobs), {"tile": tile}, about)
 
 
 CYCLE = (LONGEST_REST + 2) // 2
@@ -52,9 +43,9 @@ SCATTERED_TILES = on_layer(
 SCATTERED_DIFFERENCES = on_layer("scattered differences", "Scattered changes with update='delta'.", update="delta")
 FEW = (
     BLOB,
-    scattered_changes(BLOB, rounds=CYCLE),
+    benchmark.scattered_changes(BLOB, rounds=CYCLE),
     replace(SCATTERED_TILES, changes="scattered"),
-    nothing_changes(BLOB),
+    benchmark.nothing_changes(BLOB),
 )
 ALL = (
     *FEW,
@@ -70,8 +61,8 @@ def convolution(channels: int, size: int) -> Scenario:
         f"convolution-{channels}x{size}",
         f"A 3 x 3 convolution, {channels} channels, {size} x {size} positions",
         benchmark.convolution,
-        full=ConvolutionPlan(channels=channels, size=size, methods=ALL),
-        smoke=ConvolutionPlan(repetitions=5, channels=channels, size=size, methods=FEW, shares=(0.1,)),
+        full=benchmark.ConvolutionPlan(channels=channels, size=size, methods=ALL),
+        smoke=benchmark.ConvolutionPlan(repetitions=5, channels=channels, size=size, methods=FEW, shares=(0.1,)),
     )
 
 
@@ -81,8 +72,8 @@ def clips(name: str, height: int, width: int) -> Scenario:
         name,
         f"EfficientNet-Lite0 frame by frame on a clip of {width} x {height} pixels",
         CLIPS,
-        full=ClipsPlan(size=(height, width), values=THRESHOLDS, controls_at=(0.2,)),
-        smoke=small_clips(values=(0.1, 0.3, 0.6), controls_at=(0.3,)),
+        full=benchmark.ClipsPlan(size=(height, width), values=THRESHOLDS, controls_at=(0.2,)),
+        smoke=benchmark.small_clips(values=(0.1, 0.3, 0.6), controls_at=(0.3,)),
     )
 
 
