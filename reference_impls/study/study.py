@@ -231,7 +231,7 @@ class Study(Generic[P]):
             model=model,
             unit=unit,
             knobs=tuple(knobs),
-            baseline=VariantRecord(**fields(self._baseline)),
+            baseline=VariantRecord(**fields(self.baseline)),
             points=tuple(points),
             controls=tuple(
                 Control(
@@ -258,12 +258,12 @@ class Study(Generic[P]):
         return record
 
     @property
-    def _baseline(self) -> Variant:
-        (variant,) = self.series(BASELINE)
-        return variant
+    def baseline(self) -> Variant:
+        """The baseline: the fastest, once measured, where there are several dense ways to the result."""
+        return min(self.series(BASELINE), key=lambda v: v.cost.wall_ms.median if v.cost else 0.0)
 
     def _fields(self, variant: Variant, metric: str, higher_is_better: bool, controls: Sequence[str]) -> dict[str, Any]:
-        base = self._baseline
+        base = self.baseline
         if variant.cost is None or base.cost is None:
             raise ValueError(f"{variant.series} {variant.knobs} was not measured: call `measure`, or give its cost")
         if variant.quality is None and not variant.scores:
@@ -283,7 +283,7 @@ class Study(Generic[P]):
 
     def _gains(self, variant: Variant, controls: Sequence[str]) -> dict[str, Interval]:
         """Paired by seed: over the baseline, and of the technique's points over each control with the same knobs."""
-        others = {} if variant.series == BASELINE else {BASELINE: self._baseline}
+        others = {} if variant.series == BASELINE else {BASELINE: self.baseline}
         if variant.series not in (BASELINE, *controls):
             knobs = tuple(sorted(variant.knobs.items()))
             others |= {name: self._variants[name, knobs] for name in controls if (name, knobs) in self._variants}

@@ -1,9 +1,11 @@
-"""Delta convolution beyond the checks: exactness of every layer over long streams, drift, masks and hosts."""
+"""Delta convolution beyond the checks: exactness of every layer over long streams, drift, masks and models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,30 +13,192 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_impls.accounting.count import count
-from reference_impls.contract import UnsupportedHost
-from reference_impls.experiments.delta_convolution import (
-    best_dense,
-    moving_square,
-    reached_tiles,
-    run_stream,
-    small_net,
-    two_frames,
-)
+from reference_impls.benchmarks.video_stream import best_dense, run_stream, two_frames
+from reference_impls.contract import Case, Cases, Expectation, Invalid, UnsupportedHost, generator
 from reference_impls.models.efficientnet_lite import efficientnet_lite0
 from reference_impls.redundancy.temporal_similarity import changed_tiles, shift_compensated, temporal_similarity
+from reference_impls.study import seeded
 from reference_impls.techniques.delta_convolution import DeltaConvolution
-from reference_impls.techniques.delta_convolution.maps import Axis
+from reference_impls.techniques.delta_convolution.feature_maps import Axis, FeatureMap, Shape, Windows, margin
+from tests import support
 
 DELTA = DeltaConvolution()
 UPDATES = ("delta", "value")
 FRAMES = 60
+noise = partial(support.noise, seed=0, dtype=torch.float32)
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cases: a small residual network, on clips that stand still, move in part, or are noise
+
+
+class SmallResidualNet(nn.Module):
+    """Strided, depthwise, grouped, dilated and 1 x 1 convolutions, batch norms, pooling, and a residual addition."""
+
+    def __init__(self, channels: int = 16, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1), nn.BatchNorm2d(channels), nn.ReLU())
+        self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.project = nn.Conv2d(channels, channels, 1)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.grouped = nn.Conv2d(channels, 2 * channels, 3, padding=2, dilation=2, groups=2)
+        self.average = nn.AvgPool2d(2)
+        self.preactivation = nn.BatchNorm2d(2 * channels)
+        self.classifier = nn.Linear(2 * channels, classes)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):  # statistics as after training, unlike those of a new network
+                nn.init.normal_(module.running_mean, std=0.3)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, classes)."""
+        x = self.stem(x)
+        x = F.relu(x + self.project(F.relu6(self.norm(self.depthwise(x)))))
+        x = F.silu(self.grouped(self.pool(x)))
+        x = F.relu(self.preactivation(self.average(x)))
+        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def small_net(seed: int) -> SmallResidualNet:
+    return seeded(seed, SmallResidualNet).eval()
+
+
+def moving_square(
+    frames: int, size: tuple[int, int], seed: int, side: int = 6, sensor_noise: float = 0.0
+) -> list[Tensor]:
+    """A picture over which a square moves down and to the right, with the noise of a sensor: tensors (1, 3, *size)."""
+    draws = generator(seed)
+    background, square = (torch.rand(1, 3, *shape, generator=draws) for shape in (size, (side, side)))
+    clip = []
+    for t in range(frames):
+        y, x = 2 * t % (size[0] - side), 3 * t % (size[1] - side)
+        frame = background.clone()
+        frame[..., y : y + side, x : x + side] = square
+        clip.append(frame + sensor_noise * torch.randn(frame.shape, generator=draws))
+    return clip
+
+
+class DeltaConvolutionCases(Cases):
+    """A small residual network on a moving square, a picture that stands still, and independent noise."""
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        frames = moving_square(8, (64, 64), seed)
+        if kind == "redundant":
+            frames = frames[:1] * 8
+        elif kind == "null":
+            frames = list(noise(8, 1, 3, 64, 64, seed=seed))
+        return Case(small_net(seed).to(device), [frame.to(device) for frame in frames], run_stream)
+
+    def stream(self, frames: int, seed: int, device: str) -> Case:
+        clip = moving_square(frames, (64, 64), seed, sensor_noise=0.01)
+        return Case(small_net(seed).to(device), [frame.to(device) for frame in clip], run_stream)
+
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        draws = generator(seed)
+        for axis, tile in (
+            (Axis(3, 1, 1, 1, 1), 4),
+            (Axis(5, 2, 2, 1, 2), 3),
+            (Axis(3, 1, 0, 2), 5),
+            (Axis(2, 2, 1, 1, 1), 5),
+        ):
+            changed = (torch.rand(2, 17, 14, generator=draws) < 0.02).to(device)
+            truth = torch.tensor(reached_by_loops(changed, axis, tile), device=device)
+            yield Expectation(f"tiles that {axis} reaches", truth, reached(changed, axis, tile))
+        for name, axis, (tile, size), position, tiles in (
+            ("a pixel beside the border of 2 x 2 tiles, seen by 3 x 3", Axis(3, 1, 1, 1, 1), (3, 6), (0, 2), [0, 1]),
+            ("row 5, column 1 of 8 x 8, seen by 5 x 5 at stride 2", Axis(5, 2, 2, 1, 2), (2, 8), (5, 1), [2]),
+        ):
+            changed = torch.zeros(1, size, size, dtype=torch.bool, device=device)
+            changed[0][position] = True
+            yield Expectation(name, torch.tensor(tiles, device=device), reached(changed, axis, tile))
+
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
+        first, *others = case.inputs
+        with DELTA.apply(case.target, threshold=0.2, update="delta", min_profitable=0.0) as handle:
+            layers = handle.target.layers
+            handle.target(first)
+            total = [layer.sent.interior.clone() for layer in layers]
+            for frame in others:
+                handle.target(frame)
+                for sum_, layer in zip(total, layers, strict=True):
+                    if len(layer.message):
+                        sum_.view(-1, sum_.shape[-1]).index_add_(0, layer.message.positions, layer.message.rows)
+            for sum_, layer in zip(total, layers, strict=True):
+                yield Expectation(f"first frame and differences of {layer.name}", layer.sent.interior.clone(), sum_)
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        case = self.build("typical", 0, device)
+        net, frame = case.target, case.inputs[0]
+        bad = frame.clone()
+        bad[0, 1, 5, 5] = torch.nan
+
+        def run_on(*frames: Tensor) -> Callable[[], Tensor]:
+            return lambda: run_stream(DELTA.apply(net, threshold=0.1).target, frames)
+
+        yield Invalid("a frame of rank 3", run_on(frame[0]), "frame must have shape (B, C, H, W)")
+        yield Invalid("integer frames", run_on(frame.long()), "floating point")
+        yield Invalid("double precision", run_on(frame.double()), "dtype of the model's weights")
+        yield Invalid("NaN in the first frame", run_on(bad), "not finite")
+        yield Invalid("NaN in a later frame", run_on(frame, bad), "not finite")
+        yield Invalid("another resolution", run_on(frame, frame[..., :32]), "call reset()")
+        yield Invalid("one channel", run_on(frame[:, :1]), "reads 3 channels")
+        softmax = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1)).eval()
+        yield Invalid("softmax over channels", lambda: DELTA.apply(softmax), "Softmax(dim=1)")
+        yield Invalid("a model that trains", lambda: DELTA.apply(nn.Conv2d(3, 4, 1)), "model.eval()")
+
+
+def reached(changed: Tensor, axis: Axis, tile: int) -> Tensor:
+    """Numbers of the tiles that `Windows.reached` finds for a layer that slides as `axis` down and across.
+
+    changed: (B, H, W) bool.
+    """
+    batch, height, width = changed.shape
+    source, out = Shape(batch, height, width), Shape(batch, axis.size_out(height), axis.size_out(width))
+    axes = axis, axis
+    stored = FeatureMap(source, 1, margin(source, out, axes, tile), torch.zeros((), device=changed.device))
+    return Windows(stored, out, axes, tile).reached(changed)
+
+
+def reached_by_loops(changed: Tensor, axis: Axis, tile: int) -> list[int]:
+    """The same by a plain loop over all taps of all outputs."""
+    marks, (_, height, width) = changed.tolist(), changed.shape
+    down, across = (-(-axis.size_out(size) // tile) for size in (height, width))
+
+    def taps(output: int, size: int) -> Iterator[int]:
+        places = (output * axis.stride - axis.padding + i * axis.dilation for i in range(axis.kernel))
+        return (place for place in places if 0 <= place < size)
+
+    return sorted(
+        {
+            (b * down + y // tile) * across + x // tile
+            for b, mark in enumerate(marks)
+            for y in range(axis.size_out(height))
+            for x in range(axis.size_out(width))
+            if any(mark[v][u] for v in taps(y, height) for u in taps(x, width))
+        }
+    )
+
+
+CASES = DeltaConvolutionCases()
+
+
+@torch.no_grad()
+def run(model: Callable[[Tensor], Tensor], frames: Sequence[Tensor]) -> Tensor:
+    return run_stream(model, frames)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Exactness
 
 
 def error(target: nn.Module, frames: list[Tensor], **knobs: object) -> Tensor:
     """Largest error of each frame's result, relative to the largest magnitude of all: (T,)."""
-    dense = run_stream(target, frames)
+    dense = run(target, frames)
     with DELTA.apply(target, **knobs) as handle:
-        got = run_stream(handle.target, frames)
+        got = run(handle.target, frames)
     assert got.shape == dense.shape
     return (got - dense).flatten(1).abs().amax(1) / dense.abs().max()
 
@@ -90,7 +254,7 @@ def test_threshold_0_is_exact_over_60_frames(layer: str, update: str) -> None:
     target = LAYERS[layer]().eval()
     frames = moving_square(FRAMES, (23, 29), seed=0)
     frames[30] = frames[29]
-    run_stream(target, frames[:1])
+    run(target, frames[:1])
     assert error(target, frames, threshold=0.0, tile=4, update=update, min_profitable=0.0).max() <= 1e-5
 
 
@@ -119,7 +283,7 @@ def test_the_bias_is_applied_once() -> None:
     target = nn.Conv2d(3, 4, 3, padding=1).eval()
     nn.init.zeros_(target.weight)
     nn.init.constant_(target.bias, 1.0)
-    frames = list(torch.randn(6, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    frames = list(noise(6, 1, 3, 16, 16))
     for update in UPDATES:
         with DELTA.apply(target, threshold=0.0, update=update, min_profitable=0.0) as handle:
             assert all(torch.equal(handle.target(frame), torch.ones(1, 4, 16, 16)) for frame in frames)
@@ -140,7 +304,7 @@ def test_the_remainder_of_a_truncation_is_kept(update: str) -> None:
     """A change too small to be sent is sent once it has grown above the threshold: nothing is lost for good."""
     target = nn.Conv2d(1, 1, 1, bias=False).eval()
     nn.init.ones_(target.weight)
-    base = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    base = noise(1, 1, 8, 8)
     step = 0.3 * base.std(correction=0)  # withheld once, withheld twice, sent at the fourth frame
     with DELTA.apply(target, threshold=0.8, update=update, min_profitable=0.0) as handle:
         sent = [handle.target(base + t * step) for t in range(5)]
@@ -167,7 +331,7 @@ def test_the_error_of_one_layer_stays_below_the_threshold(threshold: float) -> N
 
 @pytest.mark.parametrize("update", UPDATES)
 def test_a_static_clip_costs_nothing_after_the_first_frame(update: str) -> None:
-    net, frame = small_net(0), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    net, frame = small_net(0), noise(1, 3, 64, 64)
     with DELTA.apply(net, threshold=0.0, update=update) as handle:
         first = handle.target(frame)
         with count() as tally:
@@ -191,16 +355,16 @@ AXES = [
 @pytest.mark.parametrize("tile", [1, 3, 4, 8, 40])
 @pytest.mark.parametrize("axis", AXES, ids=str)
 def test_reached_tiles_hold_every_output_that_can_change(axis: Axis, tile: int) -> None:
-    generator = torch.Generator().manual_seed(tile)
+    draws = generator(tile)
     for share in (0.0, 0.01, 0.1):
-        changed = torch.rand(2, 17, 13, generator=generator) < share
-        reached, truth = reached_tiles(changed, (axis, axis), tile)
-        assert set(truth.tolist()) <= set(reached.tolist())
+        changed = torch.rand(2, 17, 13, generator=draws) < share
+        found, truth = reached(changed, axis, tile).tolist(), reached_by_loops(changed, axis, tile)
+        assert set(truth) <= set(found)
         if axis.stride <= axis.kernel and axis.dilation == 1:
-            assert reached.tolist() == truth.tolist()
+            assert found == truth
 
 
-def test_a_layer_falls_back_to_its_whole_map() -> None:
+def test_a_layer_falls_back_to_its_whole_feature_map() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 4, 3, padding=1).eval()
     for scattered, dense in ((False, False), (True, True)):
@@ -214,16 +378,16 @@ def test_a_layer_falls_back_to_its_whole_map() -> None:
 
 def test_a_stream_that_does_not_pay_rests_and_is_taken_up_again() -> None:
     net = small_net(0)
-    noise = list(torch.randn(12, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    frames = list(noise(12, 1, 3, 32, 32))
     with DELTA.apply(net, threshold=0.0) as handle:
-        for frame in noise:  # computed, judged, 1 at rest, computed, judged, 2 at rest, computed, judged, 4 at rest
+        for frame in frames:  # computed, judged, 1 at rest, computed, judged, 2 at rest, computed, judged, 4 at rest
             torch.testing.assert_close(handle.target(frame), net(frame))
         assert handle.target.rest > 0
         while handle.target.rest:
-            handle.target(noise[-1])
-        handle.target(noise[-1])
+            handle.target(frames[-1])
+        handle.target(frames[-1])
         with count() as tally:
-            handle.target(noise[-1])
+            handle.target(frames[-1])
         assert tally.macs == 0
 
 
@@ -232,10 +396,10 @@ def test_macs_of_efficientnet_match_the_closed_form() -> None:
     net = efficientnet_lite0(pretrained=False)
     frames = moving_square(3, (64, 96), 0)
     with count() as dense:
-        expected = run_stream(best_dense(net), frames)
+        expected = run(best_dense(net), frames)
     for update in UPDATES:
         with DELTA.apply(net, threshold=0.0, tile=4, update=update, min_profitable=0.0) as handle, count() as tally:
-            got = run_stream(handle.target, frames)
+            got = run(handle.target, frames)
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
             assert dense.macs - tally.macs == DELTA.saving(net, frames, handle.trace) != 0
 
@@ -249,29 +413,29 @@ def test_pretrained_efficientnet_follows_a_real_clip(asset: Callable[[str], Path
     net = efficientnet_lite0()
     frames = list(normalise(video.clip("bikes", 4, (96, 160))).split(1))
     assert error(net, frames, threshold=0.0).max() <= 1e-5
-    dense = run_stream(net, frames)
+    dense = run(net, frames)
     with DELTA.apply(net, threshold=0.2, tile=4, min_profitable=0.0) as handle:
-        got = run_stream(handle.target, frames)
+        got = run(handle.target, frames)
         assert F.cosine_similarity(got, dense).min() > 0.9
         assert DELTA.saving(net, frames, handle.trace) > 0
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# State and hosts
+# State and models
 
 
 def test_reset_starts_a_new_stream_of_another_size() -> None:
     net = small_net(0)
     small, large = (moving_square(3, size, 0) for size in ((32, 32), (48, 64)))
     with DELTA.apply(net, threshold=0.2) as handle:
-        before = run_stream(handle.target, small)
+        before = run(handle.target, small)
         with pytest.raises(ValueError, match=r"call reset\(\)"):
             handle.target(large[0])
-        torch.testing.assert_close(run_stream(handle.target, small[:1]), before[:1], atol=0.1, rtol=0)
+        torch.testing.assert_close(run(handle.target, small[:1]), before[:1], atol=0.1, rtol=0)
         handle.reset()
         torch.testing.assert_close(handle.target(large[0]), net(large[0]))
         handle.reset()
-        assert torch.equal(run_stream(handle.target, small), before)
+        assert torch.equal(run(handle.target, small), before)
 
 
 def test_results_do_not_share_memory_with_the_state() -> None:
@@ -282,16 +446,6 @@ def test_results_do_not_share_memory_with_the_state() -> None:
             result = handle.target(frame)
             torch.testing.assert_close(result, layer(frame))
             result.fill_(7.0)
-
-
-def test_the_host_is_left_alone() -> None:
-    net = small_net(0)
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    frames = moving_square(4, (32, 32), 0)
-    handle = DELTA.apply(net, threshold=0.2)
-    run_stream(handle.target, frames)
-    handle.undo()
-    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
 class Unsupported(nn.Module):
@@ -324,7 +478,7 @@ class TwoInputs(nn.Module):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_unsupported_hosts_are_named(target: nn.Module, says: str) -> None:
+def test_unsupported_models_are_named(target: nn.Module, says: str) -> None:
     with pytest.raises(UnsupportedHost, match=says):
         DELTA.apply(target.eval())
 
@@ -334,9 +488,9 @@ def test_unsupported_hosts_are_named(target: nn.Module, says: str) -> None:
 
 
 def test_temporal_similarity_of_constructed_streams() -> None:
-    still = [torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))] * 4
+    still = [noise(1, 3, 32, 32)] * 4
     assert temporal_similarity(still).value == 1
-    assert temporal_similarity(torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))).value == 0
+    assert temporal_similarity(noise(5, 3, 32, 32)).value == 0
     one = [still[0], still[0].clone()]
     one[1][..., 8:16, 16:24] += 9
     assert temporal_similarity(one, tile=8).value == 15 / 16
@@ -349,7 +503,7 @@ def test_temporal_similarity_of_constructed_streams() -> None:
 
 
 def test_shift_compensation_finds_a_whole_pixel_shift() -> None:
-    picture = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(1, 3, 40, 40, generator=generator(0))
     before, after = picture[..., 4:36, 4:36], picture[..., 6:38, 1:33]
     moved = shift_compensated(before, after, reach=4)
     assert torch.equal(moved[..., 4:-4, 4:-4], after[..., 4:-4, 4:-4])

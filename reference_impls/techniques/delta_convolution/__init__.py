@@ -3,7 +3,7 @@
 References
 - parger-2022-deltacnn, "DeltaCNN: End-to-End CNN Inference of Sparse Frame Differences in Videos", arXiv 2203.03996.
 - cavigelli-2017-cbinfer, "CBinfer: Change-Based Inference for Convolutional Neural Networks on Video Data",
-  arXiv 1704.04313, the ancestor: changed outputs are computed anew, layer by layer, from values.
+  arXiv 1704.04313, the ancestor: changed outputs are recomputed from values, layer by layer.
 
 The idea. Convolutions, batch norms, average pooling and additions are linear but for a constant, so their output moves
 by W d when their input moves by d; the bias has been added in the first frame, once and for all. Activations and max
@@ -13,22 +13,22 @@ so the error stays below the threshold in each layer however long the stream is.
 
 From the source of frames to the head only changed positions travel. Layers on single positions (1 x 1 convolutions,
 activations, additions) work on exactly those. Convolutions and pooling gather, for each tile of their output that a
-changed position can reach, the input with its halo, compute it densely, and scatter the result. Where the reached
-tiles are more than pays, the layer computes the whole map; where that happens to most of the network, whole frames go
-through the dense network for a while.
+changed position can reach, the input with its halo, compute it densely, and scatter the result. Where more
+tiles are reached than pays, the layer computes its whole feature map; where that happens to most of the network, whole
+frames go through the dense network for a while.
 
-The modules: `maps` (stored maps, gathering and scattering), `stages` (the layers and their state), `network` (from any
-traceable module to a delta network). Below stands the class of the contract.
+The modules: `feature_maps` (what is stored, gathering and scattering), `stages` (the layers and their state), `network`
+(from any traceable module to a delta network). Below stands the class of the contract.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from reference_impls.contract import Handle, Redundancy, Setting, Technique, check_range
+from reference_impls.contract import Choice, Handle, Integer, Number, Redundancy, Setting, Technique
 from reference_impls.redundancy.temporal_similarity import temporal_similarity
 from reference_impls.techniques.delta_convolution.network import DeltaNetwork
 from reference_impls.techniques.delta_convolution.stages import Knobs
@@ -40,6 +40,21 @@ class DeltaConvolution(Technique):
     id = "delta-convolution"
     execution = "real"
     stateful = True
+    knobs: ClassVar = {
+        "threshold": Number(
+            0.1, low=0, about="largest change, in standard deviations, that a position may withhold; 0 loses nothing"
+        ),
+        "tile": Integer(8, low=1, about="side of the output tiles that convolutions and pooling compute, in positions"),
+        "min_profitable": Number(
+            0.4, low=0, high=1, about="share of the work that must fall away for tiles to pay; 0: always by tiles"
+        ),
+        "update": Choice(
+            "value", options=("value", "delta"), about="send changed positions with new values, or differences"
+        ),
+    }
+    waivers: ClassVar = {
+        "off-warns": "Threshold 0 loses nothing, but it still leaves out whatever did not change at all."
+    }
 
     def settings(self) -> list[Setting]:
         return [
@@ -55,48 +70,35 @@ class DeltaConvolution(Technique):
         """
         return temporal_similarity(inputs)
 
-    def apply(
-        self,
-        target: Any,
-        *,
-        threshold: float = 0.1,
-        tile: int = 8,
-        min_profitable: float = 0.4,
-        update: Literal["value", "delta"] = "value",
+    def attach(
+        self, target: Any, threshold: float, tile: int, min_profitable: float, update: Literal["value", "delta"]
     ) -> Handle:
-        """A delta network in the place of `host`, which stays as it is; call it with a frame (B, C, H, W) at a time.
+        """A delta network in the place of `target`, which stays as it is; call it with a frame (B, C, H, W) at a time.
 
-        Args:
-            host: an `nn.Module` in eval mode that `torch.fx` can trace, of one input and one output, made of plain
-                convolutions, batch norms, element-wise activations, additions, pooling, and a head on vectors.
-            threshold: largest change, at any channel, that a position may keep to itself. It is relative: the unit is
-                the standard deviation of the frame, or of the layer's output, in the first frame. 0 loses nothing.
-            tile: side of the square output tiles that convolutions and pooling compute, in positions of their own map.
-            min_profitable: least share of a layer's map that must be idle for work by tiles to pay, in [0, 1]. With
-                less, the layer computes its whole map; when less of the network's work falls away in a frame, the next
-                frames go through the dense network, 1, 2, 4, ... up to 32 of them before the stream is taken up again.
-                0: always by tiles; 1: never.
-            update: "delta" sends differences through the layers, as DeltaCNN; "value" sends the positions that changed
-                with their new values, and computes reached tiles anew from values, as CBinfer. They are equal in exact
-                arithmetic. "value" moves less memory and adds up no rounding; "delta" tells untouched positions of a
-                computed tile from changed ones exactly, which matters at threshold 0.
+        target: an `nn.Module` in eval mode that `torch.fx` can trace, of one input and one output, made of plain
+        convolutions, batch norms, element-wise activations, additions, pooling, and a head on vectors.
 
-        Raises: UnsupportedHost, which names the operator; TypeError or ValueError for a bad knob.
+        The threshold's unit is the standard deviation of the frame, or of the layer's output, in the first frame. Where
+        less than `min_profitable` of a layer's tiles is idle, the layer computes its whole feature map; where less of
+        the network's work falls away in a frame, the next frames go through the dense network, 1, 2, 4, ... up to 32 of
+        them before the stream is taken up again.
+
+        update="delta" sends differences through the layers, as DeltaCNN; "value" sends the positions that changed with
+        their new values, and recomputes reached tiles from values, as CBinfer. They are equal in exact arithmetic.
+        "value" moves less memory and adds up no rounding; "delta" tells untouched positions of a computed tile from
+        changed ones exactly, which matters at threshold 0.
+
+        Raises: UnsupportedHost, which names the operator.
         """
-        check_range("threshold", threshold, 0)
-        check_range("tile", tile, 1, integer=True)
-        check_range("min_profitable", min_profitable, 0, 1)
-        if update not in ("value", "delta"):
-            raise ValueError(f"update must be 'value' or 'delta', got {update!r}")
         network = DeltaNetwork(target, Knobs(threshold, tile, min_profitable, update))
         return Handle(network, trace=network.trace, reset=network.reset, undo=network.reset)
 
     def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
-        """Sum over layers of (positions of all frames - positions computed) x MACs a position, and over frames
+        """Sum over layers of (positions of all frames - positions computed) x MACs per position, and over frames
         of the head where nothing reached it.
 
-        A position of a k x k convolution takes C_out C_in k^2 / groups multiply-accumulates. Positions computed count
-        whole tiles, also where these reach beyond the map.
+        A position of a k x k convolution takes C_out C_in k^2 / groups MACs. Positions computed count
+        whole tiles, also where these reach beyond the feature map.
         """
         layers = trace["layers"].values()
         saved = sum(

@@ -1,6 +1,7 @@
-"""From a module to a delta network: the module is traced, and each of its layers on maps becomes a `Stage`.
+"""From a module to a delta network: the module is traced, and each of its layers on feature maps becomes a `Stage`.
 
-What follows the last maps (global pooling aside) works on vectors: this head runs as it is, when anything changed.
+What follows the last feature maps (global pooling aside) works on vectors: this head runs as it is, when anything
+changed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from reference_impls.contract import UnsupportedHost, check_tensor
 from reference_impls.techniques.delta_convolution import stages
-from reference_impls.techniques.delta_convolution.maps import Axis
+from reference_impls.techniques.delta_convolution.feature_maps import Axis
 from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
 
 LONGEST_REST = 32
@@ -50,12 +51,12 @@ HEAD_METHODS = ("squeeze", "contiguous", "softmax", "log_softmax", *METHODS)
 
 
 class DeltaNetwork(nn.Module):
-    """A host that takes the frames of a stream one after the other and does the work of what changed.
+    """A model that takes the frames of a stream one after the other and does the work of what changed.
 
     Where the work of a whole frame hardly fell, the stream is not worth following at the moment: the next frames go
     through the dense network, 1, 2, 4, ... and at most `LONGEST_REST` of them before the stream is taken up again.
 
-    The host's weights are copied, with batch norms folded; later changes of the host are not seen.
+    The model's weights are copied, with batch norms folded; later changes of the model are not seen.
     """
 
     def __init__(self, target: nn.Module, knobs: Knobs) -> None:
@@ -81,12 +82,12 @@ class DeltaNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, frame: Tensor) -> Tensor:
-        """frame: (B, C, H, W), the next frame of B streams. Returns what the host returns for it."""
+        """frame: (B, C, H, W), the next frame of B streams. Returns what the model returns for it."""
         check_tensor("frame", frame, "B C H W", finite=False)
         if not self.follows and not self.rest:  # else the source looks at what changed, or the dense network at all
             stages.check_finite(frame)
         if self.dtype not in (None, frame.dtype):
-            raise TypeError(f"frame must have the dtype of the host's weights, {self.dtype}, got {frame.dtype}")
+            raise TypeError(f"frame must have the dtype of the model's weights, {self.dtype}, got {frame.dtype}")
         if self.frame_shape is None:
             self._start(frame)
         if frame.shape != self.frame_shape:
@@ -151,11 +152,11 @@ class DeltaNetwork(nn.Module):
 
 
 def _lower(target: nn.Module, knobs: Knobs) -> _Lowering:
-    """The host's stages in the order of execution, its head, and the stages that the head reads."""
+    """The model's stages in the order of execution, its head, and the stages that the head reads."""
     if not isinstance(target, nn.Module):
         raise UnsupportedHost(TECHNIQUE, target, "a torch.nn.Module that maps frames (B, C, H, W) to a tensor")
     if any(module.training for module in target.modules()):
-        raise UnsupportedHost(TECHNIQUE, target, "a module in eval mode: call host.eval() first")
+        raise UnsupportedHost(TECHNIQUE, target, "a module in eval mode: call model.eval() first")
     try:
         single = fx.Tracer().is_leaf_module(target, "")  # a layer of torch.nn on its own would be traced into functions
         traced = fx.symbolic_trace(nn.Sequential(target).eval() if single else target)
@@ -170,7 +171,7 @@ class _Lowering:
         self.nodes = list(traced.graph.nodes)
         self.modules = dict(traced.named_modules())
         self.root = traced
-        self.maps: dict[fx.Node, Stage] = {}  # nodes whose value is a map
+        self.maps: dict[fx.Node, Stage] = {}  # nodes whose value is a feature map
         self.stages: list[Stage] = []
         self.head = fx.Graph()
         self.head_values: dict[fx.Node, fx.Node] = {}
@@ -219,15 +220,15 @@ class _Lowering:
         module = self.modules[node.target]
         return module if isinstance(module, kinds) else None
 
-    # Layers on maps -----------------------------------------------------------------------------------------------
+    # Layers on feature maps -------------------------------------------------------------------------------------------
 
     def _map_node(self, node: fx.Node) -> None:
-        """Make the stage of a node that reads at least one map."""
+        """Make the stage of a node that reads at least one feature map."""
         source = self.maps.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if self._is_addition(node):
             a, b = node.args
             stage: Stage = stages.Addition(node.name, [self.maps[a], self.maps[b]], self.knobs)
-            stage.activation = self._take_activation(node, stage, in_place=True)
+            stage.activation = self._take_activation(node, stage)
             self._add(node, stage)
             return
         if source is None:
@@ -245,7 +246,7 @@ class _Lowering:
             self._convolution(node, source, layer)
         elif (norm := self._module(node, nn.BatchNorm2d)) is not None:
             stage = stages.Affine(node.name, source, self.knobs, self._checked_norm(norm, node))
-            stage.activation = self._take_activation(node, stage, in_place=True)
+            stage.activation = self._take_activation(node, stage)
             self._add(node, stage)
         elif (activation := self._activation(node)) is not None:
             self._add(node, stages.Activation(node.name, [source], self.knobs, activation))
@@ -275,7 +276,7 @@ class _Lowering:
         )
         self._add(node, stage)
         self.maps[last] = stage
-        stage.activation = self._take_activation(last, stage, in_place=True)
+        stage.activation = self._take_activation(last, stage)
 
     @staticmethod
     def _uneven(layer: nn.Conv2d) -> bool:
@@ -290,10 +291,10 @@ class _Lowering:
     def _only_user(self, node: fx.Node) -> fx.Node | None:
         return next(iter(node.users)) if len(node.users) == 1 else None
 
-    def _take_activation(self, node: fx.Node, stage: Stage, *, in_place: bool) -> nn.Module | None:
+    def _take_activation(self, node: fx.Node, stage: Stage) -> nn.Module | None:
         """The activation that is the only reader of `node`, which then belongs to `node`'s stage."""
         follower = self._only_user(node)
-        activation = self._activation(follower, in_place=in_place) if follower is not None else None
+        activation = self._activation(follower, in_place=True) if follower is not None else None
         if activation is not None:
             self.maps[follower] = stage
         return activation
@@ -355,7 +356,7 @@ class _Lowering:
         self.head_values[node] = self.head.node_copy(node, self._head_value)
 
     def _head_value(self, node: fx.Node) -> fx.Node:
-        """The node of the head's graph that stands for `node`: an input of the head if `node` is a map."""
+        """The node of the head's graph that stands for `node`: an input of the head if `node` is a feature map."""
         if node not in self.head_values:
             self.head_inputs.append(self.maps[node])
             self.head_values[node] = self.head.placeholder(node.name)

@@ -6,7 +6,7 @@ threshold at some channel. So the error at a position never exceeds the threshol
 
 With `update="delta"` (DeltaCNN) a message holds differences: linear layers transform them without bias, and a stage
 with an activation accumulates them in `value`. With `update="value"` (CBinfer) it holds the new values, and outputs
-are computed anew from them. In exact arithmetic both send the same positions and store the same maps, because
+are recomputed from them. In exact arithmetic both send the same positions and store the same maps, because
 W (x + d) + b = (W x + b) + W d.
 """
 
@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from reference_impls.techniques.delta_convolution.maps import POINTWISE, Axis, Map, Shape, Windows, margin
+from reference_impls.techniques.delta_convolution.feature_maps import (
+    POINTWISE,
+    Axis,
+    FeatureMap,
+    Shape,
+    Windows,
+    margin,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Knobs:
 class Message:
     """What a stage sends in one frame: the positions that changed, with their differences or new values."""
 
-    def __init__(self, sender: Map, positions: Tensor, rows: Tensor | None, mask: Tensor | None = None) -> None:
+    def __init__(self, sender: FeatureMap, positions: Tensor, rows: Tensor | None, mask: Tensor | None = None) -> None:
         self.sender, self._mask = sender, mask
         self.positions = positions
         """(m,) numbers of the changed positions."""
@@ -57,13 +64,13 @@ class Message:
 
 
 class Stage:
-    """A layer on maps. Subclasses say what its linear part does to windows of its source."""
+    """A layer on feature maps. Subclasses say what its linear part does to windows of its source."""
 
     axes: tuple[Axis, Axis] = POINTWISE
     macs = 0
-    """Multiply-accumulates an output position."""
+    """Multiply-accumulates (MACs) per output position."""
     from_values = False
-    """The layer is no linear one: it needs the accumulated values of its source (max pooling)."""
+    """The layer is not linear: it needs the accumulated values of its source (max pooling)."""
 
     def __init__(self, name: str, sources: list[Stage], knobs: Knobs, activation: nn.Module | None = None) -> None:
         self.name, self.sources, self.knobs, self.activation = name, sources, knobs, activation
@@ -71,7 +78,7 @@ class Stage:
         for source in sources:
             source.readers.append(self)
         self.shape: Shape
-        self.sent: Map
+        self.sent: FeatureMap
         self.message: Message
         self.computed: list[int] = []
         """Output positions computed in each frame."""
@@ -104,11 +111,11 @@ class Stage:
         """Make the stored maps for a new stream; every stage knows its shape by now."""
         needs = [margin(self.shape, r.shape, r.axes, r.tile) for r in self.readers if not isinstance(r, GlobalAverage)]
         top, bottom, left, right = (max(side) for side in zip(*needs, (0, 0, 0, 0), strict=True))
-        self.sent = Map(self.shape, self.channels(), (top, bottom, left, right), like)
+        self.sent = FeatureMap(self.shape, self.channels(), (top, bottom, left, right), like)
         self.truncates = self.activation is not None or self.from_values
         accumulates = self.activation is not None and self.knobs.update == "delta"
-        self.value = Map(self.shape, self.channels(), (0, 0, 0, 0), like) if accumulates else self.sent
-        self.differences: Map | None = None
+        self.value = FeatureMap(self.shape, self.channels(), (0, 0, 0, 0), like) if accumulates else self.sent
+        self.differences: FeatureMap | None = None
         self.in_differences: Message | None = None
         self.pointwise = self.axes == POINTWISE
         self.computed = []
@@ -136,7 +143,7 @@ class Stage:
         return value if self.activation is None else self.activation(value)
 
     def output(self) -> Tensor:
-        """What has been sent, as the host would give it: (B, C, H, W), a copy."""
+        """What has been sent, as the model would give it: (B, C, H, W), a copy."""
         return self.sent.interior.clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
     # One frame ----------------------------------------------------------------------------------------------------
@@ -217,7 +224,7 @@ class Stage:
     def difference_rows(self) -> Tensor:
         """Rows of a map, laid out as `sent`, that holds this frame's differences, and zeros everywhere else."""
         if self.differences is None:
-            self.differences = self.sent.twin()
+            self.differences = self.sent.zeros_like()
         if self.in_differences is not self.message:
             if self.in_differences is not None:
                 self.differences.clear(self.in_differences.positions)
@@ -380,13 +387,13 @@ class AveragePool(Stage):
 
 
 class MaxPool(AveragePool):
-    """Max pooling, from accumulated values: the maximum of differences says nothing."""
+    """Max pooling, from accumulated values: it is no sum, so differences do not pass through it."""
 
     from_values = True
 
     def allocate(self, like: Tensor) -> None:
         super().allocate(like)
-        on_map = self.sources[0].sent.twin()
+        on_map = self.sources[0].sent.zeros_like()
         on_map.interior.fill_(1)
         self.beyond = on_map.rows[:, :1] == 0  # (rows, 1)
 

