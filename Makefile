@@ -49,6 +49,7 @@ lint: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports | tail -n 12
+	@$(BIN)/python -m tools.prose
 	@$(BIN)/redundancy schema --check
 	@$(BIN)/redundancy fmt --check
 	@$(BIN)/redundancy check

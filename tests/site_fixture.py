@@ -12,7 +12,7 @@ from tools.knowledge.source import read_source
 
 
 def variant(macs: int, quality: float, ms: float, **more: Any) -> dict[str, Any]:
-    """An arm with an interval of 0.02 around its quality."""
+    """A variant with an interval of 0.02 around its quality."""
     interval = {"low": quality - 0.01, "high": quality + 0.01, "n": 5}
     wall = {"median": ms, "p10": 0.9 * ms, "p90": 1.1 * ms, "p99": 1.2 * ms, "n": 15}
     return {

@@ -1,19 +1,18 @@
 """Words that the atlas does not use, and what it writes instead: `python -m tools.prose`, part of `make lint`.
 
 The list is small on purpose: terms of the field that came in two forms, and order of words that reads as translated. It
-is looked for in the knowledge, the pages, and the comments, docstrings and messages of the code, in files that git
-tracks. A word that is meant otherwise is let through by `# prose: ok` (in Markdown `<!-- prose: ok -->`) on its line.
+is looked for in the knowledge, the pages, and the comments, docstrings and messages of the code. A word that is meant otherwise is let through by `# prose: ok` (in Markdown `<!-- prose: ok -->`) on its line.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PLACES = ("README.md", "CONTRIBUTING.md", "taxonomy", "reference_impls", "notebooks", "tests", "tools")
 SUFFIXES = (".py", ".md", ".yml", ".txt", ".html", ".json")
 LEFT_OUT = ("tools/prose.py", "CHANGELOG.md", "tools/knowledge/schemas/")
 
@@ -23,7 +22,7 @@ WORDS = {
     r"(?:the|its|a) battery": "conformance checks",
     r"(?:every|each|all|an|no|the) arms?": "variant",
     r"batch norms? (?:estimated )?anew": "batch norm recalibrated",
-    r"(?:the clock|and the clock)": "latency, wall-clock",
+    r"(?:against|and|of) the clock": "latency, wall-clock",
     r"tells? clothes apart": "classifies Fashion-MNIST",
     r"images? of clothes": "Fashion-MNIST",
     r"at fewer pixels|on fewer pixels": "at lower resolution",
@@ -49,11 +48,12 @@ def findings(name: str, text: str) -> Iterator[str]:
 
 
 def files(root: Path) -> Iterator[str]:
-    """The tracked files that are looked at."""
-    listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True, check=True)
-    for name in filter(None, listed.stdout.split("\0")):
-        if name.endswith(SUFFIXES) and not name.startswith(LEFT_OUT) and (root / name).is_file():
-            yield name
+    """The files that are looked at."""
+    for place in PLACES:
+        found = [root / place] if (root / place).is_file() else sorted((root / place).rglob("*"))
+        for name in (path.relative_to(root).as_posix() for path in found if path.suffix in SUFFIXES):
+            if not name.startswith(LEFT_OUT):
+                yield name
 
 
 def main() -> int:

@@ -42,7 +42,7 @@ def digits() -> Split:
 
 
 def fashion_mnist() -> Split:
-    """Fashion-MNIST: 60,000 grey images of clothes to train on and 10,000 to test, 28 x 28 pixels, 10 classes.
+    """Fashion-MNIST: 60,000 grey pictures of garments to train on and 10,000 to test, 28 x 28 pixels, 10 classes.
 
     Returns x_train (60000, 1, 28, 28), y_train, x_test (10000, 1, 28, 28), y_test.
 

@@ -190,7 +190,7 @@ def test_measured_tables_hold_every_part() -> None:
     assert set(table.costs) == {("x",), ("y",)}
     assert all(cost > 0 for cost in table.costs.values())
     assert calls["x"] == calls["y"] >= 4
-    with pytest.raises(ValueError, match="no arms"):
+    with pytest.raises(ValueError, match="no variants"):
         measure_table({})
 
 

@@ -164,7 +164,7 @@ class Document(Model):
     """Version of the API: the first number changes when a field goes or changes its meaning, the second when one
     comes."""
     generated_at: str = Field(pattern=TIME, examples=["2026-11-25T22:00:13Z"])
-    """Time of the last commit; without a repository, the newest date in the data. Never the clock."""
+    """Time of the last commit; without a repository, the newest date in the data. Never the wall-clock."""
     commit: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$", examples=["0" * 40])
     """The commit whose files these are; absent where they were changed since, or are in no repository."""
     licence: Literal["CC-BY-4.0"] = Field(default="CC-BY-4.0", examples=["CC-BY-4.0"])
