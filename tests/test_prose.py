@@ -11,7 +11,7 @@ def test_a_word_is_found_at_its_place_with_what_to_write() -> None:
     text = "A line.\nThe " + "bat" + "tery passes, and every " + "arm is timed.\n"
     assert list(prose.findings("a.md", text)) == [
         'a.md:2:1: "The bat' + 'tery": write conformance checks',
-        'a.md:2:24: "every ' + 'arm": write variant',
+        'a.md:2:25: "every ' + 'arm": write variant',
     ]
     assert list(prose.findings("a.md", text.replace("\n", " <!-- prose: ok -->\n"))) == []
 

@@ -1,7 +1,8 @@
 """Words that the atlas does not use, and what it writes instead: `python -m tools.prose`, part of `make lint`.
 
 The list is small on purpose: terms of the field that came in two forms, and order of words that reads as translated. It
-is looked for in the knowledge, the pages, and the comments, docstrings and messages of the code. A word that is meant otherwise is let through by `# prose: ok` (in Markdown `<!-- prose: ok -->`) on its line.
+is looked for in the knowledge, the pages, and the comments, docstrings and messages of the code. A word that is meant
+otherwise is let through by `# prose: ok` (in Markdown `<!-- prose: ok -->`) on its line.
 """
 
 from __future__ import annotations
