@@ -15,13 +15,7 @@ import numpy as np
 from reference_impls import show
 from reference_impls.benchmarks.early_exit import DIGITS, all_exits, cnn_with_exits, images_of
 from reference_impls.data import images
-from reference_impls.techniques.confidence_early_exit import (
-    ConfidenceEarlyExit,
-    at_exits,
-    calibrate,
-    confidence,
-    exit_decisions,
-)
+from reference_impls.techniques.confidence_early_exit import ConfidenceEarlyExit, at_exits, calibrate, exit_decisions
 
 show.style()
 records = {name: show.committed("confidence-early-exit", name) for name in ("fashion-cnn", "mails-minilm")}
@@ -69,7 +63,6 @@ plt.show()
 found = ConfidenceEarlyExit().measure(network, x)
 print(f"digits: {found.value:.3f} of the computation behind the first stage comes after the answer has settled")
 
-# %%
 figure, (depths, shares) = plt.subplots(1, 2, figsize=(9, 3.6))
 values = {}
 for record, name in zip(records.values(), ("CNN", "MiniLM"), strict=True):
@@ -170,6 +163,6 @@ for record in records.values():
 #   that *all* of a batch have left by an exit falls quickly with its size:
 
 # %%
-sure = (confidence(tested) > 0.9)[0].double().mean().item()
+sure = (left == 0).double().mean().item()
 for size in (1, 8, 32, 128):
     print(f"   batch of {size:3}: {sure**size:.1e} of the batches could stop at the first exit without compaction")
