@@ -1,0 +1,15 @@
+"""Compact networks: what small convolutional and attention networks lose when they compute less.
+
+- `feature_maps`: small networks of EfficientFormer's parts on Fashion-MNIST, run with coarser or cheaper mixing.
+- `whole_networks`: whole networks on fewer pixels, searched for, and timed beside MobileNetV2.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from reference_impls.study.plan import Scenario
+
+ID = "compact-networks"
+task = partial(Scenario, benchmark=ID)
+SCENARIOS: tuple[Scenario, ...] = ()
