@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from functools import partial
 
+from reference_impls.benchmarks.compact_networks import feature_maps
 from reference_impls.study.plan import Scenario
 
 ID = "compact-networks"
 task = partial(Scenario, benchmark=ID)
-SCENARIOS: tuple[Scenario, ...] = ()
+SCENARIOS = (
+    task(
+        "feature-maps",
+        "Coarser attention in the same finished networks: reconstruction of masked patches",
+        feature_maps.meet,
+        full=feature_maps.FULL,
+        smoke=feature_maps.SMOKE,
+    ),
+)
