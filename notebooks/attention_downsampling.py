@@ -99,7 +99,7 @@ print(f"{found.measure}: {found.value:.2f}")
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4))
 live = run("attention-downsampling", "fill-queries")
 for axis, record, title in zip(axes, (queries, live), ("full record", "run now, small budget"), strict=True):
-    show.trade_off(axis, record, lambda variant: variant.samples)
+    show.trade_off(axis, record, "samples", relative=False)
     axis.set_xscale("log", base=2)
     axis.set(xlabel="queries or keys left", xticks=[1, 4, 16, 64], xticklabels=[1, 4, 16, 64], title=title)
 limits = np.array(axes[0].get_ylim()) - queries.baseline.quality.value

@@ -124,7 +124,7 @@ with torch.no_grad(), StrideAttention().apply(model, stride=2) as handle:
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), width_ratios=(1.3, 1.3, 1))
 live = run("stride-attention", "fill-tokens")
 for axis, record, title in zip(axes, (tokens, tokens, live), ("full record", "enlarged", "run now"), strict=True):
-    show.trade_off(axis, record, lambda variant: variant.samples)
+    show.trade_off(axis, record, "samples", relative=False)
     axis.set_xscale("log", base=2)
     axis.set(xlabel="tokens that attend", xticks=[1, 4, 16, 64], xticklabels=[1, 4, 16, 64], title=title)
 low = min(p.quality.value for p in (*tokens.points, *tokens.controls[0].points))

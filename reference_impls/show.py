@@ -84,8 +84,8 @@ def trade_off(
 ) -> None:
     """Quality against cost: a line for each series with its intervals, controls in grey, and the baseline.
 
-    cost: "MACs", "milliseconds" or "samples", as a share of the baseline's if `relative`; or any number that follows from a
-    variant. lines: the series to draw, all by default.
+    cost: "MACs", "milliseconds" or "samples", as a share of the baseline's if `relative`; or any other number that
+    follows from a variant. lines: the series to draw, all by default.
     """
     of = COSTS[cost] if isinstance(cost, str) else cost
     relative = relative and isinstance(cost, str)

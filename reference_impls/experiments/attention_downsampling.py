@@ -12,26 +12,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from reference_impls.accounting.record import Record
-from reference_impls.benchmarks.compact_networks import feature_maps, task
-from reference_impls.benchmarks.compact_networks.feature_maps import (
-    ABOUT,
-    FACTORS,
-    FEWER_KEYS,
-    FULL,
-    GRID,
-    HEADS,
-    KEY_DIM,
-    RECONSTRUCT,
-    SMOKE,
-    WIDTHS,
-    FeatureMapPlan,
-    add,
-    attention_networks,
-    coarse_attention,
-    coarser,
-    map_network,
-    measured_by_place,
-)
+from reference_impls.benchmarks.compact_networks import feature_map_task
+from reference_impls.benchmarks.compact_networks import feature_maps as fm
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import Downsample
 from reference_impls.layers.layout import Size
@@ -40,31 +22,31 @@ from reference_impls.techniques.attention_downsampling import AttentionDown, Att
 from reference_impls.techniques.stride_attention import Coarseness, cell_means, strided
 
 DOWN = AttentionDownsampling()
-TOKENS = math.prod(GRID)
+TOKENS = math.prod(fm.GRID)
 
 # --------------------------------------------------------------------------------------------------------------------
 # Fixed weights: fewer queries, or fewer keys
 
-FEWER_QUERIES = tuple(coarser({"factor": f}, f, partial(DOWN.apply, factor=f)) for f in FACTORS)
+FEWER_QUERIES = tuple(fm.coarser({"factor": f}, f, partial(DOWN.apply, factor=f)) for f in fm.FACTORS)
 BOTH = "fewer queries and keys"
 
 
-def run_queries(study: Study[FeatureMapPlan]) -> Record:
+def run_queries(study: Study[fm.FeatureMapPlan]) -> Record:
     """Networks trained with all queries and keys, against how many are left of each."""
-    models = attention_networks(study)
+    models = fm.attention_networks(study)
     series = {
         TECHNIQUE: FEWER_QUERIES,
-        FEWER_KEYS: [coarser({"factor": f}, f, coarse_attention(Coarseness(1, f))) for f in FACTORS],
-        BOTH: [coarser({"factor": f}, f, coarse_attention(Coarseness(f, f))) for f in FACTORS],
+        fm.FEWER_KEYS: [fm.coarser({"factor": f}, f, fm.coarse_attention(Coarseness(1, f))) for f in fm.FACTORS],
+        BOTH: [fm.coarser({"factor": f}, f, fm.coarse_attention(Coarseness(f, f))) for f in fm.FACTORS],
     }
-    feature_maps.finished(study, models, series, samples=TOKENS)
-    redundancy, by_place = measured_by_place(study, models, DOWN.measure)
-    return feature_maps.record(
+    fm.finished(study, models, series, samples=TOKENS)
+    redundancy, by_place = fm.measured_by_place(study, models, DOWN.measure)
+    return fm.record(
         study,
-        model=ABOUT,
+        model=fm.ABOUT,
         knobs=("factor",),
         controls={
-            FEWER_KEYS: "As many keys and values left, of all queries.",
+            fm.FEWER_KEYS: "As many keys and values left, of all queries.",
             BOTH: "Both, as in stride attention with local values at full resolution.",
         },
         redundancy=redundancy,
@@ -124,34 +106,34 @@ DOWNSAMPLINGS: dict[str, type[AttentionDown] | None] = {
 def downsampling(kind: type[AttentionDown] | None) -> nn.Module:
     """What halves the map of the small network: a strided convolution, alone or with attention beside it."""
     if kind is None:
-        return Downsample(*WIDTHS)
-    both = DualPathDownsample(*WIDTHS, GRID, HEADS, KEY_DIM)
-    both.attn = kind(*WIDTHS, GRID, HEADS, KEY_DIM)
+        return Downsample(*fm.WIDTHS)
+    both = DualPathDownsample(*fm.WIDTHS, fm.GRID, fm.HEADS, fm.KEY_DIM)
+    both.attn = kind(*fm.WIDTHS, fm.GRID, fm.HEADS, fm.KEY_DIM)
     return both
 
 
 def halving_network(name: str) -> nn.Module:
     """The small network with one of `DOWNSAMPLINGS` and no other mixer."""
-    return map_network(RECONSTRUCT, lambda: None, downsampling(DOWNSAMPLINGS[name]))
+    return fm.map_network(fm.RECONSTRUCT, lambda: None, downsampling(DOWNSAMPLINGS[name]))
 
 
-def run_downsampling(study: Study[FeatureMapPlan]) -> Record:
+def run_downsampling(study: Study[fm.FeatureMapPlan]) -> Record:
     """Networks that differ in what halves their feature map, each trained for itself."""
 
     def models(name: str) -> list[nn.Module]:
-        return feature_maps.networks(study, f"down {name}", partial(halving_network, name))
+        return fm.networks(study, f"down {name}", partial(halving_network, name))
 
     controls = {
         BOTH: "16 queries look at the means of 16 cells; local values are those of the technique.",
         "convolution alone": "No attention beside the convolution of stride 2.",
     }
-    add(study, BASELINE, {}, models("all queries"), samples=TOKENS)
-    add(study, TECHNIQUE, {"factor": 2}, models("fewer queries"), samples=16, redundancy=0.75)
+    fm.add(study, BASELINE, {}, models("all queries"), samples=TOKENS)
+    fm.add(study, TECHNIQUE, {"factor": 2}, models("fewer queries"), samples=16, redundancy=0.75)
     for name in controls:
-        add(study, name, {"down": name}, models(name))
+        fm.add(study, name, {"down": name}, models(name))
     study.measure()
-    redundancy, _ = measured_by_place(study, attention_networks(study), DOWN.measure)
-    return feature_maps.record(
+    redundancy, _ = fm.measured_by_place(study, fm.attention_networks(study), DOWN.measure)
+    return fm.record(
         study,
         model="a small EfficientFormerV2 without other mixers: 2 blocks of 32 channels on 8 x 8, 1 of 64 on 4 x 4",
         knobs=("factor",),
@@ -167,18 +149,14 @@ def run_downsampling(study: Study[FeatureMapPlan]) -> Record:
 
 CONTENDERS = {"compact-networks/feature-maps": FEWER_QUERIES}
 SCENARIOS = (
-    task(
+    feature_map_task(
         "fill-queries",
         "Attention trained with 64 queries and run with 16, 4 or 1: reconstruction of masked patches",
         run_queries,
-        full=FULL,
-        smoke=SMOKE,
     ),
-    task(
+    feature_map_task(
         "fill-downsampling",
         "From 8 x 8 to 4 x 4 by attention, at equal training: reconstruction of masked patches",
         run_downsampling,
-        full=FULL,
-        smoke=SMOKE,
     ),
 )

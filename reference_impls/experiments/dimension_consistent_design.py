@@ -16,26 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.record import Interval, Record, Table
-from reference_impls.benchmarks.compact_networks import feature_maps, task
-from reference_impls.benchmarks.compact_networks.feature_maps import (
-    FULL,
-    GRID,
-    HEADS,
-    KEY_DIM,
-    LAYER_SCALE,
-    SMOKE,
-    WIDTHS,
-    Contender,
-    FeatureMapPlan,
-    Reconstruction,
-    add,
-    inpainter,
-    kinds_of,
-    map_block,
-    measured_by_place,
-    patches,
-    unmasked,
-)
+from reference_impls.benchmarks.compact_networks import feature_map_task, task
+from reference_impls.benchmarks.compact_networks import feature_maps as fm
 from reference_impls.contract import Redundancy, generator
 from reference_impls.hosts.substitution import Substitution, modules_of
 from reference_impls.layers.attention import TokenAttention
@@ -66,7 +48,7 @@ DESIGN = DimensionConsistentDesign()
 # Networks of four blocks: two on 8 x 8, two on 4 x 4
 
 ABOUT = "a small EfficientFormer: patches of 4 x 4 pixels, 2 blocks of 32 channels on 8 x 8, then 2 of 64 on 4 x 4"
-SIZES = (GRID, GRID, (4, 4), (4, 4))
+SIZES = (fm.GRID, fm.GRID, (4, 4), (4, 4))
 STAGES = ("pixels", "patches", "block 1", "block 2", "block 3", "block 4")
 
 
@@ -81,40 +63,40 @@ class ToMap(nn.Module):
         return as_map(x, self.size)
 
 
-def network(kinds: str) -> Reconstruction:
+def network(kinds: str) -> fm.Reconstruction:
     """A small EfficientFormer whose four blocks mix by attention on tokens (a), pooling on maps (p) or not at all (n).
 
     The layout changes wherever a block needs the other one. Each position on 4 x 4 gives 8 x 8 pixels in the end.
     """
-    layers, on_tokens = OrderedDict[str, nn.Module](patches=patches(2)), False
+    layers, on_tokens = OrderedDict[str, nn.Module](patches=fm.patches(2)), False
     for i, (kind, size) in enumerate(zip(kinds, SIZES, strict=True)):
-        width = WIDTHS[i // 2]
+        width = fm.WIDTHS[i // 2]
         if on_tokens and (kind != "a" or i == 2):
             layers[f"to_map{i}"], on_tokens = ToMap(SIZES[i - 1]), False
         if i == 2:
-            layers["down"] = Downsample(*WIDTHS)
+            layers["down"] = Downsample(*fm.WIDTHS)
         if kind == "a" and not on_tokens:
             layers[f"flatten{i}"], on_tokens = Flatten(), True
         if kind == "a":
-            mixer = TokenAttention(width, size, HEADS, KEY_DIM)
-            layers[f"block{i}"] = TokenBlock(width, mixer, 2 * width, layer_scale=LAYER_SCALE)
+            mixer = TokenAttention(width, size, fm.HEADS, fm.KEY_DIM)
+            layers[f"block{i}"] = TokenBlock(width, mixer, 2 * width, layer_scale=fm.LAYER_SCALE)
         else:
-            layers[f"block{i}"] = map_block(width, Pooling() if kind == "p" else None)
+            layers[f"block{i}"] = fm.map_block(width, Pooling() if kind == "p" else None)
     if on_tokens:
         layers["to_map"] = ToMap(SIZES[-1])
-    layers["inpainter"] = inpainter(WIDTHS[1], 8)
-    return Reconstruction(nn.Sequential(layers))
+    layers["inpainter"] = fm.inpainter(fm.WIDTHS[1], 8)
+    return fm.Reconstruction(nn.Sequential(layers))
 
 
-def networks(study: Study[FeatureMapPlan], kinds: str) -> list[nn.Module]:
+def networks(study: Study[fm.FeatureMapPlan], kinds: str) -> list[nn.Module]:
     """The network with these blocks, trained once for each seed."""
-    return feature_maps.networks(study, f"blocks {kinds}", partial(network, kinds))
+    return fm.networks(study, f"blocks {kinds}", partial(network, kinds))
 
 
 @torch.no_grad()
 def stages(model: nn.Module, x: Tensor) -> list[Tensor]:
     """The feature maps (B, C, H, W) of images x (B, 1, 32, 32), no patch hidden, at each of `STAGES`."""
-    maps, x = [x], unmasked(x)
+    maps, x = [x], fm.unmasked(x)
     for name, layer in model.get_submodule("network").named_children():
         x = layer(x)
         if name == "patches" or name.startswith("block"):
@@ -127,10 +109,10 @@ def kept_at_half(maps: Tensor) -> Tensor:
     return kept_detail(maps, (maps.shape[2] // 2, maps.shape[3] // 2))
 
 
-def by_stage(study: Study[FeatureMapPlan], models: Sequence[nn.Module]) -> Table:
+def by_stage(study: Study[fm.FeatureMapPlan], models: Sequence[nn.Module]) -> Table:
     """Similarity of neighbours, and detail kept at half the resolution, at each stage, for each kind of image."""
     lines = []
-    for kind, x in kinds_of(study.plan).items():
+    for kind, x in fm.kinds_of(study.plan).items():
         seen = [stages(model, x) for model in models]
         for i, stage in enumerate(STAGES):
             both = [
@@ -166,21 +148,21 @@ def substitute(cheap: Callable[[TokenAttention, Tensor], Tensor], which: slice) 
     return attach
 
 
-def run_pooling(study: Study[FeatureMapPlan]) -> Record:
+def run_pooling(study: Study[fm.FeatureMapPlan]) -> Record:
     """Networks trained with attention in all blocks, against the number of blocks that pool instead."""
     models = networks(study, "aaaa")
 
-    def pooled(attach: Callable[[int], Callable[[nn.Module], object]]) -> list[Contender]:
-        return [Contender({"pooled": n}, attach(n), redundancy=n / len(SIZES)) for n in (1, 2, 3, 4)]
+    def pooled(attach: Callable[[int], Callable[[nn.Module], object]]) -> list[fm.Contender]:
+        return [fm.Contender({"pooled": n}, attach(n), redundancy=n / len(SIZES)) for n in (1, 2, 3, 4)]
 
     series = {
         TECHNIQUE: pooled(lambda n: partial(DESIGN.apply, pooled=n)),
         "the last blocks": pooled(lambda n: substitute(pooled_values, slice(-n, None))),
         "no mixing": pooled(lambda n: substitute(unmixed_values, slice(n))),
     }
-    feature_maps.finished(study, models, series)
-    redundancy, by_place = measured_by_place(study, models, DESIGN.measure)
-    return feature_maps.record(
+    fm.finished(study, models, series)
+    redundancy, by_place = fm.measured_by_place(study, models, DESIGN.measure)
+    return fm.record(
         study,
         model=ABOUT + ", attention in all of them",
         knobs=("pooled",),
@@ -198,17 +180,17 @@ def run_pooling(study: Study[FeatureMapPlan]) -> Record:
 # Equal training: where attention is placed
 
 
-def run_placement(study: Study[FeatureMapPlan]) -> Record:
+def run_placement(study: Study[fm.FeatureMapPlan]) -> Record:
     """Networks that differ in which blocks attend, each trained for itself."""
     dense = networks(study, "aaaa")
-    add(study, BASELINE, {}, dense)
-    add(study, TECHNIQUE, {"pooled": 2}, networks(study, "ppaa"), redundancy=0.5)
-    add(study, TECHNIQUE, {"pooled": 4}, networks(study, "pppp"), redundancy=1.0)
-    add(study, "attention first", {"pooled": 2}, networks(study, "aapp"))
-    add(study, "nothing first", {"pooled": 0}, networks(study, "nnaa"))
+    fm.add(study, BASELINE, {}, dense)
+    fm.add(study, TECHNIQUE, {"pooled": 2}, networks(study, "ppaa"), redundancy=0.5)
+    fm.add(study, TECHNIQUE, {"pooled": 4}, networks(study, "pppp"), redundancy=1.0)
+    fm.add(study, "attention first", {"pooled": 2}, networks(study, "aapp"))
+    fm.add(study, "nothing first", {"pooled": 0}, networks(study, "nnaa"))
     study.measure()
-    redundancy, _ = measured_by_place(study, dense, DESIGN.measure)
-    return feature_maps.record(
+    redundancy, _ = fm.measured_by_place(study, dense, DESIGN.measure)
+    return fm.record(
         study,
         model=ABOUT,
         knobs=("pooled",),
@@ -319,19 +301,15 @@ def run_layout(study: Study[Plan]) -> Record:
 
 
 SCENARIOS = (
-    task(
+    feature_map_task(
         "fill-pooling",
         "Pooling in the place of trained attention, block by block: reconstruction of masked patches",
         run_pooling,
-        full=FULL,
-        smoke=SMOKE,
     ),
-    task(
+    feature_map_task(
         "fill-placement",
         "Pooling first and attention last, and the other ways round: reconstruction of masked patches",
         run_placement,
-        full=FULL,
-        smoke=SMOKE,
     ),
     task(
         "layout",

@@ -17,29 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.record import Record, Table
-from reference_impls.benchmarks.compact_networks import feature_maps, task
-from reference_impls.benchmarks.compact_networks.feature_maps import (
-    ABOUT,
-    CLASSIFY,
-    FACTORS,
-    FULL,
-    GRID,
-    RANDOM_CELLS,
-    RECONSTRUCT,
-    SMOKE,
-    WIDTHS,
-    FeatureMapPlan,
-    Task,
-    add,
-    attention_networks,
-    coarser,
-    map_network,
-    masked,
-    measured_by_place,
-    random_cells,
-    small_attention,
-    unmasked,
-)
+from reference_impls.benchmarks.compact_networks import feature_map_task, task
+from reference_impls.benchmarks.compact_networks import feature_maps as fm
 from reference_impls.data import images
 from reference_impls.hosts.substitution import inputs_of
 from reference_impls.layers.conv import ConvNorm
@@ -74,11 +53,11 @@ from reference_impls.techniques.stride_attention import (
 )
 
 STRIDE = StrideAttention()
-TOKENS = math.prod(GRID)
+TOKENS = math.prod(fm.GRID)
 OTHER_MIXERS: Mapping[str, Callable[[], nn.Module | None]] = {
     "none": lambda: None,
     "mean 3x3": Pooling,
-    "depthwise 3x3": lambda: ConvNorm(WIDTHS[0], WIDTHS[0], 3, groups=WIDTHS[0]),
+    "depthwise 3x3": lambda: ConvNorm(fm.WIDTHS[0], fm.WIDTHS[0], 3, groups=fm.WIDTHS[0]),
 }
 ABOUT_MIXERS = {
     "none": "Nothing in the place of attention: no position learns of another.",
@@ -95,24 +74,28 @@ def on_fewer_tokens(stride: int, local: str) -> Callable[[nn.Module], object]:
     return partial(STRIDE.apply, stride=stride, local=local)
 
 
-def run_tokens(study: Study[FeatureMapPlan]) -> Record:
+def run_tokens(study: Study[fm.FeatureMapPlan]) -> Record:
     """Networks trained at full resolution, against the stride that attention is run with."""
-    models = attention_networks(study)
+    models = fm.attention_networks(study)
     coarse_local = "local values on the coarse map"
     series = {
-        TECHNIQUE: [coarser({"stride": s, "local": "full"}, s, on_fewer_tokens(s, "full")) for s in FACTORS],
-        RANDOM_CELLS: [coarser({"stride": s, "local": "full"}, s, random_cells(Coarseness(s, s))) for s in FACTORS],
-        coarse_local: [coarser({"stride": s, "local": "coarse"}, s, on_fewer_tokens(s, "coarse")) for s in FACTORS],
+        TECHNIQUE: [fm.coarser({"stride": s, "local": "full"}, s, on_fewer_tokens(s, "full")) for s in fm.FACTORS],
+        fm.RANDOM_CELLS: [
+            fm.coarser({"stride": s, "local": "full"}, s, fm.random_cells(Coarseness(s, s))) for s in fm.FACTORS
+        ],
+        coarse_local: [
+            fm.coarser({"stride": s, "local": "coarse"}, s, on_fewer_tokens(s, "coarse")) for s in fm.FACTORS
+        ],
     }
-    feature_maps.finished(study, models, series, samples=TOKENS)
-    redundancy, by_place = measured_by_place(study, models, STRIDE.measure)
-    x = feature_maps.batch_of(study.plan)
-    return feature_maps.record(
+    fm.finished(study, models, series, samples=TOKENS)
+    redundancy, by_place = fm.measured_by_place(study, models, STRIDE.measure)
+    x = fm.batch_of(study.plan)
+    return fm.record(
         study,
-        model=ABOUT,
+        model=fm.ABOUT,
         knobs=("stride", "local"),
         controls={
-            RANDOM_CELLS: "As many tokens, each the mean of positions drawn at random instead of neighbours.",
+            fm.RANDOM_CELLS: "As many tokens, each the mean of positions drawn at random instead of neighbours.",
             coarse_local: "As in the paper, where the network is trained so: local values are strided too.",
         },
         redundancy=redundancy,
@@ -127,13 +110,13 @@ def spectra(models: Sequence[nn.Module], x: Tensor) -> Table:
 
     Mean share over models and modules, at 1 to 4 cycles per feature map along the axis with more.
     """
-    size = GRID[0]
+    size = fm.GRID[0]
     frequency = torch.fft.fftfreq(size, 1 / size).abs()
     ring = torch.maximum(frequency[:, None], frequency[None, :])
     found: dict[str, list[Tensor]] = {"input": [], "attended": [], "local": []}
     for model in models:
         attentions = full_attentions(STRIDE.id, model)
-        for name, seen in inputs_of(attentions, model, unmasked(x)).items():
+        for name, seen in inputs_of(attentions, model, fm.unmasked(x)).items():
             with torch.no_grad():
                 mixed, local = attentions[name].attend(seen)
             for place, maps in zip(found, (seen, mixed, local), strict=True):
@@ -156,15 +139,19 @@ def picture(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
     Of one channel, that of the largest variance among the attended values. `strided` is the same from 16 tokens.
     """
-    inputs = masked(image)
+    inputs = fm.masked(image)
     name, attention = next(iter(full_attentions(STRIDE.id, model).items()))
-    x = inputs_of({name: attention}, model, unmasked(image))[name]
+    x = inputs_of({name: attention}, model, fm.unmasked(image))[name]
     with torch.no_grad():
         attended, local = attention.attend(x)
         coarse, _ = coarse_values(attention, x, Coarseness(2, 2))
     channel = int(attended.var((0, 2, 3)).argmax())
     shown = {"seen": inputs[:, 0], "hidden": inputs[:, 1], "reconstructed": forward(model, inputs)()[:, 0]}
-    shown |= {"attended": attended[:, channel], "strided": resize(coarse, GRID)[:, channel], "local": local[:, channel]}
+    shown |= {
+        "attended": attended[:, channel],
+        "strided": resize(coarse, fm.GRID)[:, channel],
+        "local": local[:, channel],
+    }
     return {what: x[0] for what, x in shown.items()}
 
 
@@ -173,30 +160,30 @@ def picture(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 def strided_networks(
-    study: Study[FeatureMapPlan], stride: int, on: Task = RECONSTRUCT, *, project_first: bool = False
+    study: Study[fm.FeatureMapPlan], stride: int, on: fm.Task = fm.RECONSTRUCT, *, project_first: bool = False
 ) -> list[nn.Module]:
     """The networks with strided attention as in the paper, trained so."""
     name = f"stride {stride}" + (", projected first" if project_first else "")
-    mixer = partial(small_attention, stride, project_first=project_first)
-    return feature_maps.networks(study, name, partial(map_network, on, mixer), on)
+    mixer = partial(fm.small_attention, stride, project_first=project_first)
+    return fm.networks(study, name, partial(fm.map_network, on, mixer), on)
 
 
-def run_mixers(study: Study[FeatureMapPlan], on: Task, strides: Sequence[int], others: Sequence[str]) -> Record:
+def run_mixers(study: Study[fm.FeatureMapPlan], on: fm.Task, strides: Sequence[int], others: Sequence[str]) -> Record:
     """Networks that differ in the mixer of their blocks, each trained for itself."""
-    dense = attention_networks(study, on)
-    add(study, BASELINE, {}, dense, task=on, samples=TOKENS)
+    dense = fm.attention_networks(study, on)
+    fm.add(study, BASELINE, {}, dense, task=on, samples=TOKENS)
     for s in strides:
-        left = math.prod(strided(GRID, s))
-        add(study, TECHNIQUE, {"stride": s}, strided_networks(study, s, on), task=on, samples=left)
+        left = math.prod(strided(fm.GRID, s))
+        fm.add(study, TECHNIQUE, {"stride": s}, strided_networks(study, s, on), task=on, samples=left)
     for name in others:
-        models = feature_maps.networks(study, f"mixer {name}", partial(map_network, on, OTHER_MIXERS[name]), on)
-        add(study, f"mixer {name}", {"mixer": name}, models, task=on)
+        models = fm.networks(study, f"mixer {name}", partial(fm.map_network, on, OTHER_MIXERS[name]), on)
+        fm.add(study, f"mixer {name}", {"mixer": name}, models, task=on)
     study.measure()
-    redundancy, by_place = measured_by_place(study, dense, STRIDE.measure, on)
-    return feature_maps.record(
+    redundancy, by_place = fm.measured_by_place(study, dense, STRIDE.measure, on)
+    return fm.record(
         study,
         on,
-        model=ABOUT,
+        model=fm.ABOUT,
         knobs=("stride",),
         controls={f"mixer {name}": ABOUT_MIXERS[name] for name in others},
         redundancy=redundancy,
@@ -217,7 +204,7 @@ def swap_order(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrderPlan(FeatureMapPlan):
+class OrderPlan(fm.FeatureMapPlan):
     s0_repetitions: int
 
 
@@ -225,13 +212,13 @@ def run_order(study: Study[OrderPlan]) -> Record:
     """Projecting before the interpolation instead of behind it: trained so, or swapped in finished networks."""
     published, swapped = strided_networks(study, 2), "swapped in finished networks"
     first = {"project_first": True}
-    series = {swapped: [feature_maps.Contender(first, swap_order)]}
-    add(study, TECHNIQUE, first, strided_networks(study, 2, project_first=True))
-    feature_maps.finished(study, published, series)
-    redundancy, _ = measured_by_place(study, attention_networks(study), STRIDE.measure)
-    return feature_maps.record(
+    series = {swapped: [fm.Contender(first, swap_order)]}
+    fm.add(study, TECHNIQUE, first, strided_networks(study, 2, project_first=True))
+    fm.finished(study, published, series)
+    redundancy, _ = fm.measured_by_place(study, fm.attention_networks(study), STRIDE.measure)
+    return fm.record(
         study,
-        model=ABOUT,
+        model=fm.ABOUT,
         knobs=("project_first",),
         controls={swapped: "Trained in the published order, run in the other one, with nothing trained again."},
         redundancy=redundancy,
@@ -276,69 +263,64 @@ def run_s0(study: Study[LatencyPlan]) -> Record:
         published = build("s0").eval()
     x = imagenet_normalise(images.photos(224)[1][: study.plan.photos])
     at_16 = [name for name in full_attentions(STRIDE.id, model) if name.startswith("stages.2.")]
-    dense = predict(model, x)
-
-    def add_s0(series: str, knobs: Mapping[str, int], network: nn.Module, tokens: int) -> None:
-        quality = over_items(map(correlation, dense, predict(network, x)))
-        study.add(series, knobs, forward(network, x[:1]), quality=quality, samples=tokens)
-
-    add_s0(BASELINE, {}, model, 196)
+    networks = {"dense": model, "published": published}
     for stride in (2, 7):
-        copied = copy_sharing_weights(model)
-        STRIDE.apply(copied.get_submodule("stages.2"), stride=stride)
-        add_s0(TECHNIQUE, {"stride": stride}, copied, math.prod(strided((14, 14), stride)))
-    study.measure()
-    name = "EfficientFormerV2-S0"
-    own = measure_calls({name: forward(published, x[:1])}, units={name: 1}, repetitions=study.plan.repetitions)[name]
+        networks[f"stride {stride}"] = copy_sharing_weights(model)
+        STRIDE.apply(networks[f"stride {stride}"].get_submodule("stages.2"), stride=stride)
+    calls = {name: forward(network, x[:1]) for name, network in networks.items()}
+    costs = measure_calls(calls, units=dict.fromkeys(calls, 1), repetitions=study.plan.repetitions)
+    dense, own = predict(model, x), costs["published"]
+
+    def add(series: str, knobs: Mapping[str, int], name: str, tokens: int) -> None:
+        quality = over_items(map(correlation, dense, predict(networks[name], x)))
+        study.add(series, knobs, quality=quality, samples=tokens, cost=costs[name])
+
+    add(BASELINE, {}, "dense", 196)
+    for stride in (2, 7):
+        add(TECHNIQUE, {"stride": stride}, f"stride {stride}", math.prod(strided((14, 14), stride)))
     return study.record(
         data=f"{len(x)} photos of scikit-image and scikit-learn, 224 x 224 pixels",
-        model=f"{name} with random weights, {len(at_16)} attention blocks on 14 x 14 at full resolution",
+        model=f"EfficientFormerV2-S0 with random weights, {len(at_16)} attention blocks on 14 x 14 at full resolution",
         unit="one image, in a batch of 1",
         knobs=("stride",),
         metric="correlation of logits",
-        redundancy=measured([STRIDE.measure(model, one[None]) for one in x]),
+        redundancy=measured([STRIDE.measure(model, one[None]) for one in x], interval=over_items),
         notes=("Random weights: time and MACs are those of any S0, the quality and the measure say nothing.",),
         tables={
             "as published": table(
                 "S0 as published: a depthwise convolution of stride 2 instead of the mean of cells.",
                 ("network", "MACs", "ms"),
-                [[name, own.macs, own.wall_ms.median]],
+                [["EfficientFormerV2-S0", own.macs, own.wall_ms.median]],
             )
         },
     )
 
 
 CONTENDERS = {
-    "compact-networks/feature-maps": tuple(coarser({"factor": s}, s, on_fewer_tokens(s, "full")) for s in FACTORS)
+    "compact-networks/feature-maps": tuple(fm.coarser({"factor": s}, s, on_fewer_tokens(s, "full")) for s in fm.FACTORS)
 }
 SCENARIOS = (
-    task(
+    feature_map_task(
         "fill-tokens",
         "Attention trained on 64 tokens and run on 16, 4 or 1: reconstruction of masked patches",
         run_tokens,
-        full=FULL,
-        smoke=SMOKE,
     ),
-    task(
+    feature_map_task(
         "fill-mixers",
         "Mixers at equal training: reconstruction of masked patches",
-        partial(run_mixers, on=RECONSTRUCT, strides=(2, 4), others=("none", "mean 3x3", "depthwise 3x3")),
-        full=FULL,
-        smoke=SMOKE,
+        partial(run_mixers, on=fm.RECONSTRUCT, strides=(2, 4), others=("none", "mean 3x3", "depthwise 3x3")),
     ),
-    task(
+    feature_map_task(
         "classify-mixers",
         "Mixers at equal training: classifying Fashion-MNIST",
-        partial(run_mixers, on=CLASSIFY, strides=(2,), others=("none", "depthwise 3x3")),
-        full=FULL,
-        smoke=SMOKE,
+        partial(run_mixers, on=fm.CLASSIFY, strides=(2,), others=("none", "depthwise 3x3")),
     ),
     task(
         "fill-projection-order",
         "Projecting before the interpolation: reconstruction of masked patches",
         run_order,
-        full=OrderPlan(**vars(FULL), s0_repetitions=101),
-        smoke=OrderPlan(**vars(SMOKE), s0_repetitions=3),
+        full=OrderPlan(**vars(fm.FULL), s0_repetitions=101),
+        smoke=OrderPlan(**vars(fm.SMOKE), s0_repetitions=3),
     ),
     task(
         "s0-latency",

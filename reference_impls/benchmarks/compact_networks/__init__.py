@@ -13,12 +13,11 @@ from reference_impls.study.plan import Scenario
 
 ID = "compact-networks"
 task = partial(Scenario, benchmark=ID)
+feature_map_task = partial(task, full=feature_maps.FULL, smoke=feature_maps.SMOKE)
 SCENARIOS = (
-    task(
+    feature_map_task(
         "feature-maps",
         "Coarser attention in the same finished networks: reconstruction of masked patches",
         feature_maps.meet,
-        full=feature_maps.FULL,
-        smoke=feature_maps.SMOKE,
     ),
 )
