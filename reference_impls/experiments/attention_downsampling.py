@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from reference_impls.accounting.record import Record
-from reference_impls.benchmarks.compact_networks import feature_map_task
+from reference_impls.benchmarks.compact_networks import feature_map_task as task
 from reference_impls.benchmarks.compact_networks import feature_maps as fm
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import Downsample
@@ -149,12 +149,12 @@ def run_downsampling(study: Study[fm.FeatureMapPlan]) -> Record:
 
 CONTENDERS = {"compact-networks/feature-maps": FEWER_QUERIES}
 SCENARIOS = (
-    feature_map_task(
+    task(
         "fill-queries",
         "Attention trained with 64 queries and run with 16, 4 or 1: reconstruction of masked patches",
         run_queries,
     ),
-    feature_map_task(
+    task(
         "fill-downsampling",
         "From 8 x 8 to 4 x 4 by attention, at equal training: reconstruction of masked patches",
         run_downsampling,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.record import Interval, Record, Table
-from reference_impls.benchmarks.compact_networks import feature_map_task, task
+from reference_impls.benchmarks.compact_networks import feature_map_task as task
 from reference_impls.benchmarks.compact_networks import feature_maps as fm
 from reference_impls.contract import Redundancy, generator
 from reference_impls.hosts.substitution import Substitution, modules_of
@@ -301,12 +301,12 @@ def run_layout(study: Study[Plan]) -> Record:
 
 
 SCENARIOS = (
-    feature_map_task(
+    task(
         "fill-pooling",
         "Pooling in the place of trained attention, block by block: reconstruction of masked patches",
         run_pooling,
     ),
-    feature_map_task(
+    task(
         "fill-placement",
         "Pooling first and attention last, and the other ways round: reconstruction of masked patches",
         run_placement,

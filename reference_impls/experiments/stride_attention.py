@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.record import Record, Table
-from reference_impls.benchmarks.compact_networks import feature_map_task, task
+from reference_impls.benchmarks.compact_networks import feature_map_task as task
 from reference_impls.benchmarks.compact_networks import feature_maps as fm
 from reference_impls.data import images
 from reference_impls.hosts.substitution import inputs_of
@@ -300,17 +300,17 @@ CONTENDERS = {
     "compact-networks/feature-maps": tuple(fm.coarser({"factor": s}, s, on_fewer_tokens(s, "full")) for s in fm.FACTORS)
 }
 SCENARIOS = (
-    feature_map_task(
+    task(
         "fill-tokens",
         "Attention trained on 64 tokens and run on 16, 4 or 1: reconstruction of masked patches",
         run_tokens,
     ),
-    feature_map_task(
+    task(
         "fill-mixers",
         "Mixers at equal training: reconstruction of masked patches",
         partial(run_mixers, on=fm.RECONSTRUCT, strides=(2, 4), others=("none", "mean 3x3", "depthwise 3x3")),
     ),
-    feature_map_task(
+    task(
         "classify-mixers",
         "Mixers at equal training: classifying Fashion-MNIST",
         partial(run_mixers, on=fm.CLASSIFY, strides=(2,), others=("none", "depthwise 3x3")),

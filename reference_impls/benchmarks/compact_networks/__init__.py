@@ -1,7 +1,7 @@
 """Compact networks: what small convolutional and attention networks lose when they compute less.
 
 - `feature_maps`: small networks of EfficientFormer's parts on Fashion-MNIST, run with coarser or cheaper mixing.
-- `whole_networks`: whole networks on fewer pixels, searched for, and timed beside MobileNetV2.
+- `whole_networks`: whole networks at lower resolution, searched for, and timed beside MobileNetV2.
 """
 
 from __future__ import annotations
