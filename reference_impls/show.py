@@ -15,7 +15,7 @@ import torch
 from matplotlib.axes import Axes
 
 from reference_impls.accounting.pictures import load
-from reference_impls.accounting.record import Interval, Point, Record, Variant
+from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
 
 RESULTS = Path(__file__).parent / "results"
 GREYS = ("0.45", "0.6", "0.7", "0.8")
@@ -77,17 +77,18 @@ def ends(values: Sequence[Interval]) -> np.ndarray[Any, Any]:
 def trade_off(
     axis: Axes,
     record: Record,
-    cost: str = "MACs",
+    cost: str | Callable[[Variant], float] = "MACs",
     *,
     lines: Mapping[str, Sequence[Point]] | None = None,
     relative: bool = True,
 ) -> None:
     """Quality against cost: a line for each series with its intervals, controls in grey, and the baseline.
 
-    cost: "MACs", "milliseconds" or "samples". lines: the series to draw, all by default. relative: as a share of the
-    baseline's.
+    cost: "MACs", "milliseconds" or "samples", as a share of the baseline's if `relative`; or any other number that
+    follows from a variant. lines: the series to draw, all by default.
     """
-    of = COSTS[cost]
+    of = COSTS[cost] if isinstance(cost, str) else cost
+    relative = relative and isinstance(cost, str)
     whole = of(record.baseline) if relative else 1.0
     controls = {control.name for control in record.controls}
     greys, styles = iter(GREYS * 3), iter(("--", ":", "-.") * 4)
@@ -100,7 +101,8 @@ def trade_off(
         axis.errorbar([of(p) / whole for p in ordered], [q.value for q in qualities], ends(qualities), **look)
     base = record.baseline
     axis.plot(of(base) / whole, base.quality.value, "D", color="black", markersize=5, label="baseline")
-    axis.set(xlabel=f"{cost}, share of the baseline's" if relative else f"{cost} per {record.unit}")
+    if isinstance(cost, str):
+        axis.set(xlabel=f"{cost}, share of the baseline's" if relative else f"{cost} per {record.unit}")
     axis.set(ylabel=base.quality.metric)
 
 
@@ -131,6 +133,29 @@ def bars(axis: Axes, values: Mapping[str, Interval | float], *, label: str = "",
         )
     axis.set_yticks(places, list(values))
     axis.set(xlabel=label)
+
+
+def grouped_bars(axis: Axes, table: Table, group: str, within: str, value: str) -> None:
+    """Upright bars of a table's column `value`: for each word of the column `group` one for each word of `within`."""
+    rows = table.records()
+    groups, bars_ = (list(dict.fromkeys(row[column] for row in rows)) for column in (group, within))
+    width = 0.8 / len(bars_)
+    for i, name in enumerate(bars_):
+        given = [row[value] for row in rows if row[within] == name]
+        places = np.arange(len(groups)) + (i - (len(bars_) - 1) / 2) * width
+        axis.bar(places, [v.value for v in given], width, yerr=ends(given), capsize=2, label=name)
+    axis.set_xticks(range(len(groups)), [name.replace(" ", "\n", 1) for name in groups], fontsize=8)
+    axis.legend(fontsize=8)
+
+
+def variants(record: Record, baseline: str) -> dict[str, Interval]:
+    """The quality of every network of a comparison by its name and MACs, the baseline first; for `bars`."""
+    named = {baseline: record.baseline}
+    for name, points in series(record).items():
+        for point in points:
+            knobs = ", ".join(f"{knob} {value}" for knob, value in point.knobs.items())
+            named[f"{name}, {knobs}" if len(points) > 1 or point in record.points else name] = point
+    return {f"{name} ({v.macs / 1e6:.2f} M MACs)": v.quality for name, v in named.items()}
 
 
 def gains(record: Record, over: str, form: str = "+.4f", scale: float = 1.0) -> None:

@@ -38,6 +38,7 @@ from reference_impls.study import (
     Scenario,
     Study,
     accuracy,
+    correlation,
     forward,
     measured,
     over_items,
@@ -240,11 +241,6 @@ class SaliencyPlan(Plan):
     """Of the knob that is swept."""
     photos: int | None = None
     needs: tuple[str, ...] = ("saliency-vit-s14",)
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson correlation of all values of two tensors."""
-    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).double())[0, 1])
 
 
 @torch.no_grad()

@@ -1,168 +1,54 @@
-"""Experiments of dimension-consistent design: cases for the conformance checks, and small networks on Fashion-MNIST.
+"""Experiments of dimension-consistent design, most of them on small networks in the benchmark of compact networks.
 
 - `fill-pooling`: networks trained with attention in every block, run with pooling in its place; and how alike
   neighbours are at each stage.
 - `fill-placement`: attention in other blocks, each network trained for itself.
-- `layout`: the same blocks on maps and on tokens, against the clock.
+- `layout`: latency of the same blocks on feature maps and on tokens.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.record import Control, Measured, Point, Quality, Record
-from reference_impls.accounting.timing import speed_up
-from reference_impls.contract import Case, Cases, Expectation, Invalid
-from reference_impls.experiments.efficient_nets import (
-    CHANNELS,
-    FASHION,
-    FILL,
-    GRID,
-    HEADS,
-    KEY_DIM,
-    LAYER_SCALE,
-    WIDTHS,
-    FillIn,
-    chessboards,
-    costs_of,
-    described,
-    filled,
-    fitted,
-    hidden_patches,
-    key,
-    looked_at,
-    map_block,
-    mean_and_interval,
-    measured,
-    painter,
-    paired_difference,
-    patches,
-    scores,
-    seeds,
-    some_images,
-    sweep,
-    unit,
-    whole,
-    without_gradients,
-)
-from reference_impls.experiments.harness import Context, Scenario, fork_seed, record
+from reference_impls.accounting.record import Interval, Record, Table
+from reference_impls.benchmarks.compact_networks import feature_map_task as task
+from reference_impls.benchmarks.compact_networks import feature_maps as fm
+from reference_impls.contract import Redundancy, generator
 from reference_impls.hosts.substitution import Substitution, modules_of
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.conv import Downsample
 from reference_impls.layers.layout import Flatten, Size, as_map
 from reference_impls.layers.norm import fold_batch_norm
-from reference_impls.layers.pooling import Pooling, neighbourhood_mean
+from reference_impls.layers.pooling import Pooling
 from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.redundancy.over_resolution import kept_detail
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
+from reference_impls.study import (
+    BASELINE,
+    TECHNIQUE,
+    Plan,
+    Study,
+    fork_seed,
+    forward,
+    measured,
+    over_seeds,
+    table,
+)
 from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign, pooled_values, value_rows
 
-TECHNIQUE = DimensionConsistentDesign()
-
-# --------------------------------------------------------------------------------------------------------------------
-# Cases
-
-
-def tiny_attention() -> TokenAttention:
-    """Attention of two heads on 12 channels and 6 x 6 tokens."""
-    return TokenAttention(CHANNELS, (6, 6), heads=2, key_dim=4, ratio=2)
-
-
-class DimensionConsistentCases(Cases):
-    """Token attention on equal tokens (redundant) or a chessboard of two (null); typical: three blocks on a smooth map,
-    on noise, and on something in between.
-    """
-
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
-        generator = torch.Generator().manual_seed(seed)
-        with fork_seed(seed):
-            if kind == "typical":
-                blocks = [TokenBlock(CHANNELS, tiny_attention(), 24, layer_scale=1.0) for _ in range(3)]
-                target = randomise_parameters(nn.Sequential(Flatten(), *blocks))
-                noise = torch.randn(3, CHANNELS, 6, 6, generator=generator)
-                smooth = nn.functional.interpolate(noise[..., :2, :2], size=6, mode="bilinear")
-                inputs = torch.stack([noise[0], 0.2 * noise[1] + smooth[1], smooth[2]])
-            else:
-                target = nn.Sequential(Flatten(), tiny_attention())
-                inputs = chessboards(3, CHANNELS, (6, 6), generator)
-                inputs = inputs if kind == "null" else inputs[..., :1, :1].expand(-1, -1, 6, 6).contiguous()
-        return Case(target.eval().to(device), inputs.to(device), run=without_gradients)
-
-    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
-        case = self.build("typical", seed, device)
-        x = case.inputs
-        with torch.no_grad():
-            tokens = case.target[1].norm1(case.target[0](x))
-        by_hand = torch.tensor([neighbour_cosine(one.double().tolist(), (6, 6)) for one in tokens])
-        yield Expectation("similarity of neighbours", by_hand, neighbour_similarity(as_map(tokens, (6, 6))).cpu())
-        with TECHNIQUE.apply(case.target, pooled=1, threshold=0.5) as handle:
-            without_gradients(handle.target, x)
-            _, chosen = handle.trace["substituted"]["1.token_mixer"]
-        yield Expectation("data that pool", (by_hand >= 0.5).sum(), torch.tensor(chosen))
-
-    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
-        with fork_seed(seed):
-            attention = randomise_parameters(nn.Sequential(tiny_attention())).double().eval().to(device)[0]
-            x = torch.randn(2, 36, CHANNELS, dtype=torch.float64).to(device)
-        equal = x[:, :1].expand_as(x)
-        with torch.no_grad():
-            yield Expectation("result on equal tokens", attention(equal), pooled_values(attention, equal))
-            yield Expectation(
-                "means by hand", means_of_neighbours(as_map(x, (6, 6))), neighbourhood_mean(as_map(x, (6, 6)))
-            )
-            yield Expectation("layout there and back", x, Flatten()(as_map(x, (6, 6))))
-
-    def invalid(self, device: str) -> Iterable[Invalid]:
-        case = self.build("typical", 0, device)
-        target, x = case.target, case.inputs.clone()
-        x[0, 0, 0, 0] = torch.nan
-        yield Invalid("half a block", lambda: TECHNIQUE.apply(target, pooled=1.5), "pooled must be an integer")
-        yield Invalid("fewer than no block", lambda: TECHNIQUE.apply(target, pooled=-1), "pooled must be an integer")
-        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(target, threshold=1.1), "threshold must be")
-        yield Invalid("inputs with NaN", lambda: TECHNIQUE.measure(target, x), "not finite")
-        yield Invalid("tokens without a grid", lambda: neighbour_similarity(x[0]), "must have shape (B, C, H, W)")
-        yield Invalid("a network on maps", lambda: TECHNIQUE.apply(nn.Conv2d(1, 1, 1)), "`TokenAttention`")
-
-
-def neighbour_cosine(tokens: list[list[float]], size: tuple[int, int]) -> float:
-    """`neighbour_similarity` of one datum by plain loops over its tokens (N, C)."""
-    mean = [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
-    centred = [[x - m for x, m in zip(token, mean, strict=True)] for token in tokens]
-    cosines = []
-    for i in range(size[0]):
-        for j in range(size[1]):
-            near = ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1))
-            around = [centred[a * size[1] + b] for a, b in near if 0 <= a < size[0] and 0 <= b < size[1]]
-            total = [sum(column) for column in zip(*around, strict=True)]
-            token = centred[i * size[1] + j]
-            dot = sum(map(float.__mul__, token, total))
-            cosines.append(dot / (sum(x * x for x in token) * sum(x * x for x in total)) ** 0.5)
-    return max(sum(cosines) / len(cosines), 0.0)
-
-
-def means_of_neighbours(x: Tensor) -> Tensor:
-    """The mean of the 3x3 window inside the map around each position, by plain loops: (B, C, H, W)."""
-    out = torch.empty_like(x)
-    for i in range(x.shape[2]):
-        for j in range(x.shape[3]):
-            out[..., i, j] = x[..., max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((2, 3))
-    return out
-
-
-CASES = DimensionConsistentCases()
+DESIGN = DimensionConsistentDesign()
 
 # --------------------------------------------------------------------------------------------------------------------
 # Networks of four blocks: two on 8 x 8, two on 4 x 4
 
 ABOUT = "a small EfficientFormer: patches of 4 x 4 pixels, 2 blocks of 32 channels on 8 x 8, then 2 of 64 on 4 x 4"
-SIZES = (GRID, GRID, (4, 4), (4, 4))
+SIZES = (fm.GRID, fm.GRID, (4, 4), (4, 4))
 STAGES = ("pixels", "patches", "block 1", "block 2", "block 3", "block 4")
 
 
@@ -177,41 +63,41 @@ class ToMap(nn.Module):
         return as_map(x, self.size)
 
 
-def network(kinds: str) -> FillIn:
+def network(kinds: str) -> fm.Reconstruction:
     """A small EfficientFormer whose four blocks mix by attention on tokens (a), pooling on maps (p) or not at all (n).
 
-    The layout changes wherever a block needs the other one. Each position on 4 x 4 paints 8 x 8 pixels in the end.
+    The layout changes wherever a block needs the other one. Each position on 4 x 4 gives 8 x 8 pixels in the end.
     """
-    layers, on_tokens = OrderedDict[str, nn.Module](patches=patches(2)), False
+    layers, on_tokens = OrderedDict[str, nn.Module](patches=fm.patches(2)), False
     for i, (kind, size) in enumerate(zip(kinds, SIZES, strict=True)):
-        width = WIDTHS[i // 2]
+        width = fm.WIDTHS[i // 2]
         if on_tokens and (kind != "a" or i == 2):
             layers[f"to_map{i}"], on_tokens = ToMap(SIZES[i - 1]), False
         if i == 2:
-            layers["down"] = Downsample(*WIDTHS)
+            layers["down"] = Downsample(*fm.WIDTHS)
         if kind == "a" and not on_tokens:
             layers[f"flatten{i}"], on_tokens = Flatten(), True
         if kind == "a":
-            mixer = TokenAttention(width, size, HEADS, KEY_DIM)
-            layers[f"block{i}"] = TokenBlock(width, mixer, 2 * width, layer_scale=LAYER_SCALE)
+            mixer = TokenAttention(width, size, fm.HEADS, fm.KEY_DIM)
+            layers[f"block{i}"] = TokenBlock(width, mixer, 2 * width, layer_scale=fm.LAYER_SCALE)
         else:
-            layers[f"block{i}"] = map_block(width, Pooling() if kind == "p" else None)
+            layers[f"block{i}"] = fm.map_block(width, Pooling() if kind == "p" else None)
     if on_tokens:
         layers["to_map"] = ToMap(SIZES[-1])
-    layers["painter"] = painter(WIDTHS[1], 8)
-    return FillIn(nn.Sequential(layers))
+    layers["inpainter"] = fm.inpainter(fm.WIDTHS[1], 8)
+    return fm.Reconstruction(nn.Sequential(layers))
 
 
-def networks(ctx: Context, kinds: str) -> list[nn.Module]:
+def networks(study: Study[fm.FeatureMapPlan], kinds: str) -> list[nn.Module]:
     """The network with these blocks, trained once for each seed."""
-    return fitted(ctx, FILL, f"blocks-{kinds}", partial(network, kinds))
+    return fm.networks(study, f"blocks {kinds}", partial(network, kinds))
 
 
 @torch.no_grad()
-def stages(model: FillIn, x: Tensor) -> list[Tensor]:
-    """The maps (B, C, H, W) of images x (B, 1, 32, 32), no patch hidden, at each of `STAGES`."""
-    maps, x = [x], whole(x)
-    for name, layer in model.network.named_children():
+def stages(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The feature maps (B, C, H, W) of images x (B, 1, 32, 32), no patch hidden, at each of `STAGES`."""
+    maps, x = [x], fm.unmasked(x)
+    for name, layer in model.get_submodule("network").named_children():
         x = layer(x)
         if name == "patches" or name.startswith("block"):
             maps.append(x if x.ndim == 4 else as_map(x, SIZES[int(name.removeprefix("block"))]))
@@ -223,19 +109,23 @@ def kept_at_half(maps: Tensor) -> Tensor:
     return kept_detail(maps, (maps.shape[2] // 2, maps.shape[3] // 2))
 
 
-def by_stage(models: Sequence[FillIn], x: Tensor) -> dict[str, Any]:
-    """Similarity of neighbours, and detail kept at half the resolution, at each stage, for each kind of image.
-
-    Rows are stages: mean over the networks and the ends of its 95 % interval.
-    """
-    rows: dict[str, Any] = {"stages": ", ".join(STAGES)}
-    for kind, images in looked_at(x).items():
-        seen = [stages(model, images) for model in models]
-        for what, measure in (("similarity", neighbour_similarity), ("kept", kept_at_half)):
-            rows[f"{what}_{key(kind)}"] = tuple(
-                mean_and_interval([measure(maps[i]).mean().item() for maps in seen]) for i in range(len(STAGES))
-            )
-    return rows
+def by_stage(study: Study[fm.FeatureMapPlan], models: Sequence[nn.Module]) -> Table:
+    """Similarity of neighbours, and detail kept at half the resolution, at each stage, for each kind of image."""
+    lines = []
+    for kind, x in fm.kinds_of(study.plan).items():
+        seen = [stages(model, x) for model in models]
+        for i, stage in enumerate(STAGES):
+            both = [
+                over_seeds([measure(maps[i]).mean().item() for maps in seen])
+                for measure in (neighbour_similarity, kept_at_half)
+            ]
+            lines.append([kind, stage, *both])
+    return table(
+        "Cosine of neighbours, and share of the variance that half the resolution keeps, of images with no patch "
+        "hidden.",
+        ("images", "stage", "similarity", "kept"),
+        lines,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -245,69 +135,44 @@ def by_stage(models: Sequence[FillIn], x: Tensor) -> dict[str, Any]:
 def unmixed_values(attention: TokenAttention, x: Tensor) -> Tensor:
     """`pooled_values` without pooling: every token keeps its own value."""
     value = value_rows(attention)
-    return attention.proj(nn.functional.linear(x, attention.qkv.weight[value], attention.qkv.bias[value]))
+    y: Tensor = attention.proj(nn.functional.linear(x, attention.qkv.weight[value], attention.qkv.bias[value]))
+    return y
 
 
 def substitute(cheap: Callable[[TokenAttention, Tensor], Tensor], which: slice) -> Callable[[nn.Module], object]:
     """Puts `cheap` in the place of some of the attention modules of a model, for good."""
 
     def attach(model: nn.Module) -> object:
-        modules = list(modules_of(model, TokenAttention).items())[which]
-        return Substitution(dict(modules), cheap)
+        return Substitution(dict(list(modules_of(model, TokenAttention).items())[which]), cheap)
 
     return attach
 
 
-def run_pooling(ctx: Context) -> Record:
-    """How well networks trained with attention in all blocks fill in patches, against the blocks that pool instead."""
-    models = networks(ctx, "aaaa")
-    counts = (1, 2, 3, 4)
-    attach: dict[str, Callable[[nn.Module], object]] = {"dense": lambda model: None}
-    for n in counts:
-        attach |= {f"first {n}": partial(TECHNIQUE.apply, pooled=n)}
-        attach |= {f"last {n}": substitute(pooled_values, slice(-n, None))}
-        attach |= {f"unmixed {n}": substitute(unmixed_values, slice(n))}
-    twins, values = sweep(ctx, models, attach)
-    x = some_images(ctx)
-    costs = costs_of(ctx, twins, hidden_patches(x))
-    redundancy, extra = measured(models, TECHNIQUE, x)
+def run_pooling(study: Study[fm.FeatureMapPlan]) -> Record:
+    """Networks trained with attention in all blocks, against the number of blocks that pool instead."""
+    models = networks(study, "aaaa")
 
-    def points(which: str) -> tuple[Point, ...]:
-        return tuple(
-            costs[f"{which} {n}"].point({"pooled": n}, filled(values[f"{which} {n}"]), redundancy=n / len(counts))
-            for n in counts
-        )
+    def pooled(attach: Callable[[int], Callable[[nn.Module], object]]) -> list[fm.Contender]:
+        return [fm.Contender({"pooled": n}, attach(n), redundancy=n / len(SIZES)) for n in (1, 2, 3, 4)]
 
-    return record(
-        ctx,
-        technique=TECHNIQUE.id,
-        scenario="fill-pooling",
-        title="Pooling in the place of trained attention, block by block: filling in hidden patches",
-        data=described(ctx) + ", half of their patches hidden",
+    series = {
+        TECHNIQUE: pooled(lambda n: partial(DESIGN.apply, pooled=n)),
+        "the last blocks": pooled(lambda n: substitute(pooled_values, slice(-n, None))),
+        "no mixing": pooled(lambda n: substitute(unmixed_values, slice(n))),
+    }
+    fm.finished(study, models, series)
+    redundancy, by_place = fm.measured_by_place(study, models, DESIGN.measure)
+    return fm.record(
+        study,
         model=ABOUT + ", attention in all of them",
-        unit=unit(ctx),
         knobs=("pooled",),
-        baseline=costs["dense"].arm(filled(values["dense"])),
-        points=points("first"),
-        controls=[
-            Control(name="the last blocks", about="As many blocks pool, from the end.", points=points("last")),
-            Control(name="no mixing", about="Tokens of the first blocks keep their values.", points=points("unmixed")),
-        ],
-        redundancy=redundancy,
-        seeds=seeds(ctx),
-        notes=(
-            "Training knew nothing of it: the technique is applied to the finished networks.",
-            "extra.measured_* holds a row (mean over networks, and its 95 % interval) for each of measured_places.",
-            "extra.paired_* is what pooling in the first blocks gains over the last, and over no mixing, seed by seed.",
-            "extra.similarity_*, extra.kept_*: the same for each of extra.stages, of images with no patch hidden.",
-        ),
-        extra=extra
-        | by_stage(models, x)
-        | {
-            f"paired_{other}_{n}": paired_difference(values[f"first {n}"], values[f"{other} {n}"])
-            for other in ("last", "unmixed")
-            for n in counts
+        controls={
+            "the last blocks": "As many blocks pool, from the end.",
+            "no mixing": "Tokens of the first blocks keep their values.",
         },
+        redundancy=redundancy,
+        notes=("The networks were trained without it: the technique is applied to the finished networks.",),
+        tables={"redundancy by place": by_place, "by stage": by_stage(study, models)},
     )
 
 
@@ -315,50 +180,29 @@ def run_pooling(ctx: Context) -> Record:
 # Equal training: where attention is placed
 
 
-def run_placement(ctx: Context) -> Record:
-    """How well networks fill in patches that differ in which blocks attend, each trained for itself."""
-    kinds = ("aaaa", "ppaa", "pppp", "aapp", "nnaa")
-    models = {kind: networks(ctx, kind) for kind in kinds}
-    values = {kind: scores(ctx, FILL, f"blocks-{kind}", trained) for kind, trained in models.items()}
-    qualities = {kind: filled(found) for kind, found in values.items()}
-    x = some_images(ctx)
-    costs = costs_of(ctx, {kind: trained[-1] for kind, trained in models.items()}, hidden_patches(x))
-    redundancy, _ = measured(models["aaaa"], TECHNIQUE, x)
-    return record(
-        ctx,
-        technique=TECHNIQUE.id,
-        scenario="fill-placement",
-        title="Pooling first and attention last, and the other ways round: filling in hidden patches",
-        data=described(ctx) + ", half of their patches hidden",
+def run_placement(study: Study[fm.FeatureMapPlan]) -> Record:
+    """Networks that differ in which blocks attend, each trained for itself."""
+    dense = networks(study, "aaaa")
+    fm.add(study, BASELINE, {}, dense)
+    fm.add(study, TECHNIQUE, {"pooled": 2}, networks(study, "ppaa"), redundancy=0.5)
+    fm.add(study, TECHNIQUE, {"pooled": 4}, networks(study, "pppp"), redundancy=1.0)
+    fm.add(study, "attention first", {"pooled": 2}, networks(study, "aapp"))
+    fm.add(study, "nothing first", {"pooled": 0}, networks(study, "nnaa"))
+    study.measure()
+    redundancy, _ = fm.measured_by_place(study, dense, DESIGN.measure)
+    return fm.record(
+        study,
         model=ABOUT,
-        unit=unit(ctx),
         knobs=("pooled",),
-        baseline=costs["aaaa"].arm(qualities["aaaa"]),
-        points=[
-            costs["ppaa"].point({"pooled": 2}, qualities["ppaa"], redundancy=0.5),
-            costs["pppp"].point({"pooled": 4}, qualities["pppp"], redundancy=1.0),
-        ],
-        controls=[
-            Control(
-                name="attention first",
-                about="Attention in the two blocks on 8 x 8, pooling in those on 4 x 4.",
-                points=(costs["aapp"].point({"pooled": 2}, qualities["aapp"]),),
-            ),
-            Control(
-                name="nothing first",
-                about="No mixer in the two blocks on 8 x 8, attention in those on 4 x 4.",
-                points=(costs["nnaa"].point({"pooled": 0}, qualities["nnaa"]),),
-            ),
-        ],
+        controls={
+            "attention first": "Attention in the two blocks on 8 x 8, pooling in those on 4 x 4.",
+            "nothing first": "No mixer in the two blocks on 8 x 8, attention in those on 4 x 4.",
+        },
         redundancy=redundancy,
-        seeds=seeds(ctx),
         notes=(
             "Every network is trained from the start, by the same recipe and in the same order.",
             "Blocks on tokens have layer norm and linear layers, blocks on maps batch norm and 1x1 convolutions.",
-            "extra.paired_* is the difference to attention everywhere, seed by seed: mean, 95 % interval.",
-            "The four letters are the blocks in order: p pools, a attends, n does not mix.",
         ),
-        extra={f"paired_{kind}": paired_difference(values[kind], values["aaaa"]) for kind in kinds[1:]},
     )
 
 
@@ -374,10 +218,11 @@ class PooledTokens(nn.Module):
 
     def __init__(self, block: MapBlock, size: Size, *, norms: bool) -> None:
         super().__init__()
+        assert block.ls1 is not None
         channels = block.ls2.gamma.numel()
         self.norm1, self.norm2 = (nn.LayerNorm(channels) if norms else nn.Identity() for _ in range(2))
         self.size, self.pool, self.ls1, self.ls2 = size, Pooling(), block.ls1, block.ls2
-        self.fc1, self.fc2 = (_linear(conv) for conv in (block.mlp.fc1, block.mlp.fc2))
+        self.fc1, self.fc2 = (_linear(conv) for conv in block.mlp.modules() if isinstance(conv, nn.Conv2d))
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -389,9 +234,7 @@ class PooledTokens(nn.Module):
 def _linear(conv: nn.Conv2d) -> nn.Linear:
     """The linear layer on tokens that does what a 1x1 convolution does on maps."""
     layer = nn.Linear(conv.in_channels, conv.out_channels)
-    with torch.no_grad():
-        layer.weight.copy_(conv.weight.flatten(1))
-        layer.bias.copy_(conv.bias)
+    layer.load_state_dict({"weight": conv.weight.flatten(1), "bias": conv.bias})
     return layer
 
 
@@ -424,57 +267,55 @@ def layouts(size: Size, channels: int, depth: int) -> dict[str, nn.Sequential]:
     }
 
 
-def run_layout(ctx: Context) -> Record:
-    """Time of four pooling blocks as in the second stage of EfficientFormer-L1, on maps and on tokens."""
+def run_layout(study: Study[Plan]) -> Record:
+    """Latency of four pooling blocks as in the second stage of EfficientFormer-L1, on feature maps and on tokens."""
     size, channels, depth = (28, 28), 96, 4
     models = layouts(size, channels, depth)
-    with fork_seed(0):
-        x = torch.randn(1, channels, *size)
-    costs = costs_of(ctx, models, x, repetitions=151)
-    reference = without_gradients(models["tokens"], x)
-    errors = {
-        name: ((without_gradients(model, x) - reference).abs().max() / reference.abs().max()).item()
-        for name, model in models.items()
-    }
-
-    def quality(name: str) -> Quality:
-        return Quality(metric="largest difference of the result", value=errors[name], higher_is_better=False)
-
-    ratios = {name: speed_up(costs["tokens"].samples, cost.samples) for name, cost in costs.items()}
-    similarity = neighbour_similarity(x).mean().item()
-    abouts = {
+    x = torch.randn(1, channels, *size, generator=generator(0))
+    reference = forward(models["tokens"], x)()
+    controls = {
         "there and back": "On maps, but each block first copies its map to the layout of tokens and back.",
         "tokens with layer norms": "On tokens, with a layer norm in front of either part; its result is another one.",
     }
-    return record(
-        ctx,
-        technique=TECHNIQUE.id,
-        scenario="layout",
-        title="Four pooling blocks on maps, and the same on tokens",
+    for name, series in {"tokens": BASELINE, "maps": TECHNIQUE, **{name: name for name in controls}}.items():
+        call = forward(models[name], x)
+        error = ((call() - reference).abs().max() / reference.abs().max()).item()
+        study.add(series, {} if series == BASELINE else {"layout": name}, call, quality=Interval(value=error))
+    study.measure()
+    alike = Redundancy(neighbour_similarity(x).mean().item(), "cosine of a token with its neighbours' mean")
+    return study.record(
         data="random maps of 96 channels and 28 x 28 pixels",
         model="4 blocks as in the second stage of EfficientFormer-L1, batch norm folded, random weights",
         unit="one map, in a batch of 1",
         knobs=("layout",),
-        baseline=costs["tokens"].arm(quality("tokens")),
-        points=[costs["maps"].point({"layout": "maps"}, quality("maps"))],
-        controls=[
-            Control(name=name, about=about, points=(costs[name].point({"layout": name}, quality(name)),))
-            for name, about in abouts.items()
-        ],
-        redundancy=Measured(measure="cosine of a token with its neighbours' mean", value=similarity),
-        seeds=(0,),
+        metric="largest difference of the result",
+        higher_is_better=False,
+        controls=controls,
+        redundancy=measured([alike]),
         notes=(
             "The same weights in all forms: MACs are equal, and results but for the layer norms.",
             "On tokens the pooling needs a map, so each block changes the layout twice.",
             "Random maps: layout is no property of the data, and the time does not depend on them.",
-            "extra.speed_up holds the median ratio of paired repetitions over the baseline and its 95 % interval.",
         ),
-        extra={f"speed_up_{key(name)}": (r.ratio, r.low, r.high) for name, r in ratios.items() if name != "tokens"},
     )
 
 
 SCENARIOS = (
-    Scenario("fill-pooling", "Small EfficientFormer that fills in patches: pooling", run_pooling, FASHION),
-    Scenario("fill-placement", "The same, trained with attention in other places", run_placement, FASHION),
-    Scenario("layout", "Pooling blocks on maps and on tokens: wall-clock", run_layout),
+    task(
+        "fill-pooling",
+        "Pooling in the place of trained attention, block by block: reconstruction of masked patches",
+        run_pooling,
+    ),
+    task(
+        "fill-placement",
+        "Pooling first and attention last, and the other ways round: reconstruction of masked patches",
+        run_placement,
+    ),
+    task(
+        "layout",
+        "Four pooling blocks on maps, and the same on tokens",
+        run_layout,
+        full=Plan(repetitions=151),
+        smoke=Plan(repetitions=3),
+    ),
 )

@@ -1,4 +1,4 @@
-"""Experiments of stride attention: cases for the conformance checks, and small networks on Fashion-MNIST.
+"""Experiments of stride attention, most of them on small networks in the benchmark of compact networks.
 
 - `fill-tokens`: networks trained with attention on 64 tokens, run on fewer; and which frequencies attention adds.
 - `fill-mixers`, `classify-mixers`: other strides and other mixers, each trained for itself.
@@ -9,353 +9,190 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.record import Control, Measured, Point, Record
-from reference_impls.accounting.timing import speed_up
-from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.accounting.record import Record, Table
+from reference_impls.benchmarks.compact_networks import feature_map_task as task
+from reference_impls.benchmarks.compact_networks import feature_maps as fm
 from reference_impls.data import images
-from reference_impls.experiments.efficient_nets import (
-    CHANNELS,
-    CLASSIFY,
-    FASHION,
-    FILL,
-    GRID,
-    WIDTHS,
-    Task,
-    coarse_scores_are_means,
-    costs_of,
-    described,
-    filled,
-    fitted,
-    hidden_patches,
-    key,
-    map_case,
-    map_network,
-    measured,
-    paired_difference,
-    scores,
-    seeds,
-    small_attention,
-    some_images,
-    sweep,
-    unit,
-    whole,
-    without_gradients,
-)
-from reference_impls.experiments.harness import (
-    Context,
-    Scenario,
-    fork_seed,
-    over_items,
-    over_seeds,
-    predict,
-    record,
-)
-from reference_impls.experiments.token_merging import correlation
 from reference_impls.hosts.substitution import inputs_of
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.pooling import Pooling
 from reference_impls.layers.weights import copy_sharing_weights
 from reference_impls.models.vit import imagenet_normalise
-from reference_impls.redundancy.over_resolution import over_resolution, spectrum
+from reference_impls.redundancy.over_resolution import spectrum
+from reference_impls.study import (
+    BASELINE,
+    TECHNIQUE,
+    Plan,
+    Study,
+    correlation,
+    fork_seed,
+    forward,
+    measure_calls,
+    measured,
+    over_items,
+    predict,
+    seeded,
+    table,
+)
 from reference_impls.techniques.efficientformer_v2 import build
 from reference_impls.techniques.stride_attention import (
     Coarseness,
     MapAttention,
     StrideAttention,
-    attend_coarsely,
-    cell_means,
     coarse_values,
     full_attentions,
     resize,
     strided,
 )
 
-TECHNIQUE = StrideAttention()
-
-# --------------------------------------------------------------------------------------------------------------------
-# Cases
-
-
-class StrideAttentionCases(Cases):
-    """Attention on constant maps, on chessboards, and on what is in between (`efficient_nets.map_case`)."""
-
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
-        return map_case(kind, seed, device)
-
-    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
-        case = map_case("typical", seed, device)
-        x = case.inputs
-        with TECHNIQUE.apply(case.target, stride=2, threshold=0.5) as handle:
-            without_gradients(handle.target, x)
-            _, chosen = handle.trace["substituted"]["0.token_mixer"]
-        by_hand = [energy_share(one.double().tolist(), 2) for one in x]
-        yield Expectation(
-            "share below half resolution", torch.tensor(by_hand), over_resolution(x.double()).float().cpu()
-        )
-        yield Expectation("maps coarsened", torch.tensor(sum(s >= 0.5 for s in by_hand)), torch.tensor(chosen))
-
-    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
-        yield from coarse_scores_are_means(2, 2, seed, device)
-        with fork_seed(seed):
-            x = torch.randn(2, 3, 8, 8, dtype=torch.float64, device=device)
-        yield Expectation("mean of a map", x.mean((2, 3)), cell_means(x, 2).mean((2, 3)))
-        case = map_case("redundant", seed, device)
-        attention, flat = case.target, case.inputs
-        with torch.no_grad():
-            coarse = attend_coarsely(attention, flat, Coarseness(2, 2, 1))
-            yield Expectation("result on constant maps", attention(flat), coarse)
-
-    def invalid(self, device: str) -> Iterable[Invalid]:
-        target = map_case("typical", 0, device).target
-        x = map_case("typical", 0, device).inputs.clone()
-        x[0, 0, 0, 0] = torch.nan
-        strided = MapAttention(CHANNELS, (8, 8), 2, 4, 2, stride=2).to(device)
-        yield Invalid("half a stride", lambda: TECHNIQUE.apply(target, stride=1.5), "stride must be an integer")
-        yield Invalid("stride 0", lambda: TECHNIQUE.apply(target, stride=0), "stride must be an integer")
-        yield Invalid("another place of local values", lambda: TECHNIQUE.apply(target, local="none"), "local must be")
-        yield Invalid("threshold above 1", lambda: TECHNIQUE.apply(target, threshold=1.1), "threshold must be")
-        yield Invalid("inputs with NaN", lambda: TECHNIQUE.measure(target, x), "not finite")
-        yield Invalid("a vector", lambda: over_resolution(x[0, 0, 0]), "must have shape (B, C, H, W)")
-        yield Invalid("attention that strides already", lambda: TECHNIQUE.apply(strided), "`MapAttention` of stride 1")
-        yield Invalid("local values coarser than keys", lambda: Coarseness(2, 1, 2), "local values are computed")
-
-
-def energy_share(maps: list[list[list[float]]], factor: int) -> float:
-    """`over_resolution` of one datum (C, H, W) by plain sums: its Fourier coefficients one after the other."""
-    height, width = len(maps[0]), len(maps[0][0])
-    below = total = kept = 0.0
-
-    def weight(frequency: int, size: int) -> float:
-        frequency, limit = min(frequency, size - frequency), size / factor / 2
-        return 1.0 if frequency < limit else 0.5 if frequency == limit else 0.0
-
-    for v in range(height):
-        for u in range(width):
-            if u == v == 0:
-                continue
-            energy = 0.0
-            for channel in maps:
-                turns = (
-                    (2 * math.pi * (v * i / height + u * j / width), channel[i][j])
-                    for i in range(height)
-                    for j in range(width)
-                )
-                real, imaginary = map(sum, zip(*((x * math.cos(t), x * math.sin(t)) for t, x in turns), strict=True))
-                energy += real**2 + imaginary**2
-            share = weight(v, height) * weight(u, width)
-            below, total, kept = below + share * energy, total + energy, kept + share
-    white = kept / (height * width - 1)
-    return min(max((below / total - white) / (1 - white), 0.0), 1.0)
-
-
-CASES = StrideAttentionCases()
-
-# --------------------------------------------------------------------------------------------------------------------
-# What the scenarios share: trained networks, and what attention adds to their maps
-
-ABOUT = "a small EfficientFormerV2: patches of 4 x 4 pixels, 2 blocks of 32 channels on 8 x 8 with mixers"
-MIXERS: dict[str, Callable[[], nn.Module | None]] = {
-    "stride 1": small_attention,
-    "stride 2": partial(small_attention, 2),
-    "stride 4": partial(small_attention, 4),
-    "stride 2, projected first": partial(small_attention, 2, project_first=True),
+STRIDE = StrideAttention()
+TOKENS = math.prod(fm.GRID)
+OTHER_MIXERS: Mapping[str, Callable[[], nn.Module | None]] = {
     "none": lambda: None,
     "mean 3x3": Pooling,
-    "depthwise 3x3": lambda: ConvNorm(WIDTHS[0], WIDTHS[0], 3, groups=WIDTHS[0]),
+    "depthwise 3x3": lambda: ConvNorm(fm.WIDTHS[0], fm.WIDTHS[0], 3, groups=fm.WIDTHS[0]),
 }
-PLACES = ("input", "attended", "local")
-"""Where energy is looked at: what reaches attention, what it mixes, and its local values."""
-
-
-def networks(ctx: Context, mixer: str, task: Task = FILL) -> list[nn.Module]:
-    """The network with this mixer, trained once for each seed."""
-    return fitted(ctx, task, f"mixer-{key(mixer)}", partial(map_network, task, MIXERS[mixer]))
-
-
-def spectra(models: Sequence[nn.Module], x: Tensor) -> dict[str, Any]:
-    """Share of the energy at each frequency (half cycles of the map, 1 to 4 along the worse axis), by place."""
-    size, rows = GRID[0], {place: [] for place in PLACES}
-    frequency = torch.fft.fftfreq(size, 1 / size).abs()
-    ring = torch.maximum(frequency[:, None], frequency[None, :])
-    for model in models:
-        shares: dict[str, list[Tensor]] = {place: [] for place in PLACES}
-        attentions = full_attentions(TECHNIQUE.id, model)
-        for name, seen in inputs_of(attentions, model, whole(x)).items():
-            with torch.no_grad():
-                mixed, local = attentions[name].attend(seen)
-            for place, maps in zip(PLACES, (seen, mixed, local), strict=True):
-                energy = spectrum(maps).sum(0)
-                shares[place].append(
-                    torch.stack([energy[ring == f].sum() for f in range(1, size // 2 + 1)]) / energy.sum()
-                )
-        for place, values in shares.items():
-            rows[place].append(torch.stack(values).mean(0))
-    return {f"spectrum_{place}": tuple(torch.stack(v).mean(0).tolist()) for place, v in rows.items()}
-
+ABOUT_MIXERS = {
+    "none": "Nothing in the place of attention: no position learns of another.",
+    "mean 3x3": "The mean of 3x3 neighbours minus the position, as in EfficientFormer V1.",
+    "depthwise 3x3": "A depthwise 3x3 convolution.",
+}
 
 # --------------------------------------------------------------------------------------------------------------------
-# Fixed weights: accuracy against the number of tokens
+# Fixed weights: quality against the number of tokens
 
 
-def shuffled_cells(model: nn.Module, stride: int) -> None:
-    """Attach stride attention whose cells are positions drawn at random, not neighbours; local values stay in place.
+def on_fewer_tokens(stride: int, local: str) -> Callable[[nn.Module], object]:
+    """Attaches stride attention to a model, for good."""
+    return partial(STRIDE.apply, stride=stride, local=local)
 
-    Positions are shuffled before the map is coarsened and put back behind the interpolation, their biases with them.
+
+def run_tokens(study: Study[fm.FeatureMapPlan]) -> Record:
+    """Networks trained at full resolution, against the stride that attention is run with."""
+    models = fm.attention_networks(study)
+    coarse_local = "local values on the coarse map"
+    series = {
+        TECHNIQUE: [fm.coarser({"stride": s, "local": "full"}, s, on_fewer_tokens(s, "full")) for s in fm.FACTORS],
+        fm.RANDOM_CELLS: [
+            fm.coarser({"stride": s, "local": "full"}, s, fm.random_cells(Coarseness(s, s))) for s in fm.FACTORS
+        ],
+        coarse_local: [
+            fm.coarser({"stride": s, "local": "coarse"}, s, on_fewer_tokens(s, "coarse")) for s in fm.FACTORS
+        ],
+    }
+    fm.finished(study, models, series, samples=TOKENS)
+    redundancy, by_place = fm.measured_by_place(study, models, STRIDE.measure)
+    x = fm.batch_of(study.plan)
+    return fm.record(
+        study,
+        model=fm.ABOUT,
+        knobs=("stride", "local"),
+        controls={
+            fm.RANDOM_CELLS: "As many tokens, each the mean of positions drawn at random instead of neighbours.",
+            coarse_local: "As in the paper, where the network is trained so: local values are strided too.",
+        },
+        redundancy=redundancy,
+        notes=("The networks were trained without strides: the technique is applied to the finished networks.",),
+        tables={"redundancy by place": by_place, "spectrum": spectra(models, x)},
+        pictures=picture(models[0], x[:1]),
+    )
+
+
+def spectra(models: Sequence[nn.Module], x: Tensor) -> Table:
+    """Energy by frequency of what reaches attention, of what it mixes, and of its local values.
+
+    Mean share over models and modules, at 1 to 4 cycles per feature map along the axis with more.
     """
-    for attention in full_attentions(TECHNIQUE.id, model).values():
-        order = torch.randperm(math.prod(GRID), generator=torch.Generator().manual_seed(0))
-        attention.forward = partial(_shuffled, attention, order, Coarseness(stride, stride, 1))
+    size = fm.GRID[0]
+    frequency = torch.fft.fftfreq(size, 1 / size).abs()
+    ring = torch.maximum(frequency[:, None], frequency[None, :])
+    found: dict[str, list[Tensor]] = {"input": [], "attended": [], "local": []}
+    for model in models:
+        attentions = full_attentions(STRIDE.id, model)
+        for name, seen in inputs_of(attentions, model, fm.unmasked(x)).items():
+            with torch.no_grad():
+                mixed, local = attentions[name].attend(seen)
+            for place, maps in zip(found, (seen, mixed, local), strict=True):
+                energy = spectrum(maps).sum(0)
+                rings = torch.stack([energy[ring == cycles].sum() for cycles in range(1, size // 2 + 1)])
+                found[place].append(rings / energy.sum())
+    return table(
+        "Share of the energy whose higher frequency along an axis is so many cycles per feature map.",
+        ("place", "cycles", "share"),
+        [
+            [place, cycles, share]
+            for place, shares in found.items()
+            for cycles, share in enumerate(torch.stack(shares).mean(0).tolist(), 1)
+        ],
+    )
 
 
-def _shuffled(attention: MapAttention, order: Tensor, coarse: Coarseness, x: Tensor) -> Tensor:
-    def move(maps: Tensor, order: Tensor) -> Tensor:
-        return maps.flatten(2)[..., order].view_as(maps)
-
-    back = order.argsort()
-    names = ("q", "k", "v", "talking_head1", "talking_head2", "act", "proj", "heads", "key_dim")
-    elsewhere = SimpleNamespace(**{name: getattr(attention, name) for name in names})
-    elsewhere.bias = lambda size: attention.bias(size)[:, order][:, :, order]
-    elsewhere.v_local = lambda values: move(attention.v_local(move(values, back)), order)
-    return move(attend_coarsely(elsewhere, move(x, order), coarse), back)
-
-
-def picture(model: nn.Module, image: Tensor) -> dict[str, Any]:
-    """For the figures: an image (1, 1, 32, 32), filled in; and what the first attention adds to it, seen as a whole.
+def picture(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """For the figures: an image (1, 1, 32, 32), reconstructed; and what the first attention adds to it, unmasked.
 
     Of one channel, that of the largest variance among the attended values. `strided` is the same from 16 tokens.
     """
-    inputs = hidden_patches(image)
-    name, attention = next(iter(full_attentions(TECHNIQUE.id, model).items()))
-    x = inputs_of({name: attention}, model, whole(image))[name]
+    inputs = fm.masked(image)
+    name, attention = next(iter(full_attentions(STRIDE.id, model).items()))
+    x = inputs_of({name: attention}, model, fm.unmasked(image))[name]
     with torch.no_grad():
         attended, local = attention.attend(x)
-        coarse, _ = coarse_values(attention, x, Coarseness(2, 2, 1))
+        coarse, _ = coarse_values(attention, x, Coarseness(2, 2))
     channel = int(attended.var((0, 2, 3)).argmax())
-    shown = {"seen": inputs[:, 0], "hidden": inputs[:, 1], "filled": without_gradients(model, inputs)[:, 0]}
-    shown |= {"attended": attended[:, channel], "strided": resize(coarse, GRID)[:, channel], "local": local[:, channel]}
-    return {
-        f"picture_{what}": tuple(tuple(round(v, 3) for v in row) for row in x[0].tolist()) for what, x in shown.items()
+    shown = {"seen": inputs[:, 0], "hidden": inputs[:, 1], "reconstructed": forward(model, inputs)()[:, 0]}
+    shown |= {
+        "attended": attended[:, channel],
+        "strided": resize(coarse, fm.GRID)[:, channel],
+        "local": local[:, channel],
     }
-
-
-def run_tokens(ctx: Context) -> Record:
-    """How well networks trained at full resolution fill in patches, against the stride that attention is run with."""
-    models = networks(ctx, "stride 1")
-    strides = (2, 4, 8)
-    attach: dict[str, Callable[[nn.Module], object]] = {"dense": lambda model: None}
-    for local in ("full", "coarse"):
-        attach |= {f"{local} {s}": partial(TECHNIQUE.apply, stride=s, local=local) for s in strides}
-    attach |= {f"shuffled {s}": partial(shuffled_cells, stride=s) for s in strides}
-    twins, values = sweep(ctx, models, attach)
-    x = some_images(ctx)
-    costs = costs_of(ctx, twins, hidden_patches(x))
-    redundancy, extra = measured(models, TECHNIQUE, x)
-
-    def points(kind: str, local: str) -> tuple[Point, ...]:
-        left = {s: math.prod(strided(GRID, s)) for s in strides}
-        return tuple(
-            costs[f"{kind} {s}"].point(
-                {"stride": s, "local": local},
-                filled(values[f"{kind} {s}"]),
-                samples=left[s],
-                redundancy=1 - left[s] / math.prod(GRID),
-            )
-            for s in strides
-        )
-
-    return record(
-        ctx,
-        technique=TECHNIQUE.id,
-        scenario="fill-tokens",
-        title="Attention trained on 64 tokens and run on 16, 4 or 1: filling in hidden patches",
-        data=described(ctx) + ", half of their patches hidden",
-        model=ABOUT,
-        unit=unit(ctx),
-        knobs=("stride", "local"),
-        baseline=costs["dense"].arm(filled(values["dense"]), samples=math.prod(GRID)),
-        points=points("full", "full"),
-        controls=[
-            Control(
-                name="cells of random positions",
-                about="As many tokens, each the mean of positions drawn at random instead of neighbours.",
-                points=points("shuffled", "full"),
-            ),
-            Control(
-                name="local values on the coarse map",
-                about="As in the paper, where the network is trained so: local values are strided too.",
-                points=points("coarse", "coarse"),
-            ),
-        ],
-        redundancy=redundancy,
-        seeds=seeds(ctx),
-        notes=(
-            "Training knew nothing of strides: the technique is applied to the finished networks.",
-            "extra.measured_* holds a row (mean over the networks, and its 95 % interval) for each of measured_places.",
-            "extra.paired_neighbours_* is what cells of neighbours gain over random ones, seed by seed.",
-            "extra.spectrum_* is the share of energy whose higher frequency along an axis is 1, 2, 3, 4 cycles a map.",
-        ),
-        extra=extra
-        | {f"paired_neighbours_{s}": paired_difference(values[f"full {s}"], values[f"shuffled {s}"]) for s in strides}
-        | spectra(models, x)
-        | picture(models[0], x[:1]),
-    )
+    return {what: x[0] for what, x in shown.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Equal training: which mixer, which stride, which order
 
 
-def run_mixers(ctx: Context, task: Task, title: str, strides: Sequence[int], others: Sequence[str]) -> Record:
-    """How well networks do a task that differ in the mixer of their blocks, each trained for itself."""
-    names = ("stride 1", *(f"stride {s}" for s in strides), *others)
-    models = {name: networks(ctx, name, task) for name in names}
-    values = {name: scores(ctx, task, f"mixer-{key(name)}", trained) for name, trained in models.items()}
-    qualities = {name: over_seeds(task.metric, found) for name, found in values.items()}
-    costs = costs_of(ctx, {name: trained[-1] for name, trained in models.items()}, task.inputs(some_images(ctx)))
-    redundancy, extra = measured(models["stride 1"], TECHNIQUE, some_images(ctx), task)
-    abouts = {
-        "none": "Nothing in the place of attention: no position learns of another.",
-        "mean 3x3": "The mean of 3x3 neighbours minus the position, as in EfficientFormer V1.",
-        "depthwise 3x3": "A depthwise 3x3 convolution.",
-    }
-    return record(
-        ctx,
-        technique=TECHNIQUE.id,
-        scenario=f"{task.name}-mixers",
-        title=title,
-        data=described(ctx),
-        model=ABOUT,
-        unit=unit(ctx),
+def strided_networks(
+    study: Study[fm.FeatureMapPlan], stride: int, on: fm.Task = fm.RECONSTRUCT, *, project_first: bool = False
+) -> list[nn.Module]:
+    """The networks with strided attention as in the paper, trained so."""
+    name = f"stride {stride}" + (", projected first" if project_first else "")
+    mixer = partial(fm.small_attention, stride, project_first=project_first)
+    return fm.networks(study, name, partial(fm.map_network, on, mixer), on)
+
+
+def run_mixers(study: Study[fm.FeatureMapPlan], on: fm.Task, strides: Sequence[int], others: Sequence[str]) -> Record:
+    """Networks that differ in the mixer of their blocks, each trained for itself."""
+    dense = fm.attention_networks(study, on)
+    fm.add(study, BASELINE, {}, dense, task=on, samples=TOKENS)
+    for s in strides:
+        left = math.prod(strided(fm.GRID, s))
+        fm.add(study, TECHNIQUE, {"stride": s}, strided_networks(study, s, on), task=on, samples=left)
+    for name in others:
+        models = fm.networks(study, f"mixer {name}", partial(fm.map_network, on, OTHER_MIXERS[name]), on)
+        fm.add(study, f"mixer {name}", {"mixer": name}, models, task=on)
+    study.measure()
+    redundancy, by_place = fm.measured_by_place(study, dense, STRIDE.measure, on)
+    return fm.record(
+        study,
+        on,
+        model=fm.ABOUT,
         knobs=("stride",),
-        baseline=costs["stride 1"].arm(qualities["stride 1"], samples=math.prod(GRID)),
-        points=[
-            costs[f"stride {s}"].point({"stride": s}, qualities[f"stride {s}"], samples=math.prod(strided(GRID, s)))
-            for s in strides
-        ],
-        controls=[
-            Control(
-                name=f"mixer {name}", about=abouts[name], points=(costs[name].point({"mixer": name}, qualities[name]),)
-            )
-            for name in others
-        ],
+        controls={f"mixer {name}": ABOUT_MIXERS[name] for name in others},
         redundancy=redundancy,
-        seeds=seeds(ctx),
         notes=(
             "Every network is trained from the start with its own mixer, by the same recipe and in the same order.",
             "Strided networks are those of the paper: a depthwise convolution of the stride, local values on its map.",
-            "extra.paired_* is the difference to stride 1 with the same seed: mean, and 95 % interval.",
             "Redundancy is that of the networks with attention at full resolution, on whole images.",
         ),
-        extra=extra | {f"paired_{key(n)}": paired_difference(values[n], values["stride 1"]) for n in names[1:]},
+        tables={"redundancy by place": by_place},
     )
 
 
@@ -366,143 +203,130 @@ def swap_order(model: nn.Module) -> None:
             module.project_first = True
 
 
-def run_order(ctx: Context) -> Record:
+@dataclass(frozen=True, kw_only=True)
+class OrderPlan(fm.FeatureMapPlan):
+    s0_repetitions: int
+
+
+def run_order(study: Study[OrderPlan]) -> Record:
     """Projecting before the interpolation instead of behind it: trained so, or swapped in finished networks."""
-    published, first = "stride 2", "stride 2, projected first"
-    models = {name: networks(ctx, name) for name in (published, first)}
-    values = {name: scores(ctx, FILL, f"mixer-{key(name)}", trained) for name, trained in models.items()}
-    qualities = {name: over_seeds(FILL.metric, found) for name, found in values.items()}
-    swapped, after = sweep(ctx, models[published], {"swapped": swap_order})
-    last = {name: trained[-1] for name, trained in models.items()}
-    costs = costs_of(ctx, last | swapped, hidden_patches(some_images(ctx)))
-    redundancy, _ = measured(networks(ctx, "stride 1"), TECHNIQUE, some_images(ctx))
-    return record(
-        ctx,
-        technique=TECHNIQUE.id,
-        scenario="fill-projection-order",
-        title="Projecting before the interpolation: filling in hidden patches",
-        data=described(ctx) + ", half of their patches hidden",
-        model=ABOUT,
-        unit=unit(ctx),
+    published, swapped = strided_networks(study, 2), "swapped in finished networks"
+    first = {"project_first": True}
+    series = {swapped: [fm.Contender(first, swap_order)]}
+    fm.add(study, TECHNIQUE, first, strided_networks(study, 2, project_first=True))
+    fm.finished(study, published, series)
+    redundancy, _ = fm.measured_by_place(study, fm.attention_networks(study), STRIDE.measure)
+    return fm.record(
+        study,
+        model=fm.ABOUT,
         knobs=("project_first",),
-        baseline=costs[published].arm(qualities[published]),
-        points=[costs[first].point({"project_first": True}, qualities[first])],
-        controls=[
-            Control(
-                name="swapped in finished networks",
-                about="Trained in the published order, run in the other one, with nothing trained again.",
-                points=(costs["swapped"].point({"project_first": True}, filled(after["swapped"])),),
-            )
-        ],
+        controls={swapped: "Trained in the published order, run in the other one, with nothing trained again."},
         redundancy=redundancy,
-        seeds=seeds(ctx),
         notes=(
             "Convolutions of 1x1 and batch norm commute with bilinear interpolation; the GELU in between does not.",
-            "extra.s0_* are EfficientFormerV2-S0 at 224 pixels with random weights, one image, in both orders.",
-            "extra.paired_projected_first is the difference to the published order with the same seed.",
         ),
-        extra={"paired_projected_first": paired_difference(values[first], values[published])} | s0_in_both_orders(ctx),
+        tables={"EfficientFormerV2-S0": s0_in_both_orders(study.plan.s0_repetitions)},
     )
 
 
-def s0_in_both_orders(ctx: Context) -> dict[str, Any]:
-    """MACs and time of EfficientFormerV2-S0 for one image of 224 x 224, published and projecting first."""
-    with fork_seed(0):
-        models = {name: build("s0", project_first=name == "first").eval() for name in ("published", "first")}
-        x = torch.randn(1, 3, 224, 224)
-    costs = costs_of(ctx, models, x, repetitions=101)
-    faster = speed_up(costs["published"].samples, costs["first"].samples)
-    return {
-        "s0_macs": tuple(float(costs[name].macs) for name in models),
-        "s0_milliseconds": tuple(costs[name].wall_ms.median for name in models),
-        "s0_speed_up": (faster.ratio, faster.low, faster.high),
-    }
+def s0_in_both_orders(repetitions: int) -> Table:
+    """MACs and time of EfficientFormerV2-S0 for one image of 224 x 224, as published and projecting first."""
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    names = {"as published": False, "projected first": True}
+    models = {name: seeded(0, partial(build, "s0", project_first=first)).eval() for name, first in names.items()}
+    calls = {name: forward(model, x) for name, model in models.items()}
+    costs = measure_calls(calls, units=dict.fromkeys(calls, 1), repetitions=repetitions)
+    published = costs["as published"]
+    return table(
+        "The whole network at 224 pixels with random weights, one image, in both orders.",
+        ("order", "MACs", "ms", "speed-up"),
+        [
+            [name, cost.macs, cost.wall_ms.median, None if cost is published else cost.speed_up_over(published)]
+            for name, cost in costs.items()
+        ],
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The clock
+# Latency
 
 
-def run_s0(ctx: Context) -> Record:
-    """MACs and time of EfficientFormerV2-S0 whose attention at stride 16 runs at full resolution, or strided."""
+@dataclass(frozen=True, kw_only=True)
+class LatencyPlan(Plan):
+    photos: int | None = None
+
+
+def run_s0(study: Study[LatencyPlan]) -> Record:
+    """EfficientFormerV2-S0 whose attention at stride 16 runs at full resolution, or strided."""
     with fork_seed(0):
         model = build("s0", strides=(1, 1, 1, 1), layer_scale=1.0).eval()
         published = build("s0").eval()
-    _, photos = images.photos(224)
-    x = imagenet_normalise(photos[:1] if ctx.smoke else photos)
-    at_16 = [name for name in full_attentions(TECHNIQUE.id, model) if name.startswith("stages.2.")]
-    stage = "stages.2"
-    arms = {"dense": lambda m: None} | {
-        f"stride {s}": lambda m, s=s: TECHNIQUE.apply(m.get_submodule(stage), stride=s) for s in (2, 7)
-    }
-    twins = {}
-    for name, attach in arms.items():
-        twins[name] = copy_sharing_weights(model)
-        attach(twins[name])
-    costs = costs_of(ctx, twins | {"published": published}, x[:1], repetitions=51)
-    dense = predict(twins["dense"], x)
-    quality = {
-        name: over_items("correlation of logits", map(correlation, dense, predict(one, x)))
-        for name, one in twins.items()
-    }
-    ratios = {s: speed_up(costs["dense"].samples, costs[f"stride {s}"].samples) for s in (2, 7)}
-    found = [TECHNIQUE.measure(model, one[None]) for one in x]
-    value = float(np.mean([f.value for f in found]))
-    return record(
-        ctx,
-        technique=TECHNIQUE.id,
-        scenario="s0-latency",
-        title="EfficientFormerV2-S0 at 224 pixels: attention on 14 x 14 against 7 x 7 tokens",
+    x = imagenet_normalise(images.photos(224)[1][: study.plan.photos])
+    at_16 = [name for name in full_attentions(STRIDE.id, model) if name.startswith("stages.2.")]
+    networks = {"dense": model, "published": published}
+    for stride in (2, 7):
+        networks[f"stride {stride}"] = copy_sharing_weights(model)
+        STRIDE.apply(networks[f"stride {stride}"].get_submodule("stages.2"), stride=stride)
+    calls = {name: forward(network, x[:1]) for name, network in networks.items()}
+    costs = measure_calls(calls, units=dict.fromkeys(calls, 1), repetitions=study.plan.repetitions)
+    dense, own = predict(model, x), costs["published"]
+
+    def add(series: str, knobs: Mapping[str, int], name: str, tokens: int) -> None:
+        quality = over_items(map(correlation, dense, predict(networks[name], x)))
+        study.add(series, knobs, quality=quality, samples=tokens, cost=costs[name])
+
+    add(BASELINE, {}, "dense", 196)
+    for stride in (2, 7):
+        add(TECHNIQUE, {"stride": stride}, f"stride {stride}", math.prod(strided((14, 14), stride)))
+    return study.record(
         data=f"{len(x)} photos of scikit-image and scikit-learn, 224 x 224 pixels",
         model=f"EfficientFormerV2-S0 with random weights, {len(at_16)} attention blocks on 14 x 14 at full resolution",
         unit="one image, in a batch of 1",
         knobs=("stride",),
-        baseline=costs["dense"].arm(quality["dense"], samples=196),
-        points=[
-            costs[f"stride {s}"].point({"stride": s}, quality[f"stride {s}"], samples=math.prod(strided((14, 14), s)))
-            for s in (2, 7)
-        ],
-        redundancy=Measured(measure=found[0].measure, value=value, where={}),
-        seeds=(0,),
-        notes=(
-            "Random weights: time and MACs are those of any S0, the quality and the measure say nothing.",
-            "extra.published_* is S0 as published: a depthwise convolution of stride 2 instead of the mean of cells.",
-            "extra.speed_up holds the stride, the median ratio of paired repetitions and its 95 % interval.",
-        ),
-        extra={
-            "published_macs": float(costs["published"].macs),
-            "published_milliseconds": costs["published"].wall_ms.median,
-            "speed_up": tuple((float(s), r.ratio, r.low, r.high) for s, r in ratios.items()),
+        metric="correlation of logits",
+        redundancy=measured([STRIDE.measure(model, one[None]) for one in x], interval=over_items),
+        notes=("Random weights: time and MACs are those of any S0, the quality and the measure say nothing.",),
+        tables={
+            "as published": table(
+                "S0 as published: a depthwise convolution of stride 2 instead of the mean of cells.",
+                ("network", "MACs", "ms"),
+                [["EfficientFormerV2-S0", own.macs, own.wall_ms.median]],
+            )
         },
     )
 
 
+CONTENDERS = {
+    "compact-networks/feature-maps": tuple(fm.coarser({"factor": s}, s, on_fewer_tokens(s, "full")) for s in fm.FACTORS)
+}
 SCENARIOS = (
-    Scenario("fill-tokens", "Small EfficientFormerV2 that fills in patches, against its tokens", run_tokens, FASHION),
-    Scenario(
+    task(
+        "fill-tokens",
+        "Attention trained on 64 tokens and run on 16, 4 or 1: reconstruction of masked patches",
+        run_tokens,
+    ),
+    task(
         "fill-mixers",
-        "The same, trained with other mixers",
-        partial(
-            run_mixers,
-            task=FILL,
-            title="Mixers at equal training: filling in hidden patches",
-            strides=(2, 4),
-            others=("none", "mean 3x3", "depthwise 3x3"),
-        ),
-        FASHION,
+        "Mixers at equal training: reconstruction of masked patches",
+        partial(run_mixers, on=fm.RECONSTRUCT, strides=(2, 4), others=("none", "mean 3x3", "depthwise 3x3")),
     ),
-    Scenario(
+    task(
         "classify-mixers",
-        "Small EfficientFormerV2 that tells clothes apart, trained with other mixers",
-        partial(
-            run_mixers,
-            task=CLASSIFY,
-            title="Mixers at equal training: telling clothes apart",
-            strides=(2,),
-            others=("none", "depthwise 3x3"),
-        ),
-        FASHION,
+        "Mixers at equal training: classifying Fashion-MNIST",
+        partial(run_mixers, on=fm.CLASSIFY, strides=(2,), others=("none", "depthwise 3x3")),
     ),
-    Scenario("fill-projection-order", "The first, projecting before the interpolation", run_order, FASHION),
-    Scenario("s0-latency", "EfficientFormerV2-S0 at 224 pixels: wall-clock of a single image", run_s0),
+    task(
+        "fill-projection-order",
+        "Projecting before the interpolation: reconstruction of masked patches",
+        run_order,
+        full=OrderPlan(**vars(fm.FULL), s0_repetitions=101),
+        smoke=OrderPlan(**vars(fm.SMOKE), s0_repetitions=3),
+    ),
+    task(
+        "s0-latency",
+        "EfficientFormerV2-S0 at 224 pixels: attention on 14 x 14 against 7 x 7 tokens",
+        run_s0,
+        full=LatencyPlan(repetitions=51),
+        smoke=LatencyPlan(repetitions=3, photos=1),
+    ),
 )

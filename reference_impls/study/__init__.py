@@ -4,11 +4,12 @@ from reference_impls.study.intervals import over_items, over_seeds, paired
 from reference_impls.study.plan import Context, Plan, Scenario
 from reference_impls.study.registry import contenders, experiment, scenarios
 from reference_impls.study.run import run
-from reference_impls.study.study import BASELINE, TECHNIQUE, Cost, Study, measured, pooled, table
+from reference_impls.study.study import BASELINE, TECHNIQUE, Cost, Study, measure_calls, measured, pooled, table
 from reference_impls.study.training import (
     Recipe,
     accuracy,
     cached,
+    correlation,
     fork_seed,
     forward,
     predict,
@@ -29,9 +30,11 @@ __all__ = [
     "accuracy",
     "cached",
     "contenders",
+    "correlation",
     "experiment",
     "fork_seed",
     "forward",
+    "measure_calls",
     "measured",
     "over_items",
     "over_seeds",

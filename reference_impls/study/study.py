@@ -31,7 +31,7 @@ from reference_impls.study import intervals
 from reference_impls.study.machine import machine, versions
 from reference_impls.study.plan import Context, Plan, Scenario
 
-P = TypeVar("P", bound=Plan)
+P_co = TypeVar("P_co", bound=Plan, covariant=True)
 Knobs = Mapping[str, bool | int | float | str]
 BASELINE, TECHNIQUE = "baseline", "technique"
 """Series that every record has. Any other series is a control, or in a benchmark the technique whose id it is."""
@@ -93,7 +93,7 @@ class Variant:
     cost: Cost | None = None
 
 
-class Study(Generic[P]):
+class Study(Generic[P_co]):
     """The variants of one scenario in one budget.
 
     plan: the scenario's sizes in this budget. owner: id of the technique, or of the benchmark where several meet.
@@ -101,7 +101,7 @@ class Study(Generic[P]):
 
     def __init__(self, owner: str, scenario: Scenario, context: Context) -> None:
         self.owner, self.scenario, self.context = owner, scenario, context
-        self.plan: P = scenario.plan(context.budget)  # type: ignore[assignment]  # the scenario's own subclass
+        self.plan: P_co = scenario.plan(context.budget)  # type: ignore[assignment]  # the scenario's own subclass
         self._variants: dict[tuple[str, tuple[tuple[str, Any], ...]], Variant] = {}
 
     @property

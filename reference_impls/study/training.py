@@ -134,6 +134,11 @@ def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
     return (predict(model, x).argmax(1) == y).double().mean().item()
 
 
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson correlation of all values of two tensors, such as what a network gave before and after."""
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).double())[0, 1])
+
+
 def forward(model: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
     """A call of the model on the inputs, without gradients: what is counted and timed."""
     return torch.no_grad()(lambda: model(*inputs))

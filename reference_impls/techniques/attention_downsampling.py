@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form, composed
-from reference_impls.contract import Handle, Redundancy, Setting, Technique, check_range, warn_no_effect
+from reference_impls.contract import Handle, Integer, Number, Redundancy, Setting, Technique, warn_no_effect
 from reference_impls.hosts.substitution import inputs_of
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import ConvNorm
@@ -108,10 +108,21 @@ composed(LocalQuery, "local", "proj")
 
 
 class AttentionDownsampling(Technique):
-    """Fewer queries than keys in networks with `MapAttention` at full resolution. Knobs: see `apply`."""
+    """Fewer queries than keys in networks with `MapAttention` at full resolution."""
 
     id = "attention-downsampling"
     execution = "real"
+    trains = True
+    knobs: ClassVar = {
+        "factor": Integer(2, low=1, about="how many times coarser the queries are than the map, along each axis"),
+        "threshold": Number(
+            None,
+            low=0,
+            high=1,
+            optional=True,
+            about="only maps of which a grid that much coarser holds at least this share (`over_resolution`)",
+        ),
+    }
 
     def settings(self) -> list[Setting]:
         return [
@@ -139,18 +150,14 @@ class AttentionDownsampling(Technique):
         value = sum(share for what, share in where.items() if what.startswith("queries")) / len(attentions)
         return Redundancy(value, "share of query energy below half resolution", where)
 
-    def apply(self, target: nn.Module, *, factor: int = 2, threshold: float | None = None) -> Handle:
+    def attach(self, target: nn.Module, factor: int, threshold: float | None) -> Handle:
         """Average the queries over cells of `factor` x `factor` positions; keys and values stay at full resolution.
 
-        threshold: only where the input of attention has at least this measure (`over_resolution` of the factor), map
-        by map. The trace is that of `stride_attention.coarse_handle`.
+        The threshold looks at the input of attention, map by map. The trace is that of `coarse_handle`.
 
-        Raises: UnsupportedHost without `MapAttention` of stride 1; TypeError or ValueError for a bad knob.
+        Raises: UnsupportedHost without `MapAttention` of stride 1.
         """
         attentions = full_attentions(self.id, target)
-        check_range("factor", factor, 1, integer=True)
-        if threshold is not None:
-            check_range("threshold", threshold, 0, 1)
         if factor == 1:
             warn_no_effect(self.id, "factor is 1")
             return Handle(target)

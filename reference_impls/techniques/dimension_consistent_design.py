@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +35,12 @@ from torch import Tensor, nn
 
 from reference_impls.contract import (
     Handle,
+    Integer,
+    Number,
     Redundancy,
     Setting,
     Technique,
     UnsupportedHost,
-    check_range,
     warn_no_effect,
 )
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
@@ -67,10 +68,18 @@ def value_rows(attention: TokenAttention) -> Tensor:
 
 
 class DimensionConsistentDesign(Technique):
-    """Pooling first, attention last, on networks of `TokenAttention`. Knobs: see `apply`."""
+    """Pooling first, attention last, on networks of `TokenAttention`."""
 
     id = "dimension-consistent-design"
     execution = "real"
+    knobs: ClassVar = {
+        "pooled": Integer(
+            None, low=0, optional=True, about="how many attention modules pool, from the first on; None: all"
+        ),
+        "threshold": Number(
+            None, low=0, high=1, optional=True, about="only data whose tokens have at least this `neighbour_similarity`"
+        ),
+    }
 
     def settings(self) -> list[Setting]:
         return [
@@ -95,19 +104,15 @@ class DimensionConsistentDesign(Technique):
         }
         return Redundancy(sum(where.values()) / len(where), "cosine of a token with its neighbours' mean", where)
 
-    def apply(self, target: nn.Module, *, pooled: int | None = None, threshold: float | None = None) -> Handle:
-        """Mix the first `pooled` attention modules (None: all) by the mean of 3x3 neighbours, see `pooled_values`.
+    def attach(self, target: nn.Module, pooled: int | None, threshold: float | None) -> Handle:
+        """Mix the first `pooled` attention modules by the mean of 3x3 neighbours, see `pooled_values`.
 
-        threshold: only the data whose tokens have at least this `neighbour_similarity` there. The trace holds of each
-        module what was `substituted`: the shape of its input, and for how many data of the batch.
+        The trace holds of each module what was `substituted`: the shape of its input, and for how many data of the
+        batch.
 
-        Raises: UnsupportedHost for a network without `TokenAttention`; TypeError or ValueError for a bad knob.
+        Raises: UnsupportedHost for a network without `TokenAttention`.
         """
         attentions = _attentions(target)
-        if pooled is not None:
-            check_range("pooled", pooled, 0, integer=True)
-        if threshold is not None:
-            check_range("threshold", threshold, 0, 1)
         if pooled == 0:
             warn_no_effect(self.id, "pooled is 0")
         chosen = None if threshold is None else lambda a, x: neighbour_similarity(as_map(x, a.size)) >= threshold

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +34,14 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
 from reference_impls.contract import (
+    Choice,
     Handle,
+    Integer,
+    Number,
     Redundancy,
     Setting,
     Technique,
     UnsupportedHost,
-    check_range,
     warn_no_effect,
 )
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
@@ -217,7 +219,7 @@ def full_attentions(technique: str, target: object) -> dict[str, MapAttention]:
 def coarse_handle(
     target: nn.Module, attentions: Mapping[str, MapAttention], coarse: Coarseness, threshold: float | None
 ) -> Handle:
-    """The host with coarse attention, on all maps or on those whose `over_resolution` reaches the threshold."""
+    """The target with coarse attention, on all maps or on those whose `over_resolution` reaches the threshold."""
     factor = max(coarse.queries, coarse.keys)
     chosen = None if threshold is None else lambda _, x: over_resolution(x, factor) >= threshold
     run = Substitution(attentions, lambda attention, x: attend_coarsely(attention, x, coarse), chosen)
@@ -235,10 +237,26 @@ def coarse_saving(attentions: Mapping[str, MapAttention], trace: Mapping[str, An
 
 
 class StrideAttention(Technique):
-    """Stride attention on networks with `MapAttention` at full resolution. Knobs: see `apply`."""
+    """Stride attention on networks with `MapAttention` at full resolution."""
 
     id = "stride-attention"
     execution = "real"
+    trains = True
+    knobs: ClassVar = {
+        "stride": Integer(2, low=1, about="how many times coarser the map is on which attention runs, along each axis"),
+        "local": Choice(
+            "coarse",
+            options=("coarse", "full"),
+            about="local values on the coarse map too, as in the paper, or at full resolution",
+        ),
+        "threshold": Number(
+            None,
+            low=0,
+            high=1,
+            optional=True,
+            about="only maps of which a grid that much coarser holds at least this share (`over_resolution`)",
+        ),
+    }
 
     def settings(self) -> list[Setting]:
         return [
@@ -271,23 +289,15 @@ class StrideAttention(Technique):
         value = sum(share for what, share in where.items() if what.startswith("attended")) / len(attentions)
         return Redundancy(value, "share of attended energy below half resolution", where)
 
-    def apply(
-        self, target: nn.Module, *, stride: int = 2, local: str = "coarse", threshold: float | None = None
-    ) -> Handle:
+    def attach(self, target: nn.Module, stride: int, local: str, threshold: float | None) -> Handle:
         """Attend on a map `stride` times coarser, and interpolate the result.
 
-        local: "coarse", local values on the coarse map too, as in the paper; "full", at full resolution. threshold:
-        only where the input of attention has at least this measure (`over_resolution` of the stride), map by map. The
-        trace holds `coarse`, and of each module what was `substituted`: the shape of its input, for how many maps.
+        The threshold looks at the input of attention, map by map. The trace holds `coarse`, and of each module what was
+        `substituted`: the shape of its input, for how many maps.
 
-        Raises: UnsupportedHost without `MapAttention` of stride 1; TypeError or ValueError for a bad knob.
+        Raises: UnsupportedHost without `MapAttention` of stride 1.
         """
         attentions = full_attentions(self.id, target)
-        check_range("stride", stride, 1, integer=True)
-        if local not in ("coarse", "full"):
-            raise ValueError(f"local must be 'coarse' or 'full', got {local!r}")
-        if threshold is not None:
-            check_range("threshold", threshold, 0, 1)
         if stride == 1:
             warn_no_effect(self.id, "stride is 1")
             return Handle(target)

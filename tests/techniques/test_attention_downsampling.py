@@ -2,26 +2,110 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 import pytest
 import torch
 
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
-from reference_impls.contract import NoEffectWarning
-from reference_impls.experiments.attention_downsampling import DOWNSAMPLINGS, AllQueries, FewKeys, downsampling
-from reference_impls.experiments.efficient_nets import (
-    CHANNELS,
-    FILL,
-    map_case,
-    map_network,
-    tiny_attention,
-    without_gradients,
-)
+from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.experiments.attention_downsampling import DOWNSAMPLINGS, AllQueries, FewKeys, halving_network
+from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.weights import randomise_parameters
+from reference_impls.study import fork_seed, forward
 from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling
 from reference_impls.techniques.stride_attention import Coarseness, attend_coarsely
+from tests.feature_map_cases import (
+    CHANNELS,
+    coarse_scores_are_means,
+    energy_share,
+    full_scores,
+    map_case,
+    tiny_attention,
+    waves,
+)
 
 DOWN = AttentionDownsampling()
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cases
+
+
+class AttentionDownsamplingCases(Cases):
+    """Attention on constant maps, on chessboards, and on what is in between (`map_case`)."""
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        return map_case(kind, seed, device)
+
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = map_case("typical", seed, device)
+        with DOWN.apply(case.target, factor=2, threshold=0.5) as handle:
+            forward(handle.target, case.inputs)()
+            _, chosen = handle.trace["substituted"]["0.token_mixer"]
+        by_hand = sum(energy_share(one.double().tolist(), 2) >= 0.5 for one in case.inputs)
+        yield Expectation("maps with fewer queries", torch.tensor(by_hand), torch.tensor(chosen))
+        yield from queries_one_by_one(seed, device)
+        by_value = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 8], [2, 1, 0, 5, 4, 3, 8, 7, 6],
+                                 [6, 7, 8, 3, 4, 5, 0, 1, 2], [8, 7, 6, 5, 4, 3, 2, 1, 0]])  # fmt: skip
+        yield Expectation("distances from 4 corners to 9 keys", by_value, PositionBias(1, (3, 3), stride=2).index)
+        with DOWN.apply(tiny_attention().to(device), factor=2, threshold=0.5) as handle:
+            forward(handle.target, waves().to(device))()
+            _, chosen = handle.trace["substituted"][""]
+        yield Expectation("waves of 3 cycles, not of 4, with fewer queries", torch.tensor(1), torch.tensor(chosen))
+
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        yield from coarse_scores_are_means(2, 1, seed, device)
+        case = map_case("redundant", seed, device)
+        attention, flat = case.target, case.inputs
+        with torch.no_grad():
+            yield Expectation(
+                "result on constant maps", attention(flat), attend_coarsely(attention, flat, Coarseness(2))
+            )
+        with fork_seed(seed):
+            attention = randomise_parameters(tiny_attention()).double().eval().to(device)
+            x = torch.randn(2, 12, 8, 8, dtype=torch.float64).to(device)
+        with torch.no_grad():
+            yield Expectation(
+                "a weight for each key", torch.ones(2, 2, 64).to(x), full_scores(attention, x).softmax(-1).sum(-1)
+            )
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        case = map_case("typical", 0, device)
+        target, x = case.target, case.inputs.clone()
+        x[0, 0, 0, 0] = torch.nan
+        down = AttentionDown(12, 24, (8, 8)).to(device)
+        yield Invalid("inputs with NaN", lambda: DOWN.measure(target, x), "not finite")
+        yield Invalid("queries subsampled already", lambda: DOWN.apply(down), "`MapAttention` of stride 1")
+
+
+def queries_one_by_one(seed: int, device: str) -> Iterable[Expectation]:
+    """What `AttentionDown` gives for each query, and the same with one query after the other over all keys."""
+    with fork_seed(seed):
+        down = (
+            randomise_parameters(AttentionDown(12, 10, (6, 6), heads=2, key_dim=4, ratio=2)).double().eval().to(device)
+        )
+        x = torch.randn(1, 12, 6, 6, dtype=torch.float64).to(device)
+    with torch.no_grad():
+        queries, values = down.q(x), down.v(x)
+        mixed = torch.zeros_like(down.v_local(values))
+        q, k, v = (y[0].unflatten(0, (2, -1)) for y in (queries, down.k(x), values))  # (heads, channels, h, w) each
+        for head in range(2):
+            table = down.bias.table[head].unflatten(0, (6, 6))
+            for i in range(3):
+                for j in range(3):
+                    distance = table[[[abs(2 * i - a)] for a in range(6)], [[abs(2 * j - b) for b in range(6)]]]
+                    score = torch.einsum("c,chw->hw", q[head, :, i, j], k[head]) / 2 + distance
+                    weights = score.flatten().softmax(0).unflatten(0, (6, 6))
+                    mixed[0, 8 * head : 8 * head + 8, i, j] = (v[head] * weights).sum((1, 2))
+        yield Expectation("queries over all keys", down.proj(down.act(mixed + down.v_local(values))), down(x))
+
+
+CASES = AttentionDownsamplingCases()
+
+# --------------------------------------------------------------------------------------------------------------------
+# Beyond the checks
 
 
 def down(kind: type[AttentionDown]) -> AttentionDown:
@@ -52,20 +136,12 @@ def test_equal_queries_lose_nothing_whatever_the_keys_are() -> None:
         assert (attend_coarsely(attend, maps(), Coarseness(1, 2, 1)) - plain).abs().max() > 1e-3
 
 
-def test_factor_one_is_equal_bit_for_bit_and_warns() -> None:
-    case = map_case("typical", 0, "cpu")
-    plain = case.run(case.target, case.inputs)
-    with pytest.warns(NoEffectWarning, match="factor is 1"):
-        DOWN.apply(case.target, factor=1)
-    assert torch.equal(case.run(case.target, case.inputs), plain)
-
-
 def test_the_threshold_spares_noise() -> None:
     case = map_case("typical", 0, "cpu")
     attend, x = case.target[0].token_mixer, case.inputs
-    plain = without_gradients(attend, x[:1])
+    plain = forward(attend, x[:1])()
     with DOWN.apply(attend, factor=2, threshold=0.5) as handle:
-        mixed = without_gradients(attend, x)
+        mixed = forward(attend, x)()
         assert handle.trace["substituted"] == {"": (x.shape, 2)}
     torch.testing.assert_close(mixed[:1], plain)
 
@@ -99,7 +175,7 @@ def test_all_queries_ask_at_every_position_and_are_averaged() -> None:
         torch.testing.assert_close(every(maps()), some(maps()), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", DOWNSAMPLINGS)
-def test_every_way_fits_the_small_network(kind: str) -> None:
-    network = map_network(FILL, lambda: None, downsampling(DOWNSAMPLINGS[kind])).eval()
-    assert without_gradients(network, torch.zeros(1, 2, 32, 32)).shape == (1, 1, 32, 32)
+@pytest.mark.parametrize("name", DOWNSAMPLINGS)
+def test_every_way_fits_the_small_network(name: str) -> None:
+    network = halving_network(name).eval()
+    assert forward(network, torch.zeros(1, 2, 32, 32))().shape == (1, 1, 32, 32)

@@ -2,31 +2,130 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
-from reference_impls.contract import NoEffectWarning
+from reference_impls.benchmarks.compact_networks.feature_maps import photo_crops
+from reference_impls.contract import Case, Cases, Expectation, Invalid, generator
 from reference_impls.data.controls import phase_scrambled, white_noise
 from reference_impls.experiments.dimension_consistent_design import (
-    CASES,
     STAGES,
     ThereAndBack,
     ToMap,
     layouts,
     network,
     stages,
-    tiny_attention,
 )
-from reference_impls.experiments.efficient_nets import CHANNELS, photo_crops, without_gradients
+from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.layout import Flatten, as_map
 from reference_impls.layers.pooling import neighbourhood_mean
+from reference_impls.layers.residual import TokenBlock
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
+from reference_impls.study import fork_seed, forward
 from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign, pooled_values, value_rows
+from tests.feature_map_cases import CHANNELS, chessboards
 
 DESIGN = DimensionConsistentDesign()
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cases
+
+
+def tiny_attention() -> TokenAttention:
+    """Attention of two heads on 12 channels and 6 x 6 tokens."""
+    return TokenAttention(CHANNELS, (6, 6), heads=2, key_dim=4, ratio=2)
+
+
+class DimensionConsistentCases(Cases):
+    """Token attention on equal tokens (redundant) or a chessboard of two (null); typical: three blocks on a smooth map,
+    on noise, and on something in between.
+    """
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        draws = generator(seed)
+        with fork_seed(seed):
+            if kind == "typical":
+                blocks = [TokenBlock(CHANNELS, tiny_attention(), 24, layer_scale=1.0) for _ in range(3)]
+                target = randomise_parameters(nn.Sequential(Flatten(), *blocks))
+                noise = torch.randn(3, CHANNELS, 6, 6, generator=draws)
+                smooth = nn.functional.interpolate(noise[..., :2, :2], size=6, mode="bilinear")
+                inputs = torch.stack([noise[0], 0.2 * noise[1] + smooth[1], smooth[2]])
+            else:
+                target = nn.Sequential(Flatten(), tiny_attention())
+                inputs = chessboards(3, CHANNELS, (6, 6), draws)
+                inputs = inputs if kind == "null" else inputs[..., :1, :1].expand(-1, -1, 6, 6).contiguous()
+        return Case(target.eval().to(device), inputs.to(device), run=lambda model, x: model(x))
+
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
+        x = case.inputs
+        with torch.no_grad():
+            tokens = case.target[1].norm1(case.target[0](x))
+        by_hand = torch.tensor([neighbour_cosine(one.double().tolist(), (6, 6)) for one in tokens])
+        yield Expectation("similarity of neighbours", by_hand, neighbour_similarity(as_map(tokens, (6, 6))).cpu())
+        with DESIGN.apply(case.target, pooled=1, threshold=0.5) as handle:
+            forward(handle.target, x)()
+            _, chosen = handle.trace["substituted"]["1.token_mixer"]
+        yield Expectation("data that pool", (by_hand >= 0.5).sum(), torch.tensor(chosen))
+        rows = torch.tensor([[-3.0, -1.0, 1.0, 3.0], [-1.0, -1.0, 1.0, 1.0]], device=device).view(2, 1, 1, 4)
+        similar = torch.tensor([1.0, 0.5], device=device)  # in the second row the two in the middle have none
+        yield Expectation("a slope and a step", similar, neighbour_similarity(rows))
+        means = torch.tensor([[-2.0, -1.0, 1.0, 2.0], [-1.0, -1 / 3, 1 / 3, 1.0]], device=device).view(2, 1, 1, 4)
+        yield Expectation("means of their neighbours", means, neighbourhood_mean(rows))
+
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        with fork_seed(seed):
+            attention = randomise_parameters(nn.Sequential(tiny_attention())).double().eval().to(device)[0]
+            x = torch.randn(2, 36, CHANNELS, dtype=torch.float64).to(device)
+        equal = x[:, :1].expand_as(x)
+        with torch.no_grad():
+            yield Expectation("result on equal tokens", attention(equal), pooled_values(attention, equal))
+            yield Expectation(
+                "means by hand", means_of_neighbours(as_map(x, (6, 6))), neighbourhood_mean(as_map(x, (6, 6)))
+            )
+            yield Expectation("layout there and back", x, Flatten()(as_map(x, (6, 6))))
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        case = self.build("typical", 0, device)
+        target, x = case.target, case.inputs.clone()
+        x[0, 0, 0, 0] = torch.nan
+        yield Invalid("inputs with NaN", lambda: DESIGN.measure(target, x), "not finite")
+        yield Invalid("tokens without a grid", lambda: neighbour_similarity(x[0]), "must have shape (B, C, H, W)")
+        yield Invalid("a network on maps", lambda: DESIGN.apply(nn.Conv2d(1, 1, 1)), "`TokenAttention`")
+
+
+def neighbour_cosine(tokens: list[list[float]], size: tuple[int, int]) -> float:
+    """`neighbour_similarity` of one datum by plain loops over its tokens (N, C)."""
+    mean = [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
+    centred = [[x - m for x, m in zip(token, mean, strict=True)] for token in tokens]
+    cosines = []
+    for i in range(size[0]):
+        for j in range(size[1]):
+            near = ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1))
+            around = [centred[a * size[1] + b] for a, b in near if 0 <= a < size[0] and 0 <= b < size[1]]
+            total = [sum(column) for column in zip(*around, strict=True)]
+            token = centred[i * size[1] + j]
+            dot = sum(map(float.__mul__, token, total))
+            cosines.append(dot / (sum(x * x for x in token) * sum(x * x for x in total)) ** 0.5)
+    return max(sum(cosines) / len(cosines), 0.0)
+
+
+def means_of_neighbours(x: Tensor) -> Tensor:
+    """The mean of the 3x3 window inside the map around each position, by plain loops: (B, C, H, W)."""
+    out = torch.empty_like(x)
+    for i in range(x.shape[2]):
+        for j in range(x.shape[3]):
+            out[..., i, j] = x[..., max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((2, 3))
+    return out
+
+
+CASES = DimensionConsistentCases()
 
 
 def tokens() -> Tensor:
@@ -60,14 +159,6 @@ def test_only_the_first_blocks_pool() -> None:
         )
 
 
-def test_none_pooled_is_equal_bit_for_bit_and_warns() -> None:
-    case = CASES.build("typical", 0, "cpu")
-    plain = case.run(case.target, case.inputs)
-    with pytest.warns(NoEffectWarning, match="pooled is 0"):
-        DESIGN.apply(case.target, pooled=0)
-    assert torch.equal(case.run(case.target, case.inputs), plain)
-
-
 def test_the_threshold_pools_the_smooth_and_spares_the_noise() -> None:
     case = CASES.build("typical", 0, "cpu")
     plain = case.run(case.target, case.inputs)
@@ -88,7 +179,7 @@ def test_the_same_blocks_on_maps_and_on_tokens_give_the_same_for_the_same_macs()
     results, macs = {}, {}
     for name, model in models.items():
         with count() as tally:
-            results[name] = without_gradients(model, x)
+            results[name] = forward(model, x)()
         macs[name] = tally.macs
     assert set(macs.values()) == {3 * 2 * 8 * 32 * 30 * 2}
     torch.testing.assert_close(results["maps"], results["tokens"])
@@ -108,7 +199,7 @@ def test_there_and_back_copies_and_changes_nothing() -> None:
 def test_the_layout_changes_only_where_a_block_needs_it(kinds: str, changes: int) -> None:
     model = network(kinds).eval()
     assert sum(isinstance(m, Flatten | ToMap) for m in model.network) == changes
-    assert without_gradients(model, torch.zeros(2, 2, 32, 32)).shape == (2, 1, 32, 32)
+    assert forward(model, torch.zeros(2, 2, 32, 32))().shape == (2, 1, 32, 32)
     seen = [tuple(m.shape[1:]) for m in stages(model, torch.zeros(2, 1, 32, 32))]
     assert seen == [(1, 32, 32), *[(32, 8, 8)] * 3, *[(64, 4, 4)] * 2]
     assert len(seen) == len(STAGES)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -10,27 +13,25 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
-from reference_impls.contract import NoEffectWarning, UnsupportedHost
-from reference_impls.experiments.efficient_nets import (
-    CHANNELS,
+from reference_impls.benchmarks.compact_networks.feature_maps import (
     CLASSIFY,
-    FILL,
-    RECIPES,
-    FillIn,
-    fashion,
-    hidden_patches,
-    map_case,
+    RECONSTRUCT,
+    SMOKE,
+    Reconstruction,
+    explained_variance,
+    images_of,
     map_network,
+    masked,
     photo_crops,
-    share_filled,
+    random_cells,
     small_attention,
-    tiny_attention,
-    without_gradients,
 )
-from reference_impls.experiments.stride_attention import MIXERS, shuffled_cells, swap_order
+from reference_impls.contract import Case, Cases, Expectation, Invalid, UnsupportedHost
+from reference_impls.experiments.stride_attention import OTHER_MIXERS, swap_order
 from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
+from reference_impls.study import fork_seed, forward, run
 from reference_impls.techniques.efficientformer_v2 import build
 from reference_impls.techniques.stride_attention import (
     Coarseness,
@@ -42,8 +43,68 @@ from reference_impls.techniques.stride_attention import (
     full_attentions,
     resize,
 )
+from tests.feature_map_cases import (
+    CHANNELS,
+    coarse_scores_are_means,
+    energy_share,
+    map_case,
+    tiny_attention,
+    waves,
+)
 
 STRIDE = StrideAttention()
+MIXERS = {**OTHER_MIXERS, "stride 1": small_attention, "stride 2": partial(small_attention, 2)}
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cases
+
+
+class StrideAttentionCases(Cases):
+    """Attention on constant maps, on chessboards, and on what is in between (`map_case`)."""
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        return map_case(kind, seed, device)
+
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = map_case("typical", seed, device)
+        x = case.inputs
+        with STRIDE.apply(case.target, stride=2, threshold=0.5) as handle:
+            forward(handle.target, x)()
+            _, chosen = handle.trace["substituted"]["0.token_mixer"]
+        by_hand = [energy_share(one.double().tolist(), 2) for one in x]
+        yield Expectation(
+            "share below half resolution", torch.tensor(by_hand), over_resolution(x.double()).float().cpu()
+        )
+        yield Expectation("maps coarsened", torch.tensor(sum(s >= 0.5 for s in by_hand)), torch.tensor(chosen))
+        # Half of a wave at the limit is held, 63 / 255 of white noise.
+        limit = (0.5 - 63 / 255) / (1 - 63 / 255)
+        yield Expectation("waves of 3 and 4 cycles", torch.tensor([1, limit]), over_resolution(waves()))
+        cells = cell_means(torch.arange(16.0, device=device).view(1, 1, 4, 4), 2)
+        yield Expectation("means of cells", torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]], device=device), cells)
+
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        yield from coarse_scores_are_means(2, 2, seed, device)
+        with fork_seed(seed):
+            x = torch.randn(2, 3, 8, 8, dtype=torch.float64, device=device)
+        yield Expectation("mean of a map", x.mean((2, 3)), cell_means(x, 2).mean((2, 3)))
+        case = map_case("redundant", seed, device)
+        attention, flat = case.target, case.inputs
+        with torch.no_grad():
+            coarse = attend_coarsely(attention, flat, Coarseness(2, 2, 1))
+            yield Expectation("result on constant maps", attention(flat), coarse)
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        target = map_case("typical", 0, device).target
+        x = map_case("typical", 0, device).inputs.clone()
+        x[0, 0, 0, 0] = torch.nan
+        strided = MapAttention(CHANNELS, (8, 8), 2, 4, 2, stride=2).to(device)
+        yield Invalid("inputs with NaN", lambda: STRIDE.measure(target, x), "not finite")
+        yield Invalid("a vector", lambda: over_resolution(x[0, 0, 0]), "must have shape (B, C, H, W)")
+        yield Invalid("attention that strides already", lambda: STRIDE.apply(strided), "`MapAttention` of stride 1")
+        yield Invalid("local values coarser than keys", lambda: Coarseness(2, 1, 2), "local values are computed")
+
+
+CASES = StrideAttentionCases()
 
 
 def attention(size: tuple[int, int] = (8, 8)) -> MapAttention:
@@ -123,14 +184,14 @@ def test_equal_positions_lose_nothing_and_need_the_talking_heads_bias_for_each(s
 def test_a_threshold_decides_for_each_map_and_leaves_the_others_bit_for_bit() -> None:
     case = map_case("typical", 0, "cpu")
     attend, x = case.target[0].token_mixer, case.inputs
-    plain = without_gradients(attend, x)
+    plain = forward(attend, x)()
     chosen = over_resolution(x) >= 0.5
     assert chosen.tolist() == [False, True, True]
     with STRIDE.apply(attend, stride=2, threshold=0.5) as handle:
-        mixed = without_gradients(attend, x)
+        mixed = forward(attend, x)()
         assert handle.trace["substituted"] == {"": (x.shape, 2)}
-    assert torch.equal(mixed[~chosen], without_gradients(attend, x[~chosen]))
-    coarse = without_gradients(lambda maps: attend_coarsely(attend, maps, Coarseness(2, 2, 2)), x[chosen])
+    assert torch.equal(mixed[~chosen], forward(attend, x[~chosen])())
+    coarse = attend_coarsely(attend, x[chosen], Coarseness(2, 2, 2)).detach()
     torch.testing.assert_close(mixed[chosen], coarse)
     assert (mixed - plain)[chosen].abs().amax((1, 2, 3)).min() > 1e-3
 
@@ -139,31 +200,10 @@ def test_a_folded_network_is_a_host_as_well() -> None:
     network = nn.Sequential(attention())
     fold_batch_norm(network[0])
     with STRIDE.apply(network, stride=2) as handle, count() as tally:
-        without_gradients(network, maps(8, 8))
+        forward(network, maps(8, 8))()
     with count() as dense:
-        without_gradients(network, maps(8, 8))
+        forward(network, maps(8, 8))()
     assert dense.macs - tally.macs == STRIDE.saving(network, maps(8, 8), handle.trace)
-
-
-def test_stride_one_is_equal_bit_for_bit_and_warns() -> None:
-    case = map_case("typical", 0, "cpu")
-    plain = case.run(case.target, case.inputs)
-    with pytest.warns(NoEffectWarning, match="stride is 1"):
-        STRIDE.apply(case.target, stride=1)
-    assert torch.equal(case.run(case.target, case.inputs), plain)
-
-
-def test_two_handles_nest_and_gradients_flow() -> None:
-    case = map_case("typical", 0, "cpu")
-    target, x = case.target, case.inputs
-    plain = case.run(target, x)
-    first = STRIDE.apply(target, stride=2)
-    once = case.run(target, x)
-    target(x).sum().backward()
-    assert target[0].token_mixer.q.conv.weight.grad.abs().sum() > 0
-    first.undo()
-    assert torch.equal(case.run(target, x), plain)
-    assert not torch.equal(once, plain)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -196,9 +236,9 @@ def test_projecting_first_commutes_but_for_the_activation() -> None:
         attend.project_first = False
         torch.testing.assert_close(attend(x), without, rtol=1e-12, atol=1e-12)
     with count() as first:
-        map_network(FILL, MIXERS["stride 2, projected first"]).eval()(torch.zeros(1, 2, 32, 32))
+        map_network(RECONSTRUCT, partial(small_attention, 2, project_first=True)).eval()(torch.zeros(1, 2, 32, 32))
     with count() as published:
-        map_network(FILL, MIXERS["stride 2"]).eval()(torch.zeros(1, 2, 32, 32))
+        map_network(RECONSTRUCT, partial(small_attention, 2)).eval()(torch.zeros(1, 2, 32, 32))
     assert published.macs - first.macs == 2 * 128 * 32 * (64 - 16)
 
 
@@ -221,61 +261,82 @@ def test_resizing_to_the_same_size_is_free() -> None:
 # The tasks and controls of the experiments
 
 
-def test_half_of_the_patches_are_hidden_and_only_they_are_painted() -> None:
+def test_half_of_the_patches_are_hidden_and_only_they_are_reconstructed() -> None:
     x = torch.rand(50, 1, 32, 32) + 1
-    inputs = hidden_patches(x)
+    inputs = masked(x)
     image, hidden = inputs[:, :1], inputs[:, 1:].bool()
-    assert torch.equal(inputs, hidden_patches(x))
+    assert torch.equal(inputs, masked(x))
     assert hidden.float().mean() == pytest.approx(0.5, abs=0.05)
     assert torch.equal(hidden, hidden[..., ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3))
     assert bool((image[hidden] == 0).all())
     assert torch.equal(image[~hidden], x[~hidden])
-    filled = without_gradients(FillIn(lambda inputs: inputs[:, :1] + 7), inputs)
-    assert torch.equal(filled[~hidden], x[~hidden])
-    assert bool((filled[hidden] == 7).all())
+    made = forward(Reconstruction(lambda inputs: inputs[:, :1] + 7), inputs)()
+    assert torch.equal(made[~hidden], x[~hidden])
+    assert bool((made[hidden] == 7).all())
 
 
-def test_a_perfect_painter_fills_everything_in_and_the_mean_image_nothing() -> None:
-    recipe = RECIPES["smoke"]
-    x_train, _, x, _ = fashion(recipe)
-    assert share_filled(lambda inputs: x, recipe) == 1
-    mean = x_train.mean(0)
-    assert share_filled(FillIn(lambda inputs: mean), recipe) == pytest.approx(0, abs=1e-5)
+def test_a_perfect_reconstruction_explains_all_and_the_mean_image_nothing() -> None:
+    parts = images_of(SMOKE)
+    mean = parts.train.x.mean(0)
+    assert explained_variance(lambda inputs: parts.test.x, parts) == 1
+    assert explained_variance(Reconstruction(lambda inputs: mean), parts) == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_every_mixer_fits_both_tasks(mixer: str) -> None:
-    for task, channels, shape in ((FILL, 2, (2, 1, 32, 32)), (CLASSIFY, 1, (2, 10))):
-        network = map_network(task, MIXERS[mixer]).eval()
-        assert without_gradients(network, torch.zeros(2, channels, 32, 32)).shape == shape
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_mixer_fits_both_tasks(name: str) -> None:
+    for task, channels, shape in ((RECONSTRUCT, 2, (2, 1, 32, 32)), (CLASSIFY, 1, (2, 10))):
+        network = map_network(task, MIXERS[name]).eval()
+        assert forward(network, torch.zeros(2, channels, 32, 32))().shape == shape
 
 
-def test_shuffled_cells_cost_as_much_and_agree_where_all_positions_do() -> None:
+@pytest.mark.parametrize("coarse", [Coarseness(2, 2), Coarseness(2)])
+def test_random_cells_cost_as_much_and_agree_where_all_positions_do(coarse: Coarseness) -> None:
     torch.manual_seed(0)
     attend = randomise_parameters(small_attention()).eval()
     x = torch.randn(2, 32, 8, 8)
-    with STRIDE.apply(attend, stride=2, local="full"), count() as cells:
-        neighbours = without_gradients(attend, x)
-    shuffled_cells(attend, 2)
+    with count() as cells, torch.no_grad():
+        neighbours = attend_coarsely(attend, x, coarse)
+    random_cells(coarse)(attend)
     with count() as shuffled:
-        scattered = without_gradients(attend, x)
+        scattered = forward(attend, x)()
     assert shuffled.macs == cells.macs
     assert (scattered - neighbours).abs().max() > 1e-2
     flat = torch.randn(1, 32, 1, 1).expand(1, 32, 8, 8)
     attend.bias.table.data.zero_()
-    here = without_gradients(attend, flat)
+    here = forward(attend, flat)()
     del attend.forward
-    torch.testing.assert_close(here, without_gradients(attend, flat), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(here, forward(attend, flat)(), rtol=1e-4, atol=1e-4)
+
+
+def test_random_cells_that_are_no_coarser_change_nothing_but_the_order_of_sums() -> None:
+    torch.manual_seed(0)
+    attend, x = randomise_parameters(small_attention()).eval(), torch.randn(2, 32, 8, 8)
+    plain = forward(attend, x)()
+    random_cells(Coarseness())(attend)
+    torch.testing.assert_close(forward(attend, x)(), plain, rtol=1e-4, atol=1e-4)
 
 
 def test_swapping_the_order_reaches_strided_attention_only() -> None:
-    models = [map_network(FILL, MIXERS[name]) for name in ("stride 1", "stride 2")]
+    models = [map_network(RECONSTRUCT, partial(small_attention, stride)) for stride in (1, 2)]
     for model in models:
         swap_order(model)
     swapped = [[m.project_first for m in model.modules() if isinstance(m, MapAttention)] for model in models]
     assert swapped == [[False, False], [True, True]]
 
 
-def test_strided_attention_is_no_host() -> None:
+def test_strided_attention_is_refused() -> None:
     with pytest.raises(UnsupportedHost, match="stride 1"):
-        STRIDE.apply(map_network(FILL, MIXERS["stride 2"]))
+        STRIDE.apply(map_network(RECONSTRUCT, partial(small_attention, 2)))
+
+
+def test_techniques_meet_on_the_same_networks() -> None:
+    record = run("compact-networks", "feature-maps")
+    assert {point.technique for point in record.points} >= {"stride-attention", "attention-downsampling"}
+    assert {control.name for control in record.controls} == {
+        "cells of random positions", "queries of random cells", "fewer keys",
+    }  # fmt: skip
+    macs = {(p.technique, p.knobs["factor"]): p.macs for p in record.points}
+    nulls = {(c.name, p.knobs["factor"]): p.macs for c in record.controls for p in c.points}
+    for factor in (2, 4, 8):
+        assert nulls["cells of random positions", factor] == macs["stride-attention", factor]
+        assert nulls["queries of random cells", factor] == macs["attention-downsampling", factor]
