@@ -20,27 +20,3 @@ from reference_impls.contract.technique import (
     Technique,
     tensors,
 )
-
-__all__ = [
-    "Case",
-    "Cases",
-    "Choice",
-    "Expectation",
-    "Given",
-    "Handle",
-    "Integer",
-    "Invalid",
-    "Knob",
-    "NoEffectWarning",
-    "Number",
-    "Redundancy",
-    "Setting",
-    "Switch",
-    "Technique",
-    "UnsupportedHost",
-    "check_range",
-    "check_tensor",
-    "generator",
-    "tensors",
-    "warn_no_effect",
-]
