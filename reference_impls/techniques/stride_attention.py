@@ -261,7 +261,7 @@ class StrideAttention(Technique):
     def settings(self) -> list[Setting]:
         return [
             Setting("stride 1", {"stride": 1}, off=True),
-            Setting("stride 2 where 0.9 is coarse", {"stride": 2, "threshold": 0.9}, adaptive=True),
+            Setting("stride 2 where 0.9 is coarse", {"stride": 2, "local": "full", "threshold": 0.9}, adaptive=True),
             Setting("stride 2, local values at full resolution", {"stride": 2, "local": "full"}),
             Setting("stride 2", {"stride": 2}),
             Setting("stride 4", {"stride": 4}),
