@@ -187,12 +187,12 @@ def meet(study: Study[FashionPlan]) -> Record:
         ),
         notes=(
             (
-                f"All networks are trained from scratch by one recipe: AdamW, {plan.recipe.epochs} epochs of batches of "
-                f"{plan.recipe.batch_size}, learning rate {plan.recipe.lr:g}, no augmentation, no teacher."
+                f"All networks are trained from scratch by one recipe: AdamW, {plan.recipe.epochs} epochs in batches "
+                f"of {plan.recipe.batch_size}, learning rate {plan.recipe.lr:g}, no augmentation, no teacher."
             ),
             (
                 "At 32 pixels the five halvings of the published networks would end on one pixel. The stems of the "
-                "EfficientFormers have a stride of 2 instead of 4, and MobileNetV2's second stage one of 1 instead of 2."
+                "EfficientFormers have a stride of 2 instead of 4, MobileNetV2's second stage one of 1 instead of 2."
             ),
             (
                 "Batch norms are folded and weights channels last for the timing; MACs, bytes and time are over the "

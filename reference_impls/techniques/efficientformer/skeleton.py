@@ -294,10 +294,10 @@ class ResolutionTechnique(Technique):
     def settings(self) -> list[Setting]:
         return [
             Setting("as trained", {"fuse": False}, off=True),
-            Setting("as coarse as the images allow", {"fuse": False, "tolerance": 0.02}, adaptive=True),
             Setting("fused", {}),
             Setting("three quarters of the side", {"scale": 0.75}),
             Setting("half of the side", {"scale": 0.5}),
+            Setting("as coarse as the images allow", {"fuse": False, "tolerance": 0.02}, adaptive=True),
         ]
 
     @torch.no_grad()

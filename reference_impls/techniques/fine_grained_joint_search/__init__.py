@@ -190,7 +190,7 @@ class FineGrainedJointSearch(Technique):
         return [
             Setting("largest", {"target": 1.0}, off=True),
             Setting("what costs nothing", {"target": 1e6, "tolerance": 1e-4}, adaptive=True),
-            Setting("twice the score", {"target": 2.0}),
+            Setting("smallest", {"target": 1e6}),
         ]
 
     @torch.no_grad()
