@@ -1,15 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # EfficientFormer
 #
@@ -21,30 +9,20 @@
 # finished network, and what the networks cost beside MobileNetV2 on the CPU of a PC.
 
 # %%
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import torch
 
-import reference_impls
+from reference_impls import show
 from reference_impls.accounting.count import count
-from reference_impls.accounting.record import Record
 from reference_impls.data import images
+from reference_impls.data.controls import uniform_noise
 from reference_impls.experiments.efficientformer import NANO
 from reference_impls.models.vit import imagenet_normalise
 from reference_impls.redundancy.over_resolution import kept_detail
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.techniques.efficientformer import VARIANTS, EfficientFormerTechnique, build
 
-torch.set_num_threads(1)
-results = Path(reference_impls.__file__).parent / "results" / "efficientformer"
-
-
-def committed(scenario):
-    return Record.model_validate_json((results / f"{scenario}.json").read_text())
-
-
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+show.style()
 
 # %% [markdown]
 # ## Neighbours repeat
@@ -55,7 +33,7 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font
 
 # %%
 names, photos = images.photos(224)
-noise = torch.rand(photos.shape, generator=torch.Generator().manual_seed(0))
+noise = uniform_noise(photos)
 strides = (1, 2, 4, 8, 16, 32)
 kept = {
     "photos": torch.stack([kept_detail(photos, (224 // s, 224 // s)) for s in strides]),
@@ -67,7 +45,7 @@ for name, colour in (("photos", "tab:blue"), ("white noise", "tab:gray")):
         axis.plot(strides, line, "o-", color=colour, markersize=3, linewidth=1, label=name if i == 0 else None)
 axis.set_xscale("log", base=2)
 axis.set(xlabel="stride", ylabel="share of the variance kept", xticks=strides, xticklabels=strides, ylim=(0, 1.03))
-axis.legend(frameon=False, loc="center left")
+axis.legend(loc="center left")
 figure.tight_layout()
 plt.show()
 alike = dict(zip(names, neighbour_similarity(photos).tolist(), strict=True))
@@ -82,22 +60,15 @@ print("of white noise:", round(neighbour_similarity(noise).mean().item(), 3))
 # hold them equal, to the unit, to what the counter of the atlas sees.
 
 # %%
-figure, axis = plt.subplots(figsize=(7.5, 2.3))
-colours = ("tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:purple")
-for row, (variant, config) in enumerate(VARIANTS.items()):
+figure, axis = plt.subplots(figsize=(7.5, 2.8))
+macs = {}
+for variant, config in VARIANTS.items():
     with torch.device("meta"):
         parts = build(config).parts((224, 224))
-    whole, left = sum(part.macs for part in parts.values()), 0.0
-    for (name, part), colour in zip(parts.items(), colours, strict=True):
-        share = part.macs / whole
-        axis.barh(row, share, left=left, color=colour, label=name if row == 0 else None)
-        if share > 0.03:
-            axis.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
-        left += share
-    print(f"{variant.upper()}: {sum(p.parameters for p in parts.values()):,} parameters, {whole:,} MACs")
-axis.set(yticks=range(3), yticklabels=[v.upper() for v in VARIANTS], xlabel="share of the MACs", xlim=(0, 1))
-axis.invert_yaxis()
-axis.legend(frameon=False, ncols=5, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.3))
+    macs[variant.upper()] = {name: part.macs for name, part in parts.items()}
+    parameters = sum(part.parameters for part in parts.values())
+    print(f"{variant.upper()}: {parameters:,} parameters, {sum(macs[variant.upper()].values()):,} MACs")
+show.shares(axis, macs, label="share of the MACs")
 figure.tight_layout()
 plt.show()
 
@@ -146,31 +117,20 @@ with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as
 # Does the network still answer rightly? Below, a small EfficientFormer on handwritten digits that were enlarged to 64
 # pixels, and on clothes enlarged to 96 (three trainings each). Trained at the largest size only, it cannot read the
 # same images at fewer pixels, though hardly anything of them is lost, not even with the statistics of batch norm
-# estimated anew; trained at all sizes, it can. That the *data* are redundant is not enough: the network has to have
-# learnt so. What all sizes share is batch norm, and its statistics fit none of them well: estimated anew at the size
+# recalibrated; trained at all sizes, it can. That the *data* are redundant is not enough: the network has to have
+# learnt so. What all sizes share is batch norm, and its statistics fit none of them well: recalibrated at the size
 # that the network runs at, they give most of the loss back. Cropping, which keeps as many pixels, shows that it is the
 # detail that can go, not the area.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
 for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), strict=True):
-    record = committed(scenario)
-    lines = [("trained at all sizes", record.points[:-1], "tab:blue", "o-")]
-    lines += [
-        (control.name, control.points, colour, "s--")
-        for control, colour in zip(record.controls, ("tab:cyan", "tab:orange", "tab:green", "tab:olive"), strict=True)
-    ]
-    for name, points, colour, style in lines:
-        quality = [p.quality for p in points]
-        bars = [[q.value - q.low for q in quality], [q.high - q.value for q in quality]]
-        cost_of = [p.macs / 1e6 for p in points]
-        axis.errorbar(cost_of, [q.value for q in quality], bars, fmt=style, color=colour, capsize=3, label=name)
-    base = record.baseline
-    axis.plot(base.macs / 1e6, base.quality.value, "*k", markersize=10, label="one size, the largest")
-    axis.set(title=record.data.partition(":")[0], xlabel="million MACs, one image", xlim=(0, None), ylim=(0, 1.05))
-axes[0].set_ylabel("accuracy")
+    record = show.committed("efficientformer", scenario)
+    controls = {control.name: control.points for control in record.controls}
+    show.trade_off(axis, record, lines={"trained at all sizes": record.points[:-1], **controls})
+    axis.set(title=record.data.partition(":")[0], ylim=(0, 1.05))
+figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=3)
 figure.tight_layout(rect=(0, 0.14, 1, 1))
-figure.legend(*axes[1].get_legend_handles_labels(), frameon=False, fontsize=8, loc="lower center", ncols=3)
 plt.show()
 
 # %% [markdown]
@@ -180,31 +140,19 @@ plt.show()
 # (below) it is not so, neither operator by operator nor compiled. Left against MACs, right against parameters.
 
 # %%
-record = committed("latency-224")
-variants = [(p.knobs["model"], p.knobs["form"], p, "tab:blue") for p in record.points]
-for control in record.controls:
-    variants += [
-        (p.knobs["model"], p.knobs["form"], p, "tab:orange") for p in control.points if "timm" not in control.name
-    ]
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
-for model, form, point, colour in variants:
-    for axis, x in ((axes[0], point.macs / 1e9), (axes[1], point.quality.value)):
-        marker = "o" if form == "compiled" else "x"
-        axis.plot(x, point.wall_ms.median, marker, color=colour)
-        if form == "compiled":
-            label = model.replace("EfficientFormer", "EF").replace("MobileNetV2", "MNv2")
-            axis.annotate(label, (x, point.wall_ms.median), xytext=(4, -9), textcoords="offset points", fontsize=8)
-axes[0].set(xlabel="billion MACs", ylabel="ms for one image, one thread", xlim=(0, None), ylim=(0, None))
-axes[1].set(xlabel="million parameters, deployed", xlim=(0, None))
-for marker, form in (("o", "compiled"), ("x", "eager")):
-    axes[1].plot([], [], marker, color="black", label=form)
-axes[1].legend(frameon=False)
-figure.tight_layout()
-plt.show()
+record = show.committed("efficientformer", "latency-224")
+
+
+def short(name):
+    """Of a network its name in short; timm's twin is left out."""
+    return None if "timm" in name else name.replace("EfficientFormer", "EF").replace("MobileNetV2", "MNv2")
+
+
+show.times(record, shown=short)
 print(record.machine.cpu, "|", record.notes[0])
-for key, (ratio, low, high) in record.extra.items():
-    if key.startswith("time of EfficientFormer"):
-        print(f"{key}: {ratio:.2f} (95 %: {low:.2f} to {high:.2f})")
+for row in record.tables["time ratios"].records():
+    if row["network"].startswith("EfficientFormer"):
+        print(f"time of {row['network']} over {row['over']}, {row['form']}: {show.interval(row['ratio'], '.2f')}")
 
 # %% [markdown]
 # ## When not to use it

@@ -1,15 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # EfficientFormerV2
 #
@@ -23,28 +11,18 @@
 
 # %%
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 
-import reference_impls
+from reference_impls import show
 from reference_impls.accounting.closed_form import closed_form
-from reference_impls.accounting.record import Record
 from reference_impls.data import images
 from reference_impls.models.vit import imagenet_normalise
 from reference_impls.techniques.efficientformer_v2 import VARIANTS, EfficientFormerV2Technique, build
 from reference_impls.techniques.stride_attention import MapAttention
 
-torch.set_num_threads(1)
-results = Path(reference_impls.__file__).parent / "results" / "efficientformer-v2"
-
-
-def committed(scenario):
-    return Record.model_validate_json((results / f"{scenario}.json").read_text())
-
-
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+show.style()
 
 # %% [markdown]
 # ## Where the MACs go
@@ -54,21 +32,14 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font
 
 # %%
 figure, axis = plt.subplots(figsize=(7.5, 2.8))
-colours = ("tab:gray", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
-for row, (variant, config) in enumerate(VARIANTS.items()):
+macs = {}
+for variant, config in VARIANTS.items():
     with torch.device("meta"):
         parts = build(config).parts((224, 224))
-    whole, left = sum(part.macs for part in parts.values()), 0.0
-    for (name, part), colour in zip(parts.items(), colours, strict=True):
-        share = part.macs / whole
-        axis.barh(row, share, left=left, color=colour, label=name if row == 0 else None)
-        if share > 0.03:
-            axis.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
-        left += share
-    print(f"{variant.upper()}: {sum(p.parameters for p in parts.values()):,} parameters, {whole:,} MACs")
-axis.set(yticks=range(4), yticklabels=[v.upper() for v in VARIANTS], xlabel="share of the MACs", xlim=(0, 1))
-axis.invert_yaxis()
-axis.legend(frameon=False, ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.35))
+    macs[variant.upper()] = {name: part.macs for name, part in parts.items()}
+    parameters = sum(part.parameters for part in parts.values())
+    print(f"{variant.upper()}: {parameters:,} parameters, {sum(macs[variant.upper()].values()):,} MACs")
+show.shares(axis, macs, label="share of the MACs")
 figure.tight_layout()
 plt.show()
 
@@ -124,29 +95,18 @@ for size in ((224, 224), (160, 160), (96, 320)):
 # A network that was trained on one size reads no other, even where the smaller image holds all of the detail. Below, a
 # small EfficientFormerV2 on handwritten digits that were enlarged to 64 pixels, and on clothes enlarged to 96 (three
 # trainings each): only when all sizes are in the training does the network make use of what the images allow. The
-# statistics of batch norm, which the sizes share, then fit none of them well, and are worth estimating anew for the
+# statistics of batch norm, which the sizes share, then fit none of them well, and are worth recalibrating for the
 # size that is deployed. The network that saw one size they hardly help.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.6), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
 for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), strict=True):
-    record = committed(scenario)
-    lines = [("trained at all sizes", record.points[:-1], "tab:blue", "o-")]
-    lines += [
-        (control.name, control.points, colour, "s--")
-        for control, colour in zip(record.controls, ("tab:cyan", "tab:orange", "tab:green", "tab:olive"), strict=True)
-    ]
-    for name, points, colour, style in lines:
-        quality = [p.quality for p in points]
-        bars = [[q.value - q.low for q in quality], [q.high - q.value for q in quality]]
-        cost_of = [p.macs / 1e6 for p in points]
-        axis.errorbar(cost_of, [q.value for q in quality], bars, fmt=style, color=colour, capsize=3, label=name)
-    base = record.baseline
-    axis.plot(base.macs / 1e6, base.quality.value, "*k", markersize=10, label="one size, the largest")
-    axis.set(title=record.data.partition(":")[0], xlabel="million MACs, one image", xlim=(0, None), ylim=(0, 1.05))
-axes[0].set_ylabel("accuracy")
+    record = show.committed("efficientformer-v2", scenario)
+    controls = {control.name: control.points for control in record.controls}
+    show.trade_off(axis, record, lines={"trained at all sizes": record.points[:-1], **controls})
+    axis.set(title=record.data.partition(":")[0], ylim=(0, 1.05))
+figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=3)
 figure.tight_layout(rect=(0, 0.14, 1, 1))
-figure.legend(*axes[1].get_legend_handles_labels(), frameon=False, fontsize=8, loc="lower center", ncols=3)
 plt.show()
 
 # %% [markdown]
@@ -176,31 +136,19 @@ print({name: round(value, 2) for name, value in found.where.items()}, "(random w
 # statement about speed needs the device and the compiler in it.
 
 # %%
-record = committed("latency-224")
-variants = [(p.knobs["model"], p.knobs["form"], p, "tab:blue") for p in record.points]
-for control in record.controls:
-    variants += [
-        (p.knobs["model"], p.knobs["form"], p, "tab:orange") for p in control.points if "timm" not in control.name
-    ]
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
-for model, form, point, colour in variants:
-    for axis, value in ((axes[0], point.macs / 1e9), (axes[1], point.quality.value)):
-        marker = "o" if form == "compiled" else "x"
-        axis.plot(value, point.wall_ms.median, marker, color=colour)
-        if form == "compiled":
-            label = model.replace("EfficientFormer", "EF").replace("MobileNetV2", "MNv2")
-            axis.annotate(label, (value, point.wall_ms.median), xytext=(4, -9), textcoords="offset points", fontsize=8)
-axes[0].set(xlabel="billion MACs", ylabel="ms for one image, one thread", xlim=(0, None), ylim=(0, None))
-axes[1].set(xlabel="million parameters, deployed", xlim=(0, None))
-for marker, form in (("o", "compiled"), ("x", "eager")):
-    axes[1].plot([], [], marker, color="black", label=form)
-axes[1].legend(frameon=False)
-figure.tight_layout()
-plt.show()
+record = show.committed("efficientformer-v2", "latency-224")
+
+
+def short(name):
+    """Of a network its name in short; timm's twin is left out."""
+    return None if "timm" in name else name.replace("EfficientFormer", "EF").replace("MobileNetV2", "MNv2")
+
+
+show.times(record, shown=short)
 print(record.machine.cpu, "|", record.notes[0])
-for key, (ratio, low, high) in record.extra.items():
-    if key.startswith("time of EfficientFormer"):
-        print(f"{key}: {ratio:.2f} (95 %: {low:.2f} to {high:.2f})")
+for row in record.tables["time ratios"].records():
+    if row["network"].startswith("EfficientFormer"):
+        print(f"time of {row['network']} over {row['over']}, {row['form']}: {show.interval(row['ratio'], '.2f')}")
 
 # %% [markdown]
 # ## When not to use it

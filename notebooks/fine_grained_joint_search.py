@@ -1,15 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Fine-grained joint search
 #
@@ -24,17 +12,15 @@
 # them beyond doubt. On the digits there is hardly anything to win.
 
 # %%
-import dataclasses
-import re
-from pathlib import Path
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
-import reference_impls
-from reference_impls.accounting.record import Record
+from reference_impls import show
+from reference_impls.contract import generator
 from reference_impls.experiments.fine_grained_joint_search import DIGITS, nano
+from reference_impls.study import Recipe
 from reference_impls.techniques.fine_grained_joint_search import (
     Efficiency,
     SearchData,
@@ -44,12 +30,8 @@ from reference_impls.techniques.fine_grained_joint_search import (
     moves,
 )
 
-torch.set_num_threads(1)
-results = Path(reference_impls.__file__).parent / "results" / "fine-grained-joint-search"
-record, digits = (
-    Record.model_validate_json((results / f"{name}.json").read_text()) for name in ("fashion-search", "digits-search")
-)
-plt.rcParams.update({"figure.figsize": (9, 3.4), "axes.spines.top": False, "axes.spines.right": False})
+show.style()
+record, digits = (show.committed("fine-grained-joint-search", f"{name}-search") for name in ("fashion", "digits"))
 
 # %% [markdown]
 # ## The score
@@ -75,27 +57,27 @@ plt.show()
 # rule*).
 
 # %%
-recipe = dataclasses.replace(DIGITS, space=nano(16, (1, 1, 2, 1)), images=384, validation=200, epochs=4)
-part = recipe.split(seed=0)
-supernet = recipe.supernet(part, seed=0)
-space = recipe.space
+plan = replace(DIGITS, space=nano(16, (1, 1, 2, 1)), images=384, validation=200, recipe=Recipe(4, lr=4e-3))
+part = plan.split(seed=0)
+supernet = plan.supernet(part, seed=0)
+space = plan.space
 for name, subnet in (("largest", space.largest()), ("smallest", space.smallest())):
     total = space.total(subnet)
     print(f"{name:8} {subnet.text()}: {total.parameters:,} parameters, {total.macs:,} MACs")
 
 # %% [markdown]
 # Are batch norms by width enough? A layer's statistics depend on the layers in front of it as well, and those choose
-# their widths on their own. Estimating the statistics anew on a few training images, which trains nothing, tells:
+# their widths on their own. Recalibrating them on a few training images, which trains nothing, tells:
 
 # %%
-draw = torch.Generator().manual_seed(1)
-own = Trial(supernet.extract, SearchData(part.x_valid, part.y_valid))
-anew = Trial(supernet.extract, supernet.search)
+draw = generator(1)
+own = Trial(supernet.extract, SearchData(*part.held))
+recalibrated = Trial(supernet.extract, supernet.search)
 sample = [space.largest(), space.smallest(), *(space.sample(draw) for _ in range(6))]
-pairs = np.array([[own(subnet), anew(subnet)] for subnet in sample])
+pairs = np.array([[own(subnet), recalibrated(subnet)] for subnet in sample])
 figure, axis = plt.subplots(figsize=(6, 3))
 axis.plot(pairs[:, 0], "o", label="norms by width")
-axis.plot(pairs[:, 1], "s", label="estimated anew")
+axis.plot(pairs[:, 1], "s", label="recalibrated")
 axis.set_xticks(range(len(sample)), ["largest", "smallest", *(f"random {i}" for i in range(1, 7))], rotation=30)
 axis.set(ylabel="accuracy, validation", ylim=(0, 1))
 axis.legend(frameon=False)
@@ -123,38 +105,22 @@ for step in path:
 # sub-networks of it. Right: the mean over seeds, on test images.
 
 # %%
-extra = record.extra
-figure, (left, right) = plt.subplots(1, 2)
-left.plot(extra["path_score"], extra["path_accuracy"], "o-", markersize=4, label="the walk")
-left.plot(extra["random_score"], extra["random_accuracy"], "x", color="gray", label="random sub-networks")
+path, drawn = (record.tables[name].records() for name in ("path", "random sub-networks"))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+for steps, style, name in ((path, "o-", "the walk"), (drawn, "x", "random sub-networks")):
+    left.plot(*([step[column] for step in steps] for column in ("score", "accuracy")), style, markersize=4, label=name)
 left.set(xlabel="mobile efficiency score", ylabel="accuracy, validation", xscale="log")
 left.set_xticks([100, 200, 400, 800], ["100", "200", "400", "800"])
-left.minorticks_off()
-left.legend(frameon=False, fontsize=8)
-
-
-def inherited(variants):
-    return [p for p in variants if p.knobs["weights"] == "inherited"]
-
-
-names = ["greedy", *(control.name for control in record.controls)]
-for shift, name, variants in zip(
-    np.linspace(0.94, 1.06, len(names)), names, (record.points, *(c.points for c in record.controls)), strict=True
-):
-    shown = inherited(variants)
-    accuracy = np.array([p.quality.value for p in shown])
-    low = np.array([p.quality.low if p.quality.low is not None else p.quality.value for p in shown])
-    style = "o-" if name == "greedy" else "x--"
-    right.errorbar(
-        [shift * p.knobs["target"] for p in shown], accuracy, accuracy - low, fmt=style, capsize=2, label=name
-    )
-right.axhline(extra["accuracy_largest_inherited"], color="black", linewidth=0.8, label="largest network")
-right.set(
-    xlabel="score, as a multiple of the largest network's", ylabel="test accuracy, inherited weights", xscale="log"
-)
-right.set_xticks([2, 4, 8], ["2", "4", "8"])
-right.minorticks_off()
-right.legend(frameon=False, fontsize=7)
+left.legend(fontsize=8)
+lines = {name: show.select(points, weights="inherited") for name, points in show.series(record, "greedy walk").items()}
+show.trade_off(right, record, lambda variant: getattr(variant, "knobs", {"target": 1.0})["target"], lines=lines)
+right.axhline(record.extra["accuracy of the largest, inherited weights"], color="black", linewidth=0.8)
+right.set(xlabel="score, as a multiple of the largest network's", ylabel="test accuracy, inherited weights")
+right.set(xscale="log")
+right.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+right.legend(fontsize=7)
+for axis in (left, right):
+    axis.minorticks_off()
 figure.tight_layout()
 plt.show()
 
@@ -165,24 +131,16 @@ plt.show()
 
 
 # %%
-def differences(record):
-    """What the walk gains over each other method, in points."""
-    for name, (gain, low, high) in ((n, v) for n, v in record.extra.items() if n.startswith("gain_over_")):
-        other, weights, target = re.fullmatch(r"gain_over_(.*)_(inherited|from_scratch)_(.*)", name).groups()
-        print(
-            f"score x {target}, {weights.replace('_', ' '):12} greedy - {other.replace('_', ' '):15}"
-            f"{100 * gain:+6.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
-        )
-
-
-differences(record)
+for control in record.controls:
+    show.gains(record, control.name, "+.2f", 100)
 
 # %% [markdown]
 # On the digits one interval of ten leaves out 0, by a hair, as one of ten may by chance: even a random eighth of the
 # network is almost as good as the whole.
 
 # %%
-differences(digits)
+for control in digits.controls:
+    show.gains(digits, control.name, "+.2f", 100)
 
 # %% [markdown]
 # ## What joint means
@@ -191,13 +149,11 @@ differences(digits)
 # latency alone ends at networks of nearly the same size.
 
 # %%
-for target in (2, 4, 8):
-    for method in ("greedy", "latency_alone", "random"):
-        print(f"score x {target} {method.replace('_', ' '):14} score {extra[f'score_{method}_{target}']:6.0f}, "
-              f"{extra[f'parameters_{method}_{target}']:8,.0f} parameters, "
-              f"{extra[f'predicted_ms_{method}_{target}']:.2f} ms predicted for a batch")  # fmt: skip
-print("\nmoves of the walks, over all seeds:", extra["moves_by_kind"])
-print("found by the first seed:", extra["found"])
+for row in record.tables["found"].records():
+    if row["method"] != "best of random":
+        print(f"score x {row['target']} {row['method']:14} score {row['score']:6.0f}, {row['parameters']:8,.0f} "
+              f"parameters, {row['ms']:.2f} ms predicted for a batch {row['network'] or ''}")  # fmt: skip
+print("\nmoves of the walks, over all seeds:", dict(record.tables["moves"].rows))
 
 # %% [markdown]
 # ## From scratch
@@ -207,17 +163,12 @@ print("found by the first seed:", extra["found"])
 # one, with 40 % of its parameters.
 
 # %%
-rows = [("largest", record.baseline)]
-rows += [(f"greedy, score x {p.knobs['target']:g}", p) for p in record.points if p.knobs["weights"] == "from scratch"]
-rows += [
-    (f"random, score x {p.knobs['target']:g}", p)
-    for p in record.controls[0].points
-    if p.knobs["weights"] == "from scratch"
-]
-for name, variant in rows:
-    q = variant.quality
-    print(f"{name:20} {q.value:.4f} [{q.low:.4f}, {q.high:.4f}], {variant.macs / 1e3:6.0f} kMACs, "
-          f"{1000 * variant.wall_ms.median:5.0f} us an image")  # fmt: skip
+networks = {"largest": record.baseline}
+for name, points in show.series(record, "greedy walk").items():
+    networks |= {f"{name}, score x {p.knobs['target']:g}": p for p in show.select(points, weights="from scratch")}
+for name, network in networks.items():
+    print(f"{name:32} {show.interval(network.quality, '.4f')}, {network.macs / 1e3:6.0f} k MACs, "
+          f"{1000 * network.wall_ms.median:5.0f} us an image")  # fmt: skip
 
 # %% [markdown]
 # ## How redundant the parts are
@@ -231,9 +182,10 @@ kinds = {}
 for name, value in where.items():
     kind, _, place = name.partition(" ")
     kinds.setdefault(f"{kind}, stage {place.partition('.')[0]}", []).append(value)
+nulls = {f"{name}, all moves": value for name, value in record.redundancy.null.items()}
 figure, axis = plt.subplots(figsize=(7, 3.8))
-axis.barh(list(kinds), [np.mean(values) for values in kinds.values()], color="tab:blue")
-axis.barh(["white noise, all moves"], list(record.redundancy.null.values()), color="tab:gray")
-axis.invert_yaxis()
-axis.set(xlim=(0, 1), xlabel="indifference of the output to the move")
+means = {kind: float(np.mean(values)) for kind, values in kinds.items()}
+show.bars(axis, {**means, **nulls}, label="indifference of the output to the move")
+axis.set(xlim=(0, 1))
+figure.tight_layout()
 plt.show()

@@ -1,15 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Latency-driven slimming
 #
@@ -21,30 +9,26 @@
 # and then reads the full experiment on Fashion-MNIST from its record.
 
 # %%
-import dataclasses
-import re
-from pathlib import Path
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-import reference_impls
-from reference_impls.accounting.record import Record
+from reference_impls import show
+from reference_impls.benchmarks.compact_networks.searches import LAST
 from reference_impls.experiments.latency_driven_slimming import DIGITS
-from reference_impls.experiments.searches import LAST
+from reference_impls.study import Recipe
 from reference_impls.techniques.latency_driven_slimming import Trial, importance, path_weights, slim
 
-torch.set_num_threads(1)
-results = Path(reference_impls.__file__).parent / "results" / "latency-driven-slimming"
-record = Record.model_validate_json((results / "fashion-slimming.json").read_text())
-plt.rcParams.update({"figure.figsize": (9, 3.4), "axes.spines.top": False, "axes.spines.right": False})
+show.style()
+record = show.committed("latency-driven-slimming", "fashion-slimming")
 
 # %% [markdown]
 # ## A choice that can be trained
 #
 # The choices of a position are mixed with weights softmax((a + noise) / temperature). The logits `a` are learned, the
-# noise is drawn anew in each pass. With Gumbel noise the largest weight falls on a choice exactly with probability
+# noise is drawn again in each pass. With Gumbel noise the largest weight falls on a choice exactly with probability
 # softmax(a); with the uniform noise that the formula is printed with, a choice that is 1 behind never comes first.
 
 # %%
@@ -70,9 +54,9 @@ plt.show()
 # Four stages with two positions each. The search looks at validation images only.
 
 # %%
-recipe = dataclasses.replace(DIGITS, images=600, validation=300, epochs=4)
-part = recipe.split(seed=0)
-supernet = recipe.supernet(part, seed=0)
+plan = replace(DIGITS, images=600, validation=300, recipe=Recipe(4, lr=4e-3))
+part = plan.split(seed=0)
+supernet = plan.supernet(part, seed=0)
 for (stage, index), score in importance(supernet.probabilities()).items():
     print(f"stage {stage + 1} position {index + 1}: blocks {score:.2f} times as likely as nothing")
 
@@ -80,7 +64,7 @@ for (stage, index), score in importance(supernet.probabilities()).items():
 # Now the walk. To give the same path everywhere, the table here holds MACs, not milliseconds.
 
 # %%
-space = recipe.space
+space = plan.space
 path = slim(
     supernet,
     space.macs_table(),
@@ -89,7 +73,7 @@ path = slim(
 )
 print("widths and blocks of each stage: 4 on maps, 3 on tokens, a dot for nothing\n")
 for step in path:
-    print(f"{step.move:14} {-step.benefit / 1e6:5.2f} MMACs  accuracy {step.quality:.3f}   {step.state.text()}")
+    print(f"{step.move:14} {-step.benefit / 1e6:5.2f} M MACs  accuracy {step.quality:.3f}   {step.state.text()}")
 
 
 # %%
@@ -120,18 +104,22 @@ plt.show()
 # all measured in the same rounds.
 
 # %%
-extra = record.extra
-figure, (left, right) = plt.subplots(1, 2)
-draw_path(left, extra["path_ms"], extra["path_accuracy"], extra["path_moves"].split("; "))
+path = record.tables["path"].records()
+predicted, measured = zip(*record.tables["latency, predicted and measured"].rows, strict=True)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+draw_path(
+    left, *([step[column] for step in path] for column in ("ms", "accuracy")), [step["move"] for step in path[1:]]
+)
 left.set(xlabel="predicted ms of a batch", ylabel="accuracy, validation")
-right.plot(extra["predicted_ms"], extra["measured_ms"], "o", color="tab:blue", alpha=0.8)
-top = 1.05 * max(*extra["predicted_ms"], *extra["measured_ms"])
+right.plot(predicted, measured, "o", alpha=0.8)
+top = 1.05 * max(*predicted, *measured)
 right.plot([0, top], [0, top], ":", color="gray")
 right.set(xlabel="predicted ms (sum of the parts)", ylabel="measured ms", xlim=(0, top), ylim=(0, top))
 figure.tight_layout()
 plt.show()
-print(f"mean error of the sum {extra['prediction_error']:.0%}, correlation {extra['prediction_correlation']:.3f}")
-print("moves, over all seeds:", extra["moves_by_kind"])
+error, correlation = (record.extra[f"prediction {what}"] for what in ("error", "correlation"))
+print(f"mean error of the sum {error:.0%}, correlation {correlation:.3f}")
+print("moves, over all seeds:", dict(record.tables["moves"].rows))
 
 # %% [markdown]
 # ## Does it beat slimming at random?
@@ -142,50 +130,31 @@ print("moves, over all seeds:", extra["moves_by_kind"])
 
 
 # %%
-def points(which, weights="inherited"):
-    return [p for p in which if p.knobs["weights"] == weights]
-
-
+lines = {
+    name: show.select(points, weights="inherited") for name, points in show.series(record, "greedy slimming").items()
+}
 figure, axis = plt.subplots(figsize=(7, 3.8))
-for name, variants, style in (
-    ("greedy", record.points, "o-"),
-    *(
-        (control.name, control.points, style)
-        for control, style in zip(record.controls, ("x--", "v:", "s:"), strict=True)
-    ),
-):
-    shown = points(variants)
-    accuracy = np.array([p.quality.value for p in shown])
-    low = np.array([p.quality.low if p.quality.low is not None else p.quality.value for p in shown])
-    shift = {"greedy": 0, "random slimming": 0.006, "MACs for latency": -0.006, "importance shuffled": 0.012}[name]
-    axis.errorbar(
-        [p.knobs["target"] + shift for p in shown], accuracy, accuracy - low, fmt=style, capsize=2, label=name
-    )
-axis.axhline(extra["accuracy_whole_inherited"], color="black", linewidth=0.8, label="whole network")
+show.trade_off(axis, record, lambda variant: getattr(variant, "knobs", {"target": 1.0})["target"], lines=lines)
+axis.axhline(
+    record.extra["accuracy of the whole, inherited weights"], color="black", linewidth=0.8, label="whole network"
+)
 axis.set(xlabel="share of the whole network's predicted latency", ylabel="test accuracy, inherited weights")
-axis.legend(frameon=False, fontsize=8)
+axis.legend(fontsize=8)
 plt.show()
-
-for name, (gain, low, high) in ((n, v) for n, v in extra.items() if n.startswith("gain_over_")):
-    other, weights, target = re.fullmatch(r"gain_over_(.*)_(inherited|from_scratch)_(.*)", name).groups()
-    print(
-        f"target {target:>4}, {weights.replace('_', ' '):12} greedy - {other:11}"
-        f"{100 * gain:+6.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
-    )
+for control in record.controls:
+    show.gains(record, control.name, "+.2f", 100)
 
 # %% [markdown]
 # From scratch, every network trained alone, the lead over random is no longer beyond doubt. The slimmed network is as
 # good as the whole one at half of its MACs:
 
 # %%
-for name, variants in (("greedy", record.points), ("random", record.controls[0].points)):
-    for p in points(variants, "from scratch"):
-        q = p.quality
-        print(f"{name:8} target {p.knobs['target']:g}: {q.value:.4f} [{q.low:.4f}, {q.high:.4f}], "
-              f"{p.macs / 1e6:.2f} MMACs, {p.wall_ms.median:.3f} ms an image")  # fmt: skip
-base = record.baseline
-print(f"whole network    : {base.quality.value:.4f} [{base.quality.low:.4f}, {base.quality.high:.4f}], "
-      f"{base.macs / 1e6:.2f} MMACs, {base.wall_ms.median:.3f} ms an image")  # fmt: skip
+networks = {"whole network": record.baseline}
+for name, points in show.series(record, "greedy slimming").items():
+    networks |= {f"{name}, target {p.knobs['target']:g}": p for p in show.select(points, weights="from scratch")}
+for name, network in networks.items():
+    print(f"{name:28} {show.interval(network.quality, '.4f')}, {network.macs / 1e6:.2f} M MACs, "
+          f"{network.wall_ms.median:.3f} ms an image")  # fmt: skip
 
 # %% [markdown]
 # ## How redundant the blocks are
@@ -194,10 +163,9 @@ print(f"whole network    : {base.quality.value:.4f} [{base.quality.low:.4f}, {ba
 # all. It is a property of the network *on the data*: white noise gives another number.
 
 # %%
-where = record.redundancy.where
 figure, axis = plt.subplots(figsize=(7, 3))
-axis.barh(list(where), list(where.values()), color="tab:blue")
-axis.barh(["white noise, all blocks"], list(record.redundancy.null.values()), color="tab:gray")
-axis.invert_yaxis()
-axis.set(xlim=(0, 1), xlabel="indifference of the output to the block")
+nulls = {f"{name}, all blocks": value for name, value in record.redundancy.null.items()}
+show.bars(axis, {**record.redundancy.where, **nulls}, label="indifference of the output to the block")
+axis.set(xlim=(0, 1))
+figure.tight_layout()
 plt.show()

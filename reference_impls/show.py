@@ -135,6 +135,21 @@ def bars(axis: Axes, values: Mapping[str, Interval | float], *, label: str = "",
     axis.set(xlabel=label)
 
 
+def shares(axis: Axes, rows: Mapping[str, Mapping[str, float]], *, label: str = "") -> None:
+    """A bar for each name, stacked of the shares of its parts; wide ones are labelled in percent."""
+    for place, parts in enumerate(rows.values()):
+        left, whole = 0.0, sum(parts.values())
+        for number, (name, part) in enumerate(parts.items()):
+            share = part / whole
+            axis.barh(place, share, left=left, color=f"C{number}", label=name if place == 0 else None)
+            if share > 0.03:
+                axis.text(left + share / 2, place, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
+            left += share
+    axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=label, xlim=(0, 1))
+    axis.invert_yaxis()
+    axis.legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
 def grouped_bars(axis: Axes, table: Table, group: str, within: str, value: str) -> None:
     """Upright bars of a table's column `value`: for each word of the column `group` one for each word of `within`."""
     rows = table.records()
@@ -156,6 +171,31 @@ def variants(record: Record, baseline: str) -> dict[str, Interval]:
             knobs = ", ".join(f"{knob} {value}" for knob, value in point.knobs.items())
             named[f"{name}, {knobs}" if len(points) > 1 or point in record.points else name] = point
     return {f"{name} ({v.macs / 1e6:.2f} M MACs)": v.quality for name, v in named.items()}
+
+
+def times(record: Record, *, shown: Callable[[str], str | None] = lambda name: name) -> None:
+    """Time of whole networks, compiled and eager, against their MACs and against the record's quality.
+
+    `shown`: name of a network -> its label; None leaves it out.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
+    controls = [point for control in record.controls for point in control.points]
+    for point, colour in [(p, "C0") for p in record.points] + [(p, "C1") for p in controls]:
+        if (label := shown(str(point.knobs["model"]))) is None:
+            continue
+        compiled = point.knobs["form"] == "compiled"
+        for axis, x in zip(axes, (point.macs / 1e9, point.quality.value), strict=True):
+            axis.plot(x, point.wall_ms.median, "o" if compiled else "x", color=colour)
+            if compiled:
+                place = (x, point.wall_ms.median)
+                axis.annotate(label, place, xytext=(4, -9), textcoords="offset points", fontsize=8)
+    axes[0].set(xlabel="billion MACs", ylabel=f"ms for {record.unit}", xlim=(0, None), ylim=(0, None))
+    axes[1].set(xlabel=record.baseline.quality.metric, xlim=(0, None))
+    for marker, form in (("o", "compiled"), ("x", "eager")):
+        axes[1].plot([], [], marker, color="black", label=form)
+    axes[1].legend()
+    figure.tight_layout()
+    plt.show()
 
 
 def gains(record: Record, over: str, form: str = "+.4f", scale: float = 1.0) -> None:

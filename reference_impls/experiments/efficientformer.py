@@ -1,4 +1,4 @@
-"""Experiments of EfficientFormer: cases for the conformance checks, a small network on fewer pixels, and the clock.
+"""Experiments of EfficientFormer, all of them in the benchmark of compact networks.
 
 - `digits-resolution`, `fashion-resolution`: a small trained network that sees its images at fewer pixels.
 - `latency-224`: L1 and L3 beside MobileNetV2 and EfficientFormerV2-S0, one image on one thread.
@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from functools import partial
 
-from reference_impls.accounting.record import Record
-from reference_impls.experiments.harness import Context, Scenario
-from reference_impls.experiments.mobile_networks import (
+from reference_impls.benchmarks import compact_networks as benchmark
+from reference_impls.benchmarks.compact_networks.networks_fashion import Contender, OnSmallImages
+from reference_impls.benchmarks.compact_networks.whole_networks import (
+    DIGITS,
+    FASHION,
     MOBILENETS,
-    Candidate,
-    NetworkCases,
-    digits_resolution,
-    fashion_resolution,
+    LatencyPlan,
     latency,
+    resolution,
 )
+from reference_impls.study import seeded
 from reference_impls.techniques import efficientformer_v2
 from reference_impls.techniques.efficientformer import Config, EfficientFormer, EfficientFormerTechnique, build
 
 TECHNIQUE = EfficientFormerTechnique()
 NANO = Config((16, 24, 32, 48), (1, 1, 2, 2), (0, 0, 0, 1), heads=4, key_dim=8, layer_scale=0.1)
-CASES = NetworkCases(TECHNIQUE, lambda: build(NANO, num_classes=10, img_size=128), side=128)
 
 
 def nano(side: int) -> EfficientFormer:
@@ -31,33 +31,28 @@ def nano(side: int) -> EfficientFormer:
     return build(NANO, num_classes=10, distillation=False, img_size=side, in_channels=1)
 
 
-def run_latency(ctx: Context) -> Record:
-    """Whole networks on one thread."""
-    variants = ("l1",) if ctx.smoke else ("l1", "l3")
-    return latency(
-        ctx,
-        TECHNIQUE,
-        own=[Candidate(f"EfficientFormer-{v.upper()}", partial(build, v)) for v in variants],
-        others=[MOBILENETS[0], Candidate("EfficientFormerV2-S0", partial(efficientformer_v2.build, "s0"))],
-        baseline=MOBILENETS[1],
-        timm={"EfficientFormer-L1": "efficientformer_l1"},
-        scenario="latency-224",
-        title="EfficientFormer beside MobileNetV2 at 224 pixels, one image on one thread",
-    )
-
-
-SMALL = {"technique": TECHNIQUE, "build": nano, "name": "EfficientFormer-nano"}
+RESOLUTION = partial(resolution, technique=TECHNIQUE, build=nano, name="EfficientFormer-nano")
 SCENARIOS = (
-    Scenario(
-        "digits-resolution",
-        "A small EfficientFormer on digits: accuracy against pixels",
-        partial(digits_resolution, **SMALL),
+    benchmark.task("digits-resolution", "EfficientFormer-nano on digits, at lower resolution", RESOLUTION, **DIGITS),
+    benchmark.task(
+        "fashion-resolution", "EfficientFormer-nano on Fashion-MNIST at lower resolution", RESOLUTION, **FASHION
     ),
-    Scenario(
-        "fashion-resolution",
-        "A small EfficientFormer on Fashion-MNIST: accuracy against pixels",
-        partial(fashion_resolution, **SMALL),
-        assets={"smoke": ("fashion-mnist",), "full": ("fashion-mnist",)},
+    benchmark.task(
+        "latency-224",
+        "EfficientFormer beside MobileNetV2 at 224 pixels, one image on one thread",
+        partial(
+            latency,
+            own={"EfficientFormer-L1": partial(build, "l1"), "EfficientFormer-L3": partial(build, "l3")},
+            others={**MOBILENETS, "EfficientFormerV2-S0": partial(efficientformer_v2.build, "s0")},
+            baseline="MobileNetV2 x1.4",
+            timm={"EfficientFormer-L1": "efficientformer_l1"},
+        ),
+        full=LatencyPlan(repetitions=31, own=("EfficientFormer-L1", "EfficientFormer-L3")),
+        smoke=LatencyPlan(repetitions=3, own=("EfficientFormer-L1",), side=64, compile=False),
     ),
-    Scenario("latency-224", "EfficientFormer beside MobileNetV2: parameters, MACs, wall-clock", run_latency),
 )
+CONTENDERS = {
+    "compact-networks/networks-fashion": (
+        Contender("EfficientFormer-nano", lambda seed: seeded(seed, lambda: OnSmallImages(nano(64)))),
+    )
+}

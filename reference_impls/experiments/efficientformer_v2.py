@@ -1,4 +1,4 @@
-"""Experiments of EfficientFormerV2: cases for the conformance checks, a small network on fewer pixels, and the clock.
+"""Experiments of EfficientFormerV2, all of them in the benchmark of compact networks.
 
 - `digits-resolution`, `fashion-resolution`: a small trained network that sees its images at fewer pixels.
 - `latency-224`: S0, S1 and S2 beside MobileNetV2 and EfficientFormer-L1, one image on one thread.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from functools import partial
 
-from reference_impls.accounting.record import Record
-from reference_impls.experiments.harness import Context, Scenario
-from reference_impls.experiments.mobile_networks import (
+from reference_impls.benchmarks import compact_networks as benchmark
+from reference_impls.benchmarks.compact_networks.networks_fashion import Contender, OnSmallImages
+from reference_impls.benchmarks.compact_networks.whole_networks import (
+    DIGITS,
+    FASHION,
     MOBILENETS,
-    Candidate,
-    NetworkCases,
-    digits_resolution,
-    fashion_resolution,
+    LatencyPlan,
     latency,
+    resolution,
 )
+from reference_impls.study import seeded
 from reference_impls.techniques import efficientformer
 from reference_impls.techniques.efficientformer_v2 import Config, EfficientFormerV2, EfficientFormerV2Technique, build
 
@@ -32,7 +33,6 @@ NANO = Config(
     down_key_dim=8,
     layer_scale=0.1,
 )
-CASES = NetworkCases(TECHNIQUE, lambda: build(NANO, num_classes=10, img_size=128), side=128)
 
 
 def nano(side: int) -> EfficientFormerV2:
@@ -40,33 +40,28 @@ def nano(side: int) -> EfficientFormerV2:
     return build(NANO, num_classes=10, distillation=False, img_size=side, in_channels=1)
 
 
-def run_latency(ctx: Context) -> Record:
-    """Whole networks on one thread."""
-    variants = ("s0",) if ctx.smoke else ("s0", "s1", "s2")
-    return latency(
-        ctx,
-        TECHNIQUE,
-        own=[Candidate(f"EfficientFormerV2-{v.upper()}", partial(build, v)) for v in variants],
-        others=[MOBILENETS[1], Candidate("EfficientFormer-L1", partial(efficientformer.build, "l1"))],
-        baseline=MOBILENETS[0],
-        timm={"EfficientFormerV2-S0": "efficientformerv2_s0"},
-        scenario="latency-224",
-        title="EfficientFormerV2 beside MobileNetV2 at 224 pixels, one image on one thread",
-    )
-
-
-SMALL = {"technique": TECHNIQUE, "build": nano, "name": "EfficientFormerV2-nano"}
+RESOLUTION = partial(resolution, technique=TECHNIQUE, build=nano, name="EfficientFormerV2-nano")
 SCENARIOS = (
-    Scenario(
-        "digits-resolution",
-        "A small EfficientFormerV2 on digits: accuracy against pixels",
-        partial(digits_resolution, **SMALL),
+    benchmark.task("digits-resolution", "EfficientFormerV2-nano on digits, at lower resolution", RESOLUTION, **DIGITS),
+    benchmark.task(
+        "fashion-resolution", "EfficientFormerV2-nano on Fashion-MNIST at lower resolution", RESOLUTION, **FASHION
     ),
-    Scenario(
-        "fashion-resolution",
-        "A small EfficientFormerV2 on Fashion-MNIST: accuracy against pixels",
-        partial(fashion_resolution, **SMALL),
-        assets={"smoke": ("fashion-mnist",), "full": ("fashion-mnist",)},
+    benchmark.task(
+        "latency-224",
+        "EfficientFormerV2 beside MobileNetV2 at 224 pixels, one image on one thread",
+        partial(
+            latency,
+            own={f"EfficientFormerV2-{v.upper()}": partial(build, v) for v in ("s0", "s1", "s2")},
+            others={**MOBILENETS, "EfficientFormer-L1": partial(efficientformer.build, "l1")},
+            baseline="MobileNetV2 x1.0",
+            timm={"EfficientFormerV2-S0": "efficientformerv2_s0"},
+        ),
+        full=LatencyPlan(repetitions=31, own=("EfficientFormerV2-S0", "EfficientFormerV2-S1", "EfficientFormerV2-S2")),
+        smoke=LatencyPlan(repetitions=3, own=("EfficientFormerV2-S0",), side=64, compile=False),
     ),
-    Scenario("latency-224", "EfficientFormerV2 beside MobileNetV2: parameters, MACs, wall-clock", run_latency),
 )
+CONTENDERS = {
+    "compact-networks/networks-fashion": (
+        Contender("EfficientFormerV2-nano", lambda seed: seeded(seed, lambda: OnSmallImages(nano(64)))),
+    )
+}

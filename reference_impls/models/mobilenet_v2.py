@@ -10,6 +10,7 @@ layer's 1,280 channels too. The parameters have timm's order and shapes (`mobile
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -21,23 +22,36 @@ from reference_impls.layers.norm import fold_batch_norm
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-def scaled(width: int, multiplier: float) -> int:
-    """`width * multiplier` rounded to the nearest multiple of 8, but never down by more than a tenth."""
-    channels = max(8, int(width * multiplier + 4) // 8 * 8)
-    return channels + 8 if channels < 0.9 * width * multiplier else channels
+def scaled(width: int, multiplier: float, step: int = 8) -> int:
+    """`width * multiplier` rounded to the nearest multiple of `step`, but never down by more than a tenth."""
+    channels = max(step, int(width * multiplier + step / 2) // step * step)
+    return channels + step if channels < 0.9 * width * multiplier else channels
 
 
 class MobileNetV2(nn.Module):
-    """The network: `stem`, 17 `blocks`, `head`, `classifier`; 3,504,872 parameters at width 1 with 1,000 classes."""
+    """The network: `stem`, 17 `blocks`, `head`, `classifier`; 3,504,872 parameters at width 1 with 1,000 classes.
 
-    def __init__(self, multiplier: float = 1.0, num_classes: int = 1000) -> None:
+    For small images the strides of the seven stages may be lower than published, the widths multiples of a smaller
+    `step`, and the last layer `last` wide.
+    """
+
+    def __init__(
+        self,
+        multiplier: float = 1.0,
+        num_classes: int = 1000,
+        *,
+        in_channels: int = 3,
+        strides: Sequence[int] = tuple(stride for _, _, _, stride in STAGES),
+        step: int = 8,
+        last: int | None = None,
+    ) -> None:
         super().__init__()
-        channels, last = scaled(32, multiplier), scaled(1280, max(multiplier, 1.0))
-        self.stem = conv_norm_act(3, channels, 3, 2)
+        channels, last = scaled(32, multiplier, step), last or scaled(1280, max(multiplier, 1.0))
+        self.stem = conv_norm_act(in_channels, channels, 3, 2)
         blocks = []
-        for expansion, width, repeats, stride in STAGES:
+        for (expansion, width, repeats, _), stride in zip(STAGES, strides, strict=True):
             for i in range(repeats):
-                out = scaled(width, multiplier)
+                out = scaled(width, multiplier, step)
                 blocks.append(InvertedResidual(channels, out, 3, stride if i == 0 else 1, expansion))
                 channels = out
         self.blocks = nn.Sequential(*blocks)
@@ -45,7 +59,7 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Linear(last, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> logits (B, classes)."""
+        """Images (B, in_channels, H, W) -> logits (B, classes)."""
         return self.classifier(self.head(self.blocks(self.stem(x))).mean((2, 3)))
 
     def fuse(self) -> MobileNetV2:

@@ -14,7 +14,6 @@ from reference_impls.accounting.count import count
 from reference_impls.contract import UnsupportedHost
 from reference_impls.experiments import efficientformer as experiment
 from reference_impls.experiments import efficientformer_v2 as experiment_v2
-from reference_impls.experiments.mobile_networks import timm_network
 from reference_impls.layers.attention import PositionBias, distance_index
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.residual import DropPath, LayerScale
@@ -23,7 +22,10 @@ from reference_impls.redundancy.over_resolution import coarsen, coarsest, kept_d
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.techniques import efficientformer, efficientformer_v2
 from reference_impls.techniques.efficientformer.skeleton import TwoHeads, fitted, smaller_sizes
+from tests.network_cases import NetworkCases
+from tests.support import assert_close, generator, noise, parameters, timm_network
 
+CASES = NetworkCases(experiment.TECHNIQUE, lambda: efficientformer.build(experiment.NANO, 10, img_size=128))
 VERSIONS = {"v1": (efficientformer, experiment), "v2": (efficientformer_v2, experiment_v2)}
 
 # parameters with both heads, with one, for deployment; MACs at 224 pixels with both heads
@@ -32,10 +34,6 @@ COUNTS = {
     "l3": (31_406_000, 30_893_000, 30_834_568, 3_906_573_312),
     "l7": (82_229_328, 81_460_328, 81_370_952, 10_119_325_696),
 }
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
 
 
 def macs_by_hand(config: efficientformer.Config, classes: int = 1000) -> int:
@@ -65,8 +63,8 @@ def make(version: ModuleType, **options: object) -> TwoHeads:
     return randomise_parameters(version.build(config, 10, **{"img_size": 64} | options)).double().eval()
 
 
-def noise(size: int = 64, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def photos(size: int = 64, batch: int = 2) -> Tensor:
+    return noise(batch, 3, size, size)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -108,7 +106,7 @@ def test_shapes_of_the_stages() -> None:
 def test_closed_form_at_every_size(nano: TwoHeads, version: ModuleType, size: int) -> None:
     for network in (nano, nano.fuse(), make(version, features_only=True)):
         with count() as tally:
-            network(noise(size))
+            network(photos(size))
         assert tally.macs == 2 * network.macs((size, size))
 
 
@@ -117,8 +115,8 @@ def test_attention_in_two_stages_flattens_twice() -> None:
     config = efficientformer.Config((8, 8, 16, 16), (1, 1, 2, 2), (0, 0, 1, 2), heads=2, key_dim=4, img_size=64)
     network = efficientformer.build(config, 10).eval()
     with count() as tally, torch.no_grad():
-        maps = network.forward_stages(noise().float())
-        network(noise().float())
+        maps = network.forward_stages(photos().float())
+        network(photos().float())
     assert [x.shape[2] for x in maps] == [16, 8, 4, 2]
     assert tally.macs == 4 * network.macs((64, 64)) - 2 * 2 * 16 * 10
     assert closed_form(network, (3, 64, 64)).parameters == parameters(network)
@@ -129,14 +127,14 @@ def test_attention_in_two_stages_flattens_twice() -> None:
 
 
 def test_two_heads(nano: TwoHeads, version: ModuleType) -> None:
-    pooled = nano.pool(nano.forward_stages(noise())[-1])
-    torch.testing.assert_close(nano(noise()), (nano.head(pooled) + nano.head_dist(pooled)) / 2)
-    first, second = nano.train()(noise())
+    pooled = nano.pool(nano.forward_stages(photos())[-1])
+    torch.testing.assert_close(nano(photos()), (nano.head(pooled) + nano.head_dist(pooled)) / 2)
+    first, second = nano.train()(photos())
     assert first.shape == second.shape == (2, 10)
     assert not torch.equal(first, second)
     single = make(version, distillation=False)
-    assert isinstance(single(noise()), Tensor)
-    assert isinstance(single.train()(noise()), Tensor)
+    assert isinstance(single(photos()), Tensor)
+    assert isinstance(single.train()(photos()), Tensor)
 
 
 def test_modes_return_the_module(nano: TwoHeads) -> None:
@@ -149,7 +147,7 @@ def test_drop_path_grows_with_depth(version: ModuleType) -> None:
     network = make(version, drop_path=0.5)
     rates = [module.rate for module in network.modules() if isinstance(module, DropPath)]
     assert rates == [i / 5 * 0.5 for i in range(6)]
-    x = noise()
+    x = photos()
     assert torch.equal(network(x), make(version)(x)), "nothing is dropped in evaluation mode"
 
 
@@ -199,14 +197,14 @@ def test_biases_stretch_to_other_sizes() -> None:
 
 @torch.no_grad()
 def test_no_bias_is_stale(nano: TwoHeads, version: ModuleType) -> None:
-    nano(noise())
+    nano(photos())
     other = make(version)
     for name, x in other.state_dict().items():
         if name.endswith("bias.table"):
-            x.add_(torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype))
-    assert not torch.equal(nano(noise()), other(noise()))
+            x.add_(torch.randn(x.shape, generator=generator(2), dtype=x.dtype))
+    assert not torch.equal(nano(photos()), other(photos()))
     nano.load_state_dict(other.state_dict())
-    assert torch.equal(nano(noise()), other(noise()))
+    assert torch.equal(nano(photos()), other(photos()))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -215,20 +213,20 @@ def test_no_bias_is_stale(nano: TwoHeads, version: ModuleType) -> None:
 
 def test_bad_images(nano: TwoHeads) -> None:
     for bad, says in (
-        (noise()[0], r"images must have shape \(B, 3, H, W\), got \(3, 64, 64\)"),
-        (noise()[:, :1], r"images must have shape \(B, 3, H, W\), got \(2, 1, 64, 64\)"),
-        (noise(72), r"a multiple of 32 pixels in height and width, got \(72, 72\)"),
-        (noise(16), r"a multiple of 32 pixels"),
+        (photos()[0], r"images must have shape \(B, 3, H, W\), got \(3, 64, 64\)"),
+        (photos()[:, :1], r"images must have shape \(B, 3, H, W\), got \(2, 1, 64, 64\)"),
+        (photos(72), r"a multiple of 32 pixels in height and width, got \(72, 72\)"),
+        (photos(16), r"a multiple of 32 pixels"),
     ):
         with pytest.raises(ValueError, match=says):
             nano(bad)
     with pytest.raises(TypeError, match="floating point"):
-        nano(noise().long())
+        nano(photos().long())
 
 
 def test_the_first_version_takes_squares_only() -> None:
     with pytest.raises(ValueError, match="images must be square, got 64 x 32 pixels"):
-        make(efficientformer)(noise()[..., :32])
+        make(efficientformer)(photos()[..., :32])
 
 
 def test_bad_configurations(version: ModuleType) -> None:
@@ -286,7 +284,7 @@ def test_weights_go_to_timms_names_and_back(nano: TwoHeads, version: ModuleType)
     for p in other.parameters():
         p.zero_()
     version.load_timm(other, as_timm(version, nano.state_dict()))
-    assert torch.equal(other(noise()), nano(noise()))
+    assert torch.equal(other(photos()), nano(photos()))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -299,13 +297,13 @@ def test_fused_equals_unfused(nano: TwoHeads, version: ModuleType) -> None:
     fused = nano.fuse()
     assert not any(isinstance(m, nn.BatchNorm2d | ConvNorm) for m in fused.modules())
     assert fused.head_dist is None
-    torch.testing.assert_close(fused(noise()), nano(noise()), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(fused(noise(96)), nano(noise(96)), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(fused(photos()), nano(photos()), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(fused(photos(96)), nano(photos(96)), rtol=1e-10, atol=1e-10)
     assert all(torch.equal(v, before[k]) for k, v in nano.state_dict().items()), "fuse() changes a copy"
     again = fused.fuse()
-    torch.testing.assert_close(again(noise()), fused(noise()), rtol=0, atol=0)
+    torch.testing.assert_close(again(photos()), fused(photos()), rtol=0, atol=0)
     features = make(version, features_only=True)
-    for a, b in zip(features(noise()), features.fuse()(noise()), strict=True):
+    for a, b in zip(features(photos()), features.fuse()(photos()), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -313,7 +311,7 @@ def test_fused_equals_unfused(nano: TwoHeads, version: ModuleType) -> None:
 @pytest.mark.parametrize(("version", "variant"), [("v1", "l1"), ("v2", "s0")], indirect=["version"])
 def test_export(version: ModuleType, variant: str) -> None:
     torch.manual_seed(0)
-    fused, x = randomise_parameters(version.build(variant)).eval().fuse(), noise(224, batch=1).float()
+    fused, x = randomise_parameters(version.build(variant)).eval().fuse(), photos(224, batch=1).float()
     expected = fused(x)
     program = torch.export.export(fused, (x,))
     torch.testing.assert_close(program.module()(x), expected)
@@ -323,7 +321,7 @@ def test_export(version: ModuleType, variant: str) -> None:
     torch.onnx.export(program, dynamo=True, verbose=False).save(file)
     session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    close(torch.from_numpy(got), expected, 1e-4)
+    assert_close(torch.from_numpy(got), expected, 1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -334,22 +332,16 @@ def test_export(version: ModuleType, variant: str) -> None:
 @pytest.mark.parametrize("variant", ["l1", *(pytest.param(v, marks=pytest.mark.slow) for v in ("l3", "l7"))])
 def test_equals_timm(variant: str) -> None:
     theirs = timm_network(f"efficientformer_{variant}")
-    if theirs is None:
-        pytest.skip("timm is not installed")
     torch.manual_seed(0)
     ours = efficientformer.build(variant).eval()
     efficientformer.load_timm(ours, randomise_parameters(theirs).state_dict())
-    x = noise(224, batch=1)
-    close(ours(x.float()), theirs(x.float()), 1e-5)
+    x = photos(224, batch=1)
+    assert_close(ours(x.float()), theirs(x.float()), 1e-5)
     ours, theirs = ours.double(), theirs.double()
-    close(ours(x), theirs(x), 1e-10)
+    assert_close(ours(x), theirs(x), 1e-10)
     theirs.set_distilled_training(True)
     for a, b in zip(ours.train()(x), theirs.train()(x), strict=True):
-        close(a, b, 1e-10)
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert (got - expected).abs().max() <= tolerance * expected.abs().max()
+        assert_close(a, b, 1e-10)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -366,7 +358,7 @@ def test_sizes() -> None:
 @torch.no_grad()
 def test_each_batch_is_seen_as_coarsely_as_it_allows(version: ModuleType, nano: TwoHeads) -> None:
     technique = next(e.TECHNIQUE for v, e in VERSIONS.values() if v is version)
-    plain, detailed = noise()[:, :, :1, :1].expand(-1, -1, 64, 64), noise()
+    plain, detailed = photos()[:, :, :1, :1].expand(-1, -1, 64, 64), photos()
     with technique.apply(nano, tolerance=0.02) as handle:
         handle.target(plain)
         assert handle.trace["size"] == (32, 32)
@@ -395,14 +387,14 @@ def test_neighbours_of_known_maps() -> None:
     assert neighbour_similarity(ramp).item() > 0.95
     assert neighbour_similarity(board[None, None]).item() == 0, "every neighbour is the opposite"
     assert neighbour_similarity(torch.ones(1, 3, 1, 1)).item() == 0, "a single position has no neighbour"
-    assert neighbour_similarity(noise(128, 1)).item() < 0.05
-    assert neighbour_similarity(noise() + 9, centred=False).min() > 0.9, "a shared mean makes neighbours alike"
+    assert neighbour_similarity(photos(128, 1)).item() < 0.05
+    assert neighbour_similarity(photos() + 9, centred=False).min() > 0.9, "a shared mean makes neighbours alike"
     with pytest.raises(ValueError, match="maps must have shape"):
         neighbour_similarity(ramp[0])
 
 
 def test_detail_that_a_coarser_grid_keeps() -> None:
-    x = noise(64)
+    x = photos(64)
     smooth = torch.nn.functional.interpolate(x[..., :8, :8], size=(64, 64), mode="bilinear")
     assert kept_detail(x, (64, 64)).tolist() == [1, 1]
     assert kept_detail(torch.full((1, 3, 64, 64), 0.3), (32, 32)).item() == 1

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reference_impls.accounting.closed_form import Footprint, closed_form
 from reference_impls.accounting.count import count
-from reference_impls.experiments.efficientformer_v2 import NANO
-from reference_impls.experiments.mobile_networks import timm_network
+from reference_impls.experiments.efficientformer_v2 import NANO, TECHNIQUE
 from reference_impls.layers.residual import FeedForward
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.models.mobilenet_v2 import MobileNetV2, scaled
 from reference_impls.techniques.efficientformer_v2 import VARIANTS, Config, build, load_timm
 from reference_impls.techniques.stride_attention import MapAttention
+from tests.network_cases import NetworkCases
+from tests.support import assert_close, noise, parameters, timm_network
+
+CASES = NetworkCases(TECHNIQUE, lambda: build(NANO, 10, img_size=128))
 
 # parameters with both heads, with one, for deployment; MACs at 224 pixels with both heads
 COUNTS = {
@@ -23,10 +26,6 @@ COUNTS = {
     "s2": (12_710_112, 12_421_112, 12_299_320, 1_246_863_952),
     "l": (26_322_288, 25_937_288, 25_740_864, 2_552_546_880),
 }
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
 
 
 def macs_by_hand(config: Config, classes: int = 1000) -> int:
@@ -45,10 +44,6 @@ def macs_by_hand(config: Config, classes: int = 1000) -> int:
     keys, values = 128, 512  # the attention from the last stage but one to the last
     total += (9 + keys) * c[2] * n[3] + (keys + values) * c[2] * n[2] + 9 * values * n[3]
     return total + (keys + values) * n[3] * n[2] + values * c[3] * n[3]
-
-
-def noise(height: int, width: int, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -130,11 +125,11 @@ def test_every_option_has_its_closed_form(options: dict[str, object]) -> None:
     torch.manual_seed(0)
     network = randomise_parameters(build(NANO, 10, **{"img_size": 64} | options)).eval()
     with count() as tally:
-        logits = network(noise(64, 96).float())
+        logits = network(noise(2, 3, 64, 96).float())
     assert logits.shape == (2, 10)
     assert tally.macs == 2 * network.macs((64, 96))
     assert closed_form(network, (3, 64, 96)).parameters == parameters(network)
-    torch.testing.assert_close(network.fuse()(noise(64, 96).float()), logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network.fuse()(noise(2, 3, 64, 96).float()), logits, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -143,7 +138,7 @@ def test_projecting_first_is_another_function_but_for_the_activation() -> None:
     late = randomise_parameters(build(NANO, 10, img_size=64)).double().eval()
     early = build(NANO, 10, img_size=64, project_first=True).double().eval()
     early.load_state_dict(late.state_dict())
-    x = noise(64, 64)
+    x = noise(2, 3, 64, 64)
     assert not torch.allclose(early(x), late(x))
     for network in (early, late):
         for module in network.modules():
@@ -170,7 +165,7 @@ def test_a_network_takes_every_multiple_of_32() -> None:
     torch.manual_seed(0)
     network = randomise_parameters(build(NANO, 10, img_size=64)).eval()
     for size in ((32, 32), (96, 160), (224, 32)):
-        assert network(noise(*size).float()).shape == (2, 10)
+        assert network(noise(2, 3, *size).float()).shape == (2, 10)
 
 
 def test_weights_of_another_resolution_are_refused() -> None:
@@ -191,15 +186,13 @@ def test_weights_of_another_resolution_are_refused() -> None:
 @pytest.mark.parametrize(("variant", "size"), [("s0", 224), ("s0", 64), ("s1", 96), ("s2", 64), ("l", 64)])
 def test_equals_timm(variant: str, size: int) -> None:
     theirs = timm_network(f"efficientformerv2_{variant}", img_size=size)
-    if theirs is None:
-        pytest.skip("timm is not installed")
     torch.manual_seed(0)
     ours = build(variant, img_size=size)
     load_timm(ours, randomise_parameters(theirs).state_dict())
-    x = noise(size, size)
-    close(ours.eval()(x.float()), theirs(x.float()), 1e-5)
+    x = noise(2, 3, size, size)
+    assert_close(ours.eval()(x.float()), theirs(x.float()), 1e-5)
     ours, theirs = ours.double(), theirs.double()
-    close(ours(x), theirs(x), 1e-10)
+    assert_close(ours(x), theirs(x), 1e-10)
     theirs.set_distilled_training(True)
     rates = [[m.drop_prob for m in block.modules() if hasattr(m, "drop_prob")] for block in blocks(theirs)]
     for block, found in zip(blocks(ours), rates, strict=True):
@@ -211,15 +204,11 @@ def test_equals_timm(variant: str, size: int) -> None:
         torch.manual_seed(0)  # for drop path
         pairs.append(network(x))
     for a, b in zip(*pairs, strict=True):
-        close(b, a, 1e-10)
+        assert_close(b, a, 1e-10)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     return [block for stage in network.stages for block in stage.blocks]
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert (got - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -249,11 +238,9 @@ def test_widths_of_mobilenet_v2() -> None:
 @pytest.mark.parametrize("multiplier", [1.0, 1.4])
 def test_mobilenet_v2_equals_timms(multiplier: float) -> None:
     theirs = timm_network(f"mobilenetv2_{round(100 * multiplier)}")
-    if theirs is None:
-        pytest.skip("timm is not installed")
     torch.manual_seed(0)
     state, ours = randomise_parameters(theirs).state_dict(), MobileNetV2(multiplier).eval()
     ours.load_state_dict(dict(zip(ours.state_dict(), state.values(), strict=True)))
-    x = noise(64, 64).float()
-    close(ours(x), theirs(x), 1e-5)
-    close(ours.fuse()(x), theirs(x), 1e-4)
+    x = noise(2, 3, 64, 64).float()
+    assert_close(ours(x), theirs(x), 1e-5)
+    assert_close(ours.fuse()(x), theirs(x), 1e-4)

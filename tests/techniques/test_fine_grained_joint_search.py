@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
-from reference_impls.experiments.fine_grained_joint_search import SMALL, planted, sandwich_loss
-from reference_impls.experiments.harness import fork_seed, train
+from reference_impls.accounting.latency import LatencyTable
+from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.experiments import fine_grained_joint_search as experiment
+from reference_impls.show import committed
+from reference_impls.study import Recipe, fork_seed, seeded, train
 from reference_impls.techniques import efficientformer_v2
 from reference_impls.techniques.fine_grained_joint_search import (
     Efficiency,
+    FineGrainedJointSearch,
     Network,
     Sandwich,
     SearchData,
@@ -28,6 +35,112 @@ from reference_impls.techniques.fine_grained_joint_search import (
     moves,
     random_path,
 )
+from tests.support import generator, parameters
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cases
+
+SMALL = Space(((4, 8), (4,), (8,), (8,)), (1, 1, 1, 1), (1, 2), 16, 1, 5, 2, 2, 4, 2, layer_scale=1.0)
+DROWN = 100.0
+
+
+def planted(kind: Literal["typical", "redundant", "null"], seed: int) -> Slimmable:
+    """A supernet whose blocks and trailing channels are ordinary, do nothing (`redundant`), or drown the rest (`null`).
+
+    Trailing channels are those that a move takes away.
+    """
+    with fork_seed(seed):
+        supernet = Slimmable(SMALL)
+        whole = supernet.largest
+        for parameter in whole.parameters():
+            if parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter)
+    scale = {"typical": 1.0, "redundant": 0.0, "null": DROWN}[kind]
+    for j, stage in enumerate(whole.stages):
+        least, most = SMALL.widths[j][0], SMALL.widths[j][-1]
+        entry = whole.stem[0] if j == 0 else whole.downs[j - 1]
+        convs = [entry.conv] if isinstance(entry.conv, nn.Conv2d) else [entry.conv.conv]
+        if hasattr(entry, "attn"):
+            convs.append(entry.attn.proj.conv)
+        for conv in convs if least < most else ():
+            conv.weight.data[least:] *= scale
+            conv.bias.data[least:] *= scale
+        for block in stage:
+            hidden = SMALL.ratios[0] * most
+            block.mlp.fc2.conv.weight.data[:, hidden:] *= scale
+            block.ls2.gamma.data.fill_(scale)
+            if block.ls1 is not None:
+                block.ls1.gamma.data.fill_(scale)
+    return supernet.eval().requires_grad_(False)
+
+
+class JointSearchCases(Cases):
+    """Supernets whose parts are known to matter or not; candidates are held to the largest sub-network's outputs."""
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        supernet = planted(kind, seed).to(device)
+        draw = generator(seed + 1)
+        supernet.search = SearchData(torch.randn(2, 1, SMALL.size, SMALL.size, generator=draw).to(device))
+        inputs = torch.randn(192, 1, SMALL.size, SMALL.size, generator=draw).to(device)
+        return Case(supernet, inputs, lambda network, x: network(x))
+
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        supernet = self.build("typical", seed, device).target
+        efficiency = Efficiency.of(SMALL, SMALL.macs_table())
+        trial = Trial(supernet.view, supernet.search)
+        whole = SMALL.largest()
+        size, work = SMALL.total(whole).parameters, SMALL.total(whole).macs
+        for before, after in pairwise(joint_search(supernet, efficiency, trial, 300.0)):
+            rates = []
+            for _, state in moves(SMALL, before.state):
+                cost = SMALL.total(state)
+                score = 100 * (size / cost.parameters) ** 0.5 * work / cost.macs
+                rates.append((before.quality - trial(state)) / (score - before.benefit))
+            taken = (before.quality - after.quality) / (after.benefit - before.benefit)
+            yield Expectation(f"loss a point of {after.move}", torch.tensor(min(rates)), torch.tensor(taken))
+        units = {"size": 4.0, "latency": 2.0}
+        for (small, fast), by_hand in (((0.5, 1.0), 100.0), ((0.0, 2.0), 25.0)):  # sqrt(4) / 2, and 1 / 2 ** 2
+            metrics, exponents = {"size": 1.0, "latency": 4.0}, {"size": small, "latency": fast}
+            score = mobile_efficiency_score(metrics, units, exponents)
+            yield Expectation(f"score with {exponents}", torch.tensor(by_hand), torch.tensor(score))
+
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
+        supernet, x = case.target, case.inputs[:8]
+        draw = generator(seed)
+        for subnet in (SMALL.largest(), SMALL.smallest(), SMALL.sample(draw)):
+            network = supernet.extract(subnet)
+            yield Expectation(f"outputs of {subnet.text()}", supernet(x, subnet), network(x))
+            numbers = torch.tensor(parameters(network))
+            yield Expectation("parameters", torch.tensor(SMALL.total(subnet).parameters), numbers)
+            for name, weight in network.named_parameters():
+                if weight.ndim > 1:  # a leading slice of the shared weight
+                    shared = supernet.largest.get_parameter(name)
+                    yield Expectation(name, shared[tuple(slice(n) for n in weight.shape)], weight)
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        technique, case = FineGrainedJointSearch(), self.build("typical", 0, device)
+        supernet, x = case.target, case.inputs
+        yield Invalid("a colour image", lambda: supernet(x.repeat(1, 3, 1, 1)), "must have shape (B, 1, 16, 16)")
+        yield Invalid("NaN to search on", lambda: SearchData(x * torch.nan), "not finite")
+        yield Invalid("falling widths", lambda: Space(((16, 8),) * 4, (1, 1, 1, 1)), "must be positive and rise")
+        yield Invalid(
+            "a table of nothing", lambda: technique.apply(supernet, table=LatencyTable({})), "the table holds no"
+        )
+        units = {"size": 1.0}
+        yield Invalid("no latency", lambda: mobile_efficiency_score({"size": 1.0}, units), "must name the same")
+        yield Invalid(
+            "no size", lambda: mobile_efficiency_score({"size": 0.0}, units, {"size": 1.0}), "metric size must be"
+        )
+        nothing, training = planted("typical", 0), planted("typical", 0).train()
+        yield Invalid("nothing to search on", lambda: technique.apply(nothing), "supernet.search")
+        yield Invalid("a supernet in training mode", lambda: technique.apply(training), "eval mode")
+
+
+CASES = JointSearchCases()
+
+# --------------------------------------------------------------------------------------------------------------------
+# The score
 
 NANO = Space(
     ((8, 16), (16, 24), (16, 24, 32), (24, 32)), (2, 1, 3, 2), (2, 3, 4), 32, 1, 10, 2, heads=2, key_dim=4, ratio=2
@@ -35,19 +148,9 @@ NANO = Space(
 TINY = Space(((4, 8), (4, 8), (8,), (8, 12)), (1, 2, 1, 1), (1, 2), 16, 1, 5, 2, heads=2, key_dim=4, ratio=2)
 
 
-def draw(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The score
-
-
 def test_score_by_hand() -> None:
     units = {"size": 4.0, "latency": 2.0}
     assert mobile_efficiency_score(units, units) == 100
-    score = mobile_efficiency_score({"size": 1.0, "latency": 4.0}, units, {"size": 0.5, "latency": 1.0})
-    assert score == pytest.approx(100 * 2 / 2)
     assert mobile_efficiency_score({"size": 1.0, "latency": 4.0}, units, {"size": 0.0, "latency": 2.0}, 8) == 2
     with pytest.raises(ValueError, match="exponent latency"):
         mobile_efficiency_score(units, units, {"size": 0.5, "latency": -1.0})
@@ -71,8 +174,8 @@ def test_largest_and_smallest() -> None:
 
 
 def test_samples_keep_to_the_choices() -> None:
-    drawn = [NANO.sample(draw(seed)) for seed in range(60)]
-    assert NANO.sample(draw(3)) == drawn[3]
+    drawn = [NANO.sample(generator(seed)) for seed in range(60)]
+    assert NANO.sample(generator(3)) == drawn[3]
     for subnet in drawn:
         assert all(width in choices for width, choices in zip(subnet.widths, NANO.widths, strict=True))
         assert all(ratio in (0, *NANO.ratios) for row in subnet.ratios for ratio in row)
@@ -113,7 +216,7 @@ def test_frontier_by_hand() -> None:
 def test_every_move_makes_the_network_smaller_and_faster(seed: int) -> None:
     efficiency = Efficiency.of(NANO, NANO.macs_table())
     assert efficiency(NANO.largest()) == pytest.approx(100)
-    walk = random_path(NANO.largest(), lambda s: moves(NANO, s), efficiency, math.inf, draw(seed))
+    walk = random_path(NANO.largest(), lambda s: moves(NANO, s), efficiency, math.inf, generator(seed))
     for _, subnet in walk[::4]:
         here = NANO.total(subnet)
         for name, after in moves(NANO, subnet):
@@ -146,12 +249,12 @@ def test_published_networks_in_the_terms_of_this_search(variant: str) -> None:
 def test_closed_forms_equal_the_counter(patch: int) -> None:
     space = Space(((8, 16), (8,), (8, 12), (12,)), (1, 1, 2, 1), (1, 3), 48, 3, 7, patch, heads=2, key_dim=4, ratio=2)
     table = space.macs_table()
-    for subnet in (space.largest(), space.smallest(), space.sample(draw(1)), space.sample(draw(2))):
+    for subnet in (space.largest(), space.smallest(), space.sample(generator(1)), space.sample(generator(2))):
         network = Network(space, subnet).eval()
         with torch.no_grad(), count() as tally:
             network(torch.zeros(2, 3, 48, 48))
         assert tally.macs == 2 * space.total(subnet).macs == 2 * table(subnet.parts())
-        assert sum(p.numel() for p in network.parameters()) == space.total(subnet).parameters
+        assert parameters(network) == space.total(subnet).parameters
 
 
 def test_every_part_is_built_as_it_costs() -> None:
@@ -161,7 +264,7 @@ def test_every_part_is_built_as_it_costs() -> None:
         with torch.no_grad(), count() as tally:
             module(TINY.example(part, 3))
         assert tally.macs == 3 * TINY.cost(part).macs, part
-        assert sum(p.numel() for p in module.parameters()) + scale == TINY.cost(part).parameters, part
+        assert parameters(module) + scale == TINY.cost(part).parameters, part
     with pytest.raises(ValueError, match="no part"):
         TINY.build(("mlp", 1, 16, 2))
 
@@ -171,8 +274,7 @@ def test_every_part_is_built_as_it_costs() -> None:
 
 
 def slimmable(space: Space = TINY, seed: int = 0) -> Slimmable:
-    with fork_seed(seed):
-        return Slimmable(space)
+    return seeded(seed, lambda: Slimmable(space))
 
 
 def test_norms_for_every_width_of_every_layer() -> None:
@@ -192,12 +294,12 @@ def test_subnets_are_the_plain_networks_of_the_leading_weights(training: bool) -
     supernet = slimmable()
     with torch.no_grad():
         for module in supernet.modules():  # norms that differ from one another
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_(generator=draw(module.num_features))
-                module.weight.uniform_(0.5, 2, generator=draw(module.num_features))
-    x = torch.randn(4, 1, 16, 16, generator=draw(0))
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(generator=generator(module.num_features))
+                module.weight.uniform_(0.5, 2, generator=generator(module.num_features))
+    x = torch.randn(4, 1, 16, 16, generator=generator(0))
     for seed in range(4):
-        subnet = TINY.sample(draw(seed))
+        subnet = TINY.sample(generator(seed))
         network = supernet.extract(subnet).train(training)
         supernet.train(training)
         torch.testing.assert_close(supernet(x, subnet), network(x))
@@ -208,7 +310,7 @@ def test_a_narrow_step_trains_leading_weights_and_its_own_norms() -> None:
     supernet = slimmable().train()
     subnet = TINY.smallest()
     before = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
-    supernet(torch.randn(8, 1, 16, 16, generator=draw(0)), subnet).square().sum().backward()
+    supernet(torch.randn(8, 1, 16, 16, generator=generator(0)), subnet).square().sum().backward()
     grad = supernet.largest.downs[0].conv.conv.weight.grad
     assert grad[:4, :4].abs().sum() > 0
     assert grad[4:].abs().sum() == grad[:, 4:].abs().sum() == 0
@@ -222,7 +324,7 @@ def test_a_narrow_step_trains_leading_weights_and_its_own_norms() -> None:
 
 def test_sandwich_holds_the_largest_and_the_smallest() -> None:
     sandwich = Sandwich(slimmable()).eval()
-    x = torch.randn(3, 1, 16, 16, generator=draw(0))
+    x = torch.randn(3, 1, 16, 16, generator=generator(0))
     with fork_seed(1):
         logits = sandwich(x)
     assert logits.shape == (4, 3, 5)
@@ -237,15 +339,15 @@ def test_sandwich_holds_the_largest_and_the_smallest() -> None:
     torch.testing.assert_close(logits[2], sandwich.supernet(x, drawn[0]))
     torch.testing.assert_close(logits[3], sandwich.supernet(x, drawn[1]))
     targets = torch.tensor([0, 1, 2])
-    by_hand = sum(torch.nn.functional.cross_entropy(one, targets) for one in logits) / 4
-    torch.testing.assert_close(sandwich_loss(logits, targets), by_hand)
+    by_hand = sum(nn.functional.cross_entropy(one, targets) for one in logits) / 4
+    torch.testing.assert_close(experiment.sandwich_loss(logits, targets), by_hand)
 
 
 def test_training_repeats_for_a_seed() -> None:
-    x, y = torch.randn(48, 1, 16, 16, generator=draw(0)), torch.arange(48) % 5
+    x, y = torch.randn(48, 1, 16, 16, generator=generator(0)), torch.arange(48) % 5
     weights = []
     for _ in range(2):
-        sandwich = train(Sandwich(slimmable()), x, y, epochs=1, seed=4, batch_size=16, loss=sandwich_loss)
+        sandwich = train(Sandwich(slimmable()), x, y, Recipe(1, batch_size=16), seed=4, loss=experiment.sandwich_loss)
         weights.append(sandwich.state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
@@ -256,7 +358,7 @@ def test_training_repeats_for_a_seed() -> None:
 
 def test_score_rises_on_the_path_and_the_path_repeats() -> None:
     supernet = planted("typical", 0)
-    x = torch.randn(4, 1, 16, 16, generator=draw(0))
+    x = torch.randn(4, 1, 16, 16, generator=generator(0))
     efficiency = Efficiency.of(SMALL, SMALL.macs_table())
     paths = [joint_search(supernet, efficiency, Trial(supernet.view, SearchData(x)), 300.0) for _ in range(2)]
     assert paths[0] == paths[1]
@@ -307,3 +409,17 @@ def test_only_modules_can_be_calibrated() -> None:
     trial = Trial(lambda subnet: lambda x: x, SearchData(x, calibration=x))
     with pytest.raises(TypeError, match="can be calibrated"):
         trial(TINY.largest())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the experiment found
+
+
+def test_the_contender_is_what_the_committed_record_found() -> None:
+    rows = committed("fine-grained-joint-search", "fashion-search").tables["found"].records()
+    (found,) = (row["network"] for row in rows if row["target"] == 4 and row["method"] == "greedy")
+    assert experiment.FOUND.text() == found
+    drawn = [experiment.at_random(seed) for seed in (0, 0, 1)]
+    assert drawn[0].subnet == drawn[1].subnet != drawn[2].subnet
+    space = experiment.FASHION.space
+    assert all(space.total(network.subnet).macs <= space.total(experiment.FOUND).macs for network in drawn)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -13,12 +15,15 @@ from torch import Tensor, nn
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.accounting.latency import LatencyTable, measure_table, prediction_error
-from reference_impls.experiments.harness import fork_seed
-from reference_impls.experiments.latency_driven_slimming import SMALL, planted
+from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.experiments import latency_driven_slimming as experiment
 from reference_impls.layers.norm import recalibrate
+from reference_impls.show import committed
+from reference_impls.study import fork_seed
 from reference_impls.techniques import efficientformer
 from reference_impls.techniques.latency_driven_slimming import (
     Architecture,
+    LatencyDrivenSlimming,
     Network,
     SearchData,
     Space,
@@ -33,6 +38,113 @@ from reference_impls.techniques.latency_driven_slimming import (
     random_path,
     slim,
 )
+from tests.support import generator, parameters
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cases
+
+SMALL = Space((32, 16, 16, 16), (2, 1, 1, 2), 16, 1, 5, 2, heads=2, key_dim=4, ratio=2, layer_scale=1.0)
+
+
+def planted(kind: Literal["typical", "redundant", "null"], seed: int) -> Supernet:
+    """A supernet whose blocks are ordinary, do nothing (`redundant`), or drown what came before them (`null`)."""
+    with fork_seed(seed):
+        supernet = Supernet(SMALL)
+        positions = [position for stage in supernet.stages for position in stage]
+        for blocks, position in enumerate(positions, start=1):
+            position.importance.data.normal_()
+            if kind != "typical":
+                position.importance.data[-1] = 4.0 if kind == "redundant" else -4.0
+            for name, block in position.choices.items():
+                for parameter in block.parameters():
+                    if parameter.ndim > 1:
+                        nn.init.kaiming_normal_(parameter)
+                # A block on maps grows with its input; one on normalised tokens has to be larger than all before it.
+                drown = 30.0 if name == "4d" else 30.0**blocks
+                block.ls1.gamma.data.fill_(1.0 if kind == "typical" else 0.0)
+                block.ls2.gamma.data.fill_({"typical": 1.0, "redundant": 0.0, "null": drown}[kind])
+    return supernet.eval().requires_grad_(False)
+
+
+class SlimmingCases(Cases):
+    """Supernets whose blocks are known to matter or not; candidates are held to the whole network's outputs."""
+
+    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
+        supernet = planted(kind, seed).to(device)
+        draw = generator(seed + 1)
+        supernet.search = SearchData(torch.randn(2, 1, SMALL.size, SMALL.size, generator=draw).to(device))
+        inputs = torch.randn(96, 1, SMALL.size, SMALL.size, generator=draw).to(device)
+        return Case(supernet, inputs, lambda network, x: network(x))
+
+    def selection(self, seed: int, device: str) -> Iterable[Expectation]:
+        supernet = self.build("typical", seed, device).target
+        table, trial = SMALL.macs_table(), Trial(supernet.extract, supernet.search)
+        path = slim(supernet, table, trial, 0.5)
+        for before, after in pairwise(path):
+            rates = []
+            for _, state in moves(before.state, importance(supernet.probabilities())):
+                gain = sum(SMALL.cost(p).macs for p in before.state.parts()) - sum(
+                    SMALL.cost(p).macs for p in state.parts()
+                )
+                if gain > 0:
+                    rates.append((before.quality - trial(state)) / gain)
+            taken = (before.quality - after.quality) / (after.benefit - before.benefit)
+            yield Expectation(f"loss a MAC of {after.move}", torch.tensor(min(rates)), torch.tensor(taken))
+        scores = importance(supernet.probabilities())
+        start = SMALL.largest()
+        deep = [position for position in scores if SMALL.depths[position[0]] > 1]
+        ranked = sorted(deep, key=lambda position: scores[position])
+        least = next(state for name, state in moves(start, scores) if name.startswith("remove"))
+        gone = [(j, i) for j, i, kind in least.positions() if kind == "identity"]
+        yield Expectation("the least important block", torch.tensor(ranked[0]), torch.tensor(gone[0]))
+        for given, by_hand in (({"4d": 0.6, "identity": 0.4}, 1.5), ({"4d": 0.3, "3d": 0.5, "identity": 0.2}, 4.0)):
+            found = importance({(2, 0): given})[2, 0]
+            yield Expectation(f"importance of {given}", torch.tensor(by_hand), torch.tensor(found))
+        letters = greedy(frozenset("abcd"), subsets, quality, benefit, -1.0)
+        # a costs 0.5 a unit of time, b and c cost 1: the first of equals; d costs nothing but gains nothing either.
+        yield Expectation(
+            "order of a toy walk",
+            torch.tensor([-15.0, -5.0, -4.0, 0.0]),
+            torch.tensor([step.benefit for step in letters]),
+        )
+
+    def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
+        case = self.build("typical", seed, device)
+        supernet, x = case.target, case.inputs[:8]
+        start = SMALL.largest()
+        yield Expectation("outputs of the whole network", supernet(x), supernet.extract(start)(x))
+        shallow = start.replaced(2, 0, "4d").replaced(0, 1, "identity")
+        yield Expectation("outputs of a path", supernet.path(x, shallow), supernet.extract(shallow)(x))
+        narrow = shallow.narrowed(0)
+        numbers = torch.tensor(parameters(supernet.extract(narrow)))
+        yield Expectation("parameters", torch.tensor(SMALL.total(narrow).parameters), numbers)
+        dead = torch.randperm(32, generator=generator(seed))[:16]
+        with torch.no_grad():  # channels of the first stage that nothing reads
+            supernet.downs[0].conv.conv.weight[:, dead] = 0
+            for position in supernet.stages[0]:
+                position.choices["4d"].mlp.fc1.conv.weight[:, dead] = 0
+                position.choices["4d"].mlp.fc2.conv.weight[:, 64:] = 0  # nor half of the hidden units
+        yield Expectation("outputs without dead channels", supernet(x), supernet.extract(start.narrowed(0))(x))
+
+    def invalid(self, device: str) -> Iterable[Invalid]:
+        technique, case = LatencyDrivenSlimming(), self.build("typical", 0, device)
+        supernet, x = case.target, case.inputs
+        yield Invalid("a colour image", lambda: supernet(x.repeat(1, 3, 1, 1)), "must have shape (B, 1, 16, 16)")
+        yield Invalid("NaN to search on", lambda: SearchData(x * torch.nan), "not finite")
+        yield Invalid("labels of other images", lambda: SearchData(x, torch.zeros(3).long()), "as many labels")
+        yield Invalid("a width of 20", lambda: Space((20, 32, 32, 32), (1, 1, 1, 1)), "multiples of 16")
+        yield Invalid(
+            "a table of nothing", lambda: technique.apply(supernet, table=LatencyTable({})), "the table holds no"
+        )
+        nothing, training = planted("typical", 0), planted("typical", 0).train()
+        yield Invalid("nothing to search on", lambda: technique.apply(nothing), "supernet.search")
+        yield Invalid("a supernet in training mode", lambda: technique.apply(training), "eval mode")
+
+
+CASES = SlimmingCases()
+
+# --------------------------------------------------------------------------------------------------------------------
+# The loop
 
 NANO = Space((32, 48, 64, 96), (2, 2, 3, 3), 28, 1, 10, 2, heads=4, key_dim=8, ratio=2, layer_scale=0.5)
 
@@ -40,14 +152,6 @@ NANO = Space((32, 48, 64, 96), (2, 2, 3, 3), 28, 1, 10, 2, heads=4, key_dim=8, r
 def noise_of(text: str) -> float:
     """A number in [0, 1) that is fixed for each text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
-
-
-def draw(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The loop
 
 
 def subsets(state: frozenset[str]) -> list[tuple[str, frozenset[str]]]:
@@ -91,7 +195,7 @@ def test_a_gain_of_quality_comes_first() -> None:
 
 
 def test_random_paths_follow_the_generator_and_gain_with_every_move() -> None:
-    paths = [random_path(frozenset("abcd"), subsets, benefit, -4.0, draw(seed)) for seed in (1, 1, 2, 3, 4)]
+    paths = [random_path(frozenset("abcd"), subsets, benefit, -4.0, generator(seed)) for seed in (1, 1, 2, 3, 4)]
     assert paths[0] == paths[1]
     assert len({str(path) for path in paths}) > 1
     for path in paths:
@@ -130,7 +234,7 @@ def test_rules_hold_on_every_path(seed: int) -> None:
     assert path[-1].state.widths == (16,) * 4
     assert path[-1].state.depths() == (1,) * 4
     assert all(kind != "3d" for _, _, kind in path[-1].state.positions()), "the walk goes on to where no move is left"
-    walk = random_path(start, all_moves, lambda a: -table(a.parts()), 0.0, draw(seed))
+    walk = random_path(start, all_moves, lambda a: -table(a.parts()), 0.0, generator(seed))
     check_rules([state for _, state in walk], table)
     assert walk[-1][1].widths == (16,) * 4
 
@@ -152,11 +256,6 @@ def test_the_three_moves_by_hand() -> None:
     assert list(all_moves(smallest)) == []
 
 
-def test_importance_by_hand() -> None:
-    given = {(0, 0): {"4d": 0.6, "identity": 0.4}, (2, 0): {"4d": 0.3, "3d": 0.5, "identity": 0.2}}
-    assert importance(given) == pytest.approx({(0, 0): 1.5, (2, 0): 4.0})
-
-
 def test_a_planted_useless_block_goes_first() -> None:
     supernet = planted("typical", 0)
     position = supernet.stages[3][1]
@@ -164,7 +263,7 @@ def test_a_planted_useless_block_goes_first() -> None:
     for block in position.choices.values():
         block.ls1.gamma.data.zero_()
         block.ls2.gamma.data.zero_()
-    x = torch.randn(4, 1, 16, 16, generator=draw(0))
+    x = torch.randn(4, 1, 16, 16, generator=generator(0))
     trial = Trial(supernet.extract, SearchData(x))
     path = slim(supernet, SMALL.macs_table(), trial, 0.9)
     assert path[1].move == "remove 4.2"
@@ -215,14 +314,14 @@ def test_parts_of_l1_cost_what_l1_costs() -> None:
 def test_closed_forms_equal_the_counter(patch: int) -> None:
     space = Space((32, 16, 32, 48), (2, 1, 2, 2), 40, 3, 7, patch, heads=2, key_dim=4, ratio=2)
     table = space.macs_table()
-    walk = random_path(space.largest(), all_moves, lambda a: -table(a.parts()), 0.0, draw(1))
+    walk = random_path(space.largest(), all_moves, lambda a: -table(a.parts()), 0.0, generator(1))
     for _, architecture in walk[::3]:
         network = Network(space, architecture).eval()
         with torch.no_grad(), count() as tally:
             network(torch.zeros(2, 3, 40, 40))
         total = space.total(architecture)
         assert tally.macs == 2 * total.macs == 2 * table(architecture.parts())
-        assert sum(p.numel() for p in network.parameters()) == total.parameters
+        assert parameters(network) == total.parameters
 
 
 def test_every_part_is_built_as_it_costs() -> None:
@@ -232,7 +331,7 @@ def test_every_part_is_built_as_it_costs() -> None:
         with torch.no_grad(), count() as tally:
             module(space.example(part, 3))
         assert tally.macs == 3 * space.cost(part).macs, part
-        assert sum(p.numel() for p in module.parameters()) == space.cost(part).parameters, part
+        assert parameters(module) == space.cost(part).parameters, part
     with pytest.raises(ValueError, match="no part"):
         space.build(("5d", 1, 16))
 
@@ -243,24 +342,24 @@ def test_every_part_is_built_as_it_costs() -> None:
 
 def test_gumbel_noise_draws_each_choice_with_its_probability() -> None:
     logits = torch.tensor([1.0, 0.0, -1.0])
-    weights = path_weights(logits.expand(20_000, 3), 0.5, "gumbel", draw(0))
+    weights = path_weights(logits.expand(20_000, 3), 0.5, "gumbel", generator(0))
     torch.testing.assert_close(weights.sum(-1), torch.ones(20_000))
     shares = weights.argmax(-1).bincount(minlength=3) / 20_000
     torch.testing.assert_close(shares, logits.softmax(-1), atol=0.015, rtol=0)
 
 
 def test_uniform_noise_never_draws_a_choice_that_is_one_behind() -> None:
-    weights = path_weights(torch.tensor([1.0, 0.0, -1.0]).expand(20_000, 3), 0.5, "uniform", draw(0))
+    weights = path_weights(torch.tensor([1.0, 0.0, -1.0]).expand(20_000, 3), 0.5, "uniform", generator(0))
     assert weights.argmax(-1).unique().tolist() == [0]
-    close = path_weights(torch.tensor([0.5, 0.0]).expand(20_000, 2), 0.5, "uniform", draw(0))
+    close = path_weights(torch.tensor([0.5, 0.0]).expand(20_000, 2), 0.5, "uniform", generator(0))
     # P(u2 - u1 > 1/2) of two uniform numbers is 1/8; softmax would say 0.38.
     assert (close.argmax(-1) == 1).double().mean().item() == pytest.approx(1 / 8, abs=0.01)
 
 
 def test_low_temperature_runs_one_choice() -> None:
-    weights = path_weights(torch.zeros(100, 3), 1e-3, "gumbel", draw(0))
+    weights = path_weights(torch.zeros(100, 3), 1e-3, "gumbel", generator(0))
     assert (weights.amax(-1) > 0.99).double().mean().item() > 0.95
-    assert torch.equal(weights, path_weights(torch.zeros(100, 3), 1e-3, "gumbel", draw(0)))
+    assert torch.equal(weights, path_weights(torch.zeros(100, 3), 1e-3, "gumbel", generator(0)))
     with pytest.raises(ValueError, match="temperature"):
         path_weights(torch.zeros(3), 0.0)
     with pytest.raises(ValueError, match="noise must be"):
@@ -286,7 +385,7 @@ def test_training_mixes_and_reaches_every_importance() -> None:
 def test_a_mix_of_one_choice_is_that_choice() -> None:
     supernet = planted("typical", 1)
     position = supernet.stages[2][0]
-    x = torch.randn(2, 16, 2, 2, generator=draw(0))
+    x = torch.randn(2, 16, 2, 2, generator=generator(0))
     torch.testing.assert_close(position(x, torch.tensor([0.0, 0.0, 1.0])), x)
     torch.testing.assert_close(position(x, torch.tensor([1.0, 0.0, 0.0])), position.choices["4d"](x))
     tokens = position.choices["3d"](x.flatten(2).transpose(1, 2))
@@ -295,7 +394,7 @@ def test_a_mix_of_one_choice_is_that_choice() -> None:
 
 def test_attention_in_front_of_the_last_downsampling() -> None:
     supernet = planted("typical", 2)
-    x = torch.randn(3, 1, 16, 16, generator=draw(0))
+    x = torch.randn(3, 1, 16, 16, generator=generator(0))
     start = SMALL.largest()
     assert start.blocks[2] == ("3d",)
     torch.testing.assert_close(supernet.extract(start)(x), supernet(x))
@@ -337,7 +436,7 @@ def test_change_by_hand() -> None:
 
 
 def test_trials_score_by_labels_or_by_the_first_outputs() -> None:
-    x = torch.randn(40, 1, 1, 1, generator=draw(0))
+    x = torch.randn(40, 1, 1, 1, generator=generator(0))
 
     def build(scale: float) -> nn.Module:
         class Scaled(nn.Module):
@@ -376,3 +475,18 @@ def test_search_data_say_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="calibration of the search data"):
         SearchData(torch.zeros(3, 1, 2, 2), calibration=torch.zeros(3, 1))
     assert SearchData(torch.zeros(3, 1, 2, 2), calibration=torch.zeros(5, 1, 2, 2)).samples() == 8
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the experiment found
+
+
+def test_the_contender_is_what_the_committed_record_found() -> None:
+    path = committed("latency-driven-slimming", "fashion-slimming").tables["path"].records()
+    half = path[0]["ms"] / 2
+    assert experiment.FOUND.text() == next(step["network"] for step in path if step["ms"] <= half)
+    drawn = [experiment.at_random(seed) for seed in (0, 0, 1)]
+    texts = [network.architecture.text() for network in drawn]
+    assert texts[0] == texts[1] != texts[2]
+    space = experiment.AT_32
+    assert all(space.total(n.architecture).macs <= space.total(experiment.FOUND).macs for n in drawn)

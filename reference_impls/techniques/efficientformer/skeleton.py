@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
 from reference_impls.contract import (
     Handle,
+    Number,
     Redundancy,
     Setting,
+    Switch,
     Technique,
     UnsupportedHost,
-    check_range,
     check_tensor,
+    warn_no_effect,
 )
 from reference_impls.layers.layout import Flatten, Size, as_map
 from reference_impls.layers.norm import fold_batch_norm
@@ -276,14 +278,26 @@ class ResolutionTechnique(Technique):
     """
 
     network: ClassVar[type[TwoHeads]]
+    knobs: ClassVar = {
+        "fuse": Switch(True, about="fold batch norm into the convolutions, and merge the two heads"),
+        "scale": Number(1.0, low=0, high=1, low_open=True, about="share of the side at which images are seen"),
+        "tolerance": Number(
+            None,
+            low=0,
+            high=1,
+            optional=True,
+            about="see each batch at the smallest size at which all of its images keep all but this share of their "
+            "variance",
+        ),
+    }
 
     def settings(self) -> list[Setting]:
         return [
             Setting("as trained", {"fuse": False}, off=True),
-            Setting("as coarse as the images allow", {"fuse": False, "tolerance": 0.02}, adaptive=True),
             Setting("fused", {}),
             Setting("three quarters of the side", {"scale": 0.75}),
             Setting("half of the side", {"scale": 0.5}),
+            Setting("as coarse as the images allow", {"fuse": False, "tolerance": 0.02}, adaptive=True),
         ]
 
     @torch.no_grad()
@@ -297,21 +311,14 @@ class ResolutionTechnique(Technique):
         where = {name: neighbour_similarity(x).mean().item() for name, x in maps.items()}
         return Redundancy(where["image"], "likeness of neighbouring pixels", where)
 
-    def apply(  # type: ignore[override]  # its knobs by name
-        self, target: TwoHeads, *, fuse: bool = True, scale: float = 1.0, tolerance: float | None = None
-    ) -> Handle:
-        """Knobs: `fuse` folds batch norm and merges the heads; `scale`, in (0, 1], of the side at which images are
-        seen; with `tolerance`, each batch is seen at the smallest size at which all of its images keep all of their
-        variance but that share (`coarsest`). The host itself is not changed.
+    def attach(self, target: TwoHeads, /, fuse: bool, scale: float, tolerance: float | None) -> Handle:
+        """Make what runs in the target's place (`Resolved`); the target itself is not changed.
 
-        The trace holds the `size` at which the last images were seen, and the `MACs` of the network on one.
+        The trace holds the `size` at which the last images were seen, and the `macs` of the network on one.
         """
         self._check(target)
-        if not isinstance(fuse, bool):
-            raise TypeError(f"fuse must be True or False, got {fuse!r}")
-        check_range("scale", scale, 0, 1, low_open=True)
-        if tolerance is not None:
-            check_range("tolerance", tolerance, 0, 1)
+        if not fuse and scale == 1 and tolerance is None:
+            warn_no_effect(self.id, "the network is neither fused nor shown fewer pixels")
         runner = Resolved(target.fuse() if fuse else target, scale, tolerance)
         return Handle(runner, trace=lambda: {"size": runner.size, "macs": runner.network.macs(runner.size)})
 

@@ -27,17 +27,18 @@ Below stand the score, the moves and the class of the contract.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from reference_impls.accounting.latency import LatencyTable
 from reference_impls.contract import (
+    Given,
     Handle,
+    Number,
     Redundancy,
     Setting,
     Technique,
@@ -174,12 +175,22 @@ class FineGrainedJointSearch(Technique):
 
     id = "fine-grained-joint-search"
     execution = "real"
+    knobs: ClassVar = {
+        "target": Number(
+            2.0, low=1, about="mobile efficiency score to reach, as a multiple of the largest sub-network's"
+        ),
+        "tolerance": Number(
+            None, low=0, optional=True, about="largest loss of quality that a single move may cost; None: any"
+        ),
+        "table": Given(None, about="latencies of the parts, a `LatencyTable`; None: exact MACs"),
+        "exponents": Given({"size": 0.5, "latency": 1.0}, about="how much size and latency weigh in the score"),
+    }
 
     def settings(self) -> list[Setting]:
         return [
             Setting("largest", {"target": 1.0}, off=True),
             Setting("what costs nothing", {"target": 1e6, "tolerance": 1e-4}, adaptive=True),
-            Setting("twice the score", {"target": 2.0}),
+            Setting("smallest", {"target": 1e6}),
         ]
 
     @torch.no_grad()
@@ -197,29 +208,21 @@ class FineGrainedJointSearch(Technique):
         }
         return Redundancy(sum(where.values()) / len(where), "mean indifference of the output to a move", where)
 
-    def apply(  # type: ignore[override]  # its knobs by name
+    def attach(
         self,
         supernet: Slimmable,
-        *,
-        target: float = 2.0,
-        tolerance: float = math.inf,
-        table: LatencyTable | None = None,
-        exponents: Mapping[str, float] = EXPONENTS,
+        /,
+        target: float,
+        tolerance: float | None,
+        table: LatencyTable | None,
+        exponents: Mapping[str, float],
     ) -> Handle:
         """Search a sub-network; the handle's target is a plain `Network`, and the supernet stays as it is.
 
-        Args:
-            target: mobile efficiency score to reach, as a multiple of the largest sub-network's.
-            tolerance: largest loss of quality that a single move may cost.
-            table: latencies of the parts; exact operation counts where none is given.
-            exponents: weights of "size" and "latency" in the score.
-
         The trace holds the final `subnet` and those `evaluated` on the way.
-        Raises: UnsupportedHost; TypeError or ValueError for a bad knob.
+        Raises: UnsupportedHost; ValueError for a supernet without `search` data, or bad exponents.
         """
         self._check(supernet)
-        check_range("target", target, 1)
-        check_range("tolerance", min(tolerance, sys.float_info.max), 0)
         if supernet.search is None:
             raise ValueError("there is nothing to evaluate candidates on: set supernet.search = SearchData(x, y)")
         if target == 1:
@@ -228,7 +231,9 @@ class FineGrainedJointSearch(Technique):
         copied = supernet.search.calibration is not None
         trial = Trial(supernet.extract if copied else supernet.view, supernet.search)
         efficiency = Efficiency.of(supernet.space, table or supernet.space.macs_table(), exponents)
-        path = joint_search(supernet, efficiency, trial, target * SCORE, tolerance=tolerance)
+        path = joint_search(
+            supernet, efficiency, trial, target * SCORE, tolerance=math.inf if tolerance is None else tolerance
+        )
         trace = {"subnet": path[-1].state, "evaluated": tuple(trial.evaluated)}
         return Handle(supernet.extract(path[-1].state), trace=lambda: trace)
 

@@ -26,21 +26,21 @@ class of the contract.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from reference_impls.accounting.latency import LatencyTable
 from reference_impls.contract import (
+    Given,
     Handle,
+    Number,
     Redundancy,
     Setting,
     Technique,
     UnsupportedHost,
-    check_range,
     warn_no_effect,
 )
 from reference_impls.techniques.latency_driven_slimming.networks import (
@@ -161,6 +161,13 @@ class LatencyDrivenSlimming(Technique):
 
     id = "latency-driven-slimming"
     execution = "real"
+    knobs: ClassVar = {
+        "target": Number(0.5, low=0, high=1, about="latency to reach, as a share of the largest network's"),
+        "tolerance": Number(
+            None, low=0, optional=True, about="largest loss of quality that a single move may cost; None: any"
+        ),
+        "table": Given(None, about="latencies of the parts, a `LatencyTable`; None: exact MACs"),
+    }
 
     def settings(self) -> list[Setting]:
         return [
@@ -185,33 +192,27 @@ class LatencyDrivenSlimming(Technique):
         }
         return Redundancy(sum(where.values()) / len(where), "mean indifference of the output to a block", where)
 
-    def apply(  # type: ignore[override]  # its knobs by name
-        self,
-        supernet: Supernet,
-        *,
-        target: float = 0.5,
-        tolerance: float = math.inf,
-        table: LatencyTable | None = None,
+    def attach(
+        self, supernet: Supernet, /, target: float, tolerance: float | None, table: LatencyTable | None
     ) -> Handle:
         """Slim the network; the handle's target is a plain `Network`, and the supernet stays as it is.
 
-        Args:
-            target: latency to reach, as a share of the largest network's.
-            tolerance: largest loss of quality that a single move may cost.
-            table: latencies of the parts; exact operation counts where none is given.
-
         The trace holds the final `architecture` and those `evaluated` on the way.
-        Raises: UnsupportedHost; TypeError or ValueError for a bad knob.
+        Raises: UnsupportedHost; ValueError for a supernet without `search` data.
         """
         self._check(supernet)
-        check_range("target", target, 0, 1)
-        check_range("tolerance", min(tolerance, sys.float_info.max), 0)
         if supernet.search is None:
             raise ValueError("there is nothing to evaluate candidates on: set supernet.search = SearchData(x, y)")
         if target == 1:
             warn_no_effect(self.id, "the target is the latency of the whole network")
         trial = Trial(supernet.extract, supernet.search)
-        path = slim(supernet, table or supernet.space.macs_table(), trial, target, tolerance=tolerance)
+        path = slim(
+            supernet,
+            table or supernet.space.macs_table(),
+            trial,
+            target,
+            tolerance=math.inf if tolerance is None else tolerance,
+        )
         trace = {"architecture": path[-1].state, "evaluated": tuple(trial.evaluated)}
         return Handle(supernet.extract(path[-1].state), trace=lambda: trace)
 

@@ -1,0 +1,229 @@
+"""Where whole networks meet: all trained from scratch by one recipe on Fashion-MNIST, beside MobileNetV2.
+
+Images are padded to 32 x 32 pixels. At that size the published networks, which halve the image five times, would end on
+a single pixel, so all of them halve it four times here: every stem has a stride of 2, the first stage works on 16 x 16
+pixels and the last one on 2 x 2. (MobileNetV2 gives up the stride of its second stage for it.)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reference_impls.accounting.closed_form import closed_form
+from reference_impls.accounting.count import count
+from reference_impls.accounting.record import Measured, Record
+from reference_impls.benchmarks.compact_networks.searches import LAST, deployed
+from reference_impls.data.controls import shuffled_pixels, white_noise
+from reference_impls.data.splits import TITLES, Part, split, standardised
+from reference_impls.layers.conv import ConvNorm
+from reference_impls.models.mobilenet_v2 import MobileNetV2, scaled
+from reference_impls.redundancy.spatial_similarity import neighbour_similarity
+from reference_impls.study import (
+    BASELINE,
+    Plan,
+    Recipe,
+    Study,
+    accuracy,
+    contenders,
+    forward,
+    measure_calls,
+    over_items,
+    pooled,
+    seeded,
+    table,
+    train,
+    trained,
+)
+from reference_impls.techniques.efficientformer.skeleton import TwoHeads
+
+SIDE = 32
+EQUAL_MACS, SHORTER, AT_RANDOM = "MobileNetV2 at equal MACs", "shorter training", "random architecture"
+CONTROLS = {
+    EQUAL_MACS: "MobileNetV2, as narrow or as wide as makes it take as many MACs as the network.",
+    SHORTER: "The baseline, in so few steps that its training takes as many MACs; of networks that take fewer.",
+    AT_RANDOM: "Of its search space, what moves drawn at random reach at no more MACs; another one each seed.",
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network that takes part.
+
+    `build(seed)`: untrained, for grey images of 32 x 32 pixels and 10 classes. `at_random(seed)`: another one of the
+    same search space, of at most as many MACs; None for a network that no search of ours found.
+    """
+
+    network: str
+    build: Callable[[int], nn.Module]
+    at_random: Callable[[int], nn.Module] | None = None
+    search: str = ""
+    """What finding it took, which no figure counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionPlan(Plan):
+    images: int
+    test: int
+    recipe: Recipe
+    multiplier: float = 0.35
+    """Width of the baseline, among the contenders by its MACs."""
+    batch: int = 64
+    needs: tuple[str, ...] = ("fashion-mnist",)
+
+
+FASHION = {
+    "smoke": FashionPlan(repetitions=3, images=256, test=256, recipe=Recipe(1, 4e-3, 64)),
+    "full": FashionPlan(seeds=(0, 1, 2), images=4000, test=4000, recipe=Recipe(4, 4e-3, 64)),
+}
+
+
+class OnSmallImages(nn.Module):
+    """An EfficientFormer made for twice the side, whose stem halves its images once instead of twice."""
+
+    def __init__(self, network: TwoHeads) -> None:
+        super().__init__()
+        stem = network.stem
+        self.stem = nn.Sequential(ConvNorm(network.config.in_channels, network.config.widths[0], 3, 2), stem.act)
+        self.network = network
+        network.stem = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, S, S) -> logits (B, classes)."""
+        x = self.stem(x)
+        for stage in self.network.stages:
+            x = stage(x)
+        logits: Tensor = self.network.forward_head(self.network.pool(x))  # type: ignore[assignment]
+        return logits
+
+
+def mobilenet(multiplier: float) -> MobileNetV2:
+    """MobileNetV2 for 32 x 32 pixels; widths are multiples of 4, and the last layer's is scaled as well."""
+    last = scaled(1280, multiplier)
+    return MobileNetV2(multiplier, 10, in_channels=1, strides=(1, 1, 2, 2, 1, 2, 1), step=4, last=last)
+
+
+@cache
+def multiplier_for(macs: int) -> float:
+    """The width, in hundredths, at which MobileNetV2 comes nearest to so many MACs."""
+
+    def distance(multiplier: float) -> int:
+        return abs(closed_form(mobilenet(multiplier), (1, SIDE, SIDE)).macs - macs)
+
+    with torch.device("meta"):
+        return min((hundredths / 100 for hundredths in range(2, 101)), key=distance)
+
+
+def macs_of(network: nn.Module) -> int:
+    """Counted MACs for one image."""
+    with count() as tally:
+        forward(network.eval(), torch.zeros(1, 1, SIDE, SIDE))()
+    return tally.macs
+
+
+def meet(study: Study[FashionPlan]) -> Record:
+    """Accuracy, MACs, parameters and wall-clock of every contender, of MobileNetV2, and of the controls."""
+    plan = study.plan
+    parts = split("fashion-mnist", plan.images, test=plan.test)
+    parts = standardised(parts.mapped(lambda x: F.pad(x, [(SIDE - x.shape[-1]) // 2] * 4)))
+    batch = parts.test.x[: plan.batch]
+    sent = [
+        (technique, one) for technique, those in contenders(study.owner, study.scenario.name).items() for one in those
+    ]
+    calls: dict[tuple[str, str | None], list[Callable[[], object]]] = defaultdict(list)
+    sizes: dict[tuple[str, str | None], list[Any]] = {}
+
+    def add(series: str, network: str | None, build: Callable[[], nn.Module], share: float = 1.0) -> None:
+        study.progress(f"train {series} {network or ''}", plan.seeds.index(seed), len(plan.seeds))
+        model = _trained(build, parts.train, plan.recipe, seed, share)
+        study.add(series, _knobs(network), score=accuracy(model, *parts.test))
+        sizes.setdefault((series, network), [network, series, sum(p.numel() for p in model.parameters()), share])
+        calls[series, network].append(forward(deployed(model), batch))
+
+    dense = partial(mobilenet, plan.multiplier)
+    whole = macs_of(dense())
+    for seed in plan.seeds:
+        add(BASELINE, None, dense)
+        for technique, one in sent:
+            macs = macs_of(one.build(seed))
+            add(technique, one.network, partial(one.build, seed))
+            add(EQUAL_MACS, one.network, partial(mobilenet, multiplier_for(macs)))
+            if macs < whole:
+                add(SHORTER, one.network, dense, share=macs / whole)
+            if one.at_random:
+                add(AT_RANDOM, one.network, partial(one.at_random, seed))
+    numbered = {f"{key} {n}": call for key, those in calls.items() for n, call in enumerate(those)}
+    costs = measure_calls(
+        numbered,
+        units=dict.fromkeys(numbered, len(batch)),
+        repetitions=plan.repetitions,
+        threads=study.context.threads,
+    )
+    for key, those in calls.items():
+        series, network = key
+        study.add(series, _knobs(network), cost=pooled([costs[f"{key} {n}"] for n in range(len(those))]))
+    likeness = over_items(neighbour_similarity(parts.test.x).tolist())
+    nulls = {"pixels in random order": shuffled_pixels(batch), "white noise": white_noise(batch)}
+    return study.record(
+        data=f"{TITLES['fashion-mnist']}, padded to {SIDE} x {SIDE} pixels: {len(parts.train.x):,} images to train on, "
+        f"{len(parts.test.x):,} to test",
+        model=f"the baseline is MobileNetV2 x{plan.multiplier:g}; every network has a stem of stride 2 and halves its "
+        "images four times",
+        unit=f"one image, in a batch of {plan.batch}",
+        knobs=("network",),
+        metric="accuracy",
+        controls=CONTROLS,
+        redundancy=Measured(
+            **dict(likeness),
+            measure="likeness of neighbouring pixels",
+            null={name: neighbour_similarity(x).mean().item() for name, x in nulls.items()},
+        ),
+        notes=(
+            (
+                f"All networks are trained from scratch by one recipe: AdamW, {plan.recipe.epochs} epochs in batches "
+                f"of {plan.recipe.batch_size}, learning rate {plan.recipe.lr:g}, no augmentation, no teacher."
+            ),
+            (
+                "At 32 pixels the five halvings of the published networks would end on one pixel. The stems of the "
+                "EfficientFormers have a stride of 2 instead of 4, MobileNetV2's second stage one of 1 instead of 2."
+            ),
+            (
+                "Batch norms are folded and weights channels last for the timing; MACs, bytes and time are over the "
+                "networks of all seeds."
+            ),
+            *(f"{one.network}: {one.search}" for _, one in sent if one.search),
+        ),
+        tables={
+            "networks": table(
+                "Parameters as trained, and the share of the recipe's steps that the training had; of random "
+                "architectures, that of the first seed.",
+                ("network", "variant", "parameters", "steps"),
+                list(sizes.values()),
+            )
+        },
+    )
+
+
+def _knobs(network: str | None) -> dict[str, str]:
+    return {} if network is None else {"network": network}
+
+
+def _trained(build: Callable[[], nn.Module], part: Part, recipe: Recipe, seed: int, share: float) -> nn.Module:
+    """The network trained with a seed, in a share of the recipe's steps; from the cache if it was before."""
+    network = seeded(seed, build)
+    if share < 1:
+        shown = round(share * recipe.epochs * len(part.x))
+        part, recipe = part.rows(torch.arange(shown) % len(part.x)), replace(recipe, epochs=1)
+    return trained(
+        "networks-fashion",
+        {"network": str(network), "recipe": recipe, "shown": len(part.x), "seed": seed},
+        lambda: seeded(seed, build).to(memory_format=LAST),
+        lambda network: train(network, *part, recipe, seed=seed),
+    )

@@ -1,0 +1,17 @@
+"""Networks of timm, where it is installed: an option that nothing here depends on."""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+
+
+def timm_network(name: str) -> nn.Module | None:
+    """A network of timm with random weights, in evaluation mode; None where timm, or what it imports, is missing."""
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError:
+        return None
+    network: nn.Module = timm.create_model(name).eval()
+    return network
