@@ -116,7 +116,7 @@ with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as
 # %% [markdown]
 # Does the network still answer rightly? Below, a small EfficientFormer on handwritten digits that were enlarged to 64
 # pixels, and on clothes enlarged to 96 (three trainings each). Trained at the largest size only, it cannot read the
-# same images at fewer pixels, though hardly anything of them is lost, not even with the statistics of batch norm
+# same images at lower resolution, though hardly anything of them is lost, not even with the statistics of batch norm
 # recalibrated; trained at all sizes, it can. That the *data* are redundant is not enough: the network has to have
 # learnt so. What all sizes share is batch norm, and its statistics fit none of them well: recalibrated at the size
 # that the network runs at, they give most of the loss back. Cropping, which keeps as many pixels, shows that it is the

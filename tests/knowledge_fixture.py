@@ -130,7 +130,7 @@ class TokenMerging(Technique):
     def apply(self, host):
         """Apply."""
 ''',
-    EXPERIMENTS: """from reference_impls.experiments.harness import Scenario
+    EXPERIMENTS: """from reference_impls.study import Scenario
 
 SCENARIOS = (Scenario("photos", "Photos", run=None, assets={}),)
 """,

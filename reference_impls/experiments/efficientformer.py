@@ -1,6 +1,6 @@
 """Experiments of EfficientFormer, all of them in the benchmark of compact networks.
 
-- `digits-resolution`, `fashion-resolution`: a small trained network that sees its images at fewer pixels.
+- `digits-resolution`, `fashion-resolution`: a small trained network that runs at lower resolution.
 - `latency-224`: L1 and L3 beside MobileNetV2 and EfficientFormerV2-S0, one image on one thread.
 """
 

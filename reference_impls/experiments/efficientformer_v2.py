@@ -1,6 +1,6 @@
 """Experiments of EfficientFormerV2, all of them in the benchmark of compact networks.
 
-- `digits-resolution`, `fashion-resolution`: a small trained network that sees its images at fewer pixels.
+- `digits-resolution`, `fashion-resolution`: a small trained network that runs at lower resolution.
 - `latency-224`: S0, S1 and S2 beside MobileNetV2 and EfficientFormer-L1, one image on one thread.
 """
 

@@ -1,6 +1,6 @@
 """Whole networks of the EfficientFormer family.
 
-- `resolution`: a small network, trained, then run on fewer pixels; against cropping, and weights that saw one size.
+- `resolution`: a small network, trained, then run at lower resolution; against cropping, and weights that saw one size.
 - `latency`: networks of full size beside MobileNetV2 on one thread, as torch runs them and compiled.
 """
 
@@ -48,14 +48,14 @@ from reference_impls.study import (
 from reference_impls.techniques.efficientformer.skeleton import ResolutionTechnique, TwoHeads, smaller_sizes
 
 # --------------------------------------------------------------------------------------------------------------------
-# A small trained network on fewer pixels
+# A small trained network at lower resolution
 
 RECALIBRATED, CROPPED = "batch norm recalibrated", "cropped"
 ONE_SIZE, ONE_SIZE_RECALIBRATED = "trained at one size", "trained at one size, batch norm recalibrated"
 CONTROLS = {
     RECALIBRATED: "The same weights, with batch norm recalibrated on 512 training images of the size seen.",
     CROPPED: "As many pixels, cut out of the middle of the image at its own resolution instead.",
-    ONE_SIZE: "The baseline's weights, which saw one size only, on fewer pixels.",
+    ONE_SIZE: "The baseline's weights, which saw one size only, at lower resolution.",
     ONE_SIZE_RECALIBRATED: "Those weights, with batch norm recalibrated on training images of the smaller size.",
 }
 TOLERANCE = 0.02
