@@ -8,6 +8,7 @@ from torch import nn
 
 from reference_impls.accounting.closed_form import Footprint, closed_form
 from reference_impls.accounting.count import count
+from reference_impls.benchmarks.compact_networks.networks_fashion import SIDE, mobilenet, multiplier_for
 from reference_impls.experiments.efficientformer_v2 import NANO, TECHNIQUE
 from reference_impls.layers.residual import FeedForward
 from reference_impls.layers.weights import randomise_parameters
@@ -229,7 +230,17 @@ def test_counts_of_mobilenet_v2(multiplier: float, expected: int, fused: int, ma
     assert tally.macs == macs == closed_form(network, (3, 224, 224)).macs
 
 
+@torch.no_grad()
+def test_mobilenet_v2_for_small_images() -> None:
+    for macs in (600_000, 1_700_000, 4_000_000):
+        network = mobilenet(multiplier_for(macs)).eval()
+        with count() as tally:
+            assert network(torch.zeros(1, 1, SIDE, SIDE)).shape == (1, 10)
+        assert tally.macs == closed_form(network, (1, SIDE, SIDE)).macs == pytest.approx(macs, rel=0.15)
+
+
 def test_widths_of_mobilenet_v2() -> None:
+    assert scaled(32, 0.1, step=4) == 4
     assert [scaled(width, 0.35) for width in (32, 16, 24)] == [16, 8, 8]
     assert [scaled(width, 1.4) for width in (32, 16, 96, 1280)] == [48, 24, 136, 1792]
 

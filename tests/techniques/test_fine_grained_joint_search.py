@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -419,7 +419,9 @@ def test_the_contender_is_what_the_committed_record_found() -> None:
     rows = committed("fine-grained-joint-search", "fashion-search").tables["found"].records()
     (found,) = (row["network"] for row in rows if row["target"] == 4 and row["method"] == "greedy")
     assert experiment.FOUND.text() == found
-    drawn = [experiment.at_random(seed) for seed in (0, 0, 1)]
+    (contender,) = experiment.CONTENDERS["compact-networks/networks-fashion"]
+    assert contender.at_random is not None
+    drawn: list[Any] = [contender.at_random(seed) for seed in (0, 0, 1)]
     assert drawn[0].subnet == drawn[1].subnet != drawn[2].subnet
     space = experiment.FASHION.space
     assert all(space.total(network.subnet).macs <= space.total(experiment.FOUND).macs for network in drawn)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -485,8 +485,10 @@ def test_the_contender_is_what_the_committed_record_found() -> None:
     path = committed("latency-driven-slimming", "fashion-slimming").tables["path"].records()
     half = path[0]["ms"] / 2
     assert experiment.FOUND.text() == next(step["network"] for step in path if step["ms"] <= half)
-    drawn = [experiment.at_random(seed) for seed in (0, 0, 1)]
+    (contender,) = experiment.CONTENDERS["compact-networks/networks-fashion"]
+    assert contender.at_random is not None
+    drawn: list[Any] = [contender.at_random(seed) for seed in (0, 0, 1)]
     texts = [network.architecture.text() for network in drawn]
     assert texts[0] == texts[1] != texts[2]
-    space = experiment.AT_32
+    space = drawn[0].space
     assert all(space.total(n.architecture).macs <= space.total(experiment.FOUND).macs for n in drawn)

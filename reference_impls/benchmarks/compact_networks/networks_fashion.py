@@ -7,6 +7,7 @@ pixels and the last one on 2 x 2. (MobileNetV2 gives up the stride of its second
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Measured, Record
 from reference_impls.benchmarks.compact_networks.searches import LAST, deployed
+from reference_impls.contract import generator
 from reference_impls.data.controls import shuffled_pixels, white_noise
 from reference_impls.data.splits import TITLES, Part, split, standardised
 from reference_impls.layers.conv import ConvNorm
@@ -43,6 +45,7 @@ from reference_impls.study import (
     trained,
 )
 from reference_impls.techniques.efficientformer.skeleton import TwoHeads
+from reference_impls.techniques.latency_driven_slimming.search import Moves, random_path
 
 SIDE = 32
 EQUAL_MACS, SHORTER, AT_RANDOM = "MobileNetV2 at equal MACs", "shorter training", "random architecture"
@@ -66,6 +69,20 @@ class Contender:
     at_random: Callable[[int], nn.Module] | None = None
     search: str = ""
     """What finding it took, which no figure counts."""
+
+
+def found_by_search(
+    network: str, space: Any, found: Any, make: Callable[[Any, Any], nn.Module], moves: Moves[Any], how: str
+) -> Contender:
+    """What a search found in a space, beside what random moves reach. `make(space, choice)` builds a network."""
+
+    def at_random(seed: int) -> nn.Module:
+        most = space.total(found).macs
+        steps = random_path(space.largest(), moves, lambda choice: -space.total(choice).macs, -most, generator(seed))
+        return seeded(seed, lambda: make(space, steps[-1][1]))
+
+    search = f"found in {how}, by the first seed; the training of that supernet and the walk are counted nowhere."
+    return Contender(network, lambda seed: seeded(seed, lambda: make(space, found)), at_random, search)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +131,13 @@ def mobilenet(multiplier: float) -> MobileNetV2:
 def multiplier_for(macs: int) -> float:
     """The width, in hundredths, at which MobileNetV2 comes nearest to so many MACs."""
 
-    def distance(multiplier: float) -> int:
-        return abs(closed_form(mobilenet(multiplier), (1, SIDE, SIDE)).macs - macs)
+    def size(hundredths: int) -> int:
+        with torch.device("meta"):
+            return closed_form(mobilenet(hundredths / 100), (1, SIDE, SIDE)).macs
 
-    with torch.device("meta"):
-        return min((hundredths / 100 for hundredths in range(2, 101)), key=distance)
+    widths = range(2, 101)
+    above = bisect_left(widths, macs, key=size)
+    return min(widths[max(above - 1, 0) : above + 1], key=lambda hundredths: abs(size(hundredths) - macs)) / 100
 
 
 def macs_of(network: nn.Module) -> int:

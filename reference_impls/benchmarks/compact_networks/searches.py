@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_impls.accounting.latency import LatencyTable, measure_table
-from reference_impls.accounting.record import Measured, Table
+from reference_impls.accounting.record import Measured, Record, Table
 from reference_impls.contract import Technique, generator
 from reference_impls.data.splits import TITLES, Labelled, Split, split, standardised
 from reference_impls.layers.norm import fold_batch_norm, recalibrate
@@ -38,7 +38,7 @@ from reference_impls.study import (
     train,
     trained,
 )
-from reference_impls.techniques.latency_driven_slimming.search import SearchData, Step
+from reference_impls.techniques.latency_driven_slimming.search import SearchData, Step, Trial
 
 
 class Searched(Protocol):
@@ -53,6 +53,10 @@ LAST = torch.channels_last
 """The memory layout of all networks here: several times as fast on a CPU for feature maps this small."""
 QUIET = 10
 """Percentile of the repetitions that latency tables hold, and that they are compared with."""
+WEIGHTS = (
+    "`inherited`: weights of the supernet, batch norms recalibrated on training images. `from scratch`: the same "
+    "architecture trained alone, {}. The baseline is trained from scratch."
+)
 NOTES = (
     "The search sees validation images only; accuracies are of the test images.",
     "MACs, bytes and time are over the networks of all seeds; batch norms are folded for the timing.",
@@ -130,17 +134,15 @@ class SearchPlan(Plan):
             lambda network: train(network, *part.train, self.recipe, seed=seed, loss=loss),
         )
 
-    def title(self, part: Split) -> str:
-        """The data, for the record."""
-        return (
-            f"{TITLES[self.data]}, {self.space.size} x {self.space.size}: for each seed {self.images:,} images to "
-            f"train on and {self.validation:,} to search on; {len(part.test.x):,} test images"
-        )
-
 
 def search_data(part: Split) -> SearchData:
     """What a search may look at: validation images, and training images to recalibrate batch norms on."""
     return SearchData(*part.held, part.train.x[:256])
+
+
+def trial(supernet: Any) -> Trial[Any]:
+    """Accuracy of the supernet's networks on what the search may look at."""
+    return Trial(lambda state: supernet.extract(state).to(memory_format=LAST), supernet.search)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -182,6 +184,29 @@ class Fold(Generic[State]):
     """Of the technique."""
     found: dict[tuple[str, float], list[State]]
     """Series and target -> the states found; several where the method draws."""
+    evaluations: int = 0
+    """States that the technique evaluated on its path."""
+    validation: dict[State, float] = field(default_factory=dict)
+    """Accuracy on the validation images of the states drawn at random."""
+
+
+@dataclass
+class Compared(Generic[State]):
+    """What the methods found over all seeds."""
+
+    folds: list[Fold[State]]
+    redundancy: Measured
+    """Of the supernets."""
+    whole: float
+    """Mean accuracy of the whole network with inherited weights."""
+
+    def found(self, series: str, target: float) -> list[State]:
+        """The states of all seeds."""
+        return [state for fold in self.folds for state in fold.found[series, target]]
+
+    def drawn(self, series: str) -> list[State]:
+        """What a method found in the first seed, at all targets."""
+        return [state for (name, _), states in self.folds[0].found.items() if name == series for state in states]
 
 
 def compare(
@@ -191,15 +216,13 @@ def compare(
     removed: Callable[[State], float],
     *,
     at_random: str,
-) -> tuple[list[Fold[State]], Measured, float]:
+) -> Compared[State]:
     """Search with every seed; add all that was found to the study, tested, counted and timed.
 
     Args:
         removed: which share of the whole network a state leaves out.
         at_random: the series whose networks are trained from scratch beside the technique's.
 
-    Returns: what was found in each seed, the redundancy of the supernets, and the whole network's mean accuracy with
-    inherited weights.
     Raises: RuntimeError where counted MACs differ from the closed form.
     """
     plan, space = study.plan, study.plan.space
@@ -227,17 +250,16 @@ def compare(
                 study.progress(f"training {series}", seed, len(plan.seeds))
                 score = mean(map(from_scratch, states[: plan.scratch_draws]))
                 study.add(series, _knobs(target, "from scratch"), score=score)
-    _add_costs(study, folds, removed, at_random)
-    return folds, measured(redundancy, {"white noise": mean(noise)}), mean(whole)
+    compared = Compared(folds, measured(redundancy, {"white noise": mean(noise)}), mean(whole))
+    _add_costs(study, compared, removed, at_random)
+    return compared
 
 
-def _add_costs(
-    study: Study[Any], folds: Sequence[Fold[State]], removed: Callable[[State], float], at_random: str
-) -> None:
+def _add_costs(study: Study[Any], compared: Compared[State], removed: Callable[[State], float], at_random: str) -> None:
     """Count and time every network that was found once, and pool them over the seeds."""
     study.progress("timing", 0, 1)
-    plan, space, x = study.plan, study.plan.space, folds[0].part.test.x[: study.plan.batch]
-    states = {s.text(): s for fold in folds for found in fold.found.values() for s in found}
+    plan, space, x = study.plan, study.plan.space, compared.folds[0].part.test.x[: study.plan.batch]
+    states = {s.text(): s for key in compared.folds[0].found for s in compared.found(*key)}
     states["whole"] = space.largest()
     costs = measure_calls(
         {text: forward(deployed(plan.network(state)), x) for text, state in states.items()},
@@ -249,8 +271,8 @@ def _add_costs(
         if costs[text].macs != space.total(state).macs:
             raise RuntimeError(f"{text}: {costs[text].macs} MACs counted, {space.total(state)} by closed form")
     study.add(BASELINE, cost=costs["whole"])
-    for series, target in folds[0].found:
-        found = [state for fold in folds for state in fold.found[series, target]]
+    for series, target in compared.folds[0].found:
+        found = compared.found(series, target)
         more: dict[str, Any] = {
             "cost": pooled([costs[state.text()] for state in found]),
             "redundancy": mean(map(removed, found)),
@@ -278,11 +300,24 @@ def at_targets(
     return {target: next((s for s in path if reaches(s, target)), path[-1]) for target in targets}
 
 
-def move_counts(folds: Iterable[Fold[State]]) -> Table:
-    """How often each kind of move was made."""
+def record(
+    study: Study[Any], compared: Compared[State], *, notes: Sequence[str], tables: Mapping[str, Table], **rest: Any
+) -> Record:
+    """The record of a comparison; `rest` as in `Study.record`."""
+    plan, folds = study.plan, compared.folds
     counts = Counter(step.move.rpartition(" ")[0] for fold in folds for step in fold.path[1:])
     about = "How often each kind of move was made, over the greedy paths of all seeds."
-    return table(about, ("move", "times"), sorted(counts.items()))
+    return study.record(
+        data=f"{TITLES[plan.data]}, {plan.space.size} x {plan.space.size}: for each seed {plan.images:,} images to "
+        f"train on and {plan.validation:,} to search on; {len(folds[0].part.test.x):,} test images",
+        unit=f"one image in a batch of {plan.batch}",
+        knobs=("target", "weights"),
+        metric="accuracy",
+        redundancy=compared.redundancy,
+        notes=(*notes[:3], *NOTES, *notes[3:]),
+        tables={"moves": table(about, ("move", "times"), sorted(counts.items())), **tables},
+        **rest,
+    )
 
 
 def mean(values: Iterable[float]) -> float:
