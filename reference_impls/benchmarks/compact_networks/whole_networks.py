@@ -226,7 +226,6 @@ Calls = dict[tuple[str, str], Callable[[], object]]
 
 def latency(
     study: Study[LatencyPlan],
-    technique: ResolutionTechnique,
     own: Networks,
     others: Networks,
     baseline: str,
