@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from reference_impls.data import images
 from reference_impls.models.efficientnet_lite import EfficientNetLite0, efficientnet_lite0, normalise
 from reference_impls.models.minilm import Layer, MiniLM, embed, from_bert, load_minilm, mean_pool, pad, tokenise
+from reference_impls.models.timm import timm_network
 from reference_impls.models.vit import (
     Block,
     SaliencyViT,
@@ -258,3 +261,8 @@ def test_sentences_of_one_meaning_are_near(asset) -> None:
     ids = tokenise(tokenizer, texts, max_tokens=10)
     assert [len(i) for i in ids] == [9, 7, 9, 2, 10]
     assert all(i[0] == 101 and i[-1] == 102 for i in ids)
+
+
+def test_no_network_of_timm_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert timm_network("efficientformer_l1") is None

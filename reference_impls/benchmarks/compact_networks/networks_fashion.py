@@ -74,14 +74,17 @@ class Contender:
 def found_by_search(
     network: str, space: Any, found: Any, make: Callable[[Any, Any], nn.Module], moves: Moves[Any], how: str
 ) -> Contender:
-    """What a search found in a space, beside what random moves reach. `make(space, choice)` builds a network."""
+    """What a search found in a space, beside what random moves reach.
+
+    `make(space, choice)` builds a network. `how`: the scenario that found it, and what that took.
+    """
 
     def at_random(seed: int) -> nn.Module:
         most = space.total(found).macs
         steps = random_path(space.largest(), moves, lambda choice: -space.total(choice).macs, -most, generator(seed))
         return seeded(seed, lambda: make(space, steps[-1][1]))
 
-    search = f"found in {how}, by the first seed; the training of that supernet and the walk are counted nowhere."
+    search = f"found by the first seed of {how}. Neither the training of the supernet nor the walk is counted here."
     return Contender(network, lambda seed: seeded(seed, lambda: make(space, found)), at_random, search)
 
 
