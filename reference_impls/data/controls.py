@@ -44,4 +44,5 @@ def phase_scrambled(images: Tensor, seed: int = 0) -> Tensor:
     noise = torch.fft.fft2(torch.randn(shape, generator=generator(seed)).to(images))
     turn = noise / noise.abs()  # of a real image, so the product is the spectrum of a real image again
     turn[..., 0, 0] = 1  # the mean stays
-    return torch.fft.ifft2(torch.fft.fft2(images) * turn).real
+    scrambled: Tensor = torch.fft.ifft2(torch.fft.fft2(images) * turn).real
+    return scrambled

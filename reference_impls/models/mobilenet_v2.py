@@ -20,6 +20,7 @@ from reference_impls.layers.norm import fold_batch_norm
 
 # expansion, width, repeats, stride of the first
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STRIDES = tuple(stage[3] for stage in STAGES)
 
 
 def scaled(width: int, multiplier: float, step: int = 8) -> int:
@@ -41,7 +42,7 @@ class MobileNetV2(nn.Module):
         num_classes: int = 1000,
         *,
         in_channels: int = 3,
-        strides: Sequence[int] = tuple(stride for _, _, _, stride in STAGES),
+        strides: Sequence[int] = STRIDES,
         step: int = 8,
         last: int | None = None,
     ) -> None:
