@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from reference_impls import show
-from reference_impls.benchmarks.early_exit import DIGITS, all_exits, cnn_with_exits, images_of
+from reference_impls.benchmarks.early_exit import DIGITS, all_exits, images_of, trained_cnn
 from reference_impls.data import images
 from reference_impls.techniques.confidence_early_exit import ConfidenceEarlyExit, at_exits, calibrate, exit_decisions
 
@@ -27,10 +27,10 @@ records = {name: show.committed("confidence-early-exit", name) for name in ("fas
 # each exit the digits whose largest class probability exceeds 0.9 leave the batch, so each stage works on fewer.
 
 # %%
-plan = DIGITS["smoke"]
+_, plan = DIGITS
 parts = images_of(plan, seed=0)
 x, y = parts.test
-network = cnn_with_exits(plan, parts.train, seed=0)
+network = trained_cnn(plan, parts.train, seed=0)
 with ConfidenceEarlyExit().apply(network, rule="confidence", threshold=0.9) as handle:
     answers, left = handle.target(x).argmax(-1), handle.trace["left"]
 print("digits that leave at each exit:", left.bincount(minlength=4).tolist())

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,24 +23,14 @@ from reference_impls.accounting.record import Record, Table
 from reference_impls.contract import generator
 from reference_impls.data import text
 from reference_impls.data.splits import TITLES, Labelled, Part, Split, split, standardised
-from reference_impls.hosts.bert import pool, staged_bert
-from reference_impls.hosts.staged import (
-    AllExits,
-    Staged,
-    StageMacs,
-    State,
-    batch_size,
-    count_stages,
-    first_exits,
-    joint_loss,
-)
+from reference_impls.hosts import bert
+from reference_impls.hosts.staged import AllExits, Staged, State, batch_size, count_stages, first_exits, joint_loss
 from reference_impls.models import minilm
 from reference_impls.models.residual_cnn import residual_cnn
 from reference_impls.redundancy.sufficiency import sufficiency
 from reference_impls.study import (
     BASELINE,
     TECHNIQUE,
-    Cost,
     Plan,
     Recipe,
     Scenario,
@@ -57,7 +47,6 @@ from reference_impls.study import (
 )
 from reference_impls.techniques.confidence_early_exit import at_exits
 
-M = TypeVar("M", bound=nn.Module)
 ID = "early-exit"
 task = partial(Scenario, benchmark=ID)
 RANDOM, CUT, SMALLER = "random exits", "one exit for all", "smaller plain network"
@@ -93,6 +82,10 @@ class Fold:
     y_test: Tensor
     plain: float  # accuracy on the test data without exits
 
+    def accuracy(self, left: Tensor) -> float:
+        """Of the test data, when they leave at the exits `left`, (N,)."""
+        return (at_exits(self.test, left).argmax(-1) == self.y_test).double().mean().item()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -108,20 +101,13 @@ class Trained:
     extra: Mapping[str, float]
     about: Mapping[str, Any]
 
-    @property
-    def costs(self) -> StageMacs:
-        """MACs of each stage and head."""
-        assert self.network.macs is not None
-        return self.network.macs
-
     def lefts(self, method: Method) -> list[Tensor]:
         """The exits at which a method lets each seed's test data leave, (N,) each."""
         return [method.decide(fold.test) for fold in self.folds]
 
     def accuracies(self, lefts: Sequence[Tensor]) -> list[float]:
         """Test accuracy of each seed when its samples leave at `lefts`, (N,) each."""
-        answers = [at_exits(fold.test, left).argmax(-1) for fold, left in zip(self.folds, lefts, strict=True)]
-        return [(a == fold.y_test).double().mean().item() for a, fold in zip(answers, self.folds, strict=True)]
+        return [fold.accuracy(left) for fold, left in zip(self.folds, lefts, strict=True)]
 
     def accuracies_at(self, e: int) -> list[float]:
         """Test accuracy of each seed when all samples leave at exit `e`; -1 is the last."""
@@ -129,7 +115,7 @@ class Trained:
 
     def macs(self, lefts: Sequence[Tensor]) -> float:
         """MACs per test sample when samples leave at `lefts`."""
-        return float(np.mean([self.costs.spent(left) / len(left) for left in lefts]))
+        return float(np.mean([self.network.costs.spent(left) / len(left) for left in lefts]))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -159,21 +145,13 @@ def report(
     _measure(study, on, methods)
     singly = Study[Any](study.owner, study.scenario, study.context)
     _time(singly, on, alone, on.singles)
-    stages = on.costs.stages
-    exits = [[e + 1, float(np.mean(on.accuracies_at(e)))] for e in range(len(stages))]
-    wanted = max(float(np.mean([fold.plain for fold in on.folds])), *(right for _, right in exits)) - 0.01
+    stages = on.network.costs.stages
+    right = [float(np.mean(on.accuracies_at(e))) for e in range(len(stages))]
+    wanted = max(float(np.mean([fold.plain for fold in on.folds])), *right) - 0.01
     good = [v.knobs for v in study.series(TECHNIQUE) if np.mean(v.scores) >= wanted]
-    shares = [
-        [m.knobs[knob], e + 1, float(np.mean([(left == e).double().mean().item() for left in on.lefts(m)]))]
-        for m in methods
-        if m.name == main
-        for e in range(len(stages))
-    ]
-    spreads = [["plain", None, *_spread(singly.cost(BASELINE))]]
-    spreads += [[m.name, m.knobs[knob], *_spread(singly.cost(TECHNIQUE, **m.knobs))] for m in alone]
-    early = [[name, (typical.decide(x) < len(x) - 1).double().mean().item()] for name, x in on.logits.items()]
-    _, *null = on.logits.items()
-    by = f"the {typical.name} {knob} {typical.knobs[knob]:g}"
+    lefts = {method.knobs[knob]: on.lefts(method) for method in methods if method.name == main}
+    times = [("plain", None, singly.cost(BASELINE).wall_ms)]
+    times += [(m.name, m.knobs[knob], singly.cost(TECHNIQUE, **m.knobs).wall_ms) for m in alone]
     return study.record(
         **on.about,
         knobs=tuple(methods[0].knobs),
@@ -181,23 +159,32 @@ def report(
         controls={name: about for name, about in CONTROLS.items() if study.series(name)},
         redundancy=measured(
             [sufficiency(fold.test.argmax(-1), stages) for fold in on.folds],
-            {name: sufficiency(logits.argmax(-1), stages).value for name, logits in null},
+            {name: sufficiency(logits.argmax(-1), stages).value for name, logits in list(on.logits.items())[1:]},
         ),
         tables={
-            "exits": table("Accuracy when every sample leaves at the same exit.", ("exit", "accuracy"), exits),
+            "exits": table(
+                "Accuracy when every sample leaves at the same exit.", ("exit", "accuracy"), list(enumerate(right, 1))
+            ),
             "share at each exit": table(
                 f"Share of the test samples that leave at each exit by the {main} rule.",
                 (knob, "exit", "share"),
-                shares,
+                [
+                    (value, e + 1, float(np.mean([(left == e).double().mean().item() for left in lefts])))
+                    for value, lefts in lefts.items()
+                    for e in range(len(stages))
+                ],
             ),
             "one sample at a time": table(
                 "Milliseconds a sample in batches of 1: median, 10th and 90th percentile.",
                 ("network", knob, "median", "p10", "p90"),
-                spreads,
+                [(name, value, time.median, time.p10, time.p90) for name, value, time in times],
             ),
             **tables,
             "left early": table(
-                f"Share of the samples that leave before the last exit at {by}.", ("samples", "share"), early
+                "Share of the samples that leave before the last exit at "
+                f"the {typical.name} {knob} {typical.knobs[knob]:g}.",
+                ("samples", "share"),
+                [(name, (typical.decide(x) < len(x) - 1).double().mean().item()) for name, x in on.logits.items()],
             ),
         },
         extra={
@@ -243,7 +230,7 @@ def _time(study: Study[Any], on: Trained, methods: Sequence[Method], batches: Se
         spent, counted = 0, study.cost(TECHNIQUE, **method.knobs).macs
         for batch in batches:
             runner(batch)
-            spent += on.costs.spent(runner.left)
+            spent += on.network.costs.spent(runner.left)
         if round(spent / units) != counted:
             raise RuntimeError(f"{dict(method.knobs)}: {counted} MACs counted, {spent / units} by the closed form")
 
@@ -261,10 +248,6 @@ def _time_saved(study: Study[Any], good: Sequence[Mapping[str, Any]]) -> float:
     plain = study.cost(BASELINE).wall_ms.median
     times = [study.cost(TECHNIQUE, **v.knobs).wall_ms.median for v in study.series(TECHNIQUE) if v.knobs in good]
     return max([0.0, *(1 - time / plain for time in times)])
-
-
-def _spread(cost: Cost) -> tuple[float, float, float]:
-    return cost.wall_ms.median, cost.wall_ms.p10, cost.wall_ms.p90
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -286,11 +269,11 @@ class CnnPlan(Plan):
 
 _digits = partial(CnnPlan, data="digits", train=1000, held=437)
 _fashion = partial(CnnPlan, data="fashion-mnist", needs=("fashion-mnist",), held=10_000)
-DIGITS = {"smoke": _digits(repetitions=3, seeds=(0, 1), epochs=5, timed=64), "full": _digits(epochs=20)}
-FASHION = {
-    "smoke": _fashion(repetitions=3, seeds=(0,), train=2000, epochs=1, timed=64),
-    "full": _fashion(train=20_000, epochs=6),
-}
+DIGITS = (_digits(epochs=20), _digits(repetitions=3, seeds=(0, 1), epochs=5, timed=64))  # full, smoke: for `task`
+FASHION = (
+    _fashion(train=20_000, epochs=6),
+    _fashion(repetitions=3, seeds=(0,), train=2000, epochs=1, timed=64),
+)
 
 
 def images_of(plan: CnnPlan, seed: int) -> Split:
@@ -298,26 +281,18 @@ def images_of(plan: CnnPlan, seed: int) -> Split:
     return standardised(split(plan.data, plan.train, plan.held, seed=seed), by=split(plan.data).train.x)
 
 
-def cnn_with_exits(plan: CnnPlan, part: Part, seed: int) -> Staged:
-    """A CNN trained together with all its exits, or the same one from the cache."""
-    return _trained_cnn(plan, part, seed, AllExits, joint_loss, "all").network
-
-
-def plain_cnn(plan: CnnPlan, part: Part, seed: int, depth: int = 4) -> nn.Module:
-    """The first stages of the same CNN with one head, trained alone."""
-    return _trained_cnn(plan, part, seed, partial(first_exits, depth=depth), F.cross_entropy, f"{depth} alone")
-
-
-def _trained_cnn(
-    plan: CnnPlan, part: Part, seed: int, cut: Callable[[Staged], M], loss: Callable[..., Tensor], exits: str
-) -> M:
+def trained_cnn(plan: CnnPlan, part: Part, seed: int, depth: int | None = None) -> Any:
+    """A `Staged` CNN trained together with all its exits, or the first `depth` stages with one head, trained alone."""
     recipe, labels = Recipe(plan.epochs, 4e-3), hashlib.sha256(part.y.numpy().tobytes()).hexdigest()
-    return trained(
+    cut = AllExits if depth is None else partial(first_exits, depth=depth)
+    loss, exits = (joint_loss, "all") if depth is None else (F.cross_entropy, f"{depth} alone")
+    model = trained(
         f"early-exit-{plan.data}",
         {"recipe": recipe, "exits": exits, "labels": labels, "seed": seed},
         lambda: cut(seeded(seed, lambda: residual_cnn(part.x.shape[-1]))),
         lambda model: train(model, part.x, part.y, recipe, seed=seed, loss=loss),
     )
+    return model.network if isinstance(model, AllExits) else model
 
 
 def all_exits(network: Staged, x: Tensor) -> Tensor:
@@ -332,9 +307,8 @@ def cnn(study: Study[CnnPlan]) -> Trained:
         study.progress("training", number, len(plan.seeds))
         parts = images_of(plan, seed)
         x, y = test = parts.test.to(study.device)  # the same for every seed
-        network = cnn_with_exits(plan, parts.train, seed).to(study.device)
-        plain, small = (plain_cnn(plan, parts.train, seed, depth).to(study.device) for depth in (4, 2))
-        networks.append((network, plain, small))
+        networks.append([trained_cnn(plan, parts.train, seed, depth).to(study.device) for depth in (None, 4, 2)])
+        network, plain, _ = networks[-1]
         held = all_exits(network, parts.held.x.to(study.device))
         folds.append(Fold(held.cpu(), parts.held.y, all_exits(network, x).cpu(), y.cpu(), accuracy(plain, *test)))
     seed, (network, plain, small), known = plan.seeds[0], networks[0], images_of(plan, plan.seeds[0]).train
@@ -342,9 +316,7 @@ def cnn(study: Study[CnnPlan]) -> Trained:
     draws = generator(seed)
     order = torch.rand(parts.test.x.flatten(1).shape, generator=draws).argsort(1).to(x.device)
     noise = torch.randn(x.shape, generator=draws).to(x.device)
-    gains = [(f.test[-1].argmax(-1) == f.y_test).double().mean().item() - f.plain for f in folds]
-    parameters = sum(p.numel() for p in network.parameters())
-    timed = x[: plan.timed]
+    gains, timed = [fold.accuracy(torch.full_like(fold.y_test, -1)) - fold.plain for fold in folds], x[: plan.timed]
     return Trained(
         network=network,
         plain=plain,
@@ -356,13 +328,14 @@ def cnn(study: Study[CnnPlan]) -> Trained:
             "real images": folds[0].test,
             "pixels shuffled": all_exits(network, x.flatten(1).gather(1, order).view_as(x)).cpu(),
             "noise": all_exits(network, noise).cpu(),
-            "labels shuffled in training": all_exits(cnn_with_exits(plan, blind, seed).to(x.device), x).cpu(),
+            "labels shuffled in training": all_exits(trained_cnn(plan, blind, seed).to(x.device), x).cpu(),
         },
         extra={"gain of joint training": float(np.mean(gains))},
         about={
             "data": f"{TITLES[plan.data]}: {plan.train:,} images to train, {plan.held:,} held out to calibrate, "
             f"{len(x):,} to test",
-            "model": f"residual CNN, width 16, 4 stages, an exit after each; {parameters:,} parameters",
+            "model": "residual CNN, width 16, 4 stages, an exit after each; "
+            f"{sum(p.numel() for p in network.parameters()):,} parameters",
             "unit": "one image, in batches of 32",
             "notes": (
                 "The baseline is the same network trained without exits; accuracy is over all test images and seeds.",
@@ -388,77 +361,31 @@ class MailPlan(Plan):
     """So many mails are drawn; None: all of them."""
 
 
-MAILS = {"smoke": MailPlan(repetitions=3, seeds=(0, 1), tokens=32, timed=32, limit=400), "full": MailPlan()}
-
-
-class Ramps(nn.Module):
-    """The off-ramps alone, on features that were computed once and are standardised here: (B, E, D) -> (E, B, C)."""
-
-    def __init__(self, features: Tensor) -> None:
-        super().__init__()
-        self.linears = nn.ModuleList(nn.Linear(features.shape[2], 2) for _ in range(features.shape[1]))
-        self.mean, self.std = features.mean(0), features.std(0)  # (E, D)
-
-    def forward(self, features: Tensor) -> Tensor:
-        x = ((features - self.mean) / self.std).unbind(1)
-        return torch.stack([linear(one) for linear, one in zip(self.linears, x, strict=True)])
-
-    @torch.no_grad()
-    def copy_into(self, network: Staged) -> None:
-        """Give the classifiers to the network's heads, with the standardisation folded in."""
-        parts: Any = zip(network.heads, self.linears, self.mean, self.std, strict=True)
-        for head, linear, mean, std in parts:
-            weight = linear.weight / std
-            head.classifier.weight.copy_(weight)
-            head.classifier.bias.copy_(linear.bias - weight @ mean)
-
-
-def distinct_mails(plan: MailPlan) -> tuple[minilm.MiniLM, dict[str, Tensor], Tensor]:
-    """MiniLM, and the mails as token ids cut and padded to one length, with their labels (1: spam).
-
-    Of mails that look the same to the model (equal token ids after the cut) one is kept, because a mail that is in the
-    training and in the test data would be answered by heart; mails whose copies bear both labels are left out.
-    """
-    model, tokenizer = minilm.load_minilm()
-    mails = text.mails()
-    if plan.limit is not None:
-        mails = [mails[i] for i in np.random.default_rng(0).permutation(len(mails))[: plan.limit]]
-    labels: dict[tuple[int, ...], set[bool]] = {}
-    for mail, row in zip(mails, minilm.tokenise(tokenizer, [m.text for m in mails], plan.tokens), strict=True):
-        labels.setdefault(tuple(row), set()).add(mail.spam)
-    kept = {row: int(spam) for row, (spam, *others) in labels.items() if not others}
-    ids, real = minilm.pad(list(kept))
-    assert real is not None  # some mails are shorter than others
-    return model, {"ids": ids, "real": real}, torch.tensor(list(kept.values()))
-
-
-@torch.no_grad()
-def ramp_features(study: Study[Any], network: Staged, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What each off-ramp sees of each text: (N, E, D), on the CPU."""
-    parts, n = [], len(inputs["ids"])
-    for start in range(0, n, 64):
-        study.progress("features", start, n)
-        state: State = {name: x[start : start + 64].to(study.device) for name, x in inputs.items()}
-        pooled = [pool(state := stage(state)) for stage in network.stages]
-        parts.append(torch.stack(pooled, 1).cpu())
-    return torch.cat(parts)
+MAILS = (MailPlan(), MailPlan(repetitions=3, seeds=(0, 1), tokens=32, timed=32, limit=400))
 
 
 def mails(study: Study[MailPlan]) -> Trained:
     """Off-ramps trained on a frozen MiniLM; a new split of the mails for each seed."""
-    plan, folds = study.plan, []
-    model, inputs, y = distinct_mails(plan)
-    network = staged_bert(model.to(study.device), classes=2).to(study.device)
+    plan, folds, runs = study.plan, [], []
+    model, tokenizer = minilm.load_minilm()
+    found = text.mails()
+    if plan.limit is not None:
+        found = [found[i] for i in np.random.default_rng(0).permutation(len(found))[: plan.limit]]
+    spam_of = text.distinct(found, minilm.tokenise(tokenizer, [mail.text for mail in found], plan.tokens))
+    ids, real = minilm.pad(list(spam_of))
+    assert real is not None  # some mails are shorter than others
+    inputs, y = {"ids": ids, "real": real}, torch.tensor(list(spam_of.values())).long()
+    network = bert.staged_bert(model.to(study.device), classes=2).to(study.device)
     network.macs = count_stages(network, {name: x[:2].to(study.device) for name, x in inputs.items()})
-    spec = {"ids": hashlib.sha256(inputs["ids"].numpy().tobytes()).hexdigest(), "tokens": plan.tokens}
-    features = cached("mail-ramp-features", spec, lambda: ramp_features(study, network, inputs))  # (N, E, D)
+    spec = {"ids": hashlib.sha256(ids.numpy().tobytes()).hexdigest(), "tokens": plan.tokens}
+    told = partial(study.progress, "features")
+    features = cached("mail-ramp-features", spec, lambda: bert.ramp_features(network, inputs, told))  # (N, E, D)
     n, spam = len(y), y.double().mean().item()
 
-    def fitted(rows: Tensor, targets: Tensor, seed: int) -> Ramps:
-        ramps, recipe = seeded(seed, lambda: Ramps(features)), Recipe(20, 3e-3, 64)
-        return train(ramps, features[rows], targets, recipe, seed=seed, loss=joint_loss)
+    def fitted(rows: Tensor, targets: Tensor, seed: int) -> bert.Ramps:
+        ramps = seeded(seed, lambda: bert.Ramps(features))
+        return train(ramps, features[rows], targets, Recipe(20, 3e-3, 64), seed=seed, loss=joint_loss)
 
-    runs = []
     for seed in plan.seeds:
         fit, held, test = torch.randperm(n, generator=generator(seed)).split([n - 2 * (n // 5), n // 5, n // 5])
         ramps = fitted(fit, y[fit], seed)
@@ -470,7 +397,7 @@ def mails(study: Study[MailPlan]) -> Trained:
     ramps.copy_into(network)
     blind = fitted(fit, y[fit][torch.randperm(len(fit), generator=generator(1))], plan.seeds[0])
     tokens = torch.randint(1000, 30000, (min(n, 256), plan.tokens), generator=generator(0))
-    noise = ramp_features(study, network, {"ids": tokens, "real": torch.ones_like(tokens, dtype=torch.bool)})
+    noise = bert.ramp_features(network, {"ids": tokens, "real": torch.ones_like(tokens, dtype=torch.bool)})
     timed = test[: plan.timed]
 
     def batches(rows: Tensor, size: int) -> list[State]:

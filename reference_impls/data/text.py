@@ -12,6 +12,7 @@ import codecs
 import email
 import html
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.header import decode_header
@@ -41,6 +42,17 @@ def mails() -> list[Mail]:
     folder = assets.path("spam-assassin")
     files = sorted(folder.glob("*/*.txt"), key=lambda file: (file.parent.name, file.name))
     return [Mail(text_of(f.read_bytes()), SPAM[f.parent.name], f.parent.name, f.name) for f in files]
+
+
+def distinct(mails: Sequence[Mail], keys: Iterable[Sequence[int]]) -> dict[tuple[int, ...], bool]:
+    """Key of each mail, such as its first token ids -> whether it is spam; keys that bear both labels are left out.
+
+    A mail with the key of another would be answered by heart where one of them is trained on and the other tested.
+    """
+    labels: dict[tuple[int, ...], set[bool]] = {}
+    for mail, key in zip(mails, keys, strict=True):
+        labels.setdefault(tuple(key), set()).add(mail.spam)
+    return {key: spam for key, (spam, *others) in labels.items() if not others}
 
 
 def text_of(raw: bytes) -> str:

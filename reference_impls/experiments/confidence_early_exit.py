@@ -69,7 +69,7 @@ def calibrations(on: Trained, rules: Sequence[Rule]) -> Table:
         last, kept = on.accuracies_at(-1), on.accuracies(lefts)
         threshold, held = np.mean([(c.threshold, c.loss) for c in found], axis=0).tolist()
         within = sum(a - b <= budget for a, b in zip(last, kept, strict=True))
-        share = on.macs(lefts) / on.costs.plain
+        share = on.macs(lefts) / on.network.costs.plain
         rows.append([rule, budget, delta is not None, threshold, held, paired(last, kept), within, share])
     return table(
         "Thresholds calibrated on held-out data to a budget of loss, tried on test data. Losses are against the last "
@@ -91,12 +91,12 @@ def gain_of_patience(on: Trained, methods: Sequence[Method]) -> float:
 
 CNN = partial(run, make=benchmark.cnn, thresholds=THRESHOLDS)
 SCENARIOS = (
-    benchmark.task("digits-cnn", "Residual CNN on 8 x 8 digits", CNN, **DIGITS),
-    benchmark.task("fashion-cnn", "Residual CNN on Fashion-MNIST", CNN, **FASHION),
+    benchmark.task("digits-cnn", "Residual CNN on 8 x 8 digits", CNN, *DIGITS),
+    benchmark.task("fashion-cnn", "Residual CNN on Fashion-MNIST", CNN, *FASHION),
     benchmark.task(
         "mails-minilm",
         "MiniLM with off-ramps on the SpamAssassin mails",
         partial(run, make=benchmark.mails, thresholds=MAIL_THRESHOLDS),
-        **MAILS,
+        *MAILS,
     ),
 )

@@ -13,15 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reference_impls.benchmarks import token_reduction as benchmark
-from reference_impls.benchmarks.token_reduction import (
-    DIGITS,
-    FASHION,
-    RANDOM_DROPPING,
-    RANDOM_MERGING,
-    LatencyPlan,
-    Method,
-    SaliencyPlan,
-)
+from reference_impls.benchmarks.token_reduction import LatencyPlan, Method, SaliencyPlan
 from reference_impls.contract import Handle
 from reference_impls.study import TECHNIQUE, forward
 from reference_impls.techniques.token_merging import TokenMerging
@@ -50,46 +42,41 @@ def picture(model: nn.Module, x: Tensor, r: int = 16) -> dict[str, Any]:
     return {"group of patch": group, **{name: nn.functional.avg_pool2d(map_, 14)[0, 0] for name, map_ in maps.items()}}
 
 
-CLASSIFY = partial(
-    benchmark.classification, technique=TOME, methods=(OURS, RANDOM_MERGING, RANDOM_DROPPING, PLAIN_ATTENTION)
-)
-LATENCY = partial(benchmark.latency, technique=TOME, methods=(OURS, PLAIN_ATTENTION))
+RANDOM = (benchmark.RANDOM_MERGING, benchmark.RANDOM_DROPPING)
+CLASSIFY = partial(benchmark.classification, technique=TOME, methods=(OURS, *RANDOM, PLAIN_ATTENTION))
 SALIENCY = partial(benchmark.saliency, technique=TOME)
+LATENCY = partial(benchmark.latency, technique=TOME, methods=(OURS, PLAIN_ATTENTION))
+PIXELS = "A ViT with one token for each pixel, on handwritten digits"
+PATCHES = "A ViT with patches of 4 x 4 pixels, on Fashion-MNIST"
+PHOTOS = "Saliency maps of photos by a pretrained ViT-S/14"
 SCENARIOS = (
-    benchmark.task("digits-vit", "A ViT with one token for each pixel, on handwritten digits", CLASSIFY, **DIGITS),
-    benchmark.task("fashion-vit", "A ViT with patches of 4 x 4 pixels, on Fashion-MNIST", CLASSIFY, **FASHION),
+    benchmark.task("digits-vit", PIXELS, CLASSIFY, *benchmark.DIGITS),
+    benchmark.task("fashion-vit", PATCHES, CLASSIFY, *benchmark.FASHION),
     benchmark.task(
         "saliency-photos",
-        "Saliency maps of photos by a pretrained ViT-S/14",
-        partial(
-            SALIENCY,
-            methods=(OURS, RANDOM_MERGING, PLAIN_ATTENTION),
-            apply=lambda model, r: TOME.apply(model, r=r),
-            knob="r",
-            picture=picture,
-        ),
-        full=SaliencyPlan(values=(4, 8, 12, 16, 20)),
-        smoke=SaliencyPlan(repetitions=2, values=(8, 16), photos=2),
+        PHOTOS,
+        partial(SALIENCY, methods=(OURS, RANDOM[0], PLAIN_ATTENTION), knob="r", picture=picture),
+        SaliencyPlan(values=(4, 8, 12, 16, 20)),
+        SaliencyPlan(repetitions=2, values=(8, 16), photos=2),
     ),
     benchmark.task(
         "saliency-photos-threshold",
-        "Saliency maps of photos by a pretrained ViT-S/14, merging only keys above a cosine",
-        partial(SALIENCY, methods=(Method(TECHNIQUE, by_threshold),), apply=by_threshold, knob="threshold"),
-        full=SaliencyPlan(values=(0.998, 0.995, 0.99, 0.98)),
-        smoke=SaliencyPlan(repetitions=2, values=(0.995, 0.98), photos=2),
+        f"{PHOTOS}, merging only keys above a cosine",
+        partial(SALIENCY, methods=(Method(TECHNIQUE, by_threshold),), knob="threshold"),
+        SaliencyPlan(values=(0.998, 0.995, 0.99, 0.98)),
+        SaliencyPlan(repetitions=2, values=(0.995, 0.98), photos=2),
     ),
-    benchmark.task(
-        "vit-small-latency",
-        "Wall-clock of a ViT-S/16, batch of 8",
-        LATENCY,
-        full=LatencyPlan(repetitions=21, batch=8, rs=(8, 13, 16)),
-        smoke=LatencyPlan(repetitions=3, batch=8, rs=(13,)),
-    ),
-    benchmark.task(
-        "vit-small-latency-batch-1",
-        "Wall-clock of a ViT-S/16, one image",
-        LATENCY,
-        full=LatencyPlan(repetitions=21, batch=1, rs=(8, 13, 16)),
-        smoke=LatencyPlan(repetitions=3, batch=1, rs=(13,)),
+    *(
+        benchmark.task(
+            name,
+            f"Wall-clock of a ViT-S/16, {title}",
+            LATENCY,
+            LatencyPlan(repetitions=21, batch=batch, rs=(8, 13, 16)),
+            LatencyPlan(repetitions=3, batch=batch, rs=(13,)),
+        )
+        for name, title, batch in (
+            ("vit-small-latency", "batch of 8", 8),
+            ("vit-small-latency-batch-1", "one image", 1),
+        )
     ),
 )

@@ -5,6 +5,7 @@ The state between layers is a dict, so that the padding mask leaves a batch toge
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -63,3 +64,38 @@ def staged_bert(model: Any, classes: int) -> Staged:
     norms = [m for m in layers[0].modules() if isinstance(m, nn.LayerNorm)]
     stages = [BertStage(layer, embeddings if i == 0 else None) for i, layer in enumerate(layers)]
     return Staged(stages, [MeanRamp(norms[0].normalized_shape[0], classes) for _ in layers]).eval()
+
+
+@torch.no_grad()
+def ramp_features(
+    network: Staged, inputs: Mapping[str, Tensor], progress: Callable[[int, int], None] = lambda done, total: None
+) -> Tensor:
+    """What each off-ramp sees of each text: (N, E, D), on the CPU. The inputs may be on another device."""
+    parts, n = [], len(inputs["ids"])
+    device = next(network.parameters()).device
+    for start in range(0, n, 64):
+        progress(start, n)
+        state = {name: x[start : start + 64].to(device) for name, x in inputs.items()}
+        parts.append(torch.stack([pool(state := stage(state)) for stage in network.stages], 1).cpu())
+    return torch.cat(parts)
+
+
+class Ramps(nn.Module):
+    """The off-ramps alone, on features that were computed once and are standardised here: (B, E, D) -> (E, B, C)."""
+
+    def __init__(self, features: Tensor, classes: int = 2) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(features.shape[2], classes) for _ in range(features.shape[1]))
+        self.mean, self.std = features.mean(0), features.std(0)  # (E, D)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = ((features - self.mean) / self.std).unbind(1)
+        return torch.stack([linear(one) for linear, one in zip(self.linears, x, strict=True)])
+
+    @torch.no_grad()
+    def copy_into(self, network: Staged) -> None:
+        """Give the classifiers to the network's heads, with the standardisation folded in."""
+        for head, linear, mean, std in zip(network.heads, self.linears, self.mean, self.std, strict=True):
+            weight = linear.weight / std
+            head.classifier.weight.copy_(weight)
+            head.classifier.bias.copy_(linear.bias - weight @ mean)

@@ -59,6 +59,13 @@ class Staged(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.macs = macs
 
+    @property
+    def costs(self) -> StageMacs:
+        """The cost of each part. ValueError if it is not known."""
+        if self.macs is None:
+            raise ValueError("the target does not know its MACs: set target.macs = count_stages(target, inputs)")
+        return self.macs
+
     def forward(self, inputs: State) -> Tensor:
         """inputs -> logits of the last exit (B, C)."""
         state = inputs

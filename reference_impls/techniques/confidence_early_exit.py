@@ -339,9 +339,7 @@ class ConfidenceEarlyExit(Technique):
 
         Raises: ValueError if the target does not say its MACs; set them with `hosts.staged.count_stages`.
         """
-        if target.macs is None:
-            raise ValueError("the target does not know its MACs: set target.macs = count_stages(target, inputs)")
-        return len(trace["left"]) * target.macs.plain - target.macs.spent(trace["left"])
+        return len(trace["left"]) * target.costs.plain - target.costs.spent(trace["left"])
 
     def _check(self, target: Any) -> None:
         if not isinstance(target, Staged):

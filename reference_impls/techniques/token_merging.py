@@ -110,6 +110,14 @@ def matching_macs(tokens: int, prefix: int, channels: int) -> int:
     return (free - free // 2) * (free // 2) * channels
 
 
+def tokens_left(tokens: int, r: int, blocks: int, prefix: int = 1) -> list[int]:
+    """Closed form of the number of tokens behind each block, leading tokens included, where each merges r."""
+    left = [tokens]
+    for _ in range(blocks):
+        left.append(left[-1] - min(r, (left[-1] - prefix) // 2))
+    return left[1:]
+
+
 def merge(x: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor]:
     """Merge the matched tokens x: (B, N, D) into size-weighted means (Section 3, "Tracking token size").
 

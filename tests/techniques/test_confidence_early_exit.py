@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_impls.accounting.count import count
-from reference_impls.benchmarks.early_exit import Ramps
 from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, UnsupportedHost, generator
-from reference_impls.hosts.bert import pool, staged_bert
+from reference_impls.hosts.bert import Ramps, ramp_features, staged_bert
 from reference_impls.hosts.staged import (
     AllExits,
     Staged,
@@ -579,11 +578,7 @@ def test_joint_loss_reaches_every_exit() -> None:
 def test_ramps_trained_on_features_are_those_of_the_network() -> None:
     with fork_seed(0):
         network, inputs = staged_bert(small_minilm(), classes=2), bert_inputs(50)
-        state, pooled = inputs, []
-        for stage in network.stages:
-            state = stage(state)
-            pooled.append(pool(state))
-        features = torch.stack(pooled, 1)
+        features = ramp_features(network, inputs)
         ramps = Ramps(features)
     ramps.copy_into(network)
     torch.testing.assert_close(network.exits(inputs), ramps(features), rtol=1e-4, atol=1e-5)
