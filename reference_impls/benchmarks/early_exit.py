@@ -28,23 +28,7 @@ from reference_impls.hosts.staged import AllExits, Staged, State, batch_size, co
 from reference_impls.models import minilm
 from reference_impls.models.residual_cnn import residual_cnn
 from reference_impls.redundancy.sufficiency import sufficiency
-from reference_impls.study import (
-    BASELINE,
-    TECHNIQUE,
-    Plan,
-    Recipe,
-    Scenario,
-    Study,
-    accuracy,
-    cached,
-    forward,
-    measured,
-    predict,
-    seeded,
-    table,
-    train,
-    trained,
-)
+from reference_impls.study import BASELINE, TECHNIQUE, Plan, Scenario, Study, measured, table, training
 from reference_impls.techniques.confidence_early_exit import at_exits
 
 ID = "early-exit"
@@ -283,21 +267,21 @@ def images_of(plan: CnnPlan, seed: int) -> Split:
 
 def trained_cnn(plan: CnnPlan, part: Part, seed: int, depth: int | None = None) -> Any:
     """A `Staged` CNN trained together with all its exits, or the first `depth` stages with one head, trained alone."""
-    recipe, labels = Recipe(plan.epochs, 4e-3), hashlib.sha256(part.y.numpy().tobytes()).hexdigest()
+    recipe, labels = training.Recipe(plan.epochs, 4e-3), hashlib.sha256(part.y.numpy().tobytes()).hexdigest()
     cut = AllExits if depth is None else partial(first_exits, depth=depth)
     loss, exits = (joint_loss, "all") if depth is None else (F.cross_entropy, f"{depth} alone")
-    model = trained(
+    model = training.trained(
         f"early-exit-{plan.data}",
         {"recipe": recipe, "exits": exits, "labels": labels, "seed": seed},
-        lambda: cut(seeded(seed, lambda: residual_cnn(part.x.shape[-1]))),
-        lambda model: train(model, part.x, part.y, recipe, seed=seed, loss=loss),
+        lambda: cut(training.seeded(seed, lambda: residual_cnn(part.x.shape[-1]))),
+        lambda model: training.train(model, part.x, part.y, recipe, seed=seed, loss=loss),
     )
     return model.network if isinstance(model, AllExits) else model
 
 
 def all_exits(network: Staged, x: Tensor) -> Tensor:
     """Logits of all exits, (E, N, C), on x: (N, ...)."""
-    return predict(lambda part: network.exits(part).transpose(0, 1), x).transpose(0, 1)
+    return training.predict(lambda part: network.exits(part).transpose(0, 1), x).transpose(0, 1)
 
 
 def cnn(study: Study[CnnPlan]) -> Trained:
@@ -309,8 +293,8 @@ def cnn(study: Study[CnnPlan]) -> Trained:
         x, y = test = parts.test.to(study.device)  # the same for every seed
         networks.append([trained_cnn(plan, parts.train, seed, depth).to(study.device) for depth in (None, 4, 2)])
         network, plain, _ = networks[-1]
-        held = all_exits(network, parts.held.x.to(study.device))
-        folds.append(Fold(held.cpu(), parts.held.y, all_exits(network, x).cpu(), y.cpu(), accuracy(plain, *test)))
+        held, tested = (all_exits(network, part.to(study.device)).cpu() for part in (parts.held.x, x))
+        folds.append(Fold(held, parts.held.y, tested, y.cpu(), training.accuracy(plain, *test)))
     seed, (network, plain, small), known = plan.seeds[0], networks[0], images_of(plan, plan.seeds[0]).train
     blind = Part(known.x, known.y[torch.randperm(len(known.y), generator=generator(seed))])
     draws = generator(seed)
@@ -320,7 +304,7 @@ def cnn(study: Study[CnnPlan]) -> Trained:
     return Trained(
         network=network,
         plain=plain,
-        smaller={"stages 1 and 2": (small, [accuracy(one, *test) for *_, one in networks])},
+        smaller={"stages 1 and 2": (small, [training.accuracy(one, *test) for *_, one in networks])},
         folds=folds,
         timed=timed.split(32),
         singles=timed[: plan.timed // 8].split(1),
@@ -377,19 +361,21 @@ def mails(study: Study[MailPlan]) -> Trained:
     inputs, y = {"ids": ids, "real": real}, torch.tensor(list(spam_of.values())).long()
     network = bert.staged_bert(model.to(study.device), classes=2).to(study.device)
     network.macs = count_stages(network, {name: x[:2].to(study.device) for name, x in inputs.items()})
-    spec = {"ids": hashlib.sha256(ids.numpy().tobytes()).hexdigest(), "tokens": plan.tokens}
-    told = partial(study.progress, "features")
-    features = cached("mail-ramp-features", spec, lambda: bert.ramp_features(network, inputs, told))  # (N, E, D)
+    features = training.cached(  # (N, E, D)
+        "mail-ramp-features",
+        {"ids": hashlib.sha256(ids.numpy().tobytes()).hexdigest(), "tokens": plan.tokens},
+        partial(bert.ramp_features, network, inputs, partial(study.progress, "features")),
+    )
     n, spam = len(y), y.double().mean().item()
 
     def fitted(rows: Tensor, targets: Tensor, seed: int) -> bert.Ramps:
-        ramps = seeded(seed, lambda: bert.Ramps(features))
-        return train(ramps, features[rows], targets, Recipe(20, 3e-3, 64), seed=seed, loss=joint_loss)
+        ramps = training.seeded(seed, lambda: bert.Ramps(features))
+        return training.train(ramps, features[rows], targets, training.Recipe(20, 3e-3, 64), seed=seed, loss=joint_loss)
 
     for seed in plan.seeds:
         fit, held, test = torch.randperm(n, generator=generator(seed)).split([n - 2 * (n // 5), n // 5, n // 5])
         ramps = fitted(fit, y[fit], seed)
-        at_held, at_test = (forward(ramps, features[rows])() for rows in (held, test))
+        at_held, at_test = (training.forward(ramps, features[rows])() for rows in (held, test))
         plain = (at_test[-1].argmax(-1) == y[test]).double().mean().item()
         folds.append(Fold(at_held, y[held], at_test, y[test], plain))
         runs.append((fit, test, ramps))
@@ -412,8 +398,8 @@ def mails(study: Study[MailPlan]) -> Trained:
         singles=batches(timed[: len(timed) // 2], 1),
         logits={
             "real mails": folds[0].test,
-            "random tokens": forward(ramps, noise)(),
-            "labels shuffled in training": forward(blind, features[test])(),
+            "random tokens": training.forward(ramps, noise)(),
+            "labels shuffled in training": training.forward(blind, features[test])(),
         },
         extra={"accuracy of the larger class": max(spam, 1 - spam)},
         about={

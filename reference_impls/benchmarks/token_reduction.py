@@ -24,23 +24,7 @@ from reference_impls.data.splits import TITLES, Labelled, split
 from reference_impls.hosts import Block, transformer_blocks
 from reference_impls.layers.weights import copy_sharing_weights
 from reference_impls.models import vit
-from reference_impls.study import (
-    BASELINE,
-    TECHNIQUE,
-    Plan,
-    Recipe,
-    Scenario,
-    Study,
-    accuracy,
-    correlation,
-    forward,
-    measured,
-    over_items,
-    seeded,
-    table,
-    train,
-    trained,
-)
+from reference_impls.study import BASELINE, TECHNIQUE, Plan, Scenario, Study, measured, over_items, table, training
 from reference_impls.techniques.token_merging import Combine, Match, Merging, merge, rows, tokens_left
 
 ID = "token-reduction"
@@ -114,12 +98,12 @@ def _sweep(
     study: Study[Any], model: Any, methods: Sequence[Method], batch: Tensor, judge: Callable[[Any], dict[str, Any]]
 ) -> None:
     """Add the model and every method with each r. `judge(model)` is what it delivers, as `Study.add` takes it."""
-    study.add(BASELINE, {}, forward(model, batch), units=len(batch), **judge(model))
+    study.add(BASELINE, {}, training.forward(model, batch), units=len(batch), **judge(model))
     tokens = model.pos_embed.shape[1]
     for method in methods:
         for r in study.plan.rs if method.name == TECHNIQUE else study.plan.controls_at or study.plan.rs:
             merged, share = attached(model, method, r), tokens_left(tokens, r, len(model.blocks))[-1] / tokens
-            call = forward(merged, batch)
+            call = training.forward(merged, batch)
             study.add(method.name, {"r": r}, call, units=len(batch), redundancy=1 - share, **judge(merged))
 
 
@@ -159,7 +143,7 @@ FASHION_VIT = DIGITS_VIT | {"image_size": 28, "patch_size": 4, "dim": 64}
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationPlan(RPlan):
-    recipe: Recipe
+    recipe: training.Recipe
     data: Labelled = "digits"
     train: int | None = None
     test: int | None = None
@@ -170,12 +154,12 @@ _fashion = partial(
     ClassificationPlan, data="fashion-mnist", needs=("fashion-mnist",), test=2000, architecture=FASHION_VIT
 )
 DIGITS = (  # full and smoke, as `task` takes them
-    ClassificationPlan(repetitions=25, seeds=(0, 1, 2, 3, 4), recipe=Recipe(30, 2e-3, 32)),
-    ClassificationPlan(repetitions=5, recipe=Recipe(12, 3e-3, 32), rs=(4, 8, 12, 16)),
+    ClassificationPlan(repetitions=25, seeds=(0, 1, 2, 3, 4), recipe=training.Recipe(30, 2e-3, 32)),
+    ClassificationPlan(repetitions=5, recipe=training.Recipe(12, 3e-3, 32), rs=(4, 8, 12, 16)),
 )
 FASHION = (
-    _fashion(repetitions=25, seeds=(0, 1, 2), recipe=Recipe(2, 2e-3, 64)),
-    _fashion(repetitions=5, recipe=Recipe(1, 2e-3, 64), rs=(4, 8, 12), train=6000),
+    _fashion(repetitions=25, seeds=(0, 1, 2), recipe=training.Recipe(2, 2e-3, 64)),
+    _fashion(repetitions=5, recipe=training.Recipe(1, 2e-3, 64), rs=(4, 8, 12), train=6000),
 )
 
 
@@ -183,11 +167,11 @@ def trained_vit(study: Study[ClassificationPlan], seed: int) -> vit.VisionTransf
     """A small ViT trained with a seed, or the same one from the cache."""
     plan, part = study.plan, split(study.plan.data, study.plan.train).train.to(study.device)
     told = partial(study.progress, f"train seed {seed}")
-    return trained(
+    return training.trained(
         f"vit-{plan.data}",
         {"architecture": plan.architecture, "recipe": plan.recipe, "samples": len(part.x), "seed": seed},
-        lambda: seeded(seed, lambda: vit.small_vit(**plan.architecture)).to(study.device),
-        lambda model: train(model, part.x, part.y, plan.recipe, seed=seed, progress=told),
+        lambda: training.seeded(seed, lambda: vit.small_vit(**plan.architecture)).to(study.device),
+        lambda model: training.train(model, part.x, part.y, plan.recipe, seed=seed, progress=told),
     )
 
 
@@ -199,7 +183,7 @@ def classification(study: Study[ClassificationPlan], technique: Technique, metho
     batch = test.x[:64]
     for seed in plan.seeds:
         model = trained_vit(study, seed)
-        _sweep(study, model, methods, batch, lambda model: {"score": accuracy(model, *test)})
+        _sweep(study, model, methods, batch, lambda model: {"score": training.accuracy(model, *test)})
     null = {"white noise": uniform_noise(batch), "shuffled pixels": shuffled_pixels(batch)}
     return study.record(
         **_measured(study, technique, methods, model, batch, null),
@@ -255,7 +239,7 @@ def saliency(
     dense, total = one_by_one(model, x), model.backbone.pos_embed.shape[1]
     same_cost = x[:1] if knob == "r" else x  # with a fixed r every photo costs the same
     add = partial(study.add, units=len(same_cost))
-    agree = partial(map, correlation, dense)
+    agree = partial(map, training.correlation, dense)
     add(BASELINE, {}, partial(one_by_one, model, same_cost), samples=total, quality=over_items(agree(dense)))
     lines = []
     for value in study.plan.values:
@@ -296,7 +280,7 @@ def _tokens_behind(method: Method, model: nn.Module, x: Tensor, value: Any) -> l
     left = []
     with method.attach(model, value) as handle:
         for image in x:
-            forward(model, image[None])()
+            training.forward(model, image[None])()
             left.append(handle.trace["tokens"][-1][1])
     return left
 
@@ -314,13 +298,13 @@ class LatencyPlan(RPlan):
 def latency(study: Study[LatencyPlan], technique: Technique, methods: Sequence[Method]) -> Record:
     """Wall-clock and MACs of a ViT-S/16 at 224 pixels, against the same model with torch's fused attention."""
     plan = study.plan
-    model = seeded(0, vit.vit_small_patch16_224).eval().to(study.device)
+    model = training.seeded(0, vit.vit_small_patch16_224).eval().to(study.device)
     _, photos = images.photos(224)
     x = vit.imagenet_normalise(photos).to(study.device)
     batch, dense = x[torch.arange(plan.batch) % len(x)], one_by_one(model, x)
 
     def judge(model: nn.Module) -> dict[str, Any]:
-        return {"quality": over_items(map(correlation, dense, one_by_one(model, x)))}
+        return {"quality": over_items(map(training.correlation, dense, one_by_one(model, x)))}
 
     _sweep(study, model, methods, batch, judge)
     null = {"white noise": vit.imagenet_normalise(uniform_noise(photos)[:2]).to(study.device)}

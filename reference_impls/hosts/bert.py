@@ -42,13 +42,15 @@ class MeanRamp(nn.Module):
         self.classifier = nn.Linear(dim, classes)
 
     def forward(self, state: dict[str, Tensor]) -> Tensor:
-        return self.classifier(pool(state))
+        return self.classifier(mean_pool(**state))
 
 
-def pool(state: dict[str, Tensor]) -> Tensor:
-    """Mean of the real tokens of each sample: state -> (B, D)."""
-    weight = state["real"].unsqueeze(-1).to(state["x"].dtype)
-    return (state["x"] * weight).sum(1) / weight.sum(1)
+def mean_pool(x: Tensor, real: Tensor | None = None) -> Tensor:
+    """Tokens (B, N, D) -> the mean of the real ones, all if None is given, (B, D)."""
+    if real is None:
+        return x.mean(dim=1)
+    weight = real.unsqueeze(-1).to(x.dtype)
+    return (x * weight).sum(dim=1) / weight.sum(dim=1)
 
 
 def staged_bert(model: Any, classes: int) -> Staged:
@@ -76,7 +78,7 @@ def ramp_features(
     for start in range(0, n, 64):
         progress(start, n)
         state = {name: x[start : start + 64].to(device) for name, x in inputs.items()}
-        parts.append(torch.stack([pool(state := stage(state)) for stage in network.stages], 1).cpu())
+        parts.append(torch.stack([mean_pool(**(state := stage(state))) for stage in network.stages], 1).cpu())
     return torch.cat(parts)
 
 

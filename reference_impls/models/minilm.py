@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from reference_impls.contract import check_range
 from reference_impls.data import assets
-from reference_impls.models.vit import Attention, Mlp
+from reference_impls.hosts.bert import mean_pool
+from reference_impls.layers.residual import Mlp
+from reference_impls.models.vit import Attention
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,7 +58,7 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, D) -> (B, N, D); `mask` as `attention_mask` gives it."""
+        """Tokens (B, N, D) -> (B, N, D); the mask (B, 1, 1, N) says which keys are real."""
         x = self.norm1(x + self.attn(x, mask))
         return self.norm2(x + self.mlp(x))
 
@@ -81,23 +83,10 @@ class MiniLM(nn.Module):
     def forward(self, ids: Tensor, real: Tensor | None = None) -> Tensor:
         """Token ids (B, N) -> (B, N, D). `real` (B, N) is False on padding; None if there is none."""
         x = self.embeddings(ids)
-        mask = attention_mask(real)
+        mask = None if real is None else real[:, None, None, :]
         for layer in self.layers:
             x = layer(x, mask)
         return x
-
-
-def attention_mask(real: Tensor | None) -> Tensor | None:
-    """Which tokens are real (B, N) -> the mask of the keys (B, 1, 1, N)."""
-    return None if real is None else real[:, None, None, :]
-
-
-def mean_pool(x: Tensor, real: Tensor | None = None) -> Tensor:
-    """Tokens (B, N, D) -> the mean of the real ones (B, D)."""
-    if real is None:
-        return x.mean(dim=1)
-    weight = real.unsqueeze(-1).to(x.dtype)
-    return (x * weight).sum(dim=1) / weight.sum(dim=1)
 
 
 def load_minilm() -> tuple[MiniLM, Tokenizer]:
@@ -135,16 +124,16 @@ def from_bert(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     result = {}
     for key, value in weights.items():
-        name, kind = key.removesuffix(".weight").removesuffix(".bias"), key.rpartition(".")[2]
+        name, _, kind = key.rpartition(".")
+        place = ""
         if name.startswith("encoder.layer."):
-            _, _, index, part = name.split(".", 3)
-            if part == "attention.self.query":
-                joined = [weights[key.replace("query", role)] for role in ("query", "key", "value")]
-                result[f"layers.{index}.attn.qkv.{kind}"] = torch.cat(joined)
-            elif part in ours:
-                result[f"layers.{index}.{ours[part]}.{kind}"] = value
+            _, _, index, name = name.split(".", 3)
+            place = f"layers.{index}."
+        if name == "attention.self.query":
+            joined = [weights[key.replace("query", role)] for role in ("query", "key", "value")]
+            result[f"{place}attn.qkv.{kind}"] = torch.cat(joined)
         elif name in ours:
-            result[f"{ours[name]}.{kind}"] = value
+            result[f"{place}{ours[name]}.{kind}"] = value
     return result
 
 

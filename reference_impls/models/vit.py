@@ -153,8 +153,7 @@ def vit_small_patch16_224(num_classes: int = 1000) -> VisionTransformer:
 
 def imagenet_normalise(x: Tensor) -> Tensor:
     """Images (..., 3, H, W) in [0, 1] -> the same, less ImageNet's mean and divided by its standard deviation."""
-    mean = x.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = x.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (x - mean) / std
 
 
@@ -232,20 +231,17 @@ def _from_onnx(file: Path) -> dict[str, Tensor]:
     grid = resize_pos_embed(tensors["grid positions"], 16)
     state["backbone.pos_embed"] = torch.cat([tensors["class position"], grid], dim=1)
     state["backbone.cls_token"] = tensors[f"{embeddings}.cls_token"]
+    names = {"attention.output.dense": "attn.proj"} | {name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")}
     for kind in ("weight", "bias"):
         state[f"backbone.patch_embed.proj.{kind}"] = tensors[f"{embeddings}.patch_embeddings.projection.{kind}"]
         state[f"backbone.norm.{kind}"] = tensors[f"backbone.layernorm.{kind}"]
-        for i in range(12):
-            theirs, ours = f"backbone.encoder.layer.{i}", f"backbone.blocks.{i}"
-            qkv = [tensors[f"{theirs}.attention.attention.{role}.{kind}"] for role in ("query", "key", "value")]
-            state[f"{ours}.attn.qkv.{kind}"] = torch.cat(qkv)
-            state[f"{ours}.attn.proj.{kind}"] = tensors[f"{theirs}.attention.output.dense.{kind}"]
-            for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-                state[f"{ours}.{part}.{kind}"] = tensors[f"{theirs}.{part}.{kind}"]
     for i in range(12):
-        for j in (1, 2):
-            scale = tensors[f"backbone.encoder.layer.{i}.layer_scale{j}.lambda1"]
-            state[f"backbone.blocks.{i}.ls{j}.gamma"] = scale
+        layer, block = f"backbone.encoder.layer.{i}", f"backbone.blocks.{i}"
+        state |= {f"{block}.ls{j}.gamma": tensors[f"{layer}.layer_scale{j}.lambda1"] for j in (1, 2)}
+        for kind in ("weight", "bias"):
+            state |= {f"{block}.{our}.{kind}": tensors[f"{layer}.{their}.{kind}"] for their, our in names.items()}
+            qkv = [tensors[f"{layer}.attention.attention.{role}.{kind}"] for role in ("query", "key", "value")]
+            state[f"{block}.attn.qkv.{kind}"] = torch.cat(qkv)
     return state
 
 

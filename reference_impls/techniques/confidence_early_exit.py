@@ -154,8 +154,7 @@ class EarlyExit(nn.Module):
         waiting = torch.arange(n, device=next(tensors(inputs)).device)  # (b,) where the samples still inside belong
         answered: list[tuple[Tensor, Tensor]] = []  # at each exit taken: places and logits
         exits: list[int] = []
-        previous: Tensor | None = None
-        agreements: Tensor | None = None
+        previous = agreements = None
         for e, (stage, head) in enumerate(zip(self.network.stages, self.network.heads, strict=True)):
             state = stage(state)
             logits = head(state)  # (b, C)
@@ -163,21 +162,19 @@ class EarlyExit(nn.Module):
                 check_tensor(f"the logits of exit {e + 1}", logits, "B C")
             if self.rule == "patience":
                 answers = logits.argmax(-1)
-                agreements = count_agreements(answers, previous, agreements)
-                previous = answers
+                agreements, previous = count_agreements(answers, previous, agreements), answers
             leaves = trusts(self.rule, self.threshold, logits, agreements)
             number = len(waiting) if e == last else int(leaves.sum())
+            exits += [e] * number
             if number == 0:
                 continue
             if number == len(waiting):
                 answered.append((waiting, logits))
-                exits += [e] * number
                 break
             if batch_size(state) != len(waiting):
                 raise ValueError(f"stage {e + 1} left a state of {batch_size(state)} samples instead of {len(waiting)}")
             gone, stay = leaves.nonzero().squeeze(1), (~leaves).nonzero().squeeze(1)
             answered.append((waiting[gone], logits[gone]))
-            exits += [e] * number
             state, waiting = select(state, stay), waiting[stay]
             if previous is not None and agreements is not None:
                 previous, agreements = previous[stay], agreements[stay]
@@ -304,12 +301,9 @@ class ConfidenceEarlyExit(Technique):
     }
 
     def settings(self) -> list[Setting]:
-        return [
-            Setting("never leave", {"rule": "confidence", "threshold": 1.0}, off=True),
-            Setting("confidence above 0.95", {"rule": "confidence", "threshold": 0.95}, adaptive=True),
-            Setting("confidence above 0.7", {"rule": "confidence", "threshold": 0.7}, adaptive=True),
-            Setting("leave at the first exit", {"rule": "confidence", "threshold": 0.0}),
-        ]
+        swept = [Setting(f"confidence above {t}", {"threshold": t}, adaptive=True) for t in (0.95, 0.7)]
+        never_leave = Setting("never leave", {"threshold": 1.0}, off=True)
+        return [never_leave, *swept, Setting("leave at the first exit", {"threshold": 0.0})]
 
     @torch.no_grad()
     def measure(self, target: Staged, inputs: State) -> Redundancy:
@@ -345,8 +339,5 @@ class ConfidenceEarlyExit(Technique):
         if not isinstance(target, Staged):
             raise UnsupportedHost(self.id, target, "a hosts.staged.Staged classifier: stages with a head after each")
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in target.modules()):
-            raise UnsupportedHost(
-                self.id,
-                target,
-                "batch norm in eval mode, because its statistics would depend on which samples have left",
-            )
+            needs = "batch norm in eval mode, because its statistics would depend on which samples have left"
+            raise UnsupportedHost(self.id, target, needs)

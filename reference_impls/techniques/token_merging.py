@@ -41,6 +41,7 @@ from reference_impls.contract import (
     warn_no_effect,
 )
 from reference_impls.hosts import NEEDS, Block, transformer_blocks
+from reference_impls.hosts.substitution import inputs_of
 from reference_impls.redundancy.spatial_similarity import spatial_similarity
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ class TokenMerging(Technique):
             low=0,
             optional=True,
             listed=True,
-            about="tokens merged per block, or a list with a number for each block; None: as many as `threshold` lets",
+            about="tokens merged per block, or one number a block; None: as many as `threshold` lets",
         ),
         "threshold": Number(
             None, low=-1, high=1, optional=True, about="merge only pairs whose keys have at least this cosine"
@@ -244,13 +245,8 @@ class TokenMerging(Technique):
     }
 
     def settings(self) -> list[Setting]:
-        return [
-            Setting("r=0", {"r": 0}, off=True),
-            Setting("r=1", {"r": 1}),
-            Setting("r=2", {"r": 2}),
-            Setting("r=4", {"r": 4}),
-            Setting("cosine 0.9", {"r": None, "threshold": 0.9}, adaptive=True),
-        ]
+        fixed = [Setting(f"r={r}", {"r": r}, off=r == 0) for r in (0, 1, 2, 4)]
+        return [*fixed, Setting("cosine 0.9", {"r": None, "threshold": 0.9}, adaptive=True)]
 
     def measure(self, target: nn.Module, inputs: Tensor) -> Redundancy:
         """Mean best-match cosine of centred keys, over the tokens and blocks of the dense model.
@@ -259,22 +255,10 @@ class TokenMerging(Technique):
         the image subtracted: keys share a large mean that says nothing of the image. `where` holds it for each block,
         and the raw cosine, which is what ToMe compares, as "raw block 0" and so on.
         """
-        blocks = _blocks(target)
-        keys: dict[str, Tensor] = {}
-
-        def keep(block: Block, x: Tensor) -> None:
-            keys[block.name] = block.qkv(x)[1].mean(1)[:, block.prefix :]
-
-        hooks = [
-            block.module.register_forward_pre_hook(lambda _, args, block=block: keep(block, args[0]))
-            for block in blocks
-        ]
-        try:
-            with torch.no_grad():
-                target(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        blocks = {block.name: block for block in _blocks(target)}
+        seen = inputs_of({name: block.module for name, block in blocks.items()}, target, inputs)
+        with torch.no_grad():
+            keys = {name: block.qkv(seen[name])[1].mean(1)[:, block.prefix :] for name, block in blocks.items()}
         where = {name: spatial_similarity(key, centred=True).mean().item() for name, key in keys.items()}
         value = sum(where.values()) / len(where)
         where |= {f"raw {name}": spatial_similarity(key).mean().item() for name, key in keys.items()}
