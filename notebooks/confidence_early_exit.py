@@ -23,8 +23,8 @@ records = {name: show.committed("confidence-early-exit", name) for name in ("fas
 # %% [markdown]
 # ## The idea in one picture
 #
-# The network below is trained on digits, all four exits together. It classifies the test digits in one batch. After
-# each exit the digits whose largest class probability exceeds 0.9 leave the batch, so each stage works on fewer.
+# The network below, trained on digits with all four exits together, classifies the test digits in one batch. After each
+# exit the digits whose largest class probability exceeds 0.9 leave the batch, so each stage works on fewer.
 
 # %%
 _, plan = DIGITS
@@ -38,26 +38,23 @@ print(f"accuracy {(answers == y).float().mean():.3f}, of the last exit alone "
       f"{(network(x).argmax(-1) == y).float().mean():.3f}")  # fmt: skip
 
 # %%
-pictures = images.digits()[2]
-figure = plt.figure(figsize=(9, 3.2))
-halves = zip(figure.subfigures(2, 1), {"left at the first exit": 0, "went to the end": 3}.items(), strict=True)
-for half, (title, at) in halves:
-    half.suptitle(title, fontsize=10, x=0.02, ha="left")
-    row = half.subplots(1, 10, gridspec_kw={"top": 0.68, "bottom": 0.02, "left": 0.02, "right": 0.98})
+pictures, (figure, axes) = images.digits()[2], plt.subplots(2, 10, figsize=(9, 2.8))
+for row, (title, at) in zip(axes, {"left at the first exit": 0, "went to the end": 3}.items(), strict=True):
     for axis, index in zip(row, (left == at).nonzero().squeeze(1)[:10].tolist(), strict=False):
         axis.imshow(pictures[index, 0], cmap="gray_r")
         wrong = "" if answers[index] == y[index] else f", is {y[index]}"
         axis.set_title(f"{answers[index]}{wrong}", fontsize=8, color="tab:red" if wrong else "black", pad=3)
-    for axis in row:
-        axis.axis("off")
+    row[0].annotate(title, (0, 1.5), xycoords="axes fraction", annotation_clip=False)
+for axis in axes.flat:
+    axis.axis("off")
 plt.show()
 
 # %% [markdown]
 # ## How much of the computation is redundant
 #
-# At which exit does the answer settle, so that it stays the same to the end? What is computed after that point changes
-# nothing. Its share is the measure of **sufficiency**. It needs no labels, and no rule can save more without changing
-# an answer, because a rule cannot see the later exits.
+# At which exit does the answer settle, so that it stays the same to the end? The share of the computation after that
+# point is the measure of **sufficiency**. It needs no labels, and no rule can save more without changing an answer,
+# because a rule cannot see the later exits.
 
 # %%
 found = ConfidenceEarlyExit().measure(network, x)
@@ -87,12 +84,9 @@ plt.show()
 # - *entropy*: the entropy of the class probabilities is below a threshold,
 # - *patience*: the last exits gave the same answer.
 #
-# The gray lines are the **controls**:
-#
-# - *random exits*: as many samples leave at each exit, but drawn at random. The distance to the rules is what knowing
-#   whom to let go is worth.
-# - *one exit for all*: the network is cut, and nothing is decided.
-# - *smaller plain network*: trained alone to that depth. If it lies on the curve, take it and leave early exit alone.
+# The gray **controls**: *random exits*, where as many samples leave at each exit, but drawn at random (the distance to
+# the rules is what knowing whom to let go is worth); *one exit for all*, the network cut, with nothing decided; and a
+# *smaller plain network*, trained alone to that depth. If it lies on the curve, take it and leave early exit alone.
 
 # %%
 for record in records.values():
@@ -104,16 +98,18 @@ for record in records.values():
 # a batch that has shrunk uses the processor worse. On the mails the baseline is weak, because the last layer of a
 # frozen encoder is not its best one for another task; compare with *one exit for all* there.
 #
-# Samples one at a time, which is how the papers measure. The plain network beside the confidence rule:
+# Samples one at a time, which is how the papers measure, the plain network beside the confidence rule:
 
 # %%
 for record in records.values():
     print(record.title)
-    plain, *ours = record.tables["one sample at a time"].records()
-    for row in (plain, *ours):
-        name = "plain network" if row is plain else f"confidence > {row['threshold']:g}"
+    rows = record.tables["one sample at a time"].records()
+    for row in rows:
+        name = "plain network" if row is rows[0] else f"confidence > {row['threshold']:g}"
         spread = f"[p10 {row['p10']:.2f}, p90 {row['p90']:.2f}]"
-        print(f"   {name:<18} {row['median']:8.2f} ms   {spread}   {plain['median'] / row['median']:.2f} times as fast")
+        print(
+            f"   {name:<18} {row['median']:8.2f} ms   {spread}   {rows[0]['median'] / row['median']:.2f} times as fast"
+        )
 
 # %% [markdown]
 # ## Calibration: how much accuracy may it cost?
@@ -131,8 +127,8 @@ for budget, delta in ((0.01, None), (0.02, None), (0.02, 0.05)):
           f"on test {last - kept.double().mean():+.4f}, mean exit {chosen.depth + 1:.2f}")  # fmt: skip
 
 # %% [markdown]
-# And in the full experiments, over their seeds. A budget that is met on held-out data is missed on some test sets. A
-# certified budget is met more often, and saves less.
+# And in the full experiments, over their seeds. A budget met on held-out data is missed on some test sets; a certified
+# one is met more often, and saves less.
 
 # %%
 for record in records.values():
@@ -157,8 +153,8 @@ for record in records.values():
         print(f"   {row['samples']:30} {row['share']:6.1%}")
 
 # %% [markdown]
-# - **The stages are tiny.** Each exit costs several small kernels and a wait for the device, whatever the stage costs.
-#   One image at a time, a careful threshold can be slower than the plain network (above).
+# - **The stages are tiny.** Each exit costs several small kernels and a wait for the device. One image at a time, a
+#   careful threshold can be slower than the plain network (above).
 # - **The batch runs in lock-step.** Without taking samples out, a batch is as slow as its hardest sample. The chance
 #   that *all* of a batch have left by an exit falls quickly with its size:
 

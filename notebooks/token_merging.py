@@ -5,9 +5,6 @@
 # looks like the rest of the sky. **Token merging** (ToMe, Bolya et al., arXiv 2210.09461) lets patches that look alike
 # *to the network* continue as one token: in every block, the `r` most similar pairs become their mean. Nothing is
 # trained.
-#
-# This notebook shows which patches merge, measures how alike they are, runs the technique on a small network, and then
-# reads the full experiments from their records.
 
 # %%
 import matplotlib.pyplot as plt
@@ -28,10 +25,9 @@ digits, photos, by_threshold = (
 # %% [markdown]
 # ## The idea in one picture
 #
-# A pretrained ViT-S/14 predicts where people look (a saliency map). It sees the photo as 16 x 16 patches. Behind its
-# last block, with `r` = 16, three quarters of them are gone: in the second picture, patches that ended in the same
-# token have one colour, the mean of what they show. Flat background collapses into a few tokens, detail keeps more of
-# them.
+# A pretrained ViT-S/14 predicts where people look (a saliency map). It sees a photo as 16 x 16 patches. With `r` = 16,
+# three quarters of them are gone behind its last block. In the second picture, patches that ended in the same token
+# have one colour, the mean of what they show: flat background collapses into a few tokens, detail keeps more of them.
 
 # %%
 names, squares = images.photos(224)
@@ -39,10 +35,8 @@ maps = show.pictures(photos)
 photo = squares[names.index(photos.tables["tokens left"].columns[3])].permute(1, 2, 0).numpy()
 group = maps["group of patch"].astype(int)  # (16, 16), the token that each patch ended in
 patches = photo.reshape(16, 14, 16, 14, 3).mean((1, 3))  # (16, 16, 3)
-tokens = np.unique(group)
-painted = np.zeros_like(patches)
-for token in tokens:
-    painted[group == token] = patches[group == token].mean(0)
+tokens, place = np.unique(group, return_inverse=True)
+painted = np.array([patches[group == token].mean(0) for token in tokens])[place.reshape(16, 16)]
 panels = {"a photo": photo, f"256 patches in {len(tokens)} tokens": painted}
 panels |= {name: maps[name] for name in ("saliency, dense", "saliency, merged")}
 
@@ -51,10 +45,11 @@ for axis, (title, picture) in zip(axes, panels.items(), strict=True):
     axis.imshow(picture, extent=(0, 16, 16, 0), cmap="magma", vmin=0, vmax=1)
     axis.set_title(title, fontsize=9)
     axis.axis("off")
-for i, j in np.argwhere(group[:, 1:] != group[:, :-1]):  # a line wherever two neighbours are in different tokens
-    axes[1].plot([j + 1, j + 1], [i, i + 1], color="white", linewidth=0.8)
+borders = {"color": "white", "linewidth": 0.8}  # wherever two neighbours are in different tokens
+for i, j in np.argwhere(group[:, 1:] != group[:, :-1]):
+    axes[1].plot([j + 1, j + 1], [i, i + 1], **borders)
 for i, j in np.argwhere(group[1:] != group[:-1]):
-    axes[1].plot([j, j + 1], [i + 1, i + 1], color="white", linewidth=0.8)
+    axes[1].plot([j, j + 1], [i + 1, i + 1], **borders)
 figure.tight_layout()
 plt.show()
 
@@ -75,8 +70,7 @@ print("unmerged:", unmerge(merged, match).tolist())
 
 # %% [markdown]
 # A token of size $s$ has to weigh as much as $s$ tokens in the next attention: *proportional attention* adds $\log s$
-# to its logits. With it, equal tokens merge without any change of the result. That is exact, and tested; the rest is
-# a matter of how alike tokens are.
+# to its logits. With it, equal tokens merge without any change of the result; that is exact, and tested.
 #
 # ## How alike the tokens are
 #
@@ -87,9 +81,9 @@ print("unmerged:", unmerge(merged, match).tolist())
 # %%
 figure, axis = plt.subplots(figsize=(7.5, 3.4))
 by_block = photos.tables["similarity by block"].records()
-for name, label in (("data", "photos"), ("shuffled pixels", "shuffled pixels"), ("white noise", "white noise")):
+for name in ("data", "shuffled pixels", "white noise"):
     rows = [row for row in by_block if row["images"] == name]
-    (line,) = axis.plot([row["centred"] for row in rows], "o-", markersize=4, label=label)
+    (line,) = axis.plot([row["centred"] for row in rows], "o-", markersize=4, label=name.replace("data", "photos"))
     if name != "shuffled pixels":
         axis.plot([row["raw"] for row in rows], "--", color=line.get_color(), linewidth=1)
 axis.plot([], [], "--", color="black", linewidth=1, label="raw, mean not subtracted")
@@ -101,9 +95,9 @@ print(f"{photos.redundancy.measure}: {photos.redundancy.value:.3f} on photos,", 
 
 # %% [markdown]
 # The same measure on a model of your own is one call, and so is the technique: the handle restores the model when it is
-# closed. Here it is a small ViT on scikit-learn's digits with one token for each of the 64 pixels, trained now or taken
-# from the cache. Below each digit its pixels are coloured by the token that they end in: 64 pixels in 16 tokens, and
-# the answers stay.
+# closed. Here is a small ViT on scikit-learn's digits with one token for each of the 64 pixels, trained now or taken
+# from the cache. Below each digit its pixels are coloured by the token that they end in: 16 tokens, and the answers
+# stay.
 
 # %%
 model = trained_vit(Study("token-merging", scenarios("token-merging")["digits-vit"], Context()), seed=0)
@@ -128,9 +122,9 @@ plt.show()
 # %% [markdown]
 # ## What it costs, and what it saves
 #
-# First the digits, run now in the small ("smoke") budget with one training; then the records of the full runs on digits
-# and photos (for these, agreement with the dense network). Left against MACs, right against wall-clock; up and to the
-# left is better. The controls lose as many tokens: merged with a partner drawn at random, or thrown away at random.
+# The digits, run now in the small ("smoke") budget with one training; then the records of the full runs on digits and
+# photos (for these, agreement with the dense network). Up and to the left is better. The controls lose as many tokens:
+# merged with a partner drawn at random, or thrown away at random.
 
 # %%
 for record in (run("token-merging", "digits-vit"), digits, photos):
@@ -138,10 +132,8 @@ for record in (run("token-merging", "digits-vit"), digits, photos):
 
 # %% [markdown]
 # MACs always fall as the closed form says. Time falls with them only where the blocks are wide: width 384 on the
-# photos. At width 32, comparing and moving tokens costs about what the narrow blocks save.
-#
-# That is what the bench measures on a plain ViT-S/16 at 224 pixels, one thread, against the same model with fused
-# attention (random weights; they change no MAC):
+# photos. At width 32, comparing and moving tokens costs about what the narrow blocks save. On a plain ViT-S/16 at 224
+# pixels, one thread, against the same model with fused attention (random weights; they change no MAC):
 
 # %%
 for scenario in ("vit-small-latency", "vit-small-latency-batch-1"):
@@ -151,8 +143,8 @@ for scenario in ("vit-small-latency", "vit-small-latency-batch-1"):
 # ## Let the photo decide
 #
 # A fixed `r` merges as many tokens of a busy photo as of an empty one. With a threshold on the cosine, each photo
-# merges what is alike in it. The price: the threshold has to be chosen for the network, since raw cosines of keys lie
-# close to 1. And white noise shows the limit: it merges as readily as a photo, although nothing in it is alike.
+# merges what is alike in it. The threshold has to be chosen for the network, since raw cosines of keys lie close to 1.
+# And white noise shows the limit: it merges as readily as a photo, although nothing in it is alike.
 
 # %%
 left = by_threshold.tables["tokens left"]
@@ -175,5 +167,5 @@ plt.show()
 # - **Every token matters.** Small text or dense detail does not merge without loss, and a fixed `r` merges it all the
 #   same. Measure first, or use a threshold.
 # - **The grid matters.** Windowed attention and convolutions between the blocks need the tokens in their places.
-# - **A high cosine is no licence.** Compare with the controls: on an easy task, even dropping tokens at random loses
-#   little, and then the technique deserves no credit.
+# - **A high cosine is no licence.** Compare with the controls: where even dropping tokens at random loses little, the
+#   technique deserves no credit.

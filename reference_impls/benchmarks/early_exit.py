@@ -130,8 +130,8 @@ def report(
     singly = Study[Any](study.owner, study.scenario, study.context)
     _time(singly, on, alone, on.singles)
     stages = on.network.costs.stages
-    right = [float(np.mean(on.accuracies_at(e))) for e in range(len(stages))]
-    wanted = max(float(np.mean([fold.plain for fold in on.folds])), *right) - 0.01
+    by_exit = [(e + 1, float(np.mean(on.accuracies_at(e)))) for e in range(len(stages))]
+    wanted = max(float(np.mean([fold.plain for fold in on.folds])), *(right for _, right in by_exit)) - 0.01
     good = [v.knobs for v in study.series(TECHNIQUE) if np.mean(v.scores) >= wanted]
     lefts = {method.knobs[knob]: on.lefts(method) for method in methods if method.name == main}
     times = [("plain", None, singly.cost(BASELINE).wall_ms)]
@@ -146,9 +146,7 @@ def report(
             {name: sufficiency(logits.argmax(-1), stages).value for name, logits in list(on.logits.items())[1:]},
         ),
         tables={
-            "exits": table(
-                "Accuracy when every sample leaves at the same exit.", ("exit", "accuracy"), list(enumerate(right, 1))
-            ),
+            "exits": table("Accuracy when every sample leaves at the same exit.", ("exit", "accuracy"), by_exit),
             "share at each exit": table(
                 f"Share of the test samples that leave at each exit by the {main} rule.",
                 (knob, "exit", "share"),
@@ -182,13 +180,13 @@ def report(
 
 def _measure(study: Study[Any], on: Trained, methods: Sequence[Method]) -> None:
     """Add the methods and the controls, and measure them."""
-    units, exits = sum(map(batch_size, on.timed)), len(on.network.stages)
+    exits, add = len(on.network.stages), partial(study.add, units=sum(map(batch_size, on.timed)))
     study.add(BASELINE, score=[fold.plain for fold in on.folds])
     for depth in range(1, exits):
-        cut = _over(first_exits(on.network, depth), on.timed)
-        study.add(CUT, {"exit": depth}, cut, units=units, score=on.accuracies_at(depth - 1))
+        cut = first_exits(on.network, depth)
+        add(CUT, {"exit": depth}, _over(cut, on.timed), score=on.accuracies_at(depth - 1))
     for name, (network, scores) in on.smaller.items():
-        study.add(SMALLER, {"network": name}, _over(network, on.timed), units=units, score=scores)
+        add(SMALLER, {"network": name}, _over(network, on.timed), score=scores)
     _time(study, on, methods, on.timed)
     for method in methods:
         lefts = on.lefts(method)
@@ -254,10 +252,7 @@ class CnnPlan(Plan):
 _digits = partial(CnnPlan, data="digits", train=1000, held=437)
 _fashion = partial(CnnPlan, data="fashion-mnist", needs=("fashion-mnist",), held=10_000)
 DIGITS = (_digits(epochs=20), _digits(repetitions=3, seeds=(0, 1), epochs=5, timed=64))  # full, smoke: for `task`
-FASHION = (
-    _fashion(train=20_000, epochs=6),
-    _fashion(repetitions=3, seeds=(0,), train=2000, epochs=1, timed=64),
-)
+FASHION = (_fashion(train=20_000, epochs=6), _fashion(repetitions=3, seeds=(0,), train=2000, epochs=1, timed=64))
 
 
 def images_of(plan: CnnPlan, seed: int) -> Split:

@@ -225,22 +225,16 @@ def saliency(
     knob: str,
     picture: Callable[[nn.Module, Tensor], dict[str, Any]] | None = None,
 ) -> Record:
-    """Agreement of the saliency maps of photos with the dense network's, against one knob of the technique.
-
-    `picture` makes the figures.
-    """
-    names, photos = images.photos(224)
-    names, photos = names[: study.plan.photos], photos[: study.plan.photos]
-    x, noise, shuffled = (
-        vit.imagenet_normalise(images).to(study.device)
-        for images in (photos, uniform_noise(photos), shuffled_pixels(photos))
-    )
+    """Agreement of the saliency maps of photos with the dense network's, against one knob; `picture` makes figures."""
+    names, photos = (every[: study.plan.photos] for every in images.photos(224))
+    kinds = photos, uniform_noise(photos), shuffled_pixels(photos)
+    x, noise, shuffled = (vit.imagenet_normalise(pixels).to(study.device) for pixels in kinds)
     model = vit.saliency_vit_s14().to(study.device)
     dense, total = one_by_one(model, x), model.backbone.pos_embed.shape[1]
     same_cost = x[:1] if knob == "r" else x  # with a fixed r every photo costs the same
     add = partial(study.add, units=len(same_cost))
-    agree = partial(map, training.correlation, dense)
-    add(BASELINE, {}, partial(one_by_one, model, same_cost), samples=total, quality=over_items(agree(dense)))
+    quality = over_items(map(training.correlation, dense, dense))
+    add(BASELINE, {}, partial(one_by_one, model, same_cost), samples=total, quality=quality)
     lines = []
     for value in study.plan.values:
         left = _tokens_behind(methods[0], model, x, value)
@@ -248,8 +242,8 @@ def saliency(
         for method in methods:
             merged = attached(model, method, value)
             call, got = partial(one_by_one, merged, same_cost), one_by_one(merged, x)
-            quality, share = over_items(agree(got)), mean / total
-            add(method.name, {knob: value}, call, quality=quality, samples=round(mean), redundancy=1 - share)
+            quality = over_items(map(training.correlation, dense, got))
+            add(method.name, {knob: value}, call, quality=quality, samples=round(mean), redundancy=1 - mean / total)
             if method.name == TECHNIQUE:
                 error = float(np.mean([(a - b).abs().mean().item() for a, b in zip(dense, got, strict=True)]))
                 lines.append([value, error, min(_tokens_behind(method, model, noise, value)), *left])

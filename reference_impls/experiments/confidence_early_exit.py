@@ -81,22 +81,20 @@ def calibrations(on: Trained, rules: Sequence[Rule]) -> Table:
 
 def gain_of_patience(on: Trained, methods: Sequence[Method]) -> float:
     """Mean accuracy of the patience rule minus that of the confidence rule at as many MACs, interpolated."""
-    points: dict[str, list[tuple[int, float]]] = {method.name: [] for method in methods}
-    for method in methods:
+
+    def point(method: Method) -> tuple[int, float]:
         lefts = on.lefts(method)
-        points[method.name].append((round(on.macs(lefts)), float(np.mean(on.accuracies(lefts)))))
-    curve = np.array(sorted(points["confidence"])).T  # MACs, accuracies
-    return float(np.mean([accuracy - np.interp(macs, *curve) for macs, accuracy in points["patience"]]))
+        return round(on.macs(lefts)), float(np.mean(on.accuracies(lefts)))
+
+    curve = np.array(sorted(point(method) for method in methods if method.name == "confidence")).T  # MACs, accuracies
+    patient = [point(method) for method in methods if method.name == "patience"]
+    return float(np.mean([accuracy - np.interp(macs, *curve) for macs, accuracy in patient]))
 
 
 CNN = partial(run, make=benchmark.cnn, thresholds=THRESHOLDS)
+RAMPS = partial(run, make=benchmark.mails, thresholds=MAIL_THRESHOLDS)
 SCENARIOS = (
     benchmark.task("digits-cnn", "Residual CNN on 8 x 8 digits", CNN, *DIGITS),
     benchmark.task("fashion-cnn", "Residual CNN on Fashion-MNIST", CNN, *FASHION),
-    benchmark.task(
-        "mails-minilm",
-        "MiniLM with off-ramps on the SpamAssassin mails",
-        partial(run, make=benchmark.mails, thresholds=MAIL_THRESHOLDS),
-        *MAILS,
-    ),
+    benchmark.task("mails-minilm", "MiniLM with off-ramps on the SpamAssassin mails", RAMPS, *MAILS),
 )
