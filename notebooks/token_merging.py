@@ -148,14 +148,12 @@ for scenario in ("vit-small-latency", "vit-small-latency-batch-1"):
 
 # %%
 left = by_threshold.tables["tokens left"]
-labels = left.columns[2:]  # white noise, then the photos
 figure, axis = plt.subplots(figsize=(8.5, 3.2))
-width = 0.8 / len(left.rows)
-for i, (point, row) in enumerate(zip(by_threshold.points, left.rows, strict=True)):
+for point, row in zip(by_threshold.points, left.rows, strict=True):
     name = f"cosine {point.knobs['threshold']}: correlation {point.quality.value:.3f}"
-    axis.bar(np.arange(len(labels)) + i * width, row[2:], width, label=name)
+    axis.plot(left.columns[2:], row[2:], "o", label=name)  # white noise, then the photos
 axis.axhline(by_threshold.baseline.samples, color="black", linewidth=0.8)
-axis.set(ylabel="tokens left", xticks=np.arange(len(labels)) + 1.5 * width, xticklabels=labels)
+axis.set(ylabel="tokens left", ylim=(0, None))
 axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.28))
 figure.tight_layout()
 plt.show()

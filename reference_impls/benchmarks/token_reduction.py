@@ -1,8 +1,8 @@
 """Token reduction: what a transformer loses when it goes on with fewer tokens.
 
 Three tasks: accuracy of small trained ViTs on digits and Fashion-MNIST; agreement of a pretrained ViT's saliency map
-with the dense network's, on photos; wall-clock of a ViT-S/16. A technique sends a `Method` for each way of its own, and
-the controls are the same for all: as many tokens merged at random, and as many thrown away at random.
+with the dense network's, on photos; wall-clock of a ViT-S/16. A technique sends a `Method` for each way of its own. The
+controls are the same for all: as many tokens merged at random, and as many thrown away at random.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_AS_IS = nn.Identity()
+
 
 class Block(ABC):
     """One pre-norm transformer block, `x + attention(x)` followed by `x + mlp(x)`, of a model that stays as it is.
@@ -41,9 +43,9 @@ class Block(ABC):
         """Number of attention heads H."""
 
     @property
-    @abstractmethod
     def scale(self) -> float:
-        """Factor of the attention logits, usually d ** -0.5."""
+        """Factor of the attention logits: d ** -0.5, where the model does not say another."""
+        return float((self.width // self.heads) ** -0.5)
 
     @property
     @abstractmethod
@@ -59,6 +61,12 @@ class Block(ABC):
     def width(self) -> int:
         """H d, the joint width of all heads."""
         return self.attention_linears[-1].in_features
+
+    def through(self, y: Tensor, *parts: str) -> Tensor:
+        """What becomes of y in those of the named parts that the model's own block has, one after the other."""
+        for part in parts:
+            y = getattr(self.module, part, _AS_IS)(y)
+        return y
 
     def attention(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The attention branch by the fused kernel, and its keys: (B, N, D) -> (B, N, D), (B, H, N, d).
@@ -83,8 +91,8 @@ class Block(ABC):
         Replacements nest: undo them in the reverse order. What else the model passes to its block must be None or
         False (no attention mask, no attention output), else the block raises NotImplementedError.
         """
-        attributes, missing = vars(self.module), object()
-        before = attributes.get("forward", missing)
+        attributes = vars(self.module)
+        before = {"forward": attributes["forward"]} if "forward" in attributes else {}
 
         def replaced(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if any(a is not None and a is not False for a in (*args, *kwargs.values())):
@@ -96,10 +104,8 @@ class Block(ABC):
         attributes["forward"] = replaced
 
         def undo() -> None:
-            if before is missing:
-                del attributes["forward"]
-            else:
-                attributes["forward"] = before
+            del attributes["forward"]
+            attributes.update(before)
 
         return undo
 

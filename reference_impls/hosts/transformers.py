@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from reference_impls.hosts.block import Block, chains, linears
 
-_AS_IS = nn.Identity()
 _LAYOUTS = (
     ("q_proj", "k_proj", "v_proj", "o_proj"),
     ("attention.query", "attention.key", "attention.value", "output.dense"),
@@ -33,28 +32,19 @@ class HuggingFaceBlock(Block):
         return q, k, v
 
     def project(self, y: Tensor) -> Tensor:
-        return self._branch(self.attention_linears[3](y), 1)
+        return self.through(self.attention_linears[3](y), "dropout", "layer_scale1", "drop_path")
 
     def mlp(self, x: Tensor) -> Tensor:
         module, x = self.module, _norms(self.module)[1](x)
         if hasattr(module, "mlp"):
-            return self._branch(module.mlp(x), 2)
+            return self.through(module.mlp(x), "dropout", "layer_scale2", "drop_path")
         x = module.intermediate(x)
         return module.output.dropout(module.output.dense(x))  # ViT of transformers 4
-
-    def _branch(self, y: Tensor, number: int) -> Tensor:
-        for part in ("dropout", f"layer_scale{number}", "drop_path"):
-            y = getattr(self.module, part, _AS_IS)(y)
-        return y
 
     @property
     def heads(self) -> int:
         attention = self.module.attention
         return getattr(attention, "attention", attention).num_attention_heads
-
-    @property
-    def scale(self) -> float:
-        return (self.width // self.heads) ** -0.5
 
     @property
     def attention_linears(self) -> list[nn.Linear]:

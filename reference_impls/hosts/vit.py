@@ -25,14 +25,10 @@ class VitBlock(Block):
     def project(self, y: Tensor) -> Tensor:
         attn = self.module.attn
         y = getattr(attn, "proj_drop", _AS_IS)(attn.proj(getattr(attn, "norm", _AS_IS)(y)))
-        return self._branch(y, 1)
+        return self.through(y, "ls1", "drop_path1")
 
     def mlp(self, x: Tensor) -> Tensor:
-        return self._branch(self.module.mlp(self.module.norm2(x)), 2)
-
-    def _branch(self, y: Tensor, number: int) -> Tensor:
-        y = getattr(self.module, f"ls{number}", _AS_IS)(y)
-        return getattr(self.module, f"drop_path{number}", _AS_IS)(y)
+        return self.through(self.module.mlp(self.module.norm2(x)), "ls2", "drop_path2")
 
     @property
     def heads(self) -> int:
@@ -40,7 +36,7 @@ class VitBlock(Block):
 
     @property
     def scale(self) -> float:
-        return getattr(self.module.attn, "scale", (self.width // self.heads) ** -0.5)
+        return getattr(self.module.attn, "scale", super().scale)
 
     @property
     def attention_linears(self) -> list[nn.Linear]:

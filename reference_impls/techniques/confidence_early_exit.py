@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -68,18 +68,16 @@ def never(rule: Rule, exits: int) -> float:
 
 def check_rule(rule: Rule, threshold: float) -> None:
     """ValueError or TypeError unless the rule exists and the threshold is one of its own."""
-    if rule not in ("confidence", "entropy", "patience"):
+    if rule not in get_args(Rule):
         raise ValueError(f"rule must be 'confidence', 'entropy' or 'patience', got {rule!r}")
     high = 1.0 if rule == "confidence" else math.inf
     check_range(f"threshold of the {rule} rule", threshold, 0, high, integer=rule == "patience")
 
 
 def trusts(rule: Rule, threshold: float, logits: Tensor, agreements: Tensor | None) -> Tensor:
-    """Which samples may leave at an exit: (B,) bool.
+    """Which samples may leave at an exit, (B,) bool, by its logits (B, C).
 
-    Args:
-        logits: (B, C) of this exit.
-        agreements: (B,) how many exits directly before this one gave the same answer in a row; only patience needs it.
+    agreements: (B,) how many exits directly before gave the same answer in a row; only patience needs it.
     """
     if rule == "confidence":
         return confidence(logits) > threshold
@@ -97,7 +95,7 @@ def count_agreements(answers: Tensor, previous: Tensor | None, agreements: Tenso
 
 
 def exit_decisions(logits: Tensor, rule: Rule, threshold: float) -> Tensor:
-    """At which exit each sample leaves, from the logits of all exits (E, B, C). Returns (B,) int64 in [0, E - 1].
+    """At which exit each sample leaves, (B,) int64 in [0, E - 1], from the logits of all exits (E, B, C).
 
     Raises: ValueError for a bad rule, threshold or shape, or for logits that are not finite.
     """
@@ -130,9 +128,6 @@ class EarlyExit(nn.Module):
     After each exit the samples that left are taken out of the batch. The logits come back in the order of the inputs.
     Each decision waits for the device. `left` holds the exit of every sample of the last run.
 
-    Args:
-        network: the staged network, in eval mode.
-        rule, threshold: when to leave; `never(rule, E)` sends every sample to the last exit.
     Raises: ValueError for a bad rule or threshold, for a network in training mode, or for logits that are not finite.
     """
 
@@ -210,18 +205,14 @@ def upper_bound(harmed: int, n: int, delta: float) -> float:
     """Clopper-Pearson: the rate p at which `harmed` or fewer of n would be seen with probability `delta`."""
     if harmed >= n:
         return 1.0
+    k = torch.arange(harmed + 1, dtype=torch.float64)
+    choose = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
     low, high = harmed / n, 1.0
     for _ in range(50):
         p = (low + high) / 2
-        low, high = (p, high) if binomial_tail(harmed, n, p) > delta else (low, p)
+        seen = torch.logsumexp(choose + k * math.log(p) + (n - k) * math.log1p(-p), 0).exp().item()
+        low, high = (p, high) if seen > delta else (low, p)
     return high
-
-
-def binomial_tail(k: int, n: int, p: float) -> float:
-    """Probability of k or fewer successes in n trials of probability p in (0, 1)."""
-    terms = torch.arange(k + 1, dtype=torch.float64)
-    choose = math.lgamma(n + 1) - torch.lgamma(terms + 1) - torch.lgamma(n - terms + 1)
-    return torch.logsumexp(choose + terms * math.log(p) + (n - terms) * math.log1p(-p), 0).exp().item()
 
 
 def grid(rule: Rule, exits: int, classes: int) -> list[float]:
@@ -239,11 +230,10 @@ def calibrate(
 ) -> Calibration:
     """The boldest threshold of `grid` whose loss of accuracy on held-out data stays within `budget`.
 
-    Thresholds are tried from the most careful on, and the walk ends at the first that breaks the budget. With `delta`,
-    what must stay within the budget is the Clopper-Pearson bound of the harm at confidence 1 - delta. Because the order
-    is fixed beforehand, that bound holds for the chosen threshold without a correction for the number of thresholds
-    tried (fixed-sequence testing), provided that new data come from the same source. Without `delta` the budget is met
-    on the held-out data, and nothing is promised for others.
+    Thresholds are tried from the most careful on, up to the first that breaks the budget. With `delta`, what must stay
+    within the budget is the Clopper-Pearson bound of the harm at confidence 1 - delta. Because the order is fixed
+    beforehand, that bound needs no correction for the number of thresholds tried (fixed-sequence testing), as long as
+    new data come from the same source. Without `delta` the budget is met on the held-out data, nothing more is promised.
 
     Args:
         logits: (E, B, C) of all exits on held-out data that trained nothing.
@@ -290,7 +280,7 @@ class ConfidenceEarlyExit(Technique):
     knobs: ClassVar = {
         "rule": Choice(
             "confidence",
-            options=("confidence", "entropy", "patience"),
+            options=get_args(Rule),
             about="what an exit is trusted by: its largest class probability, its entropy, or agreement of exits",
         ),
         "threshold": Number(

@@ -239,7 +239,7 @@ class TokenMerging(Technique):
             about="tokens merged per block, or one number a block; None: as many as `threshold` lets",
         ),
         "threshold": Number(
-            None, low=-1, high=1, optional=True, about="merge only pairs whose keys have at least this cosine"
+            None, low=-1, high=1, optional=True, about="merge only pairs with at least this cosine of keys"
         ),
         "proportional": Switch(True, about="add log s to the attention logits, so that a token weighs as its patches"),
     }

@@ -27,7 +27,6 @@ from reference_impls.techniques.confidence_early_exit import (
     at_exits,
     calibrate,
     confidence,
-    count_agreements,
     entropy,
     exit_decisions,
     grid,
@@ -181,13 +180,8 @@ def test_extreme_thresholds_give_the_first_and_the_last_exit(logits: Tensor, rul
     always = {"confidence": 0.0, "entropy": math.inf, "patience": 0}[rule]
     assert exit_decisions(logits, rule, always).tolist() == [0] * 200
     assert exit_decisions(logits, rule, never(rule, EXITS)).tolist() == [EXITS - 1] * 200
-
-
-def test_certain_logits_never_leave_at_the_off_threshold() -> None:
-    certain = torch.zeros(3, 4, 2)
-    certain[..., 0] = 1e4  # probability 1 and entropy 0 in float32
-    for rule in ("confidence", "entropy"):
-        assert exit_decisions(certain, rule, never(rule, 3)).tolist() == [2] * 4
+    if rule != "patience":  # certain logits, of probability 1 and entropy 0 in float32, do not leave early either
+        assert exit_decisions(1e5 * logits, rule, never(rule, EXITS)).tolist() == [EXITS - 1] * 200
 
 
 @pytest.mark.parametrize(("rule", "careful", "bold"), [("entropy", 0.0, 0.01), ("patience", EXITS - 1, EXITS - 2)])
@@ -213,16 +207,6 @@ def test_patience_by_brute_force(logits: Tensor) -> None:
             for given in logits.argmax(-1).T.tolist()
         ]
         assert exit_decisions(logits, "patience", patience).tolist() == expected
-
-
-def test_agreements_start_again_after_a_change() -> None:
-    previous = agreements = None
-    seen = []
-    for answer in (2, 2, 2, 1, 1, 2):
-        answers = torch.tensor([answer])
-        agreements, previous = count_agreements(answers, previous, agreements), answers
-        seen.append(agreements.item())
-    assert seen == [0, 1, 2, 0, 1, 0]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -279,13 +263,6 @@ def test_training_mode_is_refused(network: Staged, digits: Tensor) -> None:
     network.train()
     with pytest.raises(ValueError, match=r"Call network\.eval\(\) first"):
         runner(digits)
-
-
-def test_applying_leaves_the_mode_of_every_module(network: Staged) -> None:
-    network.stages[0].train()
-    modes = [m.training for m in network.modules()]
-    EarlyExit(network, "entropy", 0.5)
-    assert [m.training for m in network.modules()] == modes
 
 
 def test_staged_needs_a_head_for_each_stage() -> None:

@@ -147,21 +147,10 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
 # Matching
 
 
-def test_every_token_is_in_exactly_one_group_and_kept_tokens_keep_their_order(draws: torch.Generator) -> None:
-    match = bipartite_soft_matching(torch.randn(4, 21, 6, generator=draws), 7, prefix=1)
-    for kept, source, group in zip(match.kept, match.source, match.group, strict=True):
-        assert sorted(kept.tolist() + source.tolist()) == list(range(21))
-        assert kept.tolist() == sorted(kept.tolist())
-        assert group[kept].tolist() == list(range(14)) == group.unique().tolist()
-        assert (group == 0).nonzero().tolist() == [[0]], "the class token stays alone"
-
-
-def test_r_is_capped_at_half_of_the_free_tokens(draws: torch.Generator) -> None:
+def test_nothing_merges_at_r_0_or_without_a_partner(draws: torch.Generator) -> None:
     metric = torch.randn(2, 10, 4, generator=draws)
-    assert bipartite_soft_matching(metric, 100).kept.shape == (2, 5)
-    assert bipartite_soft_matching(metric, 100, prefix=1).kept.shape == (2, 6)
     assert bipartite_soft_matching(metric, 0) is None
-    assert bipartite_soft_matching(metric[:, :1], 3) is None
+    assert bipartite_soft_matching(metric, 3, prefix=9) is None
 
 
 def test_threshold_merges_what_the_datum_with_the_fewest_similar_pairs_allows() -> None:
@@ -249,11 +238,8 @@ def test_schedules_and_the_groups_they_leave(r: int | list[int], left: tuple[int
     case = CASES.build("typical", 0, "cpu")
     with TOME.apply(case.target, r=r) as handle:
         run(case.target, case.inputs)
-        trace = handle.trace
-    assert tuple(after for _, after in trace["tokens"]) == left
-    for group in trace["group"]:
-        assert set(group.tolist()) == set(range(left[-1]))
-        assert (group == group[0]).sum() == 1
+        assert tuple(after for _, after in handle.trace["tokens"]) == left
+        assert handle.trace["group"].unique().tolist() == list(range(left[-1]))
     if isinstance(r, int):
         assert tuple(tokens_left(17, r, 3)) == left
 
