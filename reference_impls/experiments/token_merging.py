@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reference_impls.benchmarks import token_reduction as benchmark
-from reference_impls.benchmarks.token_reduction import LatencyPlan, Method, SaliencyPlan
+from reference_impls.benchmarks.token_reduction import DIGITS, FASHION, LatencyPlan, Method, SaliencyPlan
 from reference_impls.contract import Handle
 from reference_impls.study import TECHNIQUE, forward
 from reference_impls.techniques.token_merging import TokenMerging
@@ -46,12 +46,10 @@ RANDOM = (benchmark.RANDOM_MERGING, benchmark.RANDOM_DROPPING)
 CLASSIFY = partial(benchmark.classification, technique=TOME, methods=(OURS, *RANDOM, PLAIN_ATTENTION))
 SALIENCY = partial(benchmark.saliency, technique=TOME)
 LATENCY = partial(benchmark.latency, technique=TOME, methods=(OURS, PLAIN_ATTENTION))
-PIXELS = "A ViT with one token for each pixel, on handwritten digits"
-PATCHES = "A ViT with patches of 4 x 4 pixels, on Fashion-MNIST"
 PHOTOS = "Saliency maps of photos by a pretrained ViT-S/14"
 SCENARIOS = (
-    benchmark.task("digits-vit", PIXELS, CLASSIFY, *benchmark.DIGITS),
-    benchmark.task("fashion-vit", PATCHES, CLASSIFY, *benchmark.FASHION),
+    benchmark.task("digits-vit", "A ViT with one token for each pixel, on handwritten digits", CLASSIFY, *DIGITS),
+    benchmark.task("fashion-vit", "A ViT with patches of 4 x 4 pixels, on Fashion-MNIST", CLASSIFY, *FASHION),
     benchmark.task(
         "saliency-photos",
         PHOTOS,

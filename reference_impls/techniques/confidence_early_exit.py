@@ -232,8 +232,8 @@ def calibrate(
 
     Thresholds are tried from the most careful on, up to the first that breaks the budget. With `delta`, what must stay
     within the budget is the Clopper-Pearson bound of the harm at confidence 1 - delta. Because the order is fixed
-    beforehand, that bound needs no correction for the number of thresholds tried (fixed-sequence testing), as long as
-    new data come from the same source. Without `delta` the budget is met on the held-out data, nothing more is promised.
+    beforehand, that bound needs no correction for the number of thresholds tried (fixed-sequence testing), provided
+    that new data come from the same source. Without `delta` nothing is promised for data other than the held-out ones.
 
     Args:
         logits: (E, B, C) of all exits on held-out data that trained nothing.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, UnsupportedHost, generator
+from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, generator
 from reference_impls.hosts.bert import Ramps, ramp_features, staged_bert
 from reference_impls.hosts.staged import AllExits, Staged, StageMacs, batch_size, count_stages, joint_loss, select
 from reference_impls.models.minilm import MiniLM
@@ -37,8 +37,7 @@ from reference_impls.techniques.confidence_early_exit import (
 EXITS = 4
 EARLY_EXIT = ConfidenceEarlyExit()
 
-# --------------------------------------------------------------------------------------------------------------------
-# Cases with exactly known exits
+# --- Cases with exactly known exits
 
 
 def exactly(weight: Tensor) -> nn.Linear:
@@ -106,14 +105,9 @@ class EarlyExitCases(Cases):
             yield Expectation(f"{rule}: several exits", torch.tensor(True), torch.tensor(len(offline.unique()) > 1))
         # By hand: probabilities of two classes, (E, B, C), such that every rule takes another exit.
         given = torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.9, 0.1], [0.2, 0.8]], device=device).log().unsqueeze(1)
-        for rule, threshold, exit_ in (
-            ("confidence", 0.65, 1),
-            ("entropy", 0.4, 2),
-            ("patience", 1, 1),
-            ("patience", 3, 3),
-        ):
-            by_hand = torch.tensor([exit_], device=device)
-            yield Expectation(f"{rule} {threshold} by hand", by_hand, exit_decisions(given, rule, threshold))
+        for rule, t, e in (("confidence", 0.65, 1), ("entropy", 0.4, 2), ("patience", 1, 1), ("patience", 3, 3)):
+            by_hand = torch.tensor([e], device=device)
+            yield Expectation(f"{rule} {t} by hand", by_hand, exit_decisions(given, rule, t))
 
     def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         logits = 3 * torch.randn(EXITS, 32, self.classes, generator=generator(seed))
@@ -139,7 +133,13 @@ class EarlyExitCases(Cases):
         yield Invalid("no batch", lambda: EarlyExit(network, "confidence", 0.5)(()), "first axis")
         yield Invalid("logits without exits", lambda: exit_decisions(x, "entropy", 0.5), "must have shape (E, B, C)")
         training = self.build("typical", 0, device).target.train()
+        images = self.build("typical", 0, device).inputs
         yield Invalid("batch norm in training mode", lambda: EARLY_EXIT.apply(training, threshold=0.5), "eval")
+        yield Invalid("a training run", lambda: EarlyExit(training, "entropy", 1)(images), "Call network.eval() first")
+        training.macs = None
+        yield Invalid("unknown MACs", lambda: EARLY_EXIT.saving(training, images, {"left": images}), "count_stages")
+        yield Invalid("one head for two stages", lambda: Staged([nn.Identity()] * 2, [nn.Identity()]), "a head is due")
+        yield Invalid("no encoder", lambda: staged_bert(nn.Linear(2, 2), classes=2), "an encoder with .embeddings")
 
 
 CASES = EarlyExitCases()
@@ -152,18 +152,7 @@ def logits() -> Tensor:
     return torch.randn(EXITS, 200, 5, generator=draw) * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
 
 
-@pytest.fixture
-def network() -> Staged:
-    return decided_cnn(1)
-
-
-@pytest.fixture
-def digits() -> Tensor:
-    return torch.randn(32, 1, 8, 8, generator=generator(0))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The rules
+# --- The rules
 
 
 def test_scores_are_those_of_torch_distributions(logits: Tensor) -> None:
@@ -185,12 +174,12 @@ def test_extreme_thresholds_give_the_first_and_the_last_exit(logits: Tensor, rul
 
 
 @pytest.mark.parametrize(("rule", "careful", "bold"), [("entropy", 0.0, 0.01), ("patience", EXITS - 1, EXITS - 2)])
-def test_the_careful_end_of_each_rule_warns(network: Staged, rule: str, careful: float, bold: float) -> None:
+def test_the_careful_end_of_each_rule_warns(rule: str, careful: float, bold: float) -> None:
     with pytest.warns(NoEffectWarning, match=f"by the {rule} rule nothing leaves early"):
-        EARLY_EXIT.apply(network, rule=rule, threshold=careful)
+        EARLY_EXIT.apply(decided_cnn(1), rule=rule, threshold=careful)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        EARLY_EXIT.apply(network, rule=rule, threshold=bold)
+        EARLY_EXIT.apply(decided_cnn(1), rule=rule, threshold=bold)
 
 
 @pytest.mark.parametrize("rule", ["confidence", "entropy", "patience"])
@@ -209,8 +198,7 @@ def test_patience_by_brute_force(logits: Tensor) -> None:
         assert exit_decisions(logits, "patience", patience).tolist() == expected
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Compaction
+# --- Compaction
 
 
 def test_stages_see_only_the_samples_that_stayed(logits: Tensor) -> None:
@@ -258,20 +246,7 @@ def test_a_state_whose_first_axis_is_not_the_batch_is_refused(stage: Callable, r
         EarlyExit(target, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
 
 
-def test_training_mode_is_refused(network: Staged, digits: Tensor) -> None:
-    runner = EarlyExit(network, "confidence", 0.5)
-    network.train()
-    with pytest.raises(ValueError, match=r"Call network\.eval\(\) first"):
-        runner(digits)
-
-
-def test_staged_needs_a_head_for_each_stage() -> None:
-    with pytest.raises(ValueError, match="a head is due after each of at least 2 stages"):
-        Staged([nn.Identity(), nn.Identity()], [nn.Identity()])
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Cost
+# --- Cost
 
 
 @pytest.mark.parametrize("size", [8, 28])
@@ -280,14 +255,7 @@ def test_closed_form_of_the_cnn_equals_the_counter(size: int) -> None:
     assert count_stages(network, torch.zeros(2, 1, size, size)) == network.macs
 
 
-def test_saving_asks_for_the_costs(network: Staged, digits: Tensor) -> None:
-    network.macs = None
-    with pytest.raises(ValueError, match="count_stages"):
-        EARLY_EXIT.saving(network, digits, {"left": torch.zeros(32)})
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Sufficiency
+# --- Sufficiency
 
 
 def test_settled_by_brute_force(logits: Tensor) -> None:
@@ -318,8 +286,7 @@ def test_no_rule_saves_more_than_sufficiency_without_changing_an_answer(logits: 
     assert all(left.sum() >= settled(answers).sum() for left in kept_all)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Calibration
+# --- Calibration
 
 
 @pytest.fixture
@@ -396,8 +363,7 @@ def test_upper_bound_is_clopper_pearson() -> None:
         assert sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)) == pytest.approx(0.05)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Hosts and training
+# --- Hosts and training
 
 
 def bert_inputs(vocabulary: int) -> dict[str, Tensor]:
@@ -447,11 +413,6 @@ def test_masks_leave_the_batch_with_their_tokens() -> None:
         alone = runner({"ids": inputs["ids"][i : i + 1, :n], "real": inputs["real"][i : i + 1, :n]})
         assert runner.left.item() == left[i].item()
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
-
-
-def test_staged_bert_says_what_it_needs() -> None:
-    with pytest.raises(UnsupportedHost, match=r"needs an encoder with \.embeddings"):
-        staged_bert(nn.Linear(2, 2), classes=2)
 
 
 def test_joint_loss_reaches_every_exit() -> None:
