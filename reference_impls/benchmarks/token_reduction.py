@@ -53,7 +53,7 @@ def chance_match(draws: torch.Generator) -> Callable[[Tensor, int | None, Block]
         r = half if r is None else min(r, half)
         a = torch.rand(batch, tokens - block.prefix - half, generator=draws).topk(r, dim=1).indices
         b = torch.randint(half, (batch, r), generator=draws)
-        source, partner = (block.prefix + 2 * a).to(metric.device), (block.prefix + 2 * b + 1).to(metric.device)
+        source, partner = ((block.prefix + 2 * i + j).to(metric.device) for j, i in enumerate((a, b)))
         return Match.of(source, partner, tokens)
 
     return match
