@@ -114,7 +114,7 @@ for record in records.values():
 # %% [markdown]
 # ## Calibration: how much accuracy may it cost?
 #
-# A threshold is chosen on held-out data for a budget of accuracy. Below, for the digits, the walk from careful to bold.
+# A threshold is chosen on held-out data for a budget of accuracy, by a walk from careful to bold. For the digits:
 
 # %%
 held, tested = all_exits(network, parts.held.x), all_exits(network, x)

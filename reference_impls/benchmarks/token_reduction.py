@@ -226,7 +226,8 @@ def saliency(
     picture: Callable[[nn.Module, Tensor], dict[str, Any]] | None = None,
 ) -> Record:
     """Agreement of the saliency maps of photos with the dense network's, against one knob; `picture` makes figures."""
-    names, photos = (every[: study.plan.photos] for every in images.photos(224))
+    names, photos = images.photos(224)
+    names, photos = names[: study.plan.photos], photos[: study.plan.photos]
     kinds = photos, uniform_noise(photos), shuffled_pixels(photos)
     x, noise, shuffled = (vit.imagenet_normalise(pixels).to(study.device) for pixels in kinds)
     model = vit.saliency_vit_s14().to(study.device)

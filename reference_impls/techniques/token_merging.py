@@ -236,10 +236,10 @@ class TokenMerging(Technique):
             low=0,
             optional=True,
             listed=True,
-            about="tokens merged per block, or one number a block; None: as many as `threshold` lets",
+            about="tokens merged per block, or a list with a number for each block; None: as many as `threshold` lets",
         ),
         "threshold": Number(
-            None, low=-1, high=1, optional=True, about="merge only pairs with at least this cosine of keys"
+            None, low=-1, high=1, optional=True, about="merge only pairs whose keys have at least this cosine"
         ),
         "proportional": Switch(True, about="add log s to the attention logits, so that a token weighs as its patches"),
     }

@@ -123,12 +123,11 @@ class EarlyExitCases(Cases):
         x = torch.zeros(2, EXITS * self.classes, device=device)
         bad = x.clone()
         bad[0, 0] = float("nan")
-        for rule, threshold, says in (
-            ("confidence", 1.5, "threshold of the confidence rule must be"),
-            ("patience", 1.5, "must be an integer"),
-        ):
-            apply = partial(EARLY_EXIT.apply, network, rule=rule, threshold=threshold)
-            yield Invalid(f"{rule} {threshold}", apply, says)
+        yield Invalid(
+            "above 1", partial(EARLY_EXIT.apply, network, threshold=1.5), "threshold of the confidence rule must"
+        )
+        half = partial(EARLY_EXIT.apply, network, rule="patience", threshold=1.5)
+        yield Invalid("half a step of patience", half, "must be an integer")
         yield Invalid("NaN", lambda: EarlyExit(network, "confidence", 0.5)(bad), "not finite")
         yield Invalid("no batch", lambda: EarlyExit(network, "confidence", 0.5)(()), "first axis")
         yield Invalid("logits without exits", lambda: exit_decisions(x, "entropy", 0.5), "must have shape (E, B, C)")
@@ -148,8 +147,7 @@ CASES = EarlyExitCases()
 @pytest.fixture
 def logits() -> Tensor:
     """(E, B, C) logits that grow surer with depth."""
-    draw = generator(3)
-    return torch.randn(EXITS, 200, 5, generator=draw) * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
+    return torch.randn(EXITS, 200, 5, generator=generator(3)) * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
 
 
 # --- The rules
@@ -218,19 +216,17 @@ def test_select_keeps_the_structure_of_a_state() -> None:
     picked = select(state, torch.tensor([2, 0]))
     assert picked["x"].tolist() == [[4, 5], [0, 1]]
     assert isinstance(picked["more"], tuple)
-    assert picked["more"][1][0].tolist() == [[24, 25], [20, 21]]
-    assert (picked["name"], picked["nothing"]) == ("kept", None)
+    assert (picked["more"][1][0].tolist(), picked["name"], picked["nothing"]) == ([[24, 25], [20, 21]], "kept", None)
     assert batch_size(state) == 3
     with pytest.raises(ValueError, match="first axis"):
         batch_size({"x": x, "table": torch.zeros(5)})
 
 
-class Does(nn.Module):
+def does(function: Callable) -> nn.Module:
     """A module that does what a function does."""
-
-    def __init__(self, function: Callable) -> None:
-        super().__init__()
-        self.forward = function
+    module = nn.Identity()
+    module.forward = function
+    return module
 
 
 @pytest.mark.parametrize(
@@ -241,7 +237,7 @@ class Does(nn.Module):
     ],
 )
 def test_a_state_whose_first_axis_is_not_the_batch_is_refused(stage: Callable, read: Callable, says: str) -> None:
-    target = Staged([Does(stage), nn.Identity()], [Does(read), Does(read)]).eval()
+    target = Staged([does(stage), nn.Identity()], [does(read), does(read)]).eval()
     with pytest.raises(ValueError, match=says):
         EarlyExit(target, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
 

@@ -343,11 +343,6 @@ HUGGING_FACE = {  # arguments of its configuration, and its number of leading to
 }
 
 
-def first_output(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x)[0]
-
-
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_hugging_face_hosts(name: str, draws: torch.Generator) -> None:
     transformers = pytest.importorskip("transformers")
@@ -356,21 +351,21 @@ def test_hugging_face_hosts(name: str, draws: torch.Generator) -> None:
     model = seeded(0, lambda: kind(kind.config_class(**config))).eval()
     x = torch.randn(2, 3, 24, 24, generator=draws)
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    plain = first_output(model, x)
+    plain = run(model, x)[0]
     with TOME.apply(model, r=None, threshold=1.0):  # nothing is that similar: the adapter's own attention runs densely
-        torch.testing.assert_close(first_output(model, x), plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(run(model, x)[0], plain, rtol=1e-4, atol=1e-5)
     with count() as dense:
-        first_output(model, x)
+        run(model, x)[0]
     with TOME.apply(model, r=[4, 0, 6]) as handle:
         with count() as merged:
-            got = first_output(model, x)
+            got = run(model, x)[0]
         assert got.shape == plain.shape
         assert not torch.equal(got, plain)
         n = 36 + prefix
         assert handle.trace["tokens"] == ((n, n - 4), (n - 4, n - 4), (n - 4, n - 10))
         assert handle.trace["group"][:, :prefix].tolist() == [list(range(prefix))] * 2
         assert dense.macs - merged.macs == TOME.saving(model, x, handle.trace)
-    assert torch.equal(first_output(model, x), plain)
+    assert torch.equal(run(model, x)[0], plain)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert 0 < TOME.measure(model, x).value < 1
 
