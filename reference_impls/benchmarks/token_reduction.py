@@ -88,7 +88,7 @@ def attached(model: nn.Module, method: Method, value: Any) -> nn.Module:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RPlan(Plan):
+class SweepPlan(Plan):
     rs: tuple[int, ...] = (2, 4, 8, 12, 16)
     controls_at: tuple[int, ...] = ()
     """Where the controls are tried; nothing: at every r."""
@@ -110,7 +110,7 @@ def _sweep(
 def _measured(
     study: Study[Any], technique: Technique, methods: Sequence[Method], model: Any, x: Tensor, null: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """What every record holds, with the technique's measure on images x: (B, C, H, W) and on null ones."""
+    """Measure everything: what every record holds, images x: (B, C, H, W) and null ones for the technique's measure."""
     study.measure()
     found = [technique.measure(model, image[None]) for image in x]
     nulls = {name: technique.measure(model, images) for name, images in null.items()}
@@ -142,7 +142,7 @@ FASHION_VIT = DIGITS_VIT | {"image_size": 28, "patch_size": 4, "dim": 64}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationPlan(RPlan):
+class ClassificationPlan(SweepPlan):
     recipe: training.Recipe
     data: Labelled = "digits"
     train: int | None = None
@@ -285,7 +285,7 @@ def _tokens_behind(method: Method, model: nn.Module, x: Tensor, value: Any) -> l
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyPlan(RPlan):
+class LatencyPlan(SweepPlan):
     batch: int
     controls_at: tuple[int, ...] = (13,)
 

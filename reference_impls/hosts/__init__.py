@@ -1,8 +1,7 @@
 """Other people's models, seen in the terms that techniques need.
 
 A technique that works inside a transformer asks `transformer_blocks(model)` for the model's blocks and replaces what
-they compute; it never looks at the model itself. Each family of models has its adapter in a file of its own, which
-recognises the family by its structure, so nothing but torch is imported:
+they compute. Each family of models has its adapter, which goes by structure, so nothing but torch is imported:
 
 - `hosts/vit.py`: plain torch and timm vision transformers (and `reference_impls.models.vit`);
 - `hosts/transformers.py`: Hugging Face ViT, DeiT, DINOv2 and what shares their layers.

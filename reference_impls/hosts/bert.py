@@ -23,8 +23,7 @@ class BertStage(nn.Module):
 
     def __init__(self, layer: nn.Module, embeddings: nn.Module | None = None) -> None:
         super().__init__()
-        self.layer = layer
-        self.embeddings = embeddings
+        self.layer, self.embeddings = layer, embeddings
 
     def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         real = state["real"]

@@ -20,9 +20,7 @@ class Block(ABC):
     """
 
     def __init__(self, name: str, module: nn.Module, prefix: int) -> None:
-        self.name = name
-        self.module = module
-        self.prefix = prefix
+        self.name, self.module, self.prefix = name, module, prefix
         self.original: Callable[[Tensor], Tensor] = module.forward
 
     @abstractmethod

@@ -124,9 +124,7 @@ class VisionTransformer(nn.Module):
         """Truncated normal weights of standard deviation 0.02 and zero biases, as in timm."""
         nn.init.normal_(self.cls_token, std=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                initialise_small(module)
+        initialise_small(*(module for module in self.modules() if isinstance(module, nn.Linear)))
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> tokens (B, 1 + N, D): the class token first, positions added."""

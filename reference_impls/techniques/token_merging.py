@@ -196,10 +196,8 @@ class Merging:
         """Of the last run: `batch`; of each block its `tokens` (before, after) and whether it `matched`; and if any
         tokens merged, the `group` (B, N) of each original token."""
         run = self.run
-        trace: dict[str, Any] = {"batch": run.batch, "tokens": tuple(run.tokens), "matched": tuple(run.matched)}
-        if run.group is not None:
-            trace["group"] = run.group
-        return trace
+        trace = {"batch": run.batch, "tokens": tuple(run.tokens), "matched": tuple(run.matched)}
+        return trace if run.group is None else {**trace, "group": run.group}
 
     def _forward(self, i: int, x: Tensor) -> Tensor:
         if i == 0:

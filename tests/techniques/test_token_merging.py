@@ -327,19 +327,16 @@ def test_centring_removes_a_common_mean(draws: torch.Generator) -> None:
 # --- Hugging Face hosts, small and random, without any download
 
 
-def wide(**sizes: object) -> dict[str, object]:
-    """Arguments of a small configuration, initialised widely so that tokens differ."""
-    small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 24, "patch_size": 4}
-    return {**small, "initializer_range": 0.3, **sizes}
-
-
+# A small configuration, initialised widely so that tokens differ.
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 24, "patch_size": 4}
+SMALL |= {"initializer_range": 0.3}
 HUGGING_FACE = {  # arguments of its configuration, and its number of leading tokens
-    "ViTModel": (wide(intermediate_size=48), 1),
-    "ViTForImageClassification": (wide(intermediate_size=48, attn_implementation="eager"), 1),
-    "DeiTModel": (wide(intermediate_size=48), 2),
-    "Dinov2Model": (wide(mlp_ratio=2), 1),
-    "Dinov2Model with SwiGLU": (wide(use_swiglu_ffn=True), 1),
-    "Dinov2WithRegistersModel": (wide(mlp_ratio=2, num_register_tokens=4), 5),
+    "ViTModel": (SMALL | {"intermediate_size": 48}, 1),
+    "ViTForImageClassification": (SMALL | {"intermediate_size": 48, "attn_implementation": "eager"}, 1),
+    "DeiTModel": (SMALL | {"intermediate_size": 48}, 2),
+    "Dinov2Model": (SMALL | {"mlp_ratio": 2}, 1),
+    "Dinov2Model with SwiGLU": (SMALL | {"use_swiglu_ffn": True}, 1),
+    "Dinov2WithRegistersModel": (SMALL | {"mlp_ratio": 2, "num_register_tokens": 4}, 5),
 }
 
 
