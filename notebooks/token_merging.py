@@ -162,7 +162,7 @@ plt.show()
 # ## When not to use it
 #
 # - **Narrow blocks or few tokens.** See the digits above: fewer MACs, and no time gained.
-# - **Every token matters.** A fixed `r` merges small text or dense detail all the same. Measure first, or use a threshold.
+# - **Every token matters.** A fixed `r` merges small text and detail all the same. Measure first, or use a threshold.
 # - **The grid matters.** Windowed attention and convolutions between the blocks need the tokens in their places.
 # - **A high cosine is no licence.** Compare with the controls: where even dropping tokens at random loses little, the
 #   technique deserves no credit.

@@ -55,8 +55,7 @@ class Staged(nn.Module):
         super().__init__()
         if len(stages) != len(heads) or len(stages) < 2:
             raise ValueError(f"a head is due after each of at least 2 stages, got {len(stages)} and {len(heads)} heads")
-        self.stages = nn.ModuleList(stages)
-        self.heads = nn.ModuleList(heads)
+        self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
         self.macs = macs
 
     @property
