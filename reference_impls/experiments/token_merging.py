@@ -42,6 +42,12 @@ def picture(model: nn.Module, x: Tensor, r: int = 16) -> dict[str, Any]:
     return {"group of patch": group, **{name: nn.functional.avg_pool2d(map_, 14)[0, 0] for name, map_ in maps.items()}}
 
 
+def of_batches(size: int) -> tuple[LatencyPlan, LatencyPlan]:
+    """The plans of the latency of batches, full and smoke."""
+    full = LatencyPlan(repetitions=21, batch=size, rs=(8, 13, 16))
+    return full, LatencyPlan(repetitions=3, batch=size, rs=(13,))
+
+
 RANDOM = (benchmark.RANDOM_MERGING, benchmark.RANDOM_DROPPING)
 CLASSIFY = partial(benchmark.classification, technique=TOME, methods=(OURS, *RANDOM, PLAIN_ATTENTION))
 SALIENCY = partial(benchmark.saliency, technique=TOME)
@@ -64,17 +70,6 @@ SCENARIOS = (
         SaliencyPlan(values=(0.998, 0.995, 0.99, 0.98)),
         SaliencyPlan(repetitions=2, values=(0.995, 0.98), photos=2),
     ),
-    *(
-        benchmark.task(
-            name,
-            f"Wall-clock of a ViT-S/16, {title}",
-            LATENCY,
-            LatencyPlan(repetitions=21, batch=batch, rs=(8, 13, 16)),
-            LatencyPlan(repetitions=3, batch=batch, rs=(13,)),
-        )
-        for name, title, batch in (
-            ("vit-small-latency", "batch of 8", 8),
-            ("vit-small-latency-batch-1", "one image", 1),
-        )
-    ),
+    benchmark.task("vit-small-latency", "Wall-clock of a ViT-S/16, batch of 8", LATENCY, *of_batches(8)),
+    benchmark.task("vit-small-latency-batch-1", "Wall-clock of a ViT-S/16, one image", LATENCY, *of_batches(1)),
 )

@@ -280,7 +280,7 @@ class ConfidenceEarlyExit(Technique):
     knobs: ClassVar = {
         "rule": Choice(
             "confidence",
-            options=get_args(Rule),
+            options=("confidence", "entropy", "patience"),
             about="what an exit is trusted by: its largest class probability, its entropy, or agreement of exits",
         ),
         "threshold": Number(
