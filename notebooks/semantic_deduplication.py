@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from reference_impls import show
-from reference_impls.benchmarks.data_selection import TWO_FOLDERS, MailPlan, embedded_mails, k_means
+from reference_impls.benchmarks.data_selection import TWO_FOLDERS, embedded_mails, k_means
 from reference_impls.redundancy.cross_sample_similarity import duplicates
 from reference_impls.study import Context
 from reference_impls.techniques.semantic_deduplication import SemanticDeduplication, representatives, semdedup
@@ -33,7 +33,7 @@ by_epsilon = full.tables["by epsilon"].records()
 # How much redundancy they hold can be measured on any embeddings.
 
 # %%
-data = embedded_mails(MailPlan(folders=TWO_FOLDERS), Context())
+data = embedded_mails(TWO_FOLDERS, Context())
 labels, _ = k_means(data.z, seed=0)
 handle = SemanticDeduplication().apply(data.mails, embeddings=data.z, labels=labels, epsilon=0.05)
 print(f"{len(data.mails)} mails, {len(handle.target)} kept")

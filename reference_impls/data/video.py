@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reference_impls.contract import check_range
+from reference_impls.contract import check_range, generator
 from reference_impls.data import assets
 from reference_impls.data.images import fit_square
 
@@ -77,3 +77,20 @@ def _resize(frame: Tensor, size: int | tuple[int, int] | None) -> Tensor:
     if isinstance(size, int):
         return fit_square(frame, size)
     return F.interpolate(frame, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def two_frames(
+    channels: int, size: int, share: float, *, scattered: bool = False, seed: int = 0, device: str = "cpu"
+) -> list[Tensor]:
+    """Two frames (1, C, size, size), channels last, that differ at a share of positions: one square, or single ones."""
+    draws = generator(seed)
+    first, other = (torch.randn(1, channels, size, size, generator=draws) for _ in range(2))
+    if scattered:
+        changed = torch.rand(size, size, generator=draws) < share
+    else:
+        side = round(share**0.5 * size)
+        y, x = (int(torch.randint(size - side + 1, (), generator=draws)) for _ in range(2))
+        changed = torch.zeros(size, size, dtype=torch.bool)
+        changed[y : y + side, x : x + side] = True
+    both = first, torch.where(changed, other, first)
+    return [frame.to(device, memory_format=torch.channels_last) for frame in both]

