@@ -84,7 +84,7 @@ def photo(name: str) -> Tensor:
 
 
 def resized(x: Tensor, size: int | tuple[int, int] | None) -> Tensor:
-    """Images (B, C, H, W) resized with antialiasing to (H, W), or their central squares to a side; None: as they are."""
+    """Images (B, C, H, W) resized with antialiasing to (H, W), or their central squares to a side; None leaves them."""
     if size is None:
         return x
     if isinstance(size, int):
