@@ -1,10 +1,8 @@
 """Data selection: what a classifier loses when it is trained on a part of the data.
 
 One task: a spam filter, trained on the mails that a technique keeps of the training set. A technique sends a `Method`
-for each way of its own, which sees the mails' embeddings and labels and none of the filter's features.
-
-Duplicates fall on both sides of a random split. So accuracy is told twice: on all test mails, and on the unseen ones,
-which have no near-duplicate among the training mails.
+for each way of its own, which sees the mails' embeddings and labels and none of the filter's features. Accuracy is
+told twice, since duplicates fall on both sides of a random split: on all test mails, and on the unseen ones.
 """
 
 from __future__ import annotations
@@ -139,10 +137,6 @@ RECIPE = Recipe(epochs=5, lr=0.01, weight_decay=0)
 LEAK = 0.1
 """A test mail counts as seen when its cosine with a training mail is above 1 - LEAK."""
 RANDOM, EXACT = "random removal", "exact duplicates only"
-CONTROLS = {
-    RANDOM: "As many mails are removed, drawn at random.",
-    EXACT: "Only mails whose text occurred before, letter case and punctuation aside, are removed.",
-}
 
 
 class MailSplit(NamedTuple):
@@ -220,8 +214,8 @@ def training(
     plan, unseen, seen = study.plan, defaultdict[tuple[Any, ...], list[float]](list), []
     data = embedded_mails(plan.folders, study.context)
     every = torch.arange(len(data.mails) - len(data.mails) // 5, device=study.device)
-    off, first = technique.settings()[0].knobs, mail_split(data, plan.seeds[0])
-    (knob,) = off
+    (knob,) = off = technique.settings()[0].knobs
+    first = mail_split(data, plan.seeds[0])
 
     def add(part: MailSplit, seed: int, series: str, knobs: Mapping[str, Any], select: Callable[..., Tensor]) -> int:
         """Train once on a selection; returns its size."""
@@ -258,7 +252,11 @@ def training(
         unit=f"selecting among {len(every):,} mails and training once ({RECIPE.epochs} epochs)",
         knobs=(knob,),
         metric="accuracy on all test mails",
-        controls={**CONTROLS, **{method.name: method.about for method in methods if method.name != TECHNIQUE}},
+        controls={
+            RANDOM: "As many mails are removed, drawn at random.",
+            EXACT: "Only mails whose text occurred before, letter case and punctuation aside, are removed.",
+            **{method.name: method.about for method in methods if method.name != TECHNIQUE},
+        },
         redundancy=redundancy_of(technique, data),
         notes=(
             "The text of a mail is its subject and body (`data.text`); mails without a letter or digit are left out.",

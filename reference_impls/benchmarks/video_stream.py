@@ -1,8 +1,8 @@
 """Video streams: what a technique saves of a network, or of one layer, that follows a stream frame by frame.
 
-Two tasks. Clips: EfficientNet-Lite0 on a clip of a fixed camera, agreement with the dense network; the controls are the
-same for every technique. One convolution: a share of its input changes, in one blob, scattered, or not at all, against
-the fastest native dense kernel. A technique sends a `Method`, or a `LayerMethod`, for each way of its own.
+Two tasks. Clips: EfficientNet-Lite0 on a clip of a fixed camera, agreement with the dense network. One convolution: a
+share of its input changes, against the fastest native dense kernel. A technique sends a `Method`, or a `LayerMethod`,
+for each way of its own.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def set_savings(study: Study[Any], *series: str) -> None:
 # A pretrained network on real clips
 
 SHUFFLED, HELD = "shuffled frames", "held results"
+AGREEMENT = "Agreement of the most likely class, and relative error of the logits, over the frames."
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,9 @@ def clips(
         add(HELD, {knob: 0.0, "every": n}, hold(dense, fixed, n))
     study.measure()
     set_savings(study, TECHNIQUE, *(method.name for method in others), other_clip, SHUFFLED)
-    height, width = plan.size
+    at = f"{plan.size[1]} x {plan.size[0]} pixels"
     return study.record(
-        data=f"the first {plan.frames} frames of {plan.fixed} (controls: {plan.moving}) at {width} x {height} pixels",
+        data=f"the first {plan.frames} frames of {plan.fixed} (controls: {plan.moving}) at {at}",
         model=f"EfficientNet-Lite0, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, ImageNet-1k",
         unit=f"one frame, mean over a stream of {plan.frames}",
         knobs=(knob,),
@@ -172,13 +173,7 @@ def clips(
             "Dense: batch norms folded, channels last, oneDNN.",
             *notes,
         ),
-        tables={
-            "agreement": table(
-                "Agreement of the most likely class, and relative error of the logits, over the frames.",
-                (knob, "top-1 agreement", "relative error"),
-                rows,
-            )
-        },
+        tables={"agreement": table(AGREEMENT, (knob, "top-1 agreement", "relative error"), rows)},
     )
 
 
@@ -186,11 +181,8 @@ def _similarity(plan: ClipsPlan, fixed: Frames, moving: Frames, shuffled: Frames
     """Temporal similarity of the streams, of the moving one with its shift compensated as well, and of noise."""
     similar = partial(temporal_similarity, threshold=0.1)
     found, compensated = similar(fixed), [similar([shift_compensated(a, b), b]).value for a, b in pairwise(moving[:8])]
-    where = {
-        plan.fixed: found.value,
-        plan.moving: similar(moving).value,
-        f"{plan.moving}, shift compensated": float(np.mean(compensated)),
-    }
+    where = {plan.fixed: found.value, plan.moving: similar(moving).value}
+    where[f"{plan.moving}, shift compensated"] = float(np.mean(compensated))
     noise = temporal_similarity(torch.randn(4, *fixed[0].shape[1:], generator=generator(0)))
     return measured([replace(found, where=where)], {SHUFFLED: similar(shuffled).value, "white noise": noise.value})
 
@@ -198,6 +190,7 @@ def _similarity(plan: ClipsPlan, fixed: Frames, moving: Frames, shuffled: Frames
 # --------------------------------------------------------------------------------------------------------------------
 # One convolution
 
+KERNELS = "The dense convolution in each layout of memory; the fastest is the baseline."
 CONTROLS_AT = 0.1
 """Share of the positions that change where a variant runs at one share alone."""
 
@@ -238,10 +231,7 @@ class ConvolutionPlan(Plan):
 
 
 def back_and_forth(streams: Sequence[tuple[nn.Module, Frames]], rounds: int) -> Callable[[], None]:
-    """A call: each module takes its frames in turn, again and again, so that each differs from the one before.
-
-    The streams go on between calls.
-    """
+    """A call: each module takes its frames in turn, again and again; the streams go on between calls."""
     steps = [(module, frame) for module, frames in streams for frame in [*frames] * rounds]
 
     @torch.no_grad()
@@ -282,6 +272,7 @@ def convolution(study: Study[ConvolutionPlan]) -> Record:
     set_savings(study, *{method.name for method in plan.methods})
     costs = {kernel: study.cost(BASELINE, kernel=kernel) for kernel in kernels}
     best = study.baseline.knobs["kernel"]
+    rows = [[kernel, cost.wall_ms.median, cost.speed_up_over(costs[best])] for kernel, cost in costs.items()]
     about = "share of 8 x 8 tiles that stay exactly as they were, 10 % of positions changed in one blob"
     nothing_moves = partial(temporal_similarity, threshold=0.0)
     return study.record(
@@ -300,11 +291,5 @@ def convolution(study: Study[ConvolutionPlan]) -> Record:
             f"Best native dense kernel here: {best}; both variants get frames in channels last.",
             "Steady state: the first frame is not measured. Scattered variants run whole cycles of rests.",
         ),
-        tables={
-            "dense kernels": table(
-                "The dense convolution in each layout of memory; the fastest is the baseline.",
-                ("kernel", "ms", "speed-up over the baseline"),
-                [[kernel, cost.wall_ms.median, cost.speed_up_over(costs[best])] for kernel, cost in costs.items()],
-            )
-        },
+        tables={"dense kernels": table(KERNELS, ("kernel", "ms", "speed-up over the baseline"), rows)},
     )

@@ -133,9 +133,8 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
     most = sets[top]
     whole = benchmark.embeddings(most.texts, study.context)
     z = {rate: whole[: len(planted.texts)] for rate, planted in sets.items()}
-    found = most.found(representatives(semdedup(whole, EPSILON)))
-    call, quality = partial(semdedup, whole, EPSILON), over_items(found.float().tolist())
-    study.add(BASELINE, {}, call, quality=quality, samples=len(whole))
+    quality = over_items(most.found(representatives(semdedup(whole, EPSILON))).float().tolist())
+    study.add(BASELINE, {}, partial(semdedup, whole, EPSILON), quality=quality, samples=len(whole))
     by_kind, removed = [], []
 
     def add(series: str, rate: float, epsilon: float, items: Tensor) -> None:
@@ -162,6 +161,8 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
     costs = {r: study.cost(TECHNIQUE, epsilon=EPSILON, rate=r).plus(benchmark.k_means(z[r], 0)[1]) for r in plan.rates}
     for variant in (*study.series(TECHNIQUE), *study.series(STRANGERS)):
         variant.cost = costs[variant.knobs["rate"]]
+    before = duplicates(whole[: most.first], EPSILON).value
+    shares = [[rate, len(planted.kind) / len(planted.texts)] for rate, planted in sets.items()]
     return study.record(
         data=f"{most.first:,} mails of the SpamAssassin corpus that share less than {DISTINCT:.0%} of their three-word "
         f"shingles with any other mail; at the highest rate {len(most.kind):,} duplicates planted",
@@ -170,9 +171,7 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
         knobs=("epsilon", "rate"),
         metric="share of the planted duplicates found",
         controls={STRANGERS: "The same embeddings, dealt out to the mails at random."},
-        redundancy=measured(
-            [duplicates(whole, EPSILON)], {"before planting": duplicates(whole[: most.first], EPSILON).value}
-        ),
+        redundancy=measured([duplicates(whole, EPSILON)], {"before planting": before}),
         notes=(
             f"The baseline compares all pairs at epsilon {EPSILON}; the points compare inside k-means clusters only.",
             "A planted duplicate is found when the same kept item stands for it and for its original.",
@@ -191,11 +190,7 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
                 ("epsilon", "rate", "precision", "removed share"),
                 removed,
             ),
-            "planted": table(
-                "Share of the mails that was planted at each rate.",
-                ("rate", "share"),
-                [[rate, len(planted.kind) / len(planted.texts)] for rate, planted in sets.items()],
-            ),
+            "planted": table("Share of the mails that was planted at each rate.", ("rate", "share"), shares),
         },
     )
 

@@ -289,11 +289,6 @@ def test_the_subset_keeps_items_and_their_order():
         SEMDEDUP.apply(words[:2], embeddings=rows[:2], epsilon=0.01)
 
 
-def test_a_data_set_has_one_embedding_per_item():
-    with pytest.raises(ValueError, match="one embedding per item"):
-        EmbeddedDataset(["a", "b"], torch.eye(3))
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Clusters, and planted duplicates
 

@@ -78,10 +78,9 @@ class DeltaConvolution(Technique):
         the network's work falls away in a frame, the next frames go through the dense network, 1, 2, 4, ... up to 32 of
         them before the stream is taken up again.
 
-        update="delta" sends differences through the layers, as DeltaCNN; "value" sends the positions that changed with
-        their new values, and recomputes reached tiles from values, as CBinfer. They are equal in exact arithmetic.
-        "value" moves less memory and adds up no rounding; "delta" tells untouched positions of a computed tile from
-        changed ones exactly, which matters at threshold 0.
+        update="delta" sends differences, as DeltaCNN; "value" sends new values, and reached tiles are recomputed from
+        them, as CBinfer. "value" moves less memory and adds up no rounding; "delta" tells untouched positions of a
+        computed tile from changed ones exactly, which matters at threshold 0.
 
         Raises: UnsupportedHost, which names the operator.
         """
