@@ -257,18 +257,15 @@ def _download(name: str, source: Source, progress: Progress) -> Path:
     if need > free:
         raise OSError(errno.ENOSPC, f"{free / 1e6:.0f} MB are free")
     resumed = part.exists() and part.stat().st_size > 0
-    digest = fetch(location, part, lambda done: progress(name, done, location.bytes))
-    if digest != location.sha256 and resumed:  # what was there may have come from another file
-        part.unlink()
+    for _ in range(1 + resumed):  # what was there may have come from another file
         digest = fetch(location, part, lambda done: progress(name, done, location.bytes))
-    if digest != location.sha256:
+        if digest == location.sha256:
+            return part.replace(archive)
         part.unlink()
-        raise AssetError(
-            f"the file at hand is not the pinned one: its SHA-256 is {digest}, not {location.sha256}. It was removed. "
-            "The package was changed, or something on the way to it; do not use it before that is understood"
-        )
-    part.replace(archive)
-    return archive
+    raise AssetError(
+        f"the file at hand is not the pinned one: its SHA-256 is {digest}, not {location.sha256}. It was removed. "
+        "The package was changed, or something on the way to it; do not use it before that is understood"
+    )
 
 
 def _extract(asset: Asset, source: Source, archive: Path) -> None:
