@@ -14,8 +14,8 @@ Idea
     "An item before it" may itself be removed. So every removed item has a twin within epsilon, but twins can form a
     chain a - b - c in which only a is kept although a and c are not alike. `representatives` follows such chains.
 
-Embeddings and cluster labels are inputs: any encoder and any library's k-means can make them. Without labels all pairs
-are compared. Every step works in tiles, so a large cluster never needs its full matrix of similarities.
+Embeddings and cluster labels are inputs: any encoder and any k-means can make them. Without labels all pairs are
+compared. Every step works in tiles, so a large cluster never needs its full matrix of similarities.
 """
 
 from __future__ import annotations
@@ -27,15 +27,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from reference_impls.contract import (
-    Handle,
-    Redundancy,
-    Setting,
-    Technique,
-    UnsupportedHost,
-    check_range,
-    warn_no_effect,
-)
+from reference_impls.contract import Handle, Redundancy, Setting, Technique
+from reference_impls.contract.errors import UnsupportedHost, check_range, warn_no_effect
 from reference_impls.contract.knobs import Choice, Given, Integer, Number
 from reference_impls.redundancy import cross_sample_similarity as pairs
 from reference_impls.redundancy.cross_sample_similarity import BLOCK, clusters
@@ -181,7 +174,6 @@ class SemanticDeduplication(Technique):
     }
 
     def settings(self) -> list[Setting]:
-        """From nothing (epsilon 0) to a threshold that also joins items which are merely about the same thing."""
         return [
             Setting("off", {"epsilon": 0.0}, off=True),
             *(Setting(f"epsilon={e:g}", {"epsilon": e}, adaptive=True) for e in (0.01, EPSILON, 0.2)),

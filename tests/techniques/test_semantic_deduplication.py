@@ -121,13 +121,12 @@ def gaussian(n: int, dimension: int, seed: int = 0) -> Tensor:
     return torch.randn(n, dimension, generator=generator(seed), dtype=torch.float64)
 
 
-def with_near_copies(originals: int, copies: int, cosine: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Embeddings of orthogonal originals, each followed by copies of exactly this cosine with it; and their groups."""
+def with_near_copies(originals: int, copies: int, cosine: float, seed: int = 0) -> Tensor:
+    """Embeddings of orthogonal originals, each followed by copies of exactly this cosine with it."""
     basis = torch.linalg.qr(gaussian(2 * originals, 2 * originals, seed))[0]
     original, other = basis[:originals], basis[originals:]
     near = cosine * original + (1 - cosine**2) ** 0.5 * other
-    rows = torch.stack([original, *[near] * copies], 1).flatten(0, 1)  # (originals * (1 + copies), D)
-    return rows, torch.arange(originals).repeat_interleave(1 + copies)
+    return torch.stack([original, *[near] * copies], 1).flatten(0, 1)  # (originals * (1 + copies), D)
 
 
 def test_planted_exact_duplicates_are_found_exactly():
@@ -142,12 +141,12 @@ def test_planted_exact_duplicates_are_found_exactly():
 
 @pytest.mark.parametrize(("epsilon", "removed"), [(0.0, 0), (0.09, 0), (0.11, 8)])
 def test_near_duplicates_go_when_epsilon_passes_their_distance(epsilon: float, removed: int):
-    rows, _ = with_near_copies(8, 1, cosine=0.9)
+    rows = with_near_copies(8, 1, cosine=0.9)
     assert len(semdedup(rows, epsilon).removed) == removed
 
 
 def test_duplicates_in_different_clusters_are_not_compared():
-    rows, _ = with_near_copies(8, 1, cosine=0.999)
+    rows = with_near_copies(8, 1, cosine=0.999)
     apart = torch.arange(16) % 2
     assert len(semdedup(rows, 0.05).removed) == 8
     assert len(semdedup(rows, 0.05, labels=apart).removed) == 0
@@ -347,6 +346,6 @@ def test_k_means_parts_what_lies_apart_and_counts_its_distances():
 
 
 def test_the_nearest_other_item_is_never_the_item_itself():
-    rows, _ = with_near_copies(6, 1, cosine=0.91)
+    rows = with_near_copies(6, 1, cosine=0.91)
     for block in (5, 1024):
         torch.testing.assert_close(measure.nearest_other(rows, block), torch.full((12,), 0.91, dtype=torch.float64))
