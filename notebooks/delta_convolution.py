@@ -3,9 +3,8 @@
 #
 # A camera sends the same scene again and again. **DeltaCNN** (arXiv 2203.03996), after **CBinfer** (arXiv 1704.04313),
 # follows such a stream through the whole network. A convolution is linear but for its bias, so its output moves by the
-# convolution of what its input moved. Only positions that changed are sent from layer to layer.
-#
-# This notebook follows a real clip through EfficientNet-Lite0, and then reads the full experiments from their records.
+# convolution of what its input moved. Only changed positions are sent from layer to layer. This notebook follows a real
+# clip through EfficientNet-Lite0, and then reads the full experiments from their records.
 
 # %%
 import matplotlib.pyplot as plt
@@ -31,15 +30,11 @@ layers = [show.committed("delta-convolution", f"convolution-{name}") for name in
 # %%
 clip = video.clip("bikes", 8, (128, 256))
 frames = list(normalise(clip).split(1))
-mask = changed_tiles(frames[3], frames[4], tile=8, threshold=0.3 * frames[0].std().item())[0]
-shade = mask.repeat_interleave(8, 0).repeat_interleave(8, 1).float()
-pictures = {
-    "frame 3": clip[3],
-    "frame 4": clip[4],
-    f"{mask.float().mean():.0%} of the tiles changed": clip[4] * (0.25 + 0.75 * shade),
-}
+mask = changed_tiles(frames[3], frames[4], tile=8, threshold=0.3 * frames[0].std().item())[0].float()
+shaded = clip[4] * (0.25 + 0.75 * mask.repeat_interleave(8, 0).repeat_interleave(8, 1))
+titles = ("frame 3", "frame 4", f"{mask.mean():.0%} of the tiles changed")
 figure, axes = plt.subplots(1, 3, figsize=(9, 2.1))
-for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
+for axis, title, picture in zip(axes, titles, (clip[3], clip[4], shaded), strict=True):
     axis.imshow(picture.permute(1, 2, 0))
     axis.set_title(title, fontsize=9)
     axis.axis("off")
@@ -49,9 +44,8 @@ plt.show()
 # %% [markdown]
 # ## How far a change travels
 #
-# Every layer sends the positions that moved above its threshold. A convolution widens a change by half a kernel, so
-# deep layers are busy although the picture is mostly still. The share of each feature map that was computed, after the
-# first frame:
+# A convolution widens a change by half a kernel, so deep layers are busy although the picture is mostly still. The
+# share of each feature map that was computed, after the first frame:
 
 # %%
 net, delta = efficientnet_lite0(), DeltaConvolution()
@@ -71,8 +65,8 @@ plt.show()
 # %% [markdown]
 # ## How much of the stream is redundant
 #
-# The measure is the share of tiles that stay as they were. White noise measures 0. The full experiment compares a fixed
-# camera (`vtest`) with a moving one (`tree`). Moving each frame of the latter back as a whole hardly helps.
+# The share of tiles that stay as they were, also of a fixed camera (`vtest`) and a moving one (`tree`) in the full
+# experiment. Moving each frame of the latter back as a whole hardly helps.
 
 # %%
 print(f"bikes: {temporal_similarity(frames).value:.3f}")
@@ -82,8 +76,7 @@ for name, value in (clips.redundancy.where | clips.redundancy.null).items():
 # %% [markdown]
 # ## What it costs, and what it saves
 #
-# Agreement with the dense network against MACs and against the time of one CPU thread. The points of the technique are
-# its thresholds, rising from right to left.
+# Agreement with the dense network against MACs and the time of one CPU thread; the thresholds rise from right to left.
 
 # %%
 show.trade_offs(clips)
@@ -106,15 +99,15 @@ for record in (clips, large_clips):
 # Read the controls before believing the curve:
 #
 # - *other clip*: with a moving camera hardly any MACs are saved, and looking for changes costs time.
-# - *held results*: run the dense network on every second or fourth frame and repeat its answer. For a label of the
-#   whole picture, that is hard to beat. Delta convolution answers every frame, and moving things appear in place.
+# - *held results*: the dense network on every second or fourth frame. For a label of the whole picture, that is hard
+#   to beat. Delta convolution answers every frame, and moving things appear in place.
 # - *differences*: the paper's form. Equal results and MACs, more memory traffic.
 # - *shuffled frames*: even in random order the frames of a fixed camera share their background.
 #
 # ## One convolution at a time
 #
-# EfficientNet has few MACs for each value that it moves. Ordinary 3 x 3 convolutions have many, and there tiles pay. A
-# share of the positions changes, in one blob. Above 1, the technique is faster than the best native dense kernel.
+# EfficientNet has few MACs for each value that it moves. Ordinary 3 x 3 convolutions have many, and there tiles pay.
+# Above 1, the technique is faster than the best native dense kernel.
 
 # %%
 figure, axis = plt.subplots(figsize=(9, 3.4))

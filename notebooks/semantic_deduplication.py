@@ -1,12 +1,10 @@
 # %% [markdown]
 # # Semantic deduplication
 #
-# A mailing list repeats itself: replies quote what they answer, newsletters change a date, the same advertisement
-# arrives under another subject. A filter that is trained on all of it sees many mails twice. **SemDeDup** (Abbas et
-# al., arXiv 2303.09540) leaves such mails out *before* training: it embeds every mail once, and removes a mail whose
-# embedding points almost the same way as that of another mail.
-#
-# This notebook finds the duplicates in some real mails, and then reads the full experiment from its record.
+# A mailing list repeats itself: replies quote what they answer, newsletters change a date. **SemDeDup** (Abbas et al.,
+# arXiv 2303.09540) leaves such mails out *before* training: it embeds every mail once, and removes a mail whose
+# embedding points almost the same way as that of another mail. This notebook finds the duplicates in some real mails,
+# and then reads the full experiment from its record.
 
 # %%
 import textwrap
@@ -16,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from reference_impls import show
-from reference_impls.benchmarks.data_selection import TWO_FOLDERS, MailPlan, embedded_mails, k_means
+from reference_impls.benchmarks.data_selection import TWO_FOLDERS, embedded_mails, k_means
 from reference_impls.redundancy.cross_sample_similarity import duplicates
 from reference_impls.study import Context
 from reference_impls.techniques.semantic_deduplication import SemanticDeduplication, representatives, semdedup
@@ -30,10 +28,9 @@ by_epsilon = full.tables["by epsilon"].records()
 # ## The idea in one picture
 #
 # Some hundred mails of the SpamAssassin corpus, embedded with all-MiniLM-L6-v2. Clustering and matching are two calls.
-# How much redundancy they hold can be measured on any embeddings.
 
 # %%
-data = embedded_mails(MailPlan(folders=TWO_FOLDERS), Context())
+data = embedded_mails(TWO_FOLDERS, Context())
 labels, _ = k_means(data.z, seed=0)
 handle = SemanticDeduplication().apply(data.mails, embeddings=data.z, labels=labels, epsilon=0.05)
 print(f"{len(data.mails)} mails, {len(handle.target)} kept")
@@ -41,9 +38,8 @@ found = duplicates(data.z, epsilon=0.05)
 print(f"{found.measure}: {found.value:.3f}", {name: round(value, 3) for name, value in found.where.items()})
 
 # %% [markdown]
-# Below is a mail beside its nearest twin. A hash cannot see that they are the same: the words differ here and there.
-# Under them stands the cosine of every mail of the corpus with its nearest other mail. Everything to the right of a
-# line $1 - \epsilon$ has a duplicate at that threshold.
+# A mail beside its nearest twin: words differ here and there, so a hash cannot see that they are the same. Below, the
+# cosine of every mail of the corpus with its nearest other one; right of a line $1 - \epsilon$ are duplicates.
 
 # %%
 i = next(k for k, mail in enumerate(data.mails) if mail.source == "spam-1" and mail.file.startswith("00109"))
@@ -79,7 +75,7 @@ print(f"removed mails whose kept mail is farther than epsilon: {int((to_kept <= 
 # %% [markdown]
 # ## How much redundancy the mails hold
 #
-# How many mails are duplicates depends on what is compared. The same corpus, counted in several ways:
+# That depends on what is compared:
 
 # %%
 for compared, number in full.tables["exact duplicates"].rows:
@@ -89,8 +85,8 @@ for row in by_epsilon:
 
 where = {name: value for name, value in full.redundancy.where.items() if name.startswith("folder ")}
 nulls = {f"null: {name}": value for name, value in full.redundancy.null.items()}
-values = where | {"all mails": full.redundancy.value} | nulls
 figure, axis = plt.subplots(figsize=(8, 2.8))
+values = where | {"all mails": full.redundancy.value} | nulls
 show.bars(axis, values, label="share of mails that could go at $\\epsilon$ = 0.05")
 figure.tight_layout()
 plt.show()
@@ -98,16 +94,15 @@ plt.show()
 # %% [markdown]
 # ## What it costs, and what it saves
 #
-# The record holds a small network trained as a spam filter on what is kept, for the same number of epochs, on several
-# random splits. Beside it: the same network trained on as many mails that were left **at random**.
+# A small network trained as a spam filter on what is kept, for the same number of epochs, on several random splits; and
+# on as many mails that were left **at random**.
 
 # %%
 lines = {name: points for name, points in show.series(full).items() if name != "another copy kept"}
 show.trade_offs(full, lines, costs=("samples", "MACs", "milliseconds"))
 
 # %% [markdown]
-# The bars are 95 % intervals over the splits, and the splits differ more than the variants do. Within each split the
-# variants can be compared in pairs, which is sharper:
+# The splits differ more than the variants do. Compared in pairs within each split:
 
 # %%
 show.gains(full, "random removal", "+.2f", scale=100)  # percentage points
@@ -118,8 +113,8 @@ seen = full.extra["share of test mails seen in training"]
 print(f"Test mails with a near-duplicate among the training mails: {seen:.1%}")
 
 # %% [markdown]
-# MACs and wall-clock hold matching and k-means. **The embedding is not in these variants.** It is made once, but it
-# costs far more than training this small network:
+# MACs and wall-clock hold matching and k-means, but **not the embedding**. Made once, it costs far more than training
+# this small network:
 
 # %%
 for part, macs in full.tables["MACs of the parts"].rows:
@@ -129,12 +124,10 @@ for part, macs in full.tables["MACs of the parts"].rows:
 # So here the technique costs more than it saves. It pays before an expensive training. One step of training costs about
 # three forward passes (forward, and twice as much backward), so a network of the encoder's own size, trained for $E$
 # epochs, gets its embedding back when the removed share is above $1 / (3 E)$: a third for one epoch, 1 % for 32.
-
-# %% [markdown]
+#
 # ## Controls: duplicates that we planted
 #
-# Into mails without any duplicates we put copies of six kinds, and look for them again. The null control deals the same
-# embeddings out to the mails at random.
+# Copies of six kinds, put into mails without any duplicates; for the null, the embeddings are dealt out at random.
 
 # %%
 (null,) = planted.controls[0].points
@@ -157,8 +150,8 @@ for point in show.select(planted.points, epsilon=0.05):
     print(f"{point.knobs['rate']:7.0%} {point.redundancy:9.1%} {point.quality.value:7.1%}")
 
 # %% [markdown]
-# Clustering saves comparisons, but not always time: among so few mails, k-means itself takes longer than comparing all
-# pairs. Its worth grows with the square of the data set. Both figures of "inside clusters" include k-means.
+# Clustering saves comparisons, but not always time: among so few mails, k-means (counted in "inside clusters") takes
+# longer than comparing all pairs. Its worth grows with the square of the data set.
 
 # %%
 (inside,) = show.select(planted.points, epsilon=0.05, rate=top)

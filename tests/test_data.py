@@ -559,10 +559,10 @@ def test_photos_are_squares_in_the_unit_interval() -> None:
         images.photo("dog")
 
 
-def test_fit_square_takes_the_centre() -> None:
+def test_one_size_takes_the_centre() -> None:
     x = torch.zeros(1, 1, 4, 10)
     x[..., 3:7] = 1
-    assert torch.equal(images.fit_square(x, 2), torch.ones(1, 1, 2, 2))
+    assert torch.equal(images.resized(x, 2), torch.ones(1, 1, 2, 2))
 
 
 def test_fashion_mnist(asset) -> None:

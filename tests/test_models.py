@@ -194,7 +194,7 @@ def test_efficientnet_lite0_knows_photos(asset) -> None:
     model = efficientnet_lite0()
     for photo, name in expected.items():
         pixels = torch.from_numpy(np.array(Image.open(folder / f"{photo}.jpg").convert("RGB")))
-        x = images.fit_square(pixels.permute(2, 0, 1)[None].float() / 255, 224)
+        x = images.resized(pixels.permute(2, 0, 1)[None].float() / 255, 224)
         probabilities = model(normalise(x)).softmax(dim=1)
         assert classes[int(probabilities.argmax())].startswith(name)
         assert float(probabilities.max()) > 0.6

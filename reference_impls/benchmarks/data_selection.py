@@ -1,11 +1,8 @@
 """Data selection: what a classifier loses when it is trained on a part of the data.
 
 One task: a spam filter, trained on the mails that a technique keeps of the training set. A technique sends a `Method`
-for each way of its own, which sees the mails' embeddings and labels and none of the filter's features. The controls are
-the same for all: as many mails removed at random, and only those removed whose text occurred before.
-
-Duplicates fall on both sides of a random split. So accuracy is told twice: on all test mails, and on the unseen ones,
-which have no near-duplicate among the training mails.
+for each way of its own, which sees the mails' embeddings and labels and none of the filter's features. Accuracy is
+told twice, since duplicates fall on both sides of a random split: on all test mails, and on the unseen ones.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,23 +24,11 @@ from torch import Tensor, nn
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Measured, Record, Table
 from reference_impls.contract import Redundancy, Technique, generator
-from reference_impls.data.text import Mail, mails, normalised
+from reference_impls.data.text import Mail, legible_mails, normalised
 from reference_impls.models.minilm import embed, load_minilm
 from reference_impls.redundancy.cross_sample_similarity import exact_groups, nearest
-from reference_impls.study import (
-    BASELINE,
-    TECHNIQUE,
-    Context,
-    Plan,
-    Recipe,
-    Scenario,
-    Study,
-    cached,
-    measured,
-    predict,
-    seeded,
-    train,
-)
+from reference_impls.study import BASELINE, TECHNIQUE, Context, Plan, Scenario, Study, measured
+from reference_impls.study.training import Recipe, cached, predict, seeded, train
 from reference_impls.techniques.semantic_deduplication import EmbeddedDataset
 
 ID = "data-selection"
@@ -65,7 +50,7 @@ TWO_FOLDERS = {"easy-ham-2": 200, "spam-1": 200}
 class MailPlan(Plan):
     needs: tuple[str, ...] = ("minilm", "spam-assassin")
     folders: Mapping[str, int] | None = None
-    """How many mails of which folder, the first ones; None: the whole corpus."""
+    """As in `legible_mails`."""
     values: tuple[float, ...] = ()
     """Of the knob that is swept."""
 
@@ -84,19 +69,11 @@ class Embedded(NamedTuple):
         return Embedded([self.mails[i] for i in index.tolist()], self.z[index], self.y[index])
 
 
-def chosen_mails(plan: MailPlan) -> list[Mail]:
-    """The mails that hold at least one letter or digit: of the whole corpus, or of the plan's folders."""
-    every = [mail for mail in mails() if normalised(mail.text)]
-    if plan.folders is None:
-        return every
-    return [m for f, n in plan.folders.items() for m in [mail for mail in every if mail.source == f][:n]]
-
-
-def embedded_mails(plan: MailPlan, context: Context) -> Embedded:
-    """The plan's mails with their embeddings and classes."""
-    chosen = chosen_mails(plan)
-    y = torch.tensor([mail.spam for mail in chosen]).long().to(context.device)
-    return Embedded(chosen, embeddings([mail.text for mail in chosen], context), y)
+def embedded_mails(folders: Mapping[str, int] | None, context: Context) -> Embedded:
+    """The mails that can be read, of the folders or all, with their embeddings and classes."""
+    mails = legible_mails(folders)
+    y = torch.tensor([mail.spam for mail in mails]).long().to(context.device)
+    return Embedded(mails, embeddings([mail.text for mail in mails], context), y)
 
 
 def embeddings(texts: Sequence[str], context: Context) -> Tensor:
@@ -108,9 +85,8 @@ def embeddings(texts: Sequence[str], context: Context) -> Tensor:
         return embed(model.to(context.device), tokenizer, distinct, max_tokens=MAX_TOKENS, progress=context.progress)
 
     digest = hashlib.sha256("\0".join(distinct).encode()).hexdigest()
-    z: Tensor = cached(
-        "minilm-embeddings", {"texts": digest, "max_tokens": MAX_TOKENS, "device": context.device}, compute
-    )
+    spec = {"texts": digest, "max_tokens": MAX_TOKENS, "device": context.device}
+    z: Tensor = cached("minilm-embeddings", spec, compute)
     position = {text: i for i, text in enumerate(distinct)}
     return z[[position[text] for text in texts]].to(context.device)
 
@@ -143,14 +119,14 @@ def redundancy_of(technique: Technique, data: Embedded) -> Measured:
     def found(z: Tensor) -> Redundancy:
         return technique.measure(EmbeddedDataset(range(len(z)), z), None)
 
-    whole, draws = found(data.z), generator(0)
-    where = dict(whole.where)
-    for source in dict.fromkeys(mail.source for mail in data.mails):
-        inside = torch.tensor([mail.source == source for mail in data.mails], device=data.z.device)
-        where[f"folder {source}"] = found(data.z[inside]).value
+    whole, draws, sources = found(data.z), generator(0), [mail.source for mail in data.mails]
+    where = {
+        f"folder {folder}": found(data.z[[i for i, source in enumerate(sources) if source == folder]]).value
+        for folder in dict.fromkeys(sources)
+    }
     columns = [column[torch.randperm(len(column), generator=draws)] for column in data.z.cpu().T]
     null = {"each dimension shuffled over the mails": found(torch.stack(columns, 1).to(data.z)).value}
-    return measured([Redundancy(whole.value, whole.measure, where)], null)
+    return measured([replace(whole, where={**whole.where, **where})], null)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -161,10 +137,6 @@ RECIPE = Recipe(epochs=5, lr=0.01, weight_decay=0)
 LEAK = 0.1
 """A test mail counts as seen when its cosine with a training mail is above 1 - LEAK."""
 RANDOM, EXACT = "random removal", "exact duplicates only"
-CONTROLS = {
-    RANDOM: "As many mails are removed, drawn at random.",
-    EXACT: "Only mails whose text occurred before, letter case and punctuation aside, are removed.",
-}
 
 
 class MailSplit(NamedTuple):
@@ -180,10 +152,6 @@ class MailSplit(NamedTuple):
     """(M,) 1 for spam"""
     seen: Tensor
     """(M,) whether a near-duplicate of the test mail is among the training mails"""
-
-
-Select = Callable[[MailSplit, int], Tensor]
-"""`select(part, seed)` gives the indices (K,) of the training mails that are kept."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +171,7 @@ class Method:
 def halves(data: Embedded, seed: int) -> tuple[Embedded, Embedded]:
     """Mails to train and to test with, drawn before anything is removed."""
     order = torch.randperm(len(data.mails), generator=generator(seed))
-    test, training = order.tensor_split([len(order) // 5])
-    return data.rows(training), data.rows(test)
+    return data.rows(order[len(order) // 5 :]), data.rows(order[: len(order) // 5])
 
 
 def mail_split(data: Embedded, seed: int) -> MailSplit:
@@ -216,10 +183,11 @@ def mail_split(data: Embedded, seed: int) -> MailSplit:
     return MailSplit(training, x, x_test, test.y, nearest(test.z, training.z)[0] > 1 - LEAK)
 
 
-def fit(part: MailSplit, kept: Tensor, seed: int) -> nn.Module:
-    """A perceptron trained on the mails kept, for the same number of epochs whatever their number."""
+def fit(part: MailSplit, select: Callable[..., Tensor], seed: int) -> tuple[nn.Module, Tensor]:
+    """A perceptron trained on the mails of `select(part, seed)`, always for as many epochs; and which these are."""
+    kept = select(part, seed)
     model = seeded(seed, lambda: nn.Sequential(nn.Linear(part.x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2)))
-    return train(model.to(part.x.device), part.x[kept], part.train.y[kept], RECIPE, seed=seed)
+    return train(model.to(part.x.device), part.x[kept], part.train.y[kept], RECIPE, seed=seed), kept
 
 
 def without_exact(part: MailSplit, seed: int) -> Tensor:
@@ -233,61 +201,43 @@ def random_subset(part: MailSplit, seed: int, size: int) -> Tensor:
     return torch.randperm(len(part.x), generator=generator(1000 + seed))[:size].to(part.x.device)
 
 
-class Attempts:
-    """Trains on what is kept, split by split, and adds it to the study; costs are those of the first split."""
-
-    def __init__(self, study: Study[MailPlan]) -> None:
-        self.study = study
-        self._unseen: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-
-    def unseen(self, series: str, *knobs: Any) -> float:
-        """Mean accuracy of a variant on the test mails without a near-duplicate among the training mails."""
-        return float(np.mean(self._unseen[(series, *knobs)]))
-
-    def add(self, series: str, knobs: Mapping[str, Any], select: Select, part: MailSplit, seed: int) -> int:
-        """Train once on a selection; returns its size."""
-        kept = select(part, seed)
-        right = (predict(fit(part, kept, seed), part.x_test).argmax(1) == part.y_test).double()
-        self._unseen[(series, *knobs.values())].append(float(right[~part.seen].mean()))
-        self.study.add(series, knobs, score=float(right.mean()))
-        if seed == self.study.plan.seeds[0]:
-            share = 1 - len(kept) / len(part.x)
-            call = partial(_select_and_fit, part, select, seed)
-            self.study.add(series, knobs, call, samples=len(kept), redundancy=share if series != BASELINE else None)
-        return len(kept)
-
-
-def _select_and_fit(part: MailSplit, select: Select, seed: int) -> nn.Module:
-    return fit(part, select(part, seed), seed)
+Unseen = Mapping[tuple[Any, ...], Sequence[float]]
+"""For each series and its knobs, accuracy on the unseen test mails, split by split."""
+Tables = Callable[[Study[MailPlan], Embedded, Unseen], Mapping[str, Table]]
+"""A technique's own tables."""
 
 
 def training(
-    study: Study[MailPlan],
-    technique: Technique,
-    knob: str,
-    methods: Sequence[Method],
-    tables: Callable[[Study[MailPlan], Embedded, Attempts], Mapping[str, Table]],
-    notes: Sequence[str],
+    study: Study[MailPlan], technique: Technique, methods: Sequence[Method], tables: Tables, notes: Sequence[str]
 ) -> Record:
-    """Accuracy of a spam filter against one knob of the technique, over several splits.
-
-    `tables` and `notes` are the technique's own.
-    """
-    plan, attempts = study.plan, Attempts(study)
-    data = embedded_mails(plan, study.context)
+    """Accuracy of a spam filter against the knob that switches the technique off; costs are the first split's."""
+    plan, unseen, seen = study.plan, defaultdict[tuple[Any, ...], list[float]](list), []
+    data = embedded_mails(plan.folders, study.context)
     every = torch.arange(len(data.mails) - len(data.mails) // 5, device=study.device)
-    off, seen = technique.settings()[0].knobs, []
+    (knob,) = off = technique.settings()[0].knobs
     first = mail_split(data, plan.seeds[0])
+
+    def add(part: MailSplit, seed: int, series: str, knobs: Mapping[str, Any], select: Callable[..., Tensor]) -> int:
+        """Train once on a selection; returns its size."""
+        model, kept = fit(part, select, seed)
+        right = (predict(model, part.x_test).argmax(1) == part.y_test).double()
+        unseen[series, *knobs.values()].append(float(right[~part.seen].mean()))
+        study.add(series, knobs, score=float(right.mean()))
+        if part is first:
+            share = None if series == BASELINE else 1 - len(kept) / len(part.x)
+            study.add(series, knobs, partial(fit, part, select, seed), samples=len(kept), redundancy=share)
+        return len(kept)
+
     for seed in plan.seeds:
         part = first if seed == plan.seeds[0] else mail_split(data, seed)
         seen.append(float(part.seen.double().mean()))
-        attempts.add(BASELINE, {}, lambda part, seed: every, part, seed)
-        attempts.add(EXACT, off, without_exact, part, seed)
+        add(part, seed, BASELINE, {}, lambda part, seed: every)
+        add(part, seed, EXACT, off, without_exact)
         for method in methods:
             for knobs in method.knobs or [{knob: value} for value in plan.values]:
-                size = attempts.add(method.name, knobs, partial(method.select, **knobs), part, seed)
+                size = add(part, seed, method.name, knobs, partial(method.select, **knobs))
                 if method.name == TECHNIQUE:
-                    attempts.add(RANDOM, knobs, partial(random_subset, size=size), part, seed)
+                    add(part, seed, RANDOM, knobs, partial(random_subset, size=size))
         study.progress("training on splits", len(seen), len(plan.seeds))
     study.measure()
     for method in methods:
@@ -302,7 +252,11 @@ def training(
         unit=f"selecting among {len(every):,} mails and training once ({RECIPE.epochs} epochs)",
         knobs=(knob,),
         metric="accuracy on all test mails",
-        controls={**CONTROLS, **{method.name: method.about for method in methods if method.name != TECHNIQUE}},
+        controls={
+            RANDOM: "As many mails are removed, drawn at random.",
+            EXACT: "Only mails whose text occurred before, letter case and punctuation aside, are removed.",
+            **{method.name: method.about for method in methods if method.name != TECHNIQUE},
+        },
         redundancy=redundancy_of(technique, data),
         notes=(
             "The text of a mail is its subject and body (`data.text`); mails without a letter or digit are left out.",
@@ -312,10 +266,10 @@ def training(
             f"Unseen are the test mails without a near-duplicate (cosine above {1 - LEAK:g}) among the training mails.",
             *notes,
         ),
-        tables=tables(study, data, attempts),
+        tables=tables(study, data, unseen),
         extra={
-            "accuracy on unseen, all mails": attempts.unseen(BASELINE),
-            "accuracy on unseen, exact duplicates removed": attempts.unseen(EXACT, *off.values()),
+            "accuracy on unseen, all mails": float(np.mean(unseen[BASELINE,])),
+            "accuracy on unseen, exact duplicates removed": float(np.mean(unseen[EXACT, *off.values()])),
             "share of test mails seen in training": float(np.mean(seen)),
         },
     )

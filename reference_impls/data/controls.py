@@ -1,11 +1,4 @@
-"""Images without the redundancy of natural ones, made from them: what experiments compare with.
-
-- `white_noise` keeps the mean and the variance of each image and channel. Its pixels are independent.
-- `uniform_noise` has independent pixels too, all values in [0, 1] alike.
-- `shuffled_pixels` keeps every pixel of an image and no place.
-- `phase_scrambled` keeps the whole power spectrum, so every correlation between neighbouring pixels, and moves the
-  phases, so no edges, objects or flat regions are left. What differs from it is due to structure, not to smoothness.
-"""
+"""Images without the redundancy of natural ones, made from them: what experiments compare with."""
 
 from __future__ import annotations
 
@@ -37,7 +30,9 @@ def shuffled_pixels(images: Tensor, seed: int = 0) -> Tensor:
 def phase_scrambled(images: Tensor, seed: int = 0) -> Tensor:
     """The same power spectrum with random phases: (B, C, H, W) -> (B, C, H, W).
 
-    The phases of a white noise image are added to those of all channels, so channels stay correlated as they were.
+    Every correlation between neighbouring pixels stays, but no edges, objects or flat regions are left: what differs
+    from it is due to structure, not to smoothness. The phases of a white noise image are added to those of all
+    channels, so channels stay correlated as they were.
     """
     check_tensor("images", images, "B C H W")
     shape = (len(images), 1, *images.shape[2:])

@@ -80,8 +80,7 @@ def _receive(location: Location, part: Path, progress: Callable[[int], None]) ->
 
 def _hash_into(digest: Any, file: Path) -> None:
     with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
+        hashlib.file_digest(stream, lambda: digest)
 
 
 @cache

@@ -64,7 +64,7 @@ def photos(size: int = 224) -> tuple[tuple[str, ...], Tensor]:
     docstrings of `skimage.data` (all public domain or CC0) and in scikit-learn's `load_sample_images` (CC BY).
     """
     check_range("size", size, 1, integer=True)
-    return PHOTOS, torch.cat([fit_square(photo(name), size) for name in PHOTOS])
+    return PHOTOS, torch.cat([resized(photo(name), size) for name in PHOTOS])
 
 
 @cache
@@ -83,12 +83,15 @@ def photo(name: str) -> Tensor:
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).unsqueeze(0).float() / 255
 
 
-def fit_square(x: Tensor, size: int) -> Tensor:
-    """Images (B, C, H, W) -> their central squares, resized with antialiasing: (B, C, size, size)."""
-    side = min(x.shape[-2:])
-    top, left = (x.shape[-2] - side) // 2, (x.shape[-1] - side) // 2
-    square = x[..., top : top + side, left : left + side]
-    return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+def resized(x: Tensor, size: int | tuple[int, int] | None) -> Tensor:
+    """Images (B, C, H, W) resized with antialiasing to (H, W), or their central squares to a side; None leaves them."""
+    if size is None:
+        return x
+    if isinstance(size, int):
+        side = min(x.shape[-2:])
+        top, left = (x.shape[-2] - side) // 2, (x.shape[-1] - side) // 2
+        x, size = x[..., top : top + side, left : left + side], (size, size)
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def _idx(path: Path) -> Tensor:

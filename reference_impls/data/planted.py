@@ -78,23 +78,16 @@ class Planted(NamedTuple):
 
 
 def distinct(texts: Sequence[str], size: int) -> list[str]:
-    """The first `size` texts that resemble no other one, by their words.
-
-    They have at least 40 words and three sentences, and share less than `DISTINCT` of their three-word shingles
-    (Jaccard) with every other text.
-    """
+    """The first `size` texts of at least 40 words and three sentences that resemble no other one, by `DISTINCT`."""
     shingles = CountVectorizer(ngram_range=(3, 3), binary=True, dtype=np.float32)
     x = shingles.fit_transform([normalised(text) for text in texts])
     sizes = np.asarray(x.sum(1)).ravel()
-    alone = np.zeros(len(texts), dtype=bool)
+    alone = np.ones(len(texts), dtype=bool)
     for start in range(0, len(texts), 500):
         common = (x[start : start + 500] @ x.T).tocoo()
         rows, columns = common.row + start, common.col
         jaccard = common.data / (sizes[rows] + sizes[columns] - common.data)
-        jaccard[rows == columns] = 0
-        highest = np.zeros(len(texts))
-        np.maximum.at(highest, rows, jaccard)
-        alone[start : start + 500] = highest[start : start + 500] < DISTINCT
+        alone[rows[(jaccard >= DISTINCT) & (rows != columns)]] = False
     long = [len(text.split()) >= 40 and len(re.findall(r"[.!?]\s", text)) >= 3 for text in texts]
     return [text for text, one, two in zip(texts, alone, long, strict=True) if one and two][:size]
 

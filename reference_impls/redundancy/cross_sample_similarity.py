@@ -11,7 +11,7 @@ All pairs are visited in tiles of block x block, so memory does not grow with th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -48,9 +48,8 @@ def clusters(labels: Tensor | None, n: int) -> list[Tensor]:
         return [torch.arange(n)] if n else []
     check_tensor("labels", labels, "N", floating=False)
     if len(labels) != n or labels.is_floating_point():
-        raise ValueError(
-            f"labels must hold one integer per item: {n} items, labels {tuple(labels.shape)} {labels.dtype}"
-        )
+        got = f"labels {tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(f"labels must hold one integer per item: {n} items, {got}")
     _, inverse, sizes = labels.cpu().unique(return_inverse=True, return_counts=True)
     return list(inverse.argsort(stable=True).split(sizes.tolist()))
 
@@ -75,32 +74,40 @@ def earlier_similarities_macs(n: int, dimension: int, block: int = BLOCK) -> int
     return dimension * sum((end - start) * end for start, end in zip(range(0, n, block), ends, strict=True))
 
 
+def row_maxima(tiles: Iterable[tuple[int, int, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Highest value (N,) of each row of a matrix, and its column (N,), the first of equal ones; like: (N, D).
+
+    tiles: (i, j, tile), the part of the matrix that begins at row i and column j. Minus infinity for an empty row.
+    """
+    best = like.new_full((len(like),), -torch.inf)
+    column = torch.zeros(len(like), dtype=torch.long, device=like.device)
+    for i, j, tile in tiles:
+        value, where = tile.max(dim=1)
+        rows = slice(i, i + len(tile))
+        closer = value > best[rows]
+        best[rows] = torch.where(closer, value, best[rows])
+        column[rows] = torch.where(closer, where + j, column[rows])
+    return best, column
+
+
 def nearest(queries: Tensor, references: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Cosine (Q,) and index (Q,) of the reference closest to each query; queries (Q, D), references (R, D), R >= 1."""
     queries, references = unit(queries, "queries"), unit(references, "references")
     if not len(references):
         raise ValueError("references is empty, so nothing is nearest")
-    best = queries.new_full((len(queries),), -torch.inf)
-    index = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
-    for i in range(0, len(queries), block):
-        rows = slice(i, i + block)
-        for j in range(0, len(references), block):
-            value, where = (queries[rows] @ references[j : j + block].T).clamp_(max=1).max(dim=1)
-            closer = value > best[rows]
-            best[rows] = torch.where(closer, value, best[rows])
-            index[rows] = torch.where(closer, where + j, index[rows])
-    return best, index
+    tiles = (
+        (i, j, (queries[i : i + block] @ references[j : j + block].T).clamp_(max=1))
+        for i in range(0, len(queries), block)
+        for j in range(0, len(references), block)
+    )
+    return row_maxima(tiles, queries)
 
 
 def nearest_other(embeddings: Tensor, block: int = BLOCK) -> Tensor:
     """Highest cosine (N,) of each item with any other item; embeddings (N, D). Minus infinity for a single item."""
     z = unit(embeddings)
-    best = z.new_full((len(z),), -torch.inf)
-    for i, j, tile in earlier_similarities(z, block):
-        rows, columns = slice(i, i + len(tile)), slice(j, j + tile.shape[1])
-        best[rows] = torch.maximum(best[rows], tile.amax(1))
-        best[columns] = torch.maximum(best[columns], tile.amax(0))
-    return best
+    below = earlier_similarities(z, block)
+    return row_maxima((part for i, j, tile in below for part in ((i, j, tile), (j, i, tile.T))), z)[0]
 
 
 def exact_groups(items: Sequence[Hashable] | Tensor) -> Tensor:

@@ -14,40 +14,24 @@ Idea
     "An item before it" may itself be removed. So every removed item has a twin within epsilon, but twins can form a
     chain a - b - c in which only a is kept although a and c are not alike. `representatives` follows such chains.
 
-Embeddings and cluster labels are inputs: any encoder and any library's k-means can make them. Without labels all pairs
-are compared. Every step works in tiles, so a large cluster never needs its full matrix of similarities.
+Embeddings and cluster labels are inputs: any encoder and any k-means can make them. Without labels all pairs are
+compared. Every step works in tiles, so a large cluster never needs its full matrix of similarities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from reference_impls.contract import (
-    Choice,
-    Given,
-    Handle,
-    Integer,
-    Number,
-    Redundancy,
-    Setting,
-    Technique,
-    UnsupportedHost,
-    check_range,
-    warn_no_effect,
-)
-from reference_impls.redundancy.cross_sample_similarity import (
-    BLOCK,
-    clusters,
-    duplicates,
-    earlier_similarities,
-    earlier_similarities_macs,
-    unit,
-)
+from reference_impls.contract import Handle, Redundancy, Setting, Technique
+from reference_impls.contract.errors import UnsupportedHost, check_range, warn_no_effect
+from reference_impls.contract.knobs import Choice, Given, Integer, Number
+from reference_impls.redundancy import cross_sample_similarity as pairs
+from reference_impls.redundancy.cross_sample_similarity import BLOCK, clusters
 
 Keep = Literal["hard", "easy", "random"]
 EPSILON = 0.05
@@ -84,15 +68,7 @@ def closest_earlier(z: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     z: (n, D) unit vectors in order. This is the column maximum of the strictly upper triangle of the similarity matrix
     (abbas-2023-semdedup, Algorithm A7), taken tile by tile. Of equally close items the first one is the twin.
     """
-    best = z.new_full((len(z),), -torch.inf)
-    twin = torch.zeros(len(z), dtype=torch.long, device=z.device)
-    for i, j, tile in earlier_similarities(z, block):
-        value, where = tile.max(dim=1)  # (<= block,)
-        rows = slice(i, i + block)
-        closer = value > best[rows]
-        best[rows] = torch.where(closer, value, best[rows])
-        twin[rows] = torch.where(closer, where + j, twin[rows])
-    return best, twin
+    return pairs.row_maxima(pairs.earlier_similarities(z, block), z)
 
 
 def semdedup(
@@ -110,8 +86,7 @@ def semdedup(
         epsilon: an item goes when its cosine with an item before it exceeds 1 - epsilon; 0 removes nothing. In float32
             a cosine is exact to about 1e-7, so epsilons below 1e-6 do not reliably find even equal items.
         labels: (N,) integer cluster of each item; None compares all pairs.
-        keep: which one of two duplicates is kept; see `cluster_order`.
-        seed: of the order, for keep="random".
+        keep, seed: which one of two duplicates is kept; see `cluster_order`.
         block: side of a tile of similarities.
 
     Raises: ValueError, TypeError for bad shapes, dtypes, knobs or values.
@@ -120,7 +95,7 @@ def semdedup(
     check_range("block", block, 1, integer=True)
     if keep not in ("hard", "easy", "random"):
         raise ValueError(f"keep must be 'hard', 'easy' or 'random', got {keep!r}")
-    z = unit(embeddings)
+    z = pairs.unit(embeddings)
     generator = torch.Generator().manual_seed(seed)
     similarity = z.new_full((len(z),), -torch.inf)
     twin = torch.arange(len(z), device=z.device)
@@ -150,7 +125,13 @@ def macs(sizes: Sequence[int], dimension: int, keep: Keep = "hard", block: int =
     `earlier_similarities`. Scaling to length 1 and the centroid's mean are additions over N D, not counted.
     """
     order = 0 if keep == "random" else dimension * sum(sizes)
-    return order + sum(earlier_similarities_macs(n, dimension, block) for n in sizes)
+    return order + sum(pairs.earlier_similarities_macs(n, dimension, block) for n in sizes)
+
+
+def check_one_each(items: Sized, embeddings: Tensor) -> None:
+    """Raise ValueError unless there are as many embeddings (N, D) as items."""
+    if len(items) != len(embeddings):
+        raise ValueError(f"there must be one embedding per item: {len(items)} items, {len(embeddings)} embeddings")
 
 
 class EmbeddedDataset(Dataset[Any]):
@@ -162,12 +143,8 @@ class EmbeddedDataset(Dataset[Any]):
         `macs_per_item` is what the caller's training spends on one item over all its epochs, in
         multiply-accumulates; `SemanticDeduplication.saving` counts it for each removed item.
         """
-        if len(items) != len(embeddings):
-            raise ValueError(f"there must be one embedding per item: {len(items)} items, {len(embeddings)} embeddings")
-        self.items = items
-        self.embeddings = embeddings
-        self.labels = labels
-        self.macs_per_item = macs_per_item
+        check_one_each(items, embeddings)
+        self.items, self.embeddings, self.labels, self.macs_per_item = items, embeddings, labels, macs_per_item
 
     def __len__(self) -> int:
         return len(self.items)
@@ -197,7 +174,6 @@ class SemanticDeduplication(Technique):
     }
 
     def settings(self) -> list[Setting]:
-        """From nothing (epsilon 0) to a threshold that also joins items which are merely about the same thing."""
         return [
             Setting("off", {"epsilon": 0.0}, off=True),
             *(Setting(f"epsilon={e:g}", {"epsilon": e}, adaptive=True) for e in (0.01, EPSILON, 0.2)),
@@ -206,7 +182,7 @@ class SemanticDeduplication(Technique):
     def measure(self, target: Any, inputs: Any = None) -> Redundancy:
         """Share of items that could go at epsilon 0.05: see `redundancy.cross_sample_similarity.duplicates`."""
         embeddings, labels = self._inputs_of(target)
-        return duplicates(embeddings, EPSILON, labels)
+        return pairs.duplicates(embeddings, EPSILON, labels)
 
     def attach(
         self,
@@ -229,13 +205,9 @@ class SemanticDeduplication(Technique):
         selection = semdedup(embeddings, epsilon, labels, keep, seed, block)
         if not len(selection.removed):
             warn_no_effect(self.id, f"no two items of a cluster have a cosine above {1 - epsilon:g}")
-        trace = {
-            **selection._asdict(),
-            "cluster_sizes": [len(members) for members in clusters(labels, len(target))],
-            "dimension": embeddings.shape[1],
-            "keep": keep,
-            "block": block,
-        }
+        sizes = [len(members) for members in clusters(labels, len(target))]
+        shape = {"cluster_sizes": sizes, "dimension": embeddings.shape[1], "keep": keep, "block": block}
+        trace = {**selection._asdict(), **shape}
         return Handle(Subset(target, selection.kept.tolist()), trace=lambda: trace)
 
     def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
@@ -256,6 +228,5 @@ class SemanticDeduplication(Technique):
             raise UnsupportedHost(
                 self.id, target, "a map-style data set (__len__ and __getitem__) with embeddings, as in EmbeddedDataset"
             )
-        if len(embeddings) != len(target):
-            raise ValueError(f"there must be one embedding per item: {len(target)} items, {len(embeddings)} embeddings")
+        check_one_each(target, embeddings)
         return embeddings, labels

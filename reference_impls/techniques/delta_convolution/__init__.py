@@ -13,9 +13,7 @@ so the error stays below the threshold in each layer however long the stream is.
 
 From the source of frames to the head only changed positions travel. Layers on single positions (1 x 1 convolutions,
 activations, additions) work on exactly those. Convolutions and pooling gather, for each tile of their output that a
-changed position can reach, the input with its halo, compute it densely, and scatter the result. Where more
-tiles are reached than pays, the layer computes its whole feature map; where that happens to most of the network, whole
-frames go through the dense network for a while.
+changed position can reach, the input with its halo, compute it densely, and scatter the result.
 
 The modules: `feature_maps` (what is stored, gathering and scattering), `stages` (the layers and their state), `network`
 (from any traceable module to a delta network). Below stands the class of the contract.
@@ -64,10 +62,7 @@ class DeltaConvolution(Technique):
         ]
 
     def measure(self, target: Any, inputs: Sequence[Tensor]) -> Redundancy:
-        """Temporal similarity of the frames: the share of 8 x 8 tiles that stay as they were in the frame before.
-
-        inputs: successive frames, each (B, C, H, W).
-        """
+        """Temporal similarity of successive frames, each (B, C, H, W)."""
         return temporal_similarity(inputs)
 
     def attach(
@@ -83,10 +78,9 @@ class DeltaConvolution(Technique):
         the network's work falls away in a frame, the next frames go through the dense network, 1, 2, 4, ... up to 32 of
         them before the stream is taken up again.
 
-        update="delta" sends differences through the layers, as DeltaCNN; "value" sends the positions that changed with
-        their new values, and recomputes reached tiles from values, as CBinfer. They are equal in exact arithmetic.
-        "value" moves less memory and adds up no rounding; "delta" tells untouched positions of a computed tile from
-        changed ones exactly, which matters at threshold 0.
+        update="delta" sends differences, as DeltaCNN; "value" sends new values, and reached tiles are recomputed from
+        them, as CBinfer. "value" moves less memory and adds up no rounding; "delta" tells untouched positions of a
+        computed tile from changed ones exactly, which matters at threshold 0.
 
         Raises: UnsupportedHost, which names the operator.
         """
@@ -100,9 +94,8 @@ class DeltaConvolution(Technique):
         A position of a k x k convolution takes C_out C_in k^2 / groups MACs. Positions computed count
         whole tiles, also where these reach beyond the feature map.
         """
-        layers = trace["layers"].values()
         saved = sum(
             layer["macs_per_position"] * (layer["positions"] * len(layer["computed"]) - sum(layer["computed"]))
-            for layer in layers
+            for layer in trace["layers"].values()
         )
         return int(saved) + trace["head_macs"] * trace["head"].count(0)

@@ -8,13 +8,14 @@ padding of the layers that read it. A set of positions is a vector of their numb
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Margin = tuple[int, int, int, int]
+Margin = tuple[int, ...]
 """Zeros around a stored map: top, bottom, left, right."""
 
 
@@ -101,18 +102,16 @@ class Windows:
     """What a layer reads of a stored map, for its outputs in tiles of T x T: each tile's window, halo included."""
 
     def __init__(self, source: FeatureMap, shape: Shape, axes: tuple[Axis, Axis], tile: int) -> None:
-        self.source, self.shape, self.axes, self.tile = source, shape, axes, tile
-        device = source.data.device
-        self.size = axes[0].extent(tile), axes[1].extent(tile)
-        self.tiles_down, self.tiles_across = -(-shape.height // tile), -(-shape.width // tile)
-        image, down, across = (
-            torch.arange(n, device=device) for n in (shape.batch, self.tiles_down, self.tiles_across)
-        )
-        self.count = len(image) * len(down) * len(across)
+        self.source, self.shape, self.axes = source, shape, axes
+        (vertical, horizontal), device = axes, source.data.device
+        self.size = vertical.extent(tile), horizontal.extent(tile)
+        tiles = shape.batch, -(-shape.height // tile), -(-shape.width // tile)
+        image, down, across = (torch.arange(n, device=device) for n in tiles)
+        self.count = math.prod(tiles)
 
         _, height, width, _ = source.data.shape
-        y = source.top - axes[0].padding + down * tile * axes[0].stride
-        x = source.left - axes[1].padding + across * tile * axes[1].stride
+        y = source.top - vertical.padding + down * tile * vertical.stride
+        x = source.left - horizontal.padding + across * tile * horizontal.stride
         self.first = ((image[:, None, None] * height + y[:, None]) * width + x).flatten()  # (tiles,) of the window
         self.offset = _raster(*self.size, width, device)  # (h * w,) from a window's first row to each of its rows
 
@@ -123,9 +122,10 @@ class Windows:
         on_map = on_map.view(len(down), tile, len(across), tile).transpose(1, 2).reshape(-1, tile * tile)
         self.on_map = on_map.repeat(shape.batch, 1)  # (tiles, T * T)
         self.ragged = bool(shape.height % tile or shape.width % tile)
-        source_size = source.shape.height, source.shape.width
-        sizes = zip(axes, (shape.height, shape.width), source_size, strict=True)
-        self.ranges = [_ranges(axis, outputs, tile, positions, device) for axis, outputs, positions in sizes]
+        self.ranges = (
+            _ranges(vertical, shape.height, tile, source.shape.height, device),
+            _ranges(horizontal, shape.width, tile, source.shape.width, device),
+        )
 
     def reached(self, changed: Tensor) -> Tensor:
         """Numbers of the tiles whose window holds a changed position. changed: (B, H, W) bool of the source."""
@@ -155,8 +155,8 @@ class Windows:
 
     def whole(self, data: Tensor) -> Tensor:
         """The window of the whole map, padding included: (B, h, w, C), a view of `data`, laid out as the source."""
-        (y, x), source = self.axes, self.source
-        window = data[:, source.top - y.padding :, source.left - x.padding :]
+        y, x = self.axes
+        window = data[:, self.source.top - y.padding :, self.source.left - x.padding :]
         return window[:, : y.extent(self.shape.height), : x.extent(self.shape.width)]
 
 
@@ -179,5 +179,4 @@ def margin(source: Shape, shape: Shape, axes: tuple[Axis, Axis], tile: int) -> M
     for axis, have, want in zip(axes, (source.height, source.width), (shape.height, shape.width), strict=True):
         reach = axis.extent(-(-want // tile) * tile) - axis.padding
         sides += [axis.padding, max(0, reach - have)]
-    top, bottom, left, right = sides
-    return top, bottom, left, right
+    return tuple(sides)

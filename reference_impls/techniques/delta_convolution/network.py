@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from reference_impls.contract import UnsupportedHost, check_tensor
 from reference_impls.techniques.delta_convolution import stages
 from reference_impls.techniques.delta_convolution.feature_maps import Axis
-from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
+from reference_impls.techniques.delta_convolution.stages import Knobs, Sides, Stage
 
 LONGEST_REST = 32
 TECHNIQUE = "delta-convolution"
@@ -26,17 +26,10 @@ ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
     *(nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
 )
-FUNCTIONS = {
-    F.relu: nn.ReLU,
-    torch.relu: nn.ReLU,
-    F.relu6: nn.ReLU6,
-    F.silu: nn.SiLU,
-    F.hardswish: nn.Hardswish,
-    F.gelu: nn.GELU,
-    F.sigmoid: nn.Sigmoid,
-    torch.sigmoid: nn.Sigmoid,
-    F.tanh: nn.Tanh,
-    torch.tanh: nn.Tanh,
+FUNCTIONS = {F.relu6: nn.ReLU6, F.silu: nn.SiLU, F.hardswish: nn.Hardswish, F.gelu: nn.GELU} | {
+    **dict.fromkeys((F.relu, torch.relu), nn.ReLU),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid), nn.Sigmoid),
+    **dict.fromkeys((F.tanh, torch.tanh), nn.Tanh),
 }
 METHODS = {"relu": nn.ReLU, "relu_": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -61,7 +54,7 @@ class DeltaNetwork(nn.Module):
 
     def __init__(self, target: nn.Module, knobs: Knobs) -> None:
         super().__init__()
-        lowered = _lower(target, knobs)
+        lowered = _Lowering(target, knobs)
         self.knobs = knobs
         self.stages, self.head_inputs, self.head_macs = lowered.stages, lowered.head_inputs, lowered.head_macs
         self.source = cast(stages.Source, self.stages[0])
@@ -138,39 +131,34 @@ class DeltaNetwork(nn.Module):
 
     def trace(self) -> dict[str, Any]:
         """What was computed since the stream began, in the terms of `DeltaConvolution.saving`."""
+        if self.frame_shape is None:
+            return {"layers": {}, "head_macs": 0, "head": ()}
         layers = {
-            stage.name: {
-                "macs_per_position": stage.macs,
-                "positions": stage.shape.positions,
-                "computed": tuple(stage.computed),
-            }
-            for stage in self.layers
-            if self.frame_shape is not None
+            s.name: {"macs_per_position": s.macs, "positions": s.shape.positions, "computed": tuple(s.computed)}
+            for s in self.layers
         }
-        images = self.frame_shape[0] if self.frame_shape is not None else 0
-        return {"layers": layers, "head_macs": images * self.head_macs, "head": tuple(self.head_runs)}
+        return {"layers": layers, "head_macs": self.frame_shape[0] * self.head_macs, "head": tuple(self.head_runs)}
 
 
-def _lower(target: nn.Module, knobs: Knobs) -> _Lowering:
-    """The model's stages in the order of execution, its head, and the stages that the head reads."""
+def _traced(target: nn.Module) -> fx.GraphModule:
     if not isinstance(target, nn.Module):
         raise UnsupportedHost(TECHNIQUE, target, "a torch.nn.Module that maps frames (B, C, H, W) to a tensor")
     if any(module.training for module in target.modules()):
         raise UnsupportedHost(TECHNIQUE, target, "a module in eval mode: call model.eval() first")
     try:
         single = fx.Tracer().is_leaf_module(target, "")  # a layer of torch.nn on its own would be traced into functions
-        traced = fx.symbolic_trace(nn.Sequential(target).eval() if single else target)
+        return fx.symbolic_trace(nn.Sequential(target).eval() if single else target)
     except Exception as error:
         raise UnsupportedHost(TECHNIQUE, target, f"a module that torch.fx can trace ({error})") from error
-    return _Lowering(target, traced, knobs).run()
 
 
 class _Lowering:
-    def __init__(self, target: nn.Module, traced: fx.GraphModule, knobs: Knobs) -> None:
+    """The model's stages in the order of execution, its head, and the stages that the head reads."""
+
+    def __init__(self, target: nn.Module, knobs: Knobs) -> None:
         self.target, self.knobs = target, knobs
-        self.nodes = list(traced.graph.nodes)
-        self.modules = dict(traced.named_modules())
-        self.root = traced
+        self.root = _traced(target)
+        self.modules = dict(self.root.named_modules())
         self.maps: dict[fx.Node, Stage] = {}  # nodes whose value is a feature map
         self.stages: list[Stage] = []
         self.head = fx.Graph()
@@ -178,22 +166,20 @@ class _Lowering:
         self.head_inputs: list[Stage] = []
         self.head_macs = 0
         """Multiply-accumulates of the head for each image."""
-
-    def run(self) -> _Lowering:
-        if sum(node.op == "placeholder" for node in self.nodes) != 1:
+        nodes = list(self.root.graph.nodes)
+        if sum(node.op == "placeholder" for node in nodes) != 1:
             raise self._unsupported("one input, the frame")
-        for node in self.nodes:
+        for node in nodes:
             if node in self.maps:  # taken in by the stage of an earlier node
                 continue
             if node.op == "placeholder":
-                self._add(node, stages.Source(node.name, [], self.knobs))
+                self._add(node, stages.Source(node.name, [], knobs))
             elif node.op == "output":
                 self._output(node)
             elif any(self._is_map(argument) for argument in node.all_input_nodes):
                 self._map_node(node)
             else:
                 self._head_node(node)
-        return self
 
     def _is_map(self, node: fx.Node) -> bool:
         return node in self.maps and not isinstance(self.maps[node], stages.GlobalAverage)
@@ -208,10 +194,13 @@ class _Lowering:
             f"know the operator {node.name!r} ({what})"
         )
 
-    def _add(self, node: fx.Node, stage: Stage) -> Stage:
+    def _add(self, node: fx.Node, stage: Stage, *, with_activation: bool = False) -> None:
+        """Let a stage stand for `node` and, if wanted, for an activation that is its only reader."""
         self.stages.append(stage)
         self.maps[node] = stage
-        return stage
+        follower = self._only_user(node) if with_activation else None
+        if follower is not None and (activation := self._activation(follower, in_place=True)) is not None:
+            stage.activation, self.maps[follower] = activation, stage
 
     def _module(self, node: fx.Node | None, *kinds: type[nn.Module]) -> nn.Module | None:
         """The module that `node` calls, if it is of one of the kinds."""
@@ -226,14 +215,11 @@ class _Lowering:
         """Make the stage of a node that reads at least one feature map."""
         source = self.maps.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if self._is_addition(node):
-            a, b = node.args
-            stage: Stage = stages.Addition(node.name, [self.maps[a], self.maps[b]], self.knobs)
-            stage.activation = self._take_activation(node, stage)
-            self._add(node, stage)
-            return
-        if source is None:
+            addition = stages.Addition(node.name, [self.maps[a] for a in node.args], self.knobs)
+            self._add(node, addition, with_activation=True)
+        elif source is None:
             raise self._refuse(node)
-        if self._module(node, *PASSED_THROUGH) is not None:
+        elif self._module(node, *PASSED_THROUGH) is not None:
             self.maps[node] = source
         elif (pad := self._module(node, nn.ZeroPad2d)) is not None:
             follower = self._only_user(node)
@@ -245,43 +231,31 @@ class _Lowering:
         elif (layer := self._module(node, nn.Conv2d)) is not None:
             self._convolution(node, source, layer)
         elif (norm := self._module(node, nn.BatchNorm2d)) is not None:
-            stage = stages.Affine(node.name, source, self.knobs, self._checked_norm(norm, node))
-            stage.activation = self._take_activation(node, stage)
-            self._add(node, stage)
+            affine = stages.Affine(node.name, source, self.knobs, self._checked_norm(norm, node))
+            self._add(node, affine, with_activation=True)
         elif (activation := self._activation(node)) is not None:
-            self._add(node, stages.Activation(node.name, [source], self.knobs, activation))
+            self._add(node, alone := Stage(node.name, [source], self.knobs))
+            alone.activation = activation
         elif (pool := self._pool(node, source)) is not None:
             self._add(node, pool)
-        elif self._flattens(node):
+        elif self._module(node, nn.Flatten) is not None or node.target in RESHAPES:
             self._head_node(node)
         else:
             raise self._refuse(node)
 
     def _is_addition(self, node: fx.Node) -> bool:
-        named = (node.op == "call_function" and node.target in ADDITIONS) or (
-            node.op == "call_method" and node.target in ("add", "add_")
-        )
+        named = node.target in {"call_function": ADDITIONS, "call_method": ("add", "add_")}.get(node.op, ())
         return named and len(node.args) == 2 and not node.kwargs and all(a in self.maps for a in node.args)
 
-    def _convolution(
-        self, node: fx.Node, source: Stage, layer: nn.Conv2d, padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    ) -> None:
-        if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or self._uneven(layer):
+    def _convolution(self, node: fx.Node, source: Stage, layer: nn.Conv2d, padding: Sides = (0, 0, 0, 0)) -> None:
+        spans = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        uneven = layer.padding == "same" and any(span % 2 for span in spans)
+        if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or uneven:
             raise self._unsupported(f"plain convolutions with zero padding; {node.name!r} is {layer}")
         follower = self._only_user(node)
-        norm = self._module(follower, nn.BatchNorm2d)
-        last = follower if norm is not None else node
-        stage = stages.Convolution(
-            node.name, source, self.knobs, layer, norm and self._checked_norm(norm, node), padding
-        )
-        self._add(node, stage)
-        self.maps[last] = stage
-        stage.activation = self._take_activation(last, stage)
-
-    @staticmethod
-    def _uneven(layer: nn.Conv2d) -> bool:
-        spans = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-        return layer.padding == "same" and any(span % 2 for span in spans)
+        norm = self._module(follower, nn.BatchNorm2d) and self._checked_norm(self.modules[follower.target], node)
+        stage = self.maps[node] = stages.Convolution(node.name, source, self.knobs, layer, norm, padding)
+        self._add(node if norm is None else follower, stage, with_activation=True)
 
     def _checked_norm(self, norm: nn.Module, node: fx.Node) -> nn.BatchNorm2d:
         if getattr(norm, "running_mean", None) is None:
@@ -290,14 +264,6 @@ class _Lowering:
 
     def _only_user(self, node: fx.Node) -> fx.Node | None:
         return next(iter(node.users)) if len(node.users) == 1 else None
-
-    def _take_activation(self, node: fx.Node, stage: Stage) -> nn.Module | None:
-        """The activation that is the only reader of `node`, which then belongs to `node`'s stage."""
-        follower = self._only_user(node)
-        activation = self._activation(follower, in_place=True) if follower is not None else None
-        if activation is not None:
-            self.maps[follower] = stage
-        return activation
 
     def _activation(self, node: fx.Node, in_place: bool = False) -> nn.Module | None:
         """The activation module that `node` amounts to."""
@@ -312,17 +278,17 @@ class _Lowering:
         return module
 
     def _pool(self, node: fx.Node, source: Stage) -> Stage | None:
-        if self._global_average(node) is not None:
-            return stages.GlobalAverage(node.name, source, self.knobs, bool(self._global_average(node)))
+        if (keep_axes := self._global_average(node)) is not None:
+            return stages.GlobalAverage(node.name, source, self.knobs, keep_axes)
         if (pool := self._module(node, nn.MaxPool2d)) is not None:
             if pool.ceil_mode or pool.return_indices:
                 raise self._unsupported(f"max pooling without ceil_mode or indices; {node.name!r} is {pool}")
-            return stages.MaxPool(node.name, source, self.knobs, _axes(pool, pool.dilation))
+            return stages.MaxPool(node.name, [source], self.knobs, _axes(pool, pool.dilation))
         if (pool := self._module(node, nn.AvgPool2d)) is not None:
             padded = any(_pair(pool.padding))
             if pool.ceil_mode or pool.divisor_override or (padded and not pool.count_include_pad):
                 raise self._unsupported(f"average pooling over whole windows; {node.name!r} is {pool}")
-            return stages.AveragePool(node.name, source, self.knobs, _axes(pool, 1))
+            return stages.AveragePool(node.name, [source], self.knobs, _axes(pool, 1))
         return None
 
     def _global_average(self, node: fx.Node) -> bool | None:
@@ -337,19 +303,12 @@ class _Lowering:
                 return bool(node.kwargs.get("keepdim", len(node.args) > 2 and node.args[2]))
         return None
 
-    def _flattens(self, node: fx.Node) -> bool:
-        return self._module(node, nn.Flatten) is not None or node.target in RESHAPES
-
     # The head -----------------------------------------------------------------------------------------------------
 
     def _head_node(self, node: fx.Node) -> None:
         """Copy a node on vectors into the head's graph."""
-        known = (
-            node.op == "get_attr"
-            or node.target in (*HEAD_FUNCTIONS, *HEAD_METHODS, *RESHAPES)
-            or self._module(node, *HEAD_MODULES) is not None
-        )
-        if not known:
+        known = node.op == "get_attr" or node.target in (*HEAD_FUNCTIONS, *HEAD_METHODS, *RESHAPES)
+        if not known and self._module(node, *HEAD_MODULES) is None:
             raise self._refuse(node)
         if (layer := self._module(node, nn.Linear)) is not None:
             self.head_macs += layer.weight.numel()

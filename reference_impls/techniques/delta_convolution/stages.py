@@ -4,10 +4,9 @@ A stage computes `value = linear(source) + bias` and sends `f(value)` to its con
 The difference between f(value) and `sent` is what truncation has withheld so far; it goes out as soon as it exceeds the
 threshold at some channel. So the error at a position never exceeds the threshold, and does not grow with time.
 
-With `update="delta"` (DeltaCNN) a message holds differences: linear layers transform them without bias, and a stage
-with an activation accumulates them in `value`. With `update="value"` (CBinfer) it holds the new values, and outputs
-are recomputed from them. In exact arithmetic both send the same positions and store the same maps, because
-W (x + d) + b = (W x + b) + W d.
+With `update="delta"` a message holds differences: linear layers transform them without bias, and a stage with an
+activation accumulates them in `value`. With `update="value"` it holds the new values, and outputs are recomputed from
+them. In exact arithmetic both send the same positions and store the same maps: W (x + d) + b = (W x + b) + W d.
 """
 
 from __future__ import annotations
@@ -20,14 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from reference_impls.techniques.delta_convolution.feature_maps import (
-    POINTWISE,
-    Axis,
-    FeatureMap,
-    Shape,
-    Windows,
-    margin,
-)
+from reference_impls.techniques.delta_convolution import feature_maps
+from reference_impls.techniques.delta_convolution.feature_maps import POINTWISE, Axis, FeatureMap, Shape, Windows
+
+Sides = tuple[int, int, int, int]
+"""Zeros beside what a layer reads: left, right, top, bottom."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +60,16 @@ class Message:
 
 
 class Stage:
-    """A layer on feature maps. Subclasses say what its linear part does to windows of its source."""
+    """A layer on feature maps. Subclasses say what its linear part does to windows of its source, if anything."""
 
-    axes: tuple[Axis, Axis] = POINTWISE
     macs = 0
     """Multiply-accumulates (MACs) per output position."""
     from_values = False
     """The layer is not linear: it needs the accumulated values of its source (max pooling)."""
 
-    def __init__(self, name: str, sources: list[Stage], knobs: Knobs, activation: nn.Module | None = None) -> None:
-        self.name, self.sources, self.knobs, self.activation = name, sources, knobs, activation
+    def __init__(self, name: str, sources: list[Stage], knobs: Knobs, axes: tuple[Axis, Axis] = POINTWISE) -> None:
+        self.name, self.sources, self.knobs, self.axes = name, sources, knobs, axes
+        self.activation: nn.Module | None = None
         self.readers: list[Stage] = []
         for source in sources:
             source.readers.append(self)
@@ -91,11 +87,15 @@ class Stage:
 
     def linear(self, windows: Tensor, bias: bool) -> Tensor:
         """(n, h, w, C) windows with their halo, channels last -> (n, h', w', C') without further padding."""
-        raise NotImplementedError
+        return windows
 
     def whole(self) -> Tensor:
         """The linear part of the whole map, with bias: (B, H, W, C')."""
         return self.linear(self.windows.whole(self.sources[0].sent.data), bias=True)
+
+    def sliding(self, *parts: str) -> list[list[int]]:
+        """Parts of both axes, such as "kernel" or "stride", down and across."""
+        return [[getattr(axis, part) for axis in self.axes] for part in parts]
 
     # The state ----------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,11 @@ class Stage:
 
     def allocate(self, like: Tensor) -> None:
         """Make the stored maps for a new stream; every stage knows its shape by now."""
-        needs = [margin(self.shape, r.shape, r.axes, r.tile) for r in self.readers if not isinstance(r, GlobalAverage)]
+        needs = [
+            feature_maps.margin(self.shape, r.shape, r.axes, r.tile)
+            for r in self.readers
+            if not isinstance(r, GlobalAverage)
+        ]
         top, bottom, left, right = (max(side) for side in zip(*needs, (0, 0, 0, 0), strict=True))
         self.sent = FeatureMap(self.shape, self.channels(), (top, bottom, left, right), like)
         self.truncates = self.activation is not None or self.from_values
@@ -117,7 +121,6 @@ class Stage:
         self.value = FeatureMap(self.shape, self.channels(), (0, 0, 0, 0), like) if accumulates else self.sent
         self.differences: FeatureMap | None = None
         self.in_differences: Message | None = None
-        self.pointwise = self.axes == POINTWISE
         self.computed = []
         if self.sources:
             self.windows = Windows(self.sources[0].sent, self.shape, self.axes, self.tile)
@@ -150,13 +153,13 @@ class Stage:
 
     def step(self) -> None:
         """Take in what the source sent in this frame."""
-        source = self.sources[0]
-        if not len(source.message):
+        received = self.sources[0].message
+        if not len(received):
             self._nothing()
-        elif self.pointwise:
-            self._step_by_positions(source.message.positions)
+        elif self.axes == POINTWISE:
+            self._step_by_positions(received.positions)
         else:
-            self._step_by_tiles(self.windows.reached(source.message.mask))
+            self._step_by_tiles(self.windows.reached(received.mask))
 
     def _nothing(self) -> None:
         self.message = Message(self.sent, self.sent.all[:0], None)
@@ -164,16 +167,13 @@ class Stage:
 
     def _step_by_positions(self, positions: Tensor) -> None:
         self.computed.append(len(positions))
-        if self.knobs.update == "delta":
-            self._accumulate(positions, self.linear(self._received(positions), bias=False))
-        else:
-            self._replace(positions, self.linear(self._received(positions), bias=True))
+        delta = self.knobs.update == "delta"
+        move = self._accumulate if delta else self._replace
+        move(positions, self.linear(self._received(positions), bias=not delta))
 
     def _received(self, positions: Tensor) -> Tensor:
         """Rows that a pointwise layer works on, (m, C): what the source sent."""
-        rows = self.sources[0].message.rows
-        assert rows is not None
-        return rows
+        return self.sources[0].message.rows
 
     def _step_by_tiles(self, tiles: Tensor) -> None:
         if len(tiles) * self.tile**2 > (1 - self.knobs.min_profitable) * self.shape.positions:
@@ -279,26 +279,19 @@ class Source(Stage):
 
 
 class Convolution(Stage):
-    """A convolution with a batch norm that follows folded in, and zero padding before it (left, right, top, bottom)."""
+    """A convolution with a batch norm that follows folded in, and zero padding before it."""
 
     def __init__(
-        self,
-        name: str,
-        source: Stage,
-        knobs: Knobs,
-        layer: nn.Conv2d,
-        norm: nn.BatchNorm2d | None = None,
-        padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+        self, name: str, source: Stage, knobs: Knobs, layer: nn.Conv2d, norm: nn.BatchNorm2d | None, padding: Sides
     ) -> None:
-        super().__init__(name, [source], knobs)
+        (left, right, top, bottom), (down, across) = padding, padding_of(layer)
+        y = Axis(layer.kernel_size[0], layer.stride[0], top + down, layer.dilation[0], bottom + down)
+        x = Axis(layer.kernel_size[1], layer.stride[1], left + across, layer.dilation[1], right + across)
+        super().__init__(name, [source], knobs, (y, x))
         fused = layer if norm is None else fuse_conv_bn_eval(layer, norm)
         weight, self.groups = fused.weight.detach(), layer.groups
         self.bias = weight.new_zeros(len(weight)) if fused.bias is None else fused.bias.detach()
         self.weight = weight.contiguous(memory_format=torch.channels_last)
-        (left, right, top, bottom), (down, across) = padding, padding_of(layer)
-        y = Axis(layer.kernel_size[0], layer.stride[0], top + down, layer.dilation[0], bottom + down)
-        x = Axis(layer.kernel_size[1], layer.stride[1], left + across, layer.dilation[1], right + across)
-        self.axes = (y, x)
         self.macs = weight.numel()
 
     def channels(self) -> int:
@@ -316,7 +309,7 @@ class Convolution(Stage):
             return F.linear(windows, self.weight.flatten(1), b)
         rows = windows.dim() == 2
         x = windows[:, :, None, None] if rows else windows.permute(0, 3, 1, 2)  # channels last in memory
-        stride, dilation = ([getattr(axis, part) for axis in self.axes] for part in ("stride", "dilation"))
+        stride, dilation = self.sliding("stride", "dilation")
         out = F.conv2d(x, self.weight, b, stride, 0, dilation, self.groups)
         return out[:, :, 0, 0] if rows else out.permute(0, 2, 3, 1)
 
@@ -332,13 +325,6 @@ class Affine(Stage):
         return windows * self.scale + self.shift if bias else windows * self.scale
 
 
-class Activation(Stage):
-    """An activation on its own."""
-
-    def linear(self, windows: Tensor, bias: bool) -> Tensor:
-        return windows
-
-
 class Addition(Stage):
     """A residual addition: the differences of both sides, at the positions where either changed."""
 
@@ -348,17 +334,12 @@ class Addition(Stage):
 
     def step(self) -> None:
         a, b = (source.message for source in self.sources)
-        if not len(a) and not len(b):
-            self._nothing()
-            return
-        if not len(a) or not len(b):
-            positions = (a if len(a) else b).positions
+        if len(a) and len(b):
+            self._step_by_positions((a.mask | b.mask).flatten().nonzero()[:, 0])
+        elif len(a) or len(b):
+            self._step_by_positions((a if len(a) else b).positions)
         else:
-            positions = (a.mask | b.mask).flatten().nonzero()[:, 0]
-        self._step_by_positions(positions)
-
-    def linear(self, windows: Tensor, bias: bool) -> Tensor:
-        return windows
+            self._nothing()
 
     def _received(self, positions: Tensor) -> Tensor:
         if self.knobs.update == "value":
@@ -377,16 +358,11 @@ class Addition(Stage):
 class AveragePool(Stage):
     """Average pooling; zeros of the padding count as values."""
 
-    def __init__(self, name: str, source: Stage, knobs: Knobs, axes: tuple[Axis, Axis]) -> None:
-        super().__init__(name, [source], knobs)
-        self.axes = axes
-
     def linear(self, windows: Tensor, bias: bool) -> Tensor:
-        kernel, stride = ([getattr(axis, part) for axis in self.axes] for part in ("kernel", "stride"))
-        return F.avg_pool2d(windows.permute(0, 3, 1, 2), kernel, stride).permute(0, 2, 3, 1)
+        return F.avg_pool2d(windows.permute(0, 3, 1, 2), *self.sliding("kernel", "stride")).permute(0, 2, 3, 1)
 
 
-class MaxPool(AveragePool):
+class MaxPool(Stage):
     """Max pooling, from accumulated values: it is no sum, so differences do not pass through it."""
 
     from_values = True
@@ -409,12 +385,9 @@ class MaxPool(AveragePool):
         return self._pool(self.sources[0].sent.interior, padded=False)
 
     def _pool(self, x: Tensor, padded: bool) -> Tensor:
-        kernel, stride, padding, dilation = (
-            [getattr(axis, part) for axis in self.axes] for part in ("kernel", "stride", "padding", "dilation")
-        )
-        return F.max_pool2d(x.permute(0, 3, 1, 2), kernel, stride, 0 if padded else padding, dilation).permute(
-            0, 2, 3, 1
-        )
+        kernel, stride, padding, dilation = self.sliding("kernel", "stride", "padding", "dilation")
+        pooled = F.max_pool2d(x.permute(0, 3, 1, 2), kernel, stride, 0 if padded else padding, dilation)
+        return pooled.permute(0, 2, 3, 1)
 
 
 class GlobalAverage(Stage):
@@ -460,8 +433,6 @@ def check_finite(x: Tensor) -> None:
 
 def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """A batch norm in eval mode as x * scale + shift; both (C,)."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.detach()
@@ -473,8 +444,6 @@ def padding_of(layer: nn.Conv2d) -> tuple[int, int]:
     """The layer's padding in positions, down and across."""
     if layer.padding == "same":
         down, across = (d * (k - 1) // 2 for k, d in zip(layer.kernel_size, layer.dilation, strict=True))
-        return down, across
-    if isinstance(layer.padding, str):
-        return 0, 0
-    down, across = layer.padding
+    else:
+        down, across = (0, 0) if isinstance(layer.padding, str) else layer.padding
     return down, across
