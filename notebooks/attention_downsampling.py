@@ -16,7 +16,8 @@ import torch
 
 from reference_impls import show
 from reference_impls.accounting.closed_form import closed_form
-from reference_impls.benchmarks.compact_networks.feature_maps import attention_networks, batch_of, unmasked
+from reference_impls.benchmarks.compact_networks.feature_maps import attention_networks
+from reference_impls.data.masking import unmasked
 from reference_impls.study import Context, Study, run, scenarios
 from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling, DualPathDownsample
 
@@ -52,7 +53,6 @@ axes[1].plot(2, 2, "o", markersize=9, markerfacecolor="none", markeredgecolor="t
 axes[1].set_title("weights of the query at the circle")
 for axis in axes:
     axis.axis("off")
-figure.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -77,7 +77,6 @@ with torch.no_grad():
 figure, axis = plt.subplots(figsize=(7.5, 3))
 show.grouped_bars(axis, queries.tables["redundancy by place"], "images", "place", "redundancy")
 axis.set(ylabel="measure (0: noise, 1: equal)", ylim=(0, 1))
-figure.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -85,7 +84,7 @@ plt.show()
 
 # %%
 study = Study("attention-downsampling", scenarios("attention-downsampling")["fill-queries"], Context())
-found = AttentionDownsampling().measure(attention_networks(study)[0], unmasked(batch_of(study.plan)))
+found = AttentionDownsampling().measure(attention_networks(study)[0], unmasked(study.plan.first))
 print(f"{found.measure}: {found.value:.2f}")
 
 # %% [markdown]
@@ -96,16 +95,12 @@ print(f"{found.measure}: {found.value:.2f}")
 # trained now for a few seconds; its attention still gives every position the same, so there is nothing to lose.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4))
 live = run("attention-downsampling", "fill-queries")
-for axis, record, title in zip(axes, (queries, live), ("full record", "run now, small budget"), strict=True):
-    show.trade_off(axis, record, "samples", relative=False)
-    axis.set_xscale("log", base=2)
-    axis.set(xlabel="queries or keys left", xticks=[1, 4, 16, 64], xticklabels=[1, 4, 16, 64], title=title)
+records = {"full record": queries, "run now, small budget": live}
+axes = show.panels(records, "samples", "queries or keys left", [1, 4, 16, 64], powers_of_two=True)
 limits = np.array(axes[0].get_ylim()) - queries.baseline.quality.value
-axes[1].set(ylim=limits + live.baseline.quality.value, ylabel="")
+axes[1].set(ylim=limits + live.baseline.quality.value)
 axes[0].legend(fontsize=8)
-figure.tight_layout()
 plt.show()
 show.gains(queries, "fewer keys")
 
@@ -119,7 +114,6 @@ show.gains(queries, "fewer keys")
 # %%
 figure, axis = plt.subplots(figsize=(8.5, 2.6))
 show.bars(axis, show.variants(halving, "64 queries"), label=halving.baseline.quality.metric)
-figure.tight_layout()
 plt.show()
 show.gains(halving, "baseline")
 for control in halving.controls:

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from reference_impls import show
-from reference_impls.benchmarks.compact_networks.feature_maps import kinds_of, unmasked
+from reference_impls.data.masking import unmasked
 from reference_impls.experiments.dimension_consistent_design import networks
 from reference_impls.layers.pooling import neighbourhood_mean
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
@@ -35,7 +35,7 @@ study = Study(ID, scenarios(ID)["fill-pooling"], Context())
 # subtracted.
 
 # %%
-kinds = kinds_of(study.plan)
+kinds = study.plan.kinds()
 figure, axes = plt.subplots(2, 8, figsize=(10, 2.9))
 for i, (name, x) in enumerate(kinds.items()):
     for j in range(2):
@@ -46,7 +46,6 @@ for i, (name, x) in enumerate(kinds.items()):
     axes[0, 2 * i].set_title(f"{name.split(' of ')[0]}: {neighbour_similarity(x).mean():.2f}", fontsize=9, loc="left")
 for axis in axes.flat:
     axis.axis("off")
-figure.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -79,7 +78,6 @@ for axis, (column, title) in zip(axes, titles.items(), strict=True):
         axis.errorbar(stages, [v.value for v in values], show.ends(values), marker="o", capsize=2, label=kind)
     axis.set(title=title, ylim=(0, 1))
 axes[1].legend(fontsize=8)
-figure.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -101,14 +99,10 @@ with torch.no_grad(), DimensionConsistentDesign().apply(model, threshold=0.6) as
 # and projections stay). Beside it the last blocks, and no mixing at all in the first ones.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.3))
-live = run(ID, "fill-pooling")
-for axis, record, title in zip(axes, (pooling, live), ("full record", "run now, small budget"), strict=True):
-    show.trade_off(axis, record, lambda variant: getattr(variant, "knobs", {"pooled": 0})["pooled"])
-    axis.set(xlabel="blocks that pool", xticks=range(5), title=title)
-axes[1].set(ylabel="")
+records = {"full record": pooling, "run now, small budget": run(ID, "fill-pooling")}
+pooled = lambda variant: getattr(variant, "knobs", {"pooled": 0})["pooled"]  # noqa: E731
+axes = show.panels(records, pooled, "blocks that pool", range(5))
 axes[0].legend(fontsize=8)
-figure.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -120,7 +114,6 @@ plt.show()
 # %%
 figure, axis = plt.subplots(figsize=(8.5, 2.8))
 show.bars(axis, show.variants(placement, "attention everywhere"), label=placement.baseline.quality.metric)
-figure.tight_layout()
 plt.show()
 
 # %% [markdown]

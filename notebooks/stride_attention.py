@@ -17,7 +17,8 @@ import torch
 
 from reference_impls import show
 from reference_impls.accounting.closed_form import closed_form
-from reference_impls.benchmarks.compact_networks.feature_maps import attention_networks, batch_of, unmasked
+from reference_impls.benchmarks.compact_networks.feature_maps import attention_networks
+from reference_impls.data.masking import unmasked
 from reference_impls.redundancy.over_resolution import over_resolution
 from reference_impls.study import Context, Study, run, scenarios
 from reference_impls.techniques.stride_attention import MapAttention, StrideAttention, cell_means
@@ -37,19 +38,22 @@ tokens, mixers, classes, order, latency = (
 
 # %%
 shown = show.pictures(tokens)
-figure, axes = plt.subplots(1, 5, figsize=(10, 2.4))
 grey = plt.get_cmap("gray_r").with_extremes(bad="tab:orange")
-axes[0].imshow(np.ma.masked_where(shown["hidden"] == 1, shown["seen"]), cmap=grey, vmin=-0.81, vmax=2)
-axes[1].imshow(shown["reconstructed"], cmap=grey, vmin=-0.81, vmax=2)
+shades = {"cmap": grey, "vmin": -0.81, "vmax": 2}
 limit = max(np.abs(shown[name]).max() for name in ("attended", "strided"))
-for axis, name in zip(axes[2:], ("attended", "strided", "local"), strict=True):
-    bound = limit if name != "local" else np.abs(shown["local"]).max()
-    axis.imshow(shown[name], cmap="RdBu", vmin=-bound, vmax=bound)
-titles = ("masked", "reconstructed", "attended, 64 tokens", "attended, 16 tokens", "local values")
-for axis, title in zip(axes, titles, strict=True):
+limits = {"attended": limit, "strided": limit, "local": np.abs(shown["local"]).max()}
+drawn = {
+    "masked": (np.ma.masked_where(shown["hidden"] == 1, shown["seen"]), shades),
+    "reconstructed": (shown["reconstructed"], shades),
+}
+titles = {"attended": "attended, 64 tokens", "strided": "attended, 16 tokens", "local": "local values"}
+for name, title in titles.items():
+    drawn[title] = (shown[name], {"cmap": "RdBu", "vmin": -limits[name], "vmax": limits[name]})
+_, axes = plt.subplots(1, 5, figsize=(10, 2.4))
+for axis, (title, (image, look)) in zip(axes, drawn.items(), strict=True):
+    axis.imshow(image, **look)
     axis.set_title(title)
     axis.axis("off")
-figure.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -96,7 +100,6 @@ axes[0].set(xlabel="cycles across the feature map", ylabel="share of energy", xt
 axes[0].legend()
 show.grouped_bars(axes[1], tokens.tables["redundancy by place"], "images", "place", "redundancy")
 axes[1].set(ylabel="measure (0: noise, 1: constant)")
-figure.tight_layout()
 plt.show()
 
 # %% [markdown]
@@ -104,7 +107,7 @@ plt.show()
 
 # %%
 study = Study("stride-attention", scenarios("stride-attention")["fill-tokens"], Context())
-model, images = attention_networks(study)[0], unmasked(batch_of(study.plan))
+model, images = attention_networks(study)[0], unmasked(study.plan.first)
 found = StrideAttention().measure(model, images)
 print(f"{found.measure}: {found.value:.2f}")
 with torch.no_grad(), StrideAttention().apply(model, stride=2) as handle:
@@ -121,17 +124,12 @@ with torch.no_grad(), StrideAttention().apply(model, stride=2) as handle:
 # gives every position the same; so it loses nothing either.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), width_ratios=(1.3, 1.3, 1))
 live = run("stride-attention", "fill-tokens")
-for axis, record, title in zip(axes, (tokens, tokens, live), ("full record", "enlarged", "run now"), strict=True):
-    show.trade_off(axis, record, "samples", relative=False)
-    axis.set_xscale("log", base=2)
-    axis.set(xlabel="tokens that attend", xticks=[1, 4, 16, 64], xticklabels=[1, 4, 16, 64], title=title)
+records = {"full record": tokens, "enlarged": tokens, "run now": live}
+axes = show.panels(records, "samples", "tokens that attend", [1, 4, 16, 64], powers_of_two=True)
 low = min(p.quality.value for p in (*tokens.points, *tokens.controls[0].points))
-axes[1].set(ylim=(low - 0.02, tokens.baseline.quality.value + 0.02), ylabel="")
-axes[2].set(ylabel="")
-figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=4)
-figure.tight_layout(rect=(0, 0.08, 1, 1))
+axes[1].set(ylim=(low - 0.02, tokens.baseline.quality.value + 0.02))
+axes[0].legend(fontsize=8, loc="lower center")
 plt.show()
 show.gains(tokens, "cells of random positions")
 
@@ -146,7 +144,6 @@ show.gains(tokens, "cells of random positions")
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.2))
 for axis, record in zip(axes, (mixers, classes), strict=True):
     show.bars(axis, show.variants(record, "attention, stride 1"), label=record.baseline.quality.metric)
-figure.tight_layout()
 plt.show()
 
 # %% [markdown]

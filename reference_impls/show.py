@@ -29,7 +29,8 @@ COSTS: Mapping[str, Callable[[Variant], float]] = {
 def style() -> None:
     """One thread, and the look of all notebooks; call it first."""
     torch.set_num_threads(1)
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "legend.frameon": False})
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+    plt.rcParams.update({"legend.frameon": False, "figure.autolayout": True})
 
 
 def committed(owner: str, scenario: str) -> Record:
@@ -120,6 +121,25 @@ def trade_offs(
     figure.suptitle(record.title, fontsize=10)
     figure.tight_layout()
     plt.show()
+
+
+def panels(
+    records: Mapping[str, Record],
+    cost: str | Callable[[Variant], float],
+    label: str,
+    ticks: Sequence[int],
+    *,
+    powers_of_two: bool = False,
+) -> np.ndarray[Any, Any]:
+    """`trade_off` of several records side by side, by their titles, such as a full one and one run now: the axes."""
+    _, axes = plt.subplots(1, len(records), figsize=(10, 3.4))
+    for axis, (title, record) in zip(axes, records.items(), strict=True):
+        trade_off(axis, record, cost, relative=False)
+        if powers_of_two:
+            axis.set_xscale("log", base=2)
+        axis.set(xlabel=label, xticks=ticks, xticklabels=ticks, title=title)
+        axis.set(ylabel=axis.get_ylabel() if axis is axes[0] else "")
+    return axes
 
 
 def bars(axis: Axes, values: Mapping[str, Interval | float], *, label: str = "", form: str = ".3g") -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import cmath
 from collections.abc import Iterator
+from itertools import product
 from typing import Literal
 
 import torch
@@ -21,40 +22,40 @@ Kind = Literal["typical", "redundant", "null"]
 CHANNELS = 12
 
 
-def chessboards(number: int, channels: int, size: Size, draws: torch.Generator) -> Tensor:
-    """Feature maps (number, channels, H, W): a random number for each channel, with a chessboard's signs."""
+def three_maps(kind: Kind, size: Size, seed: int) -> Tensor:
+    """Constant maps (redundant) or chessboards (null), a random number for each channel; typical: a map of noise, one
+    in between, and a smooth one. (3, CHANNELS, H, W)
+    """
+    draws = generator(seed)
+    if kind == "typical":
+        noise = torch.randn(3, CHANNELS, *size, generator=draws)
+        smooth = F.interpolate(noise[..., :2, :2], size=size, mode="bilinear")
+        return torch.stack([noise[0], 0.2 * noise[1] + smooth[1], smooth[2]])
     fields = 1 - 2 * ((torch.arange(size[0])[:, None] + torch.arange(size[1])) % 2)
-    return torch.randn(number, channels, 1, 1, generator=draws) * fields
+    level = torch.randn(3, CHANNELS, 1, 1, generator=draws)
+    return level * (fields if kind == "null" else torch.ones(size))
 
 
 def map_case(kind: Kind, seed: int, device: str) -> Case:
     """`MapAttention` on constant maps (redundant) or chessboards (null), which give constant maps or chessboards again:
     without position bias and with even sides, what a query gathers depends on its own colour alone. Typical: two blocks
-    with random statistics and biases, on a map of noise, a smooth one, and one in between.
+    with random statistics and biases.
     """
-    draws = generator(seed)
     with fork_seed(seed):
+        target: nn.Module = tiny_attention()
         if kind == "typical":
-            blocks = [
-                MapBlock(CHANNELS, tiny_attention(), FeedForward(CHANNELS, 24, local=True), layer_scale=1.0)
-                for _ in range(2)
-            ]
+            mixers = (target, tiny_attention())
+            blocks = (
+                MapBlock(CHANNELS, mixer, FeedForward(CHANNELS, 24, local=True), layer_scale=1.0) for mixer in mixers
+            )
             target = randomise_parameters(nn.Sequential(*blocks))
-            noise = torch.randn(3, CHANNELS, 8, 8, generator=draws)
-            smooth = F.interpolate(noise[..., :2, :2], size=8, mode="bilinear")
-            inputs = torch.stack([noise[0], 0.2 * noise[1] + smooth[1], smooth[2]])
-        else:
-            target = tiny_attention()
-            if kind == "null":
-                inputs = chessboards(3, CHANNELS, (8, 8), draws)
-            else:
-                inputs = torch.randn(3, CHANNELS, 1, 1, generator=draws).expand(-1, -1, 8, 8).contiguous()
-    return Case(target.eval().to(device), inputs.to(device), run=lambda model, x: model(x))
+    x = three_maps(kind, (8, 8), seed)
+    return Case(target.eval().to(device), x.to(device), run=lambda model, x: model(x))
 
 
 def waves() -> Tensor:
     """Two feature maps (2, 12, 16, 16) of waves with 3 and 4 cycles; 4 is the limit of half the resolution."""
-    turns = 2 * math.pi * torch.arange(16) / 16
+    turns = 2 * torch.pi * torch.arange(16) / 16
     return torch.stack([torch.cos(cycles * turns) for cycles in (3, 4)]).view(2, 1, 1, 16).repeat(1, CHANNELS, 16, 1)
 
 
@@ -63,21 +64,12 @@ def tiny_attention(size: Size = (8, 8)) -> MapAttention:
     return MapAttention(CHANNELS, size, heads=2, key_dim=4, ratio=2)
 
 
-def full_scores(attention: MapAttention, x: Tensor) -> Tensor:
-    """Scores of attention in front of its talking heads, at full resolution: (B, heads, N, N)."""
-    q, k = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (attention.q(x), attention.k(x)))
-    return q.transpose(2, 3) @ k * attention.key_dim**-0.5 + attention.bias((x.shape[2], x.shape[3]))
-
-
 def mean_of_cells(matrix: Tensor, size: Size, rows: int, columns: int) -> Tensor:
     """Means of (..., N, N) over cells of the map (H, W), by plain loops: (..., n, m)."""
 
     def cells(factor: int) -> list[list[int]]:
-        return [
-            [(i + a) * size[1] + j + b for a in range(factor) for b in range(factor)]
-            for i in range(0, size[0], factor)
-            for j in range(0, size[1], factor)
-        ]
+        corners = product(range(0, size[0], factor), range(0, size[1], factor))
+        return [[(i + a) * size[1] + j + b for a in range(factor) for b in range(factor)] for i, j in corners]
 
     means = [[matrix[..., r, :][..., c].mean((-2, -1)) for c in cells(columns)] for r in cells(rows)]
     return torch.stack([torch.stack(row, -1) for row in means], -2)
@@ -88,12 +80,15 @@ def coarse_scores_are_means(rows: int, columns: int, seed: int, device: str) -> 
     with fork_seed(seed):
         attention = randomise_parameters(tiny_attention()).double().eval().to(device)
         x = torch.randn(2, CHANNELS, 8, 8, dtype=torch.float64).to(device)
+    bias = attention.bias((8, 8))
+
+    def scores(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+        q, k = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (attention.q(queries), attention.k(keys)))
+        return q.transpose(2, 3) @ k * attention.key_dim**-0.5 + bias
+
     with torch.no_grad():
-        q, k = attention.q(cell_means(x, rows)), attention.k(cell_means(x, columns))
-        q, k = (y.flatten(2).unflatten(1, (attention.heads, -1)) for y in (q, k))
-        bias = coarsen_bias(attention.bias((8, 8)), (8, 8), rows, columns)
-        coarse = q.transpose(2, 3) @ k * attention.key_dim**-0.5 + bias
-        yield Expectation("scores of cells", mean_of_cells(full_scores(attention, x), (8, 8), rows, columns), coarse)
+        coarse = scores(cell_means(x, rows), cell_means(x, columns), coarsen_bias(bias, (8, 8), rows, columns))
+        yield Expectation("scores of cells", mean_of_cells(scores(x, x, bias), (8, 8), rows, columns), coarse)
 
 
 def energy_share(maps: list[list[list[float]]], factor: int) -> float:
@@ -105,20 +100,13 @@ def energy_share(maps: list[list[list[float]]], factor: int) -> float:
         frequency, limit = min(frequency, size - frequency), size / factor / 2
         return 1.0 if frequency < limit else 0.5 if frequency == limit else 0.0
 
-    for v in range(height):
-        for u in range(width):
-            if u == v == 0:
-                continue
-            energy = 0.0
-            for channel in maps:
-                turns = (
-                    (2 * math.pi * (v * i / height + u * j / width), channel[i][j])
-                    for i in range(height)
-                    for j in range(width)
-                )
-                real, imaginary = map(sum, zip(*((x * math.cos(t), x * math.sin(t)) for t, x in turns), strict=True))
-                energy += real**2 + imaginary**2
-            share = weight(v, height) * weight(u, width)
-            below, total, kept = below + share * energy, total + energy, kept + share
+    for v, u in list(product(range(height), range(width)))[1:]:
+        turns = {
+            (i, j): cmath.exp(2j * cmath.pi * (v * i / height + u * j / width))
+            for i, j in product(range(height), range(width))
+        }
+        energy = sum(abs(sum(channel[i][j] * turn for (i, j), turn in turns.items())) ** 2 for channel in maps)
+        share = weight(v, height) * weight(u, width)
+        below, total, kept = below + share * energy, total + energy, kept + share
     white = kept / (height * width - 1)
     return min(max((below / total - white) / (1 - white), 0.0), 1.0)

@@ -26,7 +26,8 @@ import numpy as np
 import pytest
 import torch
 
-from reference_impls.data import assets, download, images, sources, text, video
+from reference_impls.data import assets, controls, download, images, masking, sources, text, video
+from tests.support import generator
 
 FILES = {"pkg/data/a.bin": bytes(range(256)) * 4000, "pkg/data/b.txt": b"second\n", "pkg/other.txt": b"not wanted"}
 
@@ -563,6 +564,24 @@ def test_one_size_takes_the_centre() -> None:
     x = torch.zeros(1, 1, 4, 10)
     x[..., 3:7] = 1
     assert torch.equal(images.resized(x, 2), torch.ones(1, 1, 2, 2))
+
+
+def test_scrambled_phases_keep_the_spectrum_and_nothing_else() -> None:
+    x = masking.photo_crops(4).expand(-1, 3, -1, -1) * torch.tensor([1.0, 2.0, -1.0])[:, None, None]
+    y = controls.phase_scrambled(x)
+    torch.testing.assert_close(torch.fft.fft2(y).abs(), torch.fft.fft2(x).abs(), rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(y.mean((2, 3)), x.mean((2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y[:, 1], 2 * y[:, 0], rtol=1e-3, atol=1e-3)
+    assert (y - x).abs().mean() > 0.1
+    assert torch.equal(y, controls.phase_scrambled(x))
+    assert not torch.equal(y, controls.phase_scrambled(x, seed=1))
+
+
+def test_white_noise_keeps_mean_and_variance_of_each_channel() -> None:
+    x = torch.rand(2, 3, 64, 64, generator=generator()) * torch.tensor([1.0, 5.0, 0.0])[:, None, None]
+    y = controls.white_noise(x)
+    torch.testing.assert_close(y.mean((2, 3)), x.mean((2, 3)), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(y.std((2, 3)), x.std((2, 3)), rtol=0.05, atol=1e-6)
 
 
 def test_fashion_mnist(asset) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,41 +18,41 @@ from reference_impls.benchmarks.compact_networks import feature_maps as fm
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import Downsample
 from reference_impls.layers.layout import Size
-from reference_impls.study import BASELINE, TECHNIQUE, Study
+from reference_impls.models.small_maps import GRID, HEADS, KEY_DIM, WIDTHS, map_network
+from reference_impls.study import BASELINE, TECHNIQUE
 from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling, DualPathDownsample
 from reference_impls.techniques.stride_attention import Coarseness, cell_means, strided
 
 DOWN = AttentionDownsampling()
-TOKENS = math.prod(fm.GRID)
+TOKENS = math.prod(GRID)
 
 # --------------------------------------------------------------------------------------------------------------------
 # Fixed weights: fewer queries, or fewer keys
 
-FEWER_QUERIES = tuple(fm.coarser({"factor": f}, f, partial(DOWN.apply, factor=f)) for f in fm.FACTORS)
+FEWER_QUERIES = fm.coarser("factor", lambda model, f: DOWN.apply(model, factor=f))
 BOTH = "fewer queries and keys"
 
 
-def run_queries(study: Study[fm.FeatureMapPlan]) -> Record:
+def run_queries(study: fm.FeatureMapStudy) -> Record:
     """Networks trained with all queries and keys, against how many are left of each."""
     models = fm.attention_networks(study)
     series = {
         TECHNIQUE: FEWER_QUERIES,
-        fm.FEWER_KEYS: [fm.coarser({"factor": f}, f, fm.coarse_attention(Coarseness(1, f))) for f in fm.FACTORS],
-        BOTH: [fm.coarser({"factor": f}, f, fm.coarse_attention(Coarseness(f, f))) for f in fm.FACTORS],
+        fm.FEWER_KEYS: fm.WITH_FEWER_KEYS,
+        BOTH: fm.coarser("factor", lambda model, f: fm.coarse_attention(model, Coarseness(f, f))),
     }
     fm.finished(study, models, series, samples=TOKENS)
-    redundancy, by_place = fm.measured_by_place(study, models, DOWN.measure)
     return fm.record(
         study,
+        models,
+        DOWN.measure,
         model=fm.ABOUT,
         knobs=("factor",),
         controls={
             fm.FEWER_KEYS: "As many keys and values left, of all queries.",
             BOTH: "Both, as in stride attention with local values at full resolution.",
         },
-        redundancy=redundancy,
-        notes=("The networks were trained without it: the technique is applied to the finished networks.",),
-        tables={"redundancy by place": by_place},
+        notes=("The networks were trained without it: " + fm.FINISHED,),
     )
 
 
@@ -59,65 +60,58 @@ def run_queries(study: Study[fm.FeatureMapPlan]) -> Record:
 # Equal training: what halves the feature map
 
 
-class AllQueries(AttentionDown):
-    """`AttentionDown` with a query at every position, whose results are averaged over cells of 2 x 2."""
+class Halving(AttentionDown):
+    """`AttentionDown` with more queries, or fewer keys.
 
-    def __init__(self, channels: int, out: int, size: Size, heads: int, key_dim: int) -> None:
+    With `all_queries` there is one at every position, whose results are averaged over cells of 2 x 2. With `few_keys`
+    the keys, and the values that are attended to, are averaged over cells of 2 x 2 too.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        size: Size,
+        heads: int,
+        key_dim: int,
+        *,
+        all_queries: bool = False,
+        few_keys: bool = False,
+    ) -> None:
         super().__init__(channels, out, size, heads, key_dim)
-        self.q.local.stride = (1, 1)
-        self.bias = PositionBias(heads, size)
+        self.stride, self.cell = 1 if all_queries else 2, 2 if few_keys else 1
+        self.q.local.stride = (self.stride, self.stride)
+        self.bias = PositionBias(heads, strided(size, self.cell), self.stride // self.cell)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = self.v(x)
-        queries = self.q.proj(self.q.local(x) + x)
-        mixed = cell_means(attend(self, queries, self.k(x), values, self.bias((x.shape[2], x.shape[3]))), 2)
-        return self.proj(self.act(mixed + self.v_local(values)))
+        values, keys = self.v(x), self.k(cell_means(x, self.cell))
+        queries = self.q.proj(self.q.local(x) + x[:, :, :: self.stride, :: self.stride])
+        attended = cell_means(values, self.cell)
+        q, k, v = (y.flatten(2).unflatten(1, (self.heads, -1)) for y in (queries, keys, attended))
+        scores = q.transpose(2, 3) @ k * self.key_dim**-0.5 + self.bias((keys.shape[2], keys.shape[3]))
+        mixed = (v @ scores.softmax(-1).transpose(2, 3)).flatten(1, 2).unflatten(2, queries.shape[2:])
+        y: Tensor = self.proj(self.act(cell_means(mixed, 2 // self.stride) + self.v_local(values)))
+        return y
 
 
-class FewKeys(AttentionDown):
-    """`AttentionDown` whose keys, and the values that are attended to, are averaged over cells of 2 x 2 too."""
-
-    def __init__(self, channels: int, out: int, size: Size, heads: int, key_dim: int) -> None:
-        super().__init__(channels, out, size, heads, key_dim)
-        self.bias = PositionBias(heads, strided(size, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        values, keys = self.v(x), self.k(cell_means(x, 2))
-        bias = self.bias((keys.shape[2], keys.shape[3]))
-        mixed = attend(self, self.q(x), keys, cell_means(values, 2), bias)
-        return self.proj(self.act(mixed + self.v_local(values)))
-
-
-def attend(down: AttentionDown, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """What the queries gather: maps of queries and of keys and values, -> (B, values, height and width of queries)."""
-    q, k, v = (y.flatten(2).unflatten(1, (down.heads, -1)) for y in (queries, keys, values))
-    scores = q.transpose(2, 3) @ k * down.key_dim**-0.5 + bias
-    return (v @ scores.softmax(-1).transpose(2, 3)).flatten(1, 2).unflatten(2, queries.shape[2:])
-
-
-DOWNSAMPLINGS: dict[str, type[AttentionDown] | None] = {
-    "all queries": AllQueries,
-    "fewer queries": AttentionDown,
-    "fewer queries and keys": FewKeys,
+DOWNSAMPLINGS: dict[str, dict[str, Any] | None] = {
+    "all queries": {"all_queries": True},
+    "fewer queries": {},
+    "fewer queries and keys": {"few_keys": True},
     "convolution alone": None,
 }
 
 
-def downsampling(kind: type[AttentionDown] | None) -> nn.Module:
-    """What halves the map of the small network: a strided convolution, alone or with attention beside it."""
-    if kind is None:
-        return Downsample(*fm.WIDTHS)
-    both = DualPathDownsample(*fm.WIDTHS, fm.GRID, fm.HEADS, fm.KEY_DIM)
-    both.attn = kind(*fm.WIDTHS, fm.GRID, fm.HEADS, fm.KEY_DIM)
-    return both
-
-
 def halving_network(name: str) -> nn.Module:
-    """The small network with one of `DOWNSAMPLINGS` and no other mixer."""
-    return fm.map_network(fm.RECONSTRUCT, lambda: None, downsampling(DOWNSAMPLINGS[name]))
+    """The small network whose map one of `DOWNSAMPLINGS` halves beside a convolution, without any other mixer."""
+    down: nn.Module = Downsample(*WIDTHS)
+    if (how := DOWNSAMPLINGS[name]) is not None:
+        down = DualPathDownsample(*WIDTHS, GRID, HEADS, KEY_DIM)
+        down.attn = Halving(*WIDTHS, GRID, HEADS, KEY_DIM, **how)
+    return map_network(lambda: None, down)
 
 
-def run_downsampling(study: Study[fm.FeatureMapPlan]) -> Record:
+def run_downsampling(study: fm.FeatureMapStudy) -> Record:
     """Networks that differ in what halves their feature map, each trained for itself."""
 
     def models(name: str) -> list[nn.Module]:
@@ -132,16 +126,17 @@ def run_downsampling(study: Study[fm.FeatureMapPlan]) -> Record:
     for name in controls:
         fm.add(study, name, {"down": name}, models(name))
     study.measure()
-    redundancy, _ = fm.measured_by_place(study, fm.attention_networks(study), DOWN.measure)
     return fm.record(
         study,
+        fm.attention_networks(study),
+        DOWN.measure,
+        by_place=False,
         model="a small EfficientFormerV2 without other mixers: 2 blocks of 32 channels on 8 x 8, 1 of 64 on 4 x 4",
         knobs=("factor",),
         controls=controls,
-        redundancy=redundancy,
         notes=(
             "The baseline has a query at each of 64 positions and averages the results of 4; it has the same weights.",
-            "Every network is trained from the start, by the same recipe and in the same order.",
+            fm.TRAINED,
             "Redundancy is that of the networks of `fill-queries`.",
         ),
     )

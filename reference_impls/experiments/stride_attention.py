@@ -19,16 +19,20 @@ from torch import Tensor, nn
 from reference_impls.accounting.record import Record, Table
 from reference_impls.benchmarks.compact_networks import feature_map_task as task
 from reference_impls.benchmarks.compact_networks import feature_maps as fm
+from reference_impls.contract import generator
 from reference_impls.data import images
+from reference_impls.data.masking import masked, unmasked
 from reference_impls.hosts.substitution import inputs_of
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.pooling import Pooling
 from reference_impls.layers.weights import copy_sharing_weights
+from reference_impls.models.small_maps import GRID, WIDTHS
 from reference_impls.models.vit import imagenet_normalise
 from reference_impls.redundancy.over_resolution import spectrum
 from reference_impls.study import (
     BASELINE,
     TECHNIQUE,
+    Cost,
     Plan,
     Study,
     correlation,
@@ -53,55 +57,40 @@ from reference_impls.techniques.stride_attention import (
 )
 
 STRIDE = StrideAttention()
-TOKENS = math.prod(fm.GRID)
-OTHER_MIXERS: Mapping[str, Callable[[], nn.Module | None]] = {
-    "none": lambda: None,
-    "mean 3x3": Pooling,
-    "depthwise 3x3": lambda: ConvNorm(fm.WIDTHS[0], fm.WIDTHS[0], 3, groups=fm.WIDTHS[0]),
-}
-ABOUT_MIXERS = {
-    "none": "Nothing in the place of attention: no position learns of another.",
-    "mean 3x3": "The mean of 3x3 neighbours minus the position, as in EfficientFormer V1.",
-    "depthwise 3x3": "A depthwise 3x3 convolution.",
-}
+TOKENS = math.prod(GRID)
 
 # --------------------------------------------------------------------------------------------------------------------
 # Fixed weights: quality against the number of tokens
 
 
-def on_fewer_tokens(stride: int, local: str) -> Callable[[nn.Module], object]:
-    """Attaches stride attention to a model, for good."""
-    return partial(STRIDE.apply, stride=stride, local=local)
+def on_fewer_tokens(model: nn.Module, stride: int) -> None:
+    """Attach stride attention with local values at full resolution, for good."""
+    STRIDE.apply(model, stride=stride, local="full")
 
 
-def run_tokens(study: Study[fm.FeatureMapPlan]) -> Record:
+def run_tokens(study: fm.FeatureMapStudy) -> Record:
     """Networks trained at full resolution, against the stride that attention is run with."""
     models = fm.attention_networks(study)
     coarse_local = "local values on the coarse map"
     series = {
-        TECHNIQUE: [fm.coarser({"stride": s, "local": "full"}, s, on_fewer_tokens(s, "full")) for s in fm.FACTORS],
-        fm.RANDOM_CELLS: [
-            fm.coarser({"stride": s, "local": "full"}, s, fm.random_cells(Coarseness(s, s))) for s in fm.FACTORS
-        ],
-        coarse_local: [
-            fm.coarser({"stride": s, "local": "coarse"}, s, on_fewer_tokens(s, "coarse")) for s in fm.FACTORS
-        ],
+        TECHNIQUE: fm.coarser("stride", on_fewer_tokens, local="full"),
+        fm.RANDOM_CELLS: fm.coarser("stride", lambda m, s: fm.random_cells(m, Coarseness(s, s)), local="full"),
+        coarse_local: fm.coarser("stride", lambda m, s: STRIDE.apply(m, stride=s, local="coarse"), local="coarse"),
     }
     fm.finished(study, models, series, samples=TOKENS)
-    redundancy, by_place = fm.measured_by_place(study, models, STRIDE.measure)
-    x = fm.batch_of(study.plan)
     return fm.record(
         study,
+        models,
+        STRIDE.measure,
         model=fm.ABOUT,
         knobs=("stride", "local"),
         controls={
             fm.RANDOM_CELLS: "As many tokens, each the mean of positions drawn at random instead of neighbours.",
             coarse_local: "As in the paper, where the network is trained so: local values are strided too.",
         },
-        redundancy=redundancy,
-        notes=("The networks were trained without strides: the technique is applied to the finished networks.",),
-        tables={"redundancy by place": by_place, "spectrum": spectra(models, x)},
-        pictures=picture(models[0], x[:1]),
+        notes=("The networks were trained without strides: " + fm.FINISHED,),
+        tables={"spectrum": spectra(models, study.plan.first)},
+        pictures=picture(models[0], study.plan.first[:1]),
     )
 
 
@@ -110,27 +99,21 @@ def spectra(models: Sequence[nn.Module], x: Tensor) -> Table:
 
     Mean share over models and modules, at 1 to 4 cycles per feature map along the axis with more.
     """
-    size = fm.GRID[0]
-    frequency = torch.fft.fftfreq(size, 1 / size).abs()
+    cycles = range(1, GRID[0] // 2 + 1)
+    frequency = torch.fft.fftfreq(GRID[0], 1 / GRID[0]).abs()
     ring = torch.maximum(frequency[:, None], frequency[None, :])
     found: dict[str, list[Tensor]] = {"input": [], "attended": [], "local": []}
     for model in models:
         attentions = full_attentions(STRIDE.id, model)
-        for name, seen in inputs_of(attentions, model, fm.unmasked(x)).items():
-            with torch.no_grad():
-                mixed, local = attentions[name].attend(seen)
-            for place, maps in zip(found, (seen, mixed, local), strict=True):
+        for name, seen in inputs_of(attentions, model, unmasked(x)).items():
+            for place, maps in zip(found, (seen, *forward(attentions[name].attend, seen)()), strict=True):
                 energy = spectrum(maps).sum(0)
-                rings = torch.stack([energy[ring == cycles].sum() for cycles in range(1, size // 2 + 1)])
-                found[place].append(rings / energy.sum())
+                found[place].append(torch.stack([energy[ring == c].sum() for c in cycles]) / energy.sum())
+    shares = {place: torch.stack(those).mean(0).tolist() for place, those in found.items()}
     return table(
         "Share of the energy whose higher frequency along an axis is so many cycles per feature map.",
         ("place", "cycles", "share"),
-        [
-            [place, cycles, share]
-            for place, shares in found.items()
-            for cycles, share in enumerate(torch.stack(shares).mean(0).tolist(), 1)
-        ],
+        [[place, *one] for place, those in shares.items() for one in zip(cycles, those, strict=True)],
     )
 
 
@@ -139,61 +122,67 @@ def picture(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
     Of one channel, that of the largest variance among the attended values. `strided` is the same from 16 tokens.
     """
-    inputs = fm.masked(image)
+    inputs = masked(image)
     name, attention = next(iter(full_attentions(STRIDE.id, model).items()))
-    x = inputs_of({name: attention}, model, fm.unmasked(image))[name]
-    with torch.no_grad():
-        attended, local = attention.attend(x)
-        coarse, _ = coarse_values(attention, x, Coarseness(2, 2))
+    x = inputs_of({name: attention}, model, unmasked(image))[name]
+    attended, local = forward(attention.attend, x)()
+    coarse, _ = forward(coarse_values, attention, x, Coarseness(2, 2))()
     channel = int(attended.var((0, 2, 3)).argmax())
-    shown = {"seen": inputs[:, 0], "hidden": inputs[:, 1], "reconstructed": forward(model, inputs)()[:, 0]}
-    shown |= {
-        "attended": attended[:, channel],
-        "strided": resize(coarse, fm.GRID)[:, channel],
-        "local": local[:, channel],
-    }
-    return {what: x[0] for what, x in shown.items()}
+    added = {"attended": attended, "strided": resize(coarse, GRID), "local": local}
+    shown = {"seen": inputs[0, 0], "hidden": inputs[0, 1], "reconstructed": forward(model, inputs)()[0, 0]}
+    return shown | {what: maps[0, channel] for what, maps in added.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Equal training: which mixer, which stride, which order
 
+OTHER_MIXERS: Mapping[str, tuple[Callable[[], nn.Module | None], str]] = {
+    "none": (lambda: None, "Nothing in the place of attention: no position learns of another."),
+    "mean 3x3": (Pooling, "The mean of 3x3 neighbours minus the position, as in EfficientFormer V1."),
+    "depthwise 3x3": (
+        lambda: ConvNorm(WIDTHS[0], WIDTHS[0], 3, groups=WIDTHS[0]),
+        "A depthwise 3x3 convolution.",
+    ),
+}
+
 
 def strided_networks(
-    study: Study[fm.FeatureMapPlan], stride: int, on: fm.Task = fm.RECONSTRUCT, *, project_first: bool = False
+    study: fm.FeatureMapStudy, stride: int, on: fm.Task = fm.RECONSTRUCT, *, project_first: bool = False
 ) -> list[nn.Module]:
     """The networks with strided attention as in the paper, trained so."""
     name = f"stride {stride}" + (", projected first" if project_first else "")
-    mixer = partial(fm.small_attention, stride, project_first=project_first)
-    return fm.networks(study, name, partial(fm.map_network, on, mixer), on)
+    return fm.mixing_networks(study, name, partial(fm.small_attention, stride, project_first=project_first), on)
 
 
-def run_mixers(study: Study[fm.FeatureMapPlan], on: fm.Task, strides: Sequence[int], others: Sequence[str]) -> Record:
+def run_mixers(study: fm.FeatureMapStudy, on: fm.Task, strides: Sequence[int], others: Sequence[str]) -> Record:
     """Networks that differ in the mixer of their blocks, each trained for itself."""
     dense = fm.attention_networks(study, on)
-    fm.add(study, BASELINE, {}, dense, task=on, samples=TOKENS)
+    fm.add(study, BASELINE, {}, dense, on, samples=TOKENS)
     for s in strides:
-        left = math.prod(strided(fm.GRID, s))
-        fm.add(study, TECHNIQUE, {"stride": s}, strided_networks(study, s, on), task=on, samples=left)
+        fm.add(study, TECHNIQUE, {"stride": s}, strided_networks(study, s, on), on, samples=math.prod(strided(GRID, s)))
     for name in others:
-        models = fm.networks(study, f"mixer {name}", partial(fm.map_network, on, OTHER_MIXERS[name]), on)
-        fm.add(study, f"mixer {name}", {"mixer": name}, models, task=on)
+        models = fm.mixing_networks(study, f"mixer {name}", OTHER_MIXERS[name][0], on)
+        fm.add(study, f"mixer {name}", {"mixer": name}, models, on)
     study.measure()
-    redundancy, by_place = fm.measured_by_place(study, dense, STRIDE.measure, on)
     return fm.record(
         study,
+        dense,
+        STRIDE.measure,
         on,
         model=fm.ABOUT,
         knobs=("stride",),
-        controls={f"mixer {name}": ABOUT_MIXERS[name] for name in others},
-        redundancy=redundancy,
+        controls={f"mixer {name}": OTHER_MIXERS[name][1] for name in others},
         notes=(
             "Every network is trained from the start with its own mixer, by the same recipe and in the same order.",
             "Strided networks are those of the paper: a depthwise convolution of the stride, local values on its map.",
             "Redundancy is that of the networks with attention at full resolution, on whole images.",
         ),
-        tables={"redundancy by place": by_place},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderPlan(fm.FeatureMapPlan):
+    s0_repetitions: int
 
 
 def swap_order(model: nn.Module) -> None:
@@ -203,25 +192,19 @@ def swap_order(model: nn.Module) -> None:
             module.project_first = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class OrderPlan(fm.FeatureMapPlan):
-    s0_repetitions: int
-
-
 def run_order(study: Study[OrderPlan]) -> Record:
     """Projecting before the interpolation instead of behind it: trained so, or swapped in finished networks."""
-    published, swapped = strided_networks(study, 2), "swapped in finished networks"
-    first = {"project_first": True}
-    series = {swapped: [fm.Contender(first, swap_order)]}
+    published, swapped, first = strided_networks(study, 2), "swapped in finished networks", {"project_first": True}
     fm.add(study, TECHNIQUE, first, strided_networks(study, 2, project_first=True))
-    fm.finished(study, published, series)
-    redundancy, _ = fm.measured_by_place(study, fm.attention_networks(study), STRIDE.measure)
+    fm.finished(study, published, {swapped: [fm.Contender(first, swap_order)]})
     return fm.record(
         study,
+        fm.attention_networks(study),
+        STRIDE.measure,
+        by_place=False,
         model=fm.ABOUT,
         knobs=("project_first",),
         controls={swapped: "Trained in the published order, run in the other one, with nothing trained again."},
-        redundancy=redundancy,
         notes=(
             "Convolutions of 1x1 and batch norm commute with bilinear interpolation; the GELU in between does not.",
         ),
@@ -231,11 +214,10 @@ def run_order(study: Study[OrderPlan]) -> Record:
 
 def s0_in_both_orders(repetitions: int) -> Table:
     """MACs and time of EfficientFormerV2-S0 for one image of 224 x 224, as published and projecting first."""
-    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    names = {"as published": False, "projected first": True}
-    models = {name: seeded(0, partial(build, "s0", project_first=first)).eval() for name, first in names.items()}
-    calls = {name: forward(model, x) for name, model in models.items()}
-    costs = measure_calls(calls, units=dict.fromkeys(calls, 1), repetitions=repetitions)
+    x = torch.randn(1, 3, 224, 224, generator=generator(0))
+    orders = {"as published": False, "projected first": True}
+    models = {name: seeded(0, partial(build, "s0", project_first=first)).eval() for name, first in orders.items()}
+    costs = time_one(models, x, repetitions)
     published = costs["as published"]
     return table(
         "The whole network at 224 pixels with random weights, one image, in both orders.",
@@ -249,6 +231,12 @@ def s0_in_both_orders(repetitions: int) -> Table:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Latency
+
+
+def time_one(models: Mapping[str, nn.Module], x: Tensor, repetitions: int) -> dict[str, Cost]:
+    """What each network costs on x, a single image."""
+    calls = {name: forward(model, x) for name, model in models.items()}
+    return measure_calls(calls, units=dict.fromkeys(calls, 1), repetitions=repetitions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,17 +255,12 @@ def run_s0(study: Study[LatencyPlan]) -> Record:
     for stride in (2, 7):
         networks[f"stride {stride}"] = copy_sharing_weights(model)
         STRIDE.apply(networks[f"stride {stride}"].get_submodule("stages.2"), stride=stride)
-    calls = {name: forward(network, x[:1]) for name, network in networks.items()}
-    costs = measure_calls(calls, units=dict.fromkeys(calls, 1), repetitions=study.plan.repetitions)
+    costs = time_one(networks, x[:1], study.plan.repetitions)
     dense, own = predict(model, x), costs["published"]
-
-    def add(series: str, knobs: Mapping[str, int], name: str, tokens: int) -> None:
+    for stride, name in {1: "dense", 2: "stride 2", 7: "stride 7"}.items():
+        series, knobs = (BASELINE, {}) if stride == 1 else (TECHNIQUE, {"stride": stride})
         quality = over_items(map(correlation, dense, predict(networks[name], x)))
-        study.add(series, knobs, quality=quality, samples=tokens, cost=costs[name])
-
-    add(BASELINE, {}, "dense", 196)
-    for stride in (2, 7):
-        add(TECHNIQUE, {"stride": stride}, f"stride {stride}", math.prod(strided((14, 14), stride)))
+        study.add(series, knobs, quality=quality, samples=math.prod(strided((14, 14), stride)), cost=costs[name])
     return study.record(
         data=f"{len(x)} photos of scikit-image and scikit-learn, 224 x 224 pixels",
         model=f"EfficientFormerV2-S0 with random weights, {len(at_16)} attention blocks on 14 x 14 at full resolution",
@@ -296,9 +279,7 @@ def run_s0(study: Study[LatencyPlan]) -> Record:
     )
 
 
-CONTENDERS = {
-    "compact-networks/feature-maps": tuple(fm.coarser({"factor": s}, s, on_fewer_tokens(s, "full")) for s in fm.FACTORS)
-}
+CONTENDERS = {"compact-networks/feature-maps": fm.coarser("factor", on_fewer_tokens)}
 SCENARIOS = (
     task(
         "fill-tokens",
@@ -308,7 +289,7 @@ SCENARIOS = (
     task(
         "fill-mixers",
         "Mixers at equal training: reconstruction of masked patches",
-        partial(run_mixers, on=fm.RECONSTRUCT, strides=(2, 4), others=("none", "mean 3x3", "depthwise 3x3")),
+        partial(run_mixers, on=fm.RECONSTRUCT, strides=(2, 4), others=tuple(OTHER_MIXERS)),
     ),
     task(
         "classify-mixers",

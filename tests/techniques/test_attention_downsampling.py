@@ -11,21 +11,14 @@ import torch
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.contract import Case, Cases, Expectation, Invalid
-from reference_impls.experiments.attention_downsampling import DOWNSAMPLINGS, AllQueries, FewKeys, halving_network
+from reference_impls.experiments.attention_downsampling import DOWNSAMPLINGS, Halving, halving_network
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.study import fork_seed, forward
 from reference_impls.techniques.attention_downsampling import AttentionDown, AttentionDownsampling
 from reference_impls.techniques.stride_attention import Coarseness, attend_coarsely
-from tests.feature_map_cases import (
-    CHANNELS,
-    coarse_scores_are_means,
-    energy_share,
-    full_scores,
-    map_case,
-    tiny_attention,
-    waves,
-)
+from tests.feature_map_cases import CHANNELS, coarse_scores_are_means, energy_share, map_case, tiny_attention, waves
+from tests.support import noise, parameters
 
 DOWN = AttentionDownsampling()
 
@@ -60,16 +53,8 @@ class AttentionDownsamplingCases(Cases):
         case = map_case("redundant", seed, device)
         attention, flat = case.target, case.inputs
         with torch.no_grad():
-            yield Expectation(
-                "result on constant maps", attention(flat), attend_coarsely(attention, flat, Coarseness(2))
-            )
-        with fork_seed(seed):
-            attention = randomise_parameters(tiny_attention()).double().eval().to(device)
-            x = torch.randn(2, 12, 8, 8, dtype=torch.float64).to(device)
-        with torch.no_grad():
-            yield Expectation(
-                "a weight for each key", torch.ones(2, 2, 64).to(x), full_scores(attention, x).softmax(-1).sum(-1)
-            )
+            coarse = attend_coarsely(attention, flat, Coarseness(2))
+            yield Expectation("result on constant maps", attention(flat), coarse)
 
     def invalid(self, device: str) -> Iterable[Invalid]:
         case = map_case("typical", 0, device)
@@ -108,13 +93,13 @@ CASES = AttentionDownsamplingCases()
 # Beyond the checks
 
 
-def down(kind: type[AttentionDown]) -> AttentionDown:
+def down(**how: bool) -> Halving:
     torch.manual_seed(0)
-    return randomise_parameters(kind(CHANNELS, 20, (8, 8), heads=2, key_dim=4)).double().eval()
+    return randomise_parameters(Halving(CHANNELS, 20, (8, 8), heads=2, key_dim=4, **how)).double().eval()
 
 
 def maps() -> torch.Tensor:
-    return torch.randn(2, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return noise(2, CHANNELS, 8, 8)
 
 
 def test_equal_queries_lose_nothing_whatever_the_keys_are() -> None:
@@ -136,38 +121,27 @@ def test_equal_queries_lose_nothing_whatever_the_keys_are() -> None:
         assert (attend_coarsely(attend, maps(), Coarseness(1, 2, 1)) - plain).abs().max() > 1e-3
 
 
-def test_the_threshold_spares_noise() -> None:
-    case = map_case("typical", 0, "cpu")
-    attend, x = case.target[0].token_mixer, case.inputs
-    plain = forward(attend, x[:1])()
-    with DOWN.apply(attend, factor=2, threshold=0.5) as handle:
-        mixed = forward(attend, x)()
-        assert handle.trace["substituted"] == {"": (x.shape, 2)}
-    torch.testing.assert_close(mixed[:1], plain)
-
-
-def test_macs_of_the_ways_to_halve_a_map() -> None:
+def test_macs_and_weights_of_the_ways_to_halve_a_map() -> None:
     channels, keys, values, tokens, queries = CHANNELS, 8, 32, 64, 16
+    ways = {"all queries": down(all_queries=True), "fewer queries": down(), "few keys": down(few_keys=True)}
     executed = {}
-    for kind in (AttentionDown, AllQueries, FewKeys):
-        with count() as tally, torch.no_grad():
-            assert down(kind)(maps()).shape == (2, 20, 4, 4)
-        executed[kind] = tally.macs // 2
-    assert executed[AttentionDown] == closed_form(down(AttentionDown), (CHANNELS, 8, 8)).macs
+    for name, way in ways.items():
+        with count() as tally:
+            assert forward(way, maps())().shape == (2, 20, 4, 4)
+        executed[name] = tally.macs // 2
+    torch.testing.assert_close(forward(ways["fewer queries"], maps())(), AttentionDown.forward(down(), maps()))
+    assert executed["fewer queries"] == closed_form(down(), (CHANNELS, 8, 8)).macs
     more_queries = (9 * channels + channels * keys + (keys + values) * tokens) * (tokens - queries)
-    assert executed[AllQueries] - executed[AttentionDown] == more_queries
+    assert executed["all queries"] - executed["fewer queries"] == more_queries
     fewer_keys = (channels * keys + (keys + values) * queries) * (tokens - queries)
-    assert executed[AttentionDown] - executed[FewKeys] == fewer_keys
-
-
-def test_the_ways_to_halve_a_map_have_the_same_weights_but_for_the_table_of_fewer_keys() -> None:
-    sizes = {kind: sum(p.numel() for p in down(kind).parameters()) for kind in (AttentionDown, AllQueries, FewKeys)}
-    assert sizes[AttentionDown] == sizes[AllQueries] == sizes[FewKeys] + 2 * (64 - 16)
+    assert executed["fewer queries"] - executed["few keys"] == fewer_keys
+    every, some, few = map(parameters, ways.values())
+    assert every == some == few + 2 * (tokens - queries)  # but for the table of fewer keys the weights are the same
 
 
 def test_all_queries_ask_at_every_position_and_are_averaged() -> None:
     """Where the result is the same at all positions, the average of four is any of them."""
-    every, some = down(AllQueries), down(AttentionDown)
+    every, some = down(all_queries=True), down()
     with torch.no_grad():
         for module in (every, some):
             module.q.proj.conv.weight.zero_()
@@ -177,5 +151,4 @@ def test_all_queries_ask_at_every_position_and_are_averaged() -> None:
 
 @pytest.mark.parametrize("name", DOWNSAMPLINGS)
 def test_every_way_fits_the_small_network(name: str) -> None:
-    network = halving_network(name).eval()
-    assert forward(network, torch.zeros(1, 2, 32, 32))().shape == (1, 1, 32, 32)
+    assert forward(halving_network(name).eval(), torch.zeros(1, 2, 32, 32))().shape == (1, 1, 32, 32)

@@ -10,26 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
-from reference_impls.benchmarks.compact_networks.feature_maps import photo_crops
-from reference_impls.contract import Case, Cases, Expectation, Invalid, generator
-from reference_impls.data.controls import phase_scrambled, white_noise
-from reference_impls.experiments.dimension_consistent_design import (
-    STAGES,
-    ThereAndBack,
-    ToMap,
-    layouts,
-    network,
-    stages,
-)
+from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.data.controls import white_noise
+from reference_impls.data.masking import photo_crops
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.layout import Flatten, as_map
 from reference_impls.layers.pooling import neighbourhood_mean
 from reference_impls.layers.residual import TokenBlock
 from reference_impls.layers.weights import randomise_parameters
+from reference_impls.models.small_maps import STAGES, ThereAndBack, ToMap, four_blocks, layouts, stages
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.study import fork_seed, forward
 from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign, pooled_values, value_rows
-from tests.feature_map_cases import CHANNELS, chessboards
+from tests.feature_map_cases import CHANNELS, three_maps
+from tests.support import noise
 
 DESIGN = DimensionConsistentDesign()
 
@@ -48,19 +42,13 @@ class DimensionConsistentCases(Cases):
     """
 
     def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
-        draws = generator(seed)
         with fork_seed(seed):
-            if kind == "typical":
-                blocks = [TokenBlock(CHANNELS, tiny_attention(), 24, layer_scale=1.0) for _ in range(3)]
-                target = randomise_parameters(nn.Sequential(Flatten(), *blocks))
-                noise = torch.randn(3, CHANNELS, 6, 6, generator=draws)
-                smooth = nn.functional.interpolate(noise[..., :2, :2], size=6, mode="bilinear")
-                inputs = torch.stack([noise[0], 0.2 * noise[1] + smooth[1], smooth[2]])
-            else:
+            blocks = [TokenBlock(CHANNELS, tiny_attention(), 24, layer_scale=1.0) for _ in range(3)]
+            target = randomise_parameters(nn.Sequential(Flatten(), *blocks))
+            if kind != "typical":
                 target = nn.Sequential(Flatten(), tiny_attention())
-                inputs = chessboards(3, CHANNELS, (6, 6), draws)
-                inputs = inputs if kind == "null" else inputs[..., :1, :1].expand(-1, -1, 6, 6).contiguous()
-        return Case(target.eval().to(device), inputs.to(device), run=lambda model, x: model(x))
+        x = three_maps(kind, (6, 6), seed)
+        return Case(target.eval().to(device), x.to(device), run=lambda model, x: model(x))
 
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         case = self.build("typical", seed, device)
@@ -86,10 +74,9 @@ class DimensionConsistentCases(Cases):
         equal = x[:, :1].expand_as(x)
         with torch.no_grad():
             yield Expectation("result on equal tokens", attention(equal), pooled_values(attention, equal))
-            yield Expectation(
-                "means by hand", means_of_neighbours(as_map(x, (6, 6))), neighbourhood_mean(as_map(x, (6, 6)))
-            )
-            yield Expectation("layout there and back", x, Flatten()(as_map(x, (6, 6))))
+            grid = as_map(x, (6, 6))
+            yield Expectation("means by hand", means_of_neighbours(grid), neighbourhood_mean(grid))
+            yield Expectation("layout there and back", x, Flatten()(grid))
 
     def invalid(self, device: str) -> Iterable[Invalid]:
         case = self.build("typical", 0, device)
@@ -128,24 +115,20 @@ def means_of_neighbours(x: Tensor) -> Tensor:
 CASES = DimensionConsistentCases()
 
 
-def tokens() -> Tensor:
-    return torch.randn(2, 36, CHANNELS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Pooling in the place of attention
 
 
 def test_pooling_is_attention_with_the_matrix_of_3x3_means() -> None:
     torch.manual_seed(0)
-    attend = randomise_parameters(nn.Sequential(tiny_attention())).double().eval()[0]
+    attend, tokens = randomise_parameters(nn.Sequential(tiny_attention())).double().eval()[0], noise(2, 36, CHANNELS)
     matrix = neighbourhood_mean(torch.eye(36, dtype=torch.float64).unflatten(1, (6, 6)).unsqueeze(0))[0].flatten(1).mT
     torch.testing.assert_close(matrix.sum(1), torch.ones(36, dtype=torch.float64))
     with torch.no_grad():
-        qkv = attend.qkv(tokens()).unflatten(2, (attend.heads, -1)).transpose(1, 2)
+        qkv = attend.qkv(tokens).unflatten(2, (attend.heads, -1)).transpose(1, 2)
         values = qkv[..., 2 * attend.key_dim :]  # (B, heads, N, value_dim)
         by_matrix = attend.proj((matrix @ values).transpose(1, 2).flatten(2))
-        torch.testing.assert_close(pooled_values(attend, tokens()), by_matrix, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(pooled_values(attend, tokens), by_matrix, rtol=1e-12, atol=1e-12)
     assert value_rows(attend).sum() == attend.heads * attend.value_dim
 
 
@@ -174,8 +157,7 @@ def test_the_threshold_pools_the_smooth_and_spares_the_noise() -> None:
 
 
 def test_the_same_blocks_on_maps_and_on_tokens_give_the_same_for_the_same_macs() -> None:
-    models = layouts((6, 5), 8, 3)
-    x = torch.randn(2, 8, 6, 5, generator=torch.Generator().manual_seed(0))
+    models, x = layouts((6, 5), 8, 3), noise(2, 8, 6, 5, dtype=torch.float32)
     results, macs = {}, {}
     for name, model in models.items():
         with count() as tally:
@@ -185,22 +167,16 @@ def test_the_same_blocks_on_maps_and_on_tokens_give_the_same_for_the_same_macs()
     torch.testing.assert_close(results["maps"], results["tokens"])
     assert torch.equal(results["there and back"], results["maps"])
     assert (results["tokens with layer norms"] - results["tokens"]).abs().max() > 1e-3
-
-
-def test_there_and_back_copies_and_changes_nothing() -> None:
-    x = torch.randn(2, 3, 4, 5)
-    y = ThereAndBack()(x)
-    assert torch.equal(x, y)
-    assert x.data_ptr() != y.data_ptr()
-    assert torch.equal(as_map(Flatten()(x), (4, 5)), x)
+    assert ThereAndBack()(x).data_ptr() != x.data_ptr(), "a copy"
 
 
 @pytest.mark.parametrize(("kinds", "changes"), [("pppp", 0), ("ppaa", 2), ("aapp", 2), ("aaaa", 4), ("papa", 4)])
 def test_the_layout_changes_only_where_a_block_needs_it(kinds: str, changes: int) -> None:
-    model = network(kinds).eval()
+    model = four_blocks(kinds).eval()
     assert sum(isinstance(m, Flatten | ToMap) for m in model.network) == changes
-    assert forward(model, torch.zeros(2, 2, 32, 32))().shape == (2, 1, 32, 32)
-    seen = [tuple(m.shape[1:]) for m in stages(model, torch.zeros(2, 1, 32, 32))]
+    x = torch.zeros(2, 2, 32, 32)
+    assert forward(model, x)().shape == (2, 1, 32, 32)
+    seen = [tuple(m.shape[1:]) for m in stages(model, x)]
     assert seen == [(1, 32, 32), *[(32, 8, 8)] * 3, *[(64, 4, 4)] * 2]
     assert len(seen) == len(STAGES)
 
@@ -221,24 +197,3 @@ def test_neighbours_of_a_chessboard_are_opposed_and_a_single_position_has_none()
     assert neighbour_similarity(board + 100, centred=False).item() > 0.99
     assert neighbour_similarity(torch.ones(2, 3, 1, 1)).tolist() == [0, 0]
     assert neighbour_similarity(torch.ones(2, 3, 1, 2)).tolist() == [1, 1]
-
-
-def test_scrambled_phases_keep_the_spectrum_and_nothing_else() -> None:
-    x = photo_crops(4).expand(-1, 3, -1, -1) * torch.tensor([1.0, 2.0, -1.0])[:, None, None]
-    y = phase_scrambled(x)
-    torch.testing.assert_close(torch.fft.fft2(y).abs(), torch.fft.fft2(x).abs(), rtol=1e-3, atol=1e-2)
-    torch.testing.assert_close(y.mean((2, 3)), x.mean((2, 3)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(y[:, 1], 2 * y[:, 0], rtol=1e-3, atol=1e-3)
-    assert (y - x).abs().mean() > 0.1
-    assert torch.equal(y, phase_scrambled(x))
-    assert not torch.equal(y, phase_scrambled(x, seed=1))
-
-
-def test_white_noise_keeps_mean_and_variance_of_each_channel() -> None:
-    x = (
-        torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        * torch.tensor([1.0, 5.0, 0.0])[:, None, None]
-    )
-    y = white_noise(x)
-    torch.testing.assert_close(y.mean((2, 3)), x.mean((2, 3)), rtol=0.1, atol=0.1)
-    torch.testing.assert_close(y.std((2, 3)), x.std((2, 3)), rtol=0.05, atol=1e-6)

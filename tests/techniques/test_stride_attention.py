@@ -13,23 +13,13 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
-from reference_impls.benchmarks.compact_networks.feature_maps import (
-    CLASSIFY,
-    RECONSTRUCT,
-    SMOKE,
-    Reconstruction,
-    explained_variance,
-    images_of,
-    map_network,
-    masked,
-    photo_crops,
-    random_cells,
-    small_attention,
-)
-from reference_impls.contract import Case, Cases, Expectation, Invalid, UnsupportedHost
+from reference_impls.benchmarks.compact_networks import feature_maps as fm
+from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.data.masking import masked, photo_crops
 from reference_impls.experiments.stride_attention import OTHER_MIXERS, swap_order
 from reference_impls.layers.norm import fold_batch_norm
-from reference_impls.layers.weights import randomise_parameters
+from reference_impls.layers.weights import copy_sharing_weights, randomise_parameters
+from reference_impls.models.small_maps import Reconstruction, map_network
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
 from reference_impls.study import fork_seed, forward, run
 from reference_impls.techniques.efficientformer_v2 import build
@@ -41,19 +31,11 @@ from reference_impls.techniques.stride_attention import (
     cell_means,
     coarse_macs,
     full_attentions,
-    resize,
 )
-from tests.feature_map_cases import (
-    CHANNELS,
-    coarse_scores_are_means,
-    energy_share,
-    map_case,
-    tiny_attention,
-    waves,
-)
+from tests.feature_map_cases import CHANNELS, coarse_scores_are_means, energy_share, map_case, tiny_attention, waves
+from tests.support import noise
 
 STRIDE = StrideAttention()
-MIXERS = {**OTHER_MIXERS, "stride 1": small_attention, "stride 2": partial(small_attention, 2)}
 
 # --------------------------------------------------------------------------------------------------------------------
 # Cases
@@ -113,7 +95,7 @@ def attention(size: tuple[int, int] = (8, 8)) -> MapAttention:
 
 
 def maps(*size: int) -> Tensor:
-    return torch.randn(2, CHANNELS, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return noise(2, CHANNELS, *size)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -130,8 +112,7 @@ def test_a_wave_counts_by_its_frequency_and_half_at_the_limit(cycles: int, held:
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_white_noise_holds_no_redundancy_and_a_photo_does(factor: int) -> None:
-    noise = torch.randn(4, 32, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert over_resolution(noise, factor).mean() < 0.02
+    assert over_resolution(noise(4, 32, 16, 16), factor).mean() < 0.02
     assert over_resolution(photo_crops(8), factor).mean() > 0.4
 
 
@@ -151,22 +132,16 @@ def test_the_spectrum_holds_all_of_the_variance() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 7), (5, 6)])
-def test_at_full_resolution_it_is_the_attention_itself(size: tuple[int, int]) -> None:
-    attend, x = attention(size), maps(*size)
-    with torch.no_grad():
-        torch.testing.assert_close(attend_coarsely(attend, x, Coarseness()), attend(x), rtol=1e-12, atol=1e-12)
-    closed = closed_form(attend, (CHANNELS, *size)).macs
-    assert coarse_macs(attend, size, Coarseness()) == closed
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 7), (5, 6)])
-@pytest.mark.parametrize("coarse", [(2, 2, 2), (2, 2, 1), (4, 4, 4), (8, 8, 1), (2, 1, 1), (1, 2, 1)])
+@pytest.mark.parametrize("coarse", [(1, 1, 1), (2, 2, 2), (2, 2, 1), (4, 4, 4), (8, 8, 1), (2, 1, 1), (1, 2, 1)])
 def test_its_macs_have_a_closed_form(size: tuple[int, int], coarse: tuple[int, int, int]) -> None:
     attend, x, how = attention(size), maps(*size), Coarseness(*coarse)
     with count() as tally, torch.no_grad():
         y = attend_coarsely(attend, x, how)
     assert y.shape == x.shape
     assert tally.macs == 2 * coarse_macs(attend, size, how)
+    if how == Coarseness():  # it is the attention itself
+        torch.testing.assert_close(y, forward(attend, x)(), rtol=1e-12, atol=1e-12)
+        assert tally.macs == 2 * closed_form(attend, (CHANNELS, *size)).macs
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8])
@@ -235,11 +210,10 @@ def test_projecting_first_commutes_but_for_the_activation() -> None:
         without = attend(x)
         attend.project_first = False
         torch.testing.assert_close(attend(x), without, rtol=1e-12, atol=1e-12)
-    with count() as first:
-        map_network(RECONSTRUCT, partial(small_attention, 2, project_first=True)).eval()(torch.zeros(1, 2, 32, 32))
-    with count() as published:
-        map_network(RECONSTRUCT, partial(small_attention, 2)).eval()(torch.zeros(1, 2, 32, 32))
-    assert published.macs - first.macs == 2 * 128 * 32 * (64 - 16)
+    first, published = (
+        closed_form(fm.small_attention(2, project_first=first), (32, 8, 8)).macs for first in (True, False)
+    )
+    assert published - first == 128 * 32 * (64 - 16)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 9])
@@ -250,11 +224,6 @@ def test_cells_average_what_lies_in_them(factor: int) -> None:
     for i, j in ((0, 0), (cells.shape[2] - 1, cells.shape[3] - 1)):
         inside = x[..., i * factor : (i + 1) * factor, j * factor : (j + 1) * factor]
         torch.testing.assert_close(cells[..., i, j], inside.mean((2, 3)))
-
-
-def test_resizing_to_the_same_size_is_free() -> None:
-    x = maps(4, 4)
-    assert resize(x, (4, 4)) is x
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -276,67 +245,48 @@ def test_half_of_the_patches_are_hidden_and_only_they_are_reconstructed() -> Non
 
 
 def test_a_perfect_reconstruction_explains_all_and_the_mean_image_nothing() -> None:
-    parts = images_of(SMOKE)
+    parts = fm.SMOKE.images
     mean = parts.train.x.mean(0)
-    assert explained_variance(lambda inputs: parts.test.x, parts) == 1
-    assert explained_variance(Reconstruction(lambda inputs: mean), parts) == pytest.approx(0, abs=1e-5)
+    assert fm.explained_variance(lambda inputs: parts.test.x, parts) == 1
+    assert fm.explained_variance(Reconstruction(lambda inputs: mean), parts) == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", MIXERS)
-def test_every_mixer_fits_both_tasks(name: str) -> None:
-    for task, channels, shape in ((RECONSTRUCT, 2, (2, 1, 32, 32)), (CLASSIFY, 1, (2, 10))):
-        network = map_network(task, MIXERS[name]).eval()
+@pytest.mark.parametrize("mixer", [*(mixer for mixer, _ in OTHER_MIXERS.values()), partial(fm.small_attention, 2)])
+def test_every_mixer_fits_both_tasks(mixer: object) -> None:
+    for classify, channels, shape in ((False, 2, (2, 1, 32, 32)), (True, 1, (2, 10))):
+        network = map_network(mixer, classify=classify).eval()
         assert forward(network, torch.zeros(2, channels, 32, 32))().shape == shape
 
 
-@pytest.mark.parametrize("coarse", [Coarseness(2, 2), Coarseness(2)])
+@pytest.mark.parametrize("coarse", [Coarseness(2, 2), Coarseness(2), Coarseness()])
 def test_random_cells_cost_as_much_and_agree_where_all_positions_do(coarse: Coarseness) -> None:
     torch.manual_seed(0)
-    attend = randomise_parameters(small_attention()).eval()
+    attend = randomise_parameters(fm.small_attention()).eval()
+    shuffled = copy_sharing_weights(attend)
+    fm.random_cells(shuffled, coarse)
     x = torch.randn(2, 32, 8, 8)
     with count() as cells, torch.no_grad():
         neighbours = attend_coarsely(attend, x, coarse)
-    random_cells(coarse)(attend)
-    with count() as shuffled:
-        scattered = forward(attend, x)()
-    assert shuffled.macs == cells.macs
-    assert (scattered - neighbours).abs().max() > 1e-2
+    with count() as tally:
+        scattered = forward(shuffled, x)()
+    assert tally.macs == cells.macs
+    assert ((scattered - neighbours).abs().max() > 1e-2) == (coarse != Coarseness())
     flat = torch.randn(1, 32, 1, 1).expand(1, 32, 8, 8)
     attend.bias.table.data.zero_()
-    here = forward(attend, flat)()
-    del attend.forward
-    torch.testing.assert_close(here, forward(attend, flat)(), rtol=1e-4, atol=1e-4)
-
-
-def test_random_cells_that_are_no_coarser_change_nothing_but_the_order_of_sums() -> None:
-    torch.manual_seed(0)
-    attend, x = randomise_parameters(small_attention()).eval(), torch.randn(2, 32, 8, 8)
-    plain = forward(attend, x)()
-    random_cells(Coarseness())(attend)
-    torch.testing.assert_close(forward(attend, x)(), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(forward(shuffled, flat)(), forward(attend, flat)(), rtol=1e-4, atol=1e-4)
 
 
 def test_swapping_the_order_reaches_strided_attention_only() -> None:
-    models = [map_network(RECONSTRUCT, partial(small_attention, stride)) for stride in (1, 2)]
-    for model in models:
-        swap_order(model)
-    swapped = [[m.project_first for m in model.modules() if isinstance(m, MapAttention)] for model in models]
-    assert swapped == [[False, False], [True, True]]
-
-
-def test_strided_attention_is_refused() -> None:
-    with pytest.raises(UnsupportedHost, match="stride 1"):
-        STRIDE.apply(map_network(RECONSTRUCT, partial(small_attention, 2)))
+    for stride in (1, 2):
+        swap_order(model := map_network(partial(fm.small_attention, stride)))
+        assert [m.project_first for m in model.modules() if isinstance(m, MapAttention)] == [stride == 2] * 2
 
 
 def test_techniques_meet_on_the_same_networks() -> None:
     record = run("compact-networks", "feature-maps")
-    assert {point.technique for point in record.points} >= {"stride-attention", "attention-downsampling"}
-    assert {control.name for control in record.controls} == {
-        "cells of random positions", "queries of random cells", "fewer keys",
-    }  # fmt: skip
     macs = {(p.technique, p.knobs["factor"]): p.macs for p in record.points}
     nulls = {(c.name, p.knobs["factor"]): p.macs for c in record.controls for p in c.points}
+    assert {name for name, _ in nulls} == {fm.RANDOM_CELLS, fm.RANDOM_QUERIES, fm.FEWER_KEYS}
     for factor in (2, 4, 8):
-        assert nulls["cells of random positions", factor] == macs["stride-attention", factor]
-        assert nulls["queries of random cells", factor] == macs["attention-downsampling", factor]
+        assert nulls[fm.RANDOM_CELLS, factor] == macs["stride-attention", factor]
+        assert nulls[fm.RANDOM_QUERIES, factor] == macs["attention-downsampling", factor]

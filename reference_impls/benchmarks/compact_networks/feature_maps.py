@@ -2,9 +2,7 @@
 
 Two tasks: to classify the images, and to reconstruct patches of them that are masked at random. The second needs what
 these techniques are about: whether other positions, near or far, tell what a position holds. A classifier that averages
-over positions in the end does well without any mixing. Images of 28 x 28 pixels are padded with zeros to 32 x 32, not
-enlarged: interpolated pixels would be redundant by construction. (The small budget does use enlarged digits, so nothing
-is to be read from what it measures.) Patches of 4 x 4 pixels make a feature map of 8 x 8 positions.
+over positions in the end does well without any mixing.
 
 A finished network runs with less (`finished`), or networks are trained each for itself (`add`). The controls of
 finished attention are the same for all: cells of random positions instead of neighbours, and fewer keys instead of
@@ -16,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,15 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference_impls.accounting.record import Measured, Record, Table
+from reference_impls.accounting.record import Record, Table
 from reference_impls.contract import Redundancy, generator
-from reference_impls.data import images
 from reference_impls.data.controls import phase_scrambled, white_noise
-from reference_impls.data.splits import TITLES, Labelled, Part, Split, split
+from reference_impls.data.masking import mask, masked, padded_split, photo_crops, unmasked
+from reference_impls.data.splits import TITLES, Labelled, Part, Split
 from reference_impls.hosts.substitution import inputs_of
-from reference_impls.layers.layout import Size
-from reference_impls.layers.residual import FeedForward, MapBlock
 from reference_impls.layers.weights import copy_sharing_weights
+from reference_impls.models.small_maps import GRID, HEADS, KEY_DIM, LAYER_SCALE, WIDTHS, map_network
 from reference_impls.redundancy.over_resolution import over_resolution
 from reference_impls.study import (
     BASELINE,
@@ -59,12 +56,10 @@ from reference_impls.techniques.stride_attention import (
     strided,
 )
 
-GRID: Size = (8, 8)
-"""Size of the feature map of patches."""
-WIDTHS = (32, 64)
-HEADS, KEY_DIM = 4, 8
-LAYER_SCALE = 1.0
-"""Where it starts. The papers' 1e-5 keeps the branches of so short a training shut."""
+NULLS = {"phases scrambled": phase_scrambled, "white noise": white_noise}
+ABOUT = "a small EfficientFormerV2: patches of 4 x 4 pixels, 2 blocks of 32 channels on 8 x 8 with mixers"
+FINISHED = "the technique is applied to the finished networks."
+TRAINED = "Every network is trained from the start, by the same recipe and in the same order."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,93 +71,60 @@ class FeatureMapPlan(Plan):
     batch: int
     """Test images on which redundancy, MACs and time are measured."""
 
+    @property
+    def images(self) -> Split:
+        """To train and to test on, (N, 1, 32, 32)."""
+        return padded_split(self.data, self.train, self.test)
 
+    @property
+    def first(self) -> Tensor:
+        """The batch, (batch, 1, 32, 32)."""
+        return self.images.test.x[: self.batch]
+
+    def kinds(self) -> dict[str, Tensor]:
+        """What redundancy is measured on: the images, natural photos, and the nulls, each (batch, 1, 32, 32)."""
+        nulls = {name: null(self.first) for name, null in NULLS.items()}
+        return {TITLES[self.data]: self.first, "photos": photo_crops(len(self.first)), **nulls}
+
+
+FeatureMapStudy = Study[FeatureMapPlan]
 SMOKE = FeatureMapPlan(repetitions=3, data="digits", train=640, test=100, recipe=Recipe(1, 1e-2, 32), batch=16)
 FULL = FeatureMapPlan(
     repetitions=25, seeds=(0, 1, 2), needs=("fashion-mnist",), data="fashion-mnist", train=6000, test=2000,
     recipe=Recipe(5, 1e-2, 64), batch=64,
 )  # fmt: skip
 
-
 # --------------------------------------------------------------------------------------------------------------------
-# Data
-
-
-def prepare(x: Tensor) -> Tensor:
-    """Grey images (B, 1, H, W) in [0, 1] -> padded to 32 x 32, with about the mean 0 and the deviation 1.
-
-    Those of fewer than 28 pixels are first enlarged to 28.
-    """
-    if x.shape[-1] < 28:
-        x = F.interpolate(x, size=(28, 28), mode="bilinear")
-    margin = (32 - x.shape[-1]) // 2
-    return (F.pad(x, (margin,) * 4) - 0.286) / 0.353
-
-
-@cache
-def images_of(plan: FeatureMapPlan) -> Split:
-    """The images of a plan, (N, 1, 32, 32)."""
-    return split(plan.data, plan.train, test=plan.test).mapped(prepare)
-
-
-def batch_of(plan: FeatureMapPlan) -> Tensor:
-    """The first test images: (batch, 1, 32, 32)."""
-    return images_of(plan).test.x[: plan.batch]
-
-
-def mask(x: Tensor, draws: torch.Generator, share: float = 0.5) -> Tensor:
-    """Images (B, 1, 32, 32) with patches of 4 x 4 hidden at random, and which pixels are: (B, 2, 32, 32)."""
-    hidden = (torch.rand(len(x), 1, *GRID, generator=draws) < share).to(x)
-    hidden = hidden.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return torch.cat([x * (1 - hidden), hidden], 1)
-
-
-def masked(x: Tensor) -> Tensor:
-    """`mask`, always the same patches."""
-    return mask(x, generator(0))
-
-
-def unmasked(x: Tensor) -> Tensor:
-    """Images (B, 1, 32, 32) with no patch hidden, as `mask` gives them: (B, 2, 32, 32)."""
-    return mask(x, generator(0), share=0)
-
-
-def photo_crops(number: int) -> Tensor:
-    """Grey crops of natural photos, prepared like the images: (number, 1, 32, 32)."""
-    _, photos = images.photos(256)
-    crops = photos.mean(1, keepdim=True).unfold(2, 32, 32).unfold(3, 32, 32)  # (7, 1, 8, 8, 32, 32)
-    crops = crops.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-    return prepare(crops[torch.randperm(len(crops), generator=generator(0))[:number]])
-
-
-NULLS: Mapping[str, Callable[[Tensor], Tensor]] = {"phases scrambled": phase_scrambled, "white noise": white_noise}
-
-
-def kinds_of(plan: FeatureMapPlan) -> dict[str, Tensor]:
-    """What redundancy is measured on: the plan's images, natural photos, and the nulls, each (batch, 1, 32, 32)."""
-    x = batch_of(plan)
-    return {TITLES[plan.data]: x, "photos": photo_crops(len(x)), **{name: null(x) for name, null in NULLS.items()}}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Tasks
+# Tasks and the networks that are trained for them
 
 
 @dataclass(frozen=True)
 class Task:
-    """What networks are trained to do, and how well they do it."""
+    """What networks are trained to do: to reconstruct patches that are hidden (`hides`), or to tell the classes."""
 
     name: str
     metric: str
-    channels: int
-    """Of the network's input."""
-    inputs: Callable[[Tensor], Tensor]
-    """Images (B, 1, 32, 32) -> what the network is tested on, always the same."""
-    whole: Callable[[Tensor], Tensor]
-    """The same with nothing taken from the images: what redundancy is measured on."""
-    score: Callable[[Callable[[Tensor], Tensor], Split], float]
-    fit: Callable[..., nn.Module]
-    """`fit(model, part, recipe, seed=, progress=)` trains in place."""
+    hides: bool
+
+    def inputs(self, x: Tensor, *, whole: bool = False) -> Tensor:
+        """Images (B, 1, 32, 32) as the network takes them, always the same; `whole`: with no patch hidden."""
+        if not self.hides:
+            return x
+        return unmasked(x) if whole else masked(x)
+
+    def fit(self, model: nn.Module, part: Part, recipe: Recipe, **how: Any) -> nn.Module:
+        """Train in place; other patches are hidden in every batch."""
+        if self.hides:
+            return train(model, part.x, part.x, recipe, loss=F.mse_loss, augment=mask, **how)
+        return train(model, *part, recipe, **how)
+
+    def score(self, model: Callable[[Tensor], Tensor], parts: Split) -> float:
+        """How well it is done on the test images."""
+        return explained_variance(model, parts) if self.hides else accuracy(model, *parts.test)
+
+
+RECONSTRUCT = Task("reconstruct", "explained variance of hidden pixels", hides=True)
+CLASSIFY = Task("classify", "accuracy", hides=False)
 
 
 def explained_variance(model: Callable[[Tensor], Tensor], parts: Split) -> float:
@@ -176,94 +138,16 @@ def explained_variance(model: Callable[[Tensor], Tensor], parts: Split) -> float
     return 1 - (error / (inputs[:, 1:] * (x - parts.train.x.mean(0))).square().sum()).item()
 
 
-def fit_reconstruction(model: nn.Module, part: Part, recipe: Recipe, **how: Any) -> nn.Module:
-    """Train to reconstruct patches, others masked in every batch."""
-    return train(model, part.x, part.x, recipe, loss=F.mse_loss, augment=mask, **how)
-
-
-def fit_classes(model: nn.Module, part: Part, recipe: Recipe, **how: Any) -> nn.Module:
-    """Train to tell the ten classes."""
-    return train(model, *part, recipe, **how)
-
-
-RECONSTRUCT = Task(
-    "reconstruct",
-    "explained variance of hidden pixels",
-    2,
-    masked,
-    unmasked,
-    explained_variance,
-    fit_reconstruction,
-)
-CLASSIFY = Task(
-    "classify", "accuracy", 1, lambda x: x, lambda x: x, lambda m, parts: accuracy(m, *parts.test), fit_classes
-)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Networks
-
-
-class Reconstruction(nn.Module):
-    """Masked images (B, 2, 32, 32) as from `mask` with what `network` makes of the hidden pixels: (B, 1, 32, 32)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        image, hidden = x[:, :1], x[:, 1:]
-        made: Tensor = self.network(x)
-        return image + hidden * made
-
-
-def patches(channels: int) -> nn.Module:
-    """Patches of 4 x 4 pixels as positions: (B, channels, 32, 32) -> (B, 32, 8, 8)."""
-    return nn.Conv2d(channels, WIDTHS[0], 4, 4)
-
-
-def inpainter(width: int, side: int) -> nn.Sequential:
-    """Batch norm, and each position as `side` x `side` pixels: (B, width, H, W) -> (B, 1, H side, W side)."""
-    return nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, side**2, 1), nn.PixelShuffle(side))
-
-
-def classifier(width: int, classes: int = 10) -> nn.Sequential:
-    """Batch norm, the mean over the feature map, and a linear layer: (B, width, H, W) -> (B, classes)."""
-    return nn.Sequential(nn.BatchNorm2d(width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
-
-
-def map_block(width: int, mixer: nn.Module | None) -> MapBlock:
-    """A block whose feed-forward part has no depthwise convolution, so that its mixer alone mixes positions."""
-    return MapBlock(width, mixer, FeedForward(width, 2 * width), layer_scale=LAYER_SCALE)
-
-
 def small_attention(stride: int = 1, *, project_first: bool = False) -> MapAttention:
     """The attention of the small networks."""
     return MapAttention(WIDTHS[0], GRID, HEADS, KEY_DIM, stride=stride, project_first=project_first)
 
 
-def map_network(task: Task, mixer: Callable[[], nn.Module | None], down: nn.Module | None = None) -> nn.Module:
-    """A small EfficientFormerV2 on patches: two blocks of 32 channels on 8 x 8 with this mixer.
-
-    With `down`, that and a block of 64 channels without mixer on 4 x 4 follow.
-    """
-    width, wide = WIDTHS
-    layers: list[nn.Module] = [patches(task.channels), *(map_block(width, mixer()) for _ in range(2))]
-    if down is not None:
-        layers += [down, map_block(wide, None)]
-    if task is CLASSIFY:
-        return nn.Sequential(*layers, classifier(wide if down else width))
-    return Reconstruction(nn.Sequential(*layers, inpainter(wide, 8) if down else inpainter(width, 4)))
-
-
-ABOUT = "a small EfficientFormerV2: patches of 4 x 4 pixels, 2 blocks of 32 channels on 8 x 8 with mixers"
-
-
 def networks(
-    study: Study[FeatureMapPlan], name: str, build: Callable[[], nn.Module], task: Task = RECONSTRUCT
+    study: FeatureMapStudy, name: str, build: Callable[[], nn.Module], task: Task = RECONSTRUCT
 ) -> list[nn.Module]:
     """The network called `name`, trained for the task once with each seed, or the same ones from the cache."""
-    plan, part, models = study.plan, images_of(study.plan).train, []
+    plan, part, models = study.plan, study.plan.images.train, []
     for seed in plan.seeds:
         fresh = partial(seeded, seed, build)
         told = partial(study.progress, f"train {name}, seed {seed}")
@@ -280,9 +164,16 @@ def networks(
     return models
 
 
-def attention_networks(study: Study[FeatureMapPlan], task: Task = RECONSTRUCT) -> list[nn.Module]:
+def mixing_networks(
+    study: FeatureMapStudy, name: str, mixer: Callable[[], nn.Module | None], task: Task = RECONSTRUCT
+) -> list[nn.Module]:
+    """`map_network` with this mixer, trained for the task."""
+    return networks(study, name, partial(map_network, mixer, classify=not task.hides), task)
+
+
+def attention_networks(study: FeatureMapStudy, task: Task = RECONSTRUCT) -> list[nn.Module]:
     """The networks with attention at full resolution, one for each seed."""
-    return networks(study, "stride 1", partial(map_network, task, small_attention), task)
+    return mixing_networks(study, "stride 1", small_attention, task)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -290,22 +181,17 @@ def attention_networks(study: Study[FeatureMapPlan], task: Task = RECONSTRUCT) -
 
 
 def add(
-    study: Study[FeatureMapPlan],
+    study: FeatureMapStudy,
     series: str,
     knobs: Mapping[str, Any],
     models: Sequence[nn.Module],
-    *,
     task: Task = RECONSTRUCT,
-    samples: int | None = None,
-    redundancy: float | None = None,
+    **rest: Any,
 ) -> None:
     """Add a variant by its networks, one for each seed: how well they do the task, and the last one's cost."""
-    inputs = task.inputs(batch_of(study.plan))
-    score = [task.score(model, images_of(study.plan)) for model in models]
-    study.add(
-        series, knobs, forward(models[-1], inputs), units=len(inputs), score=score, samples=samples,
-        redundancy=redundancy,
-    )  # fmt: skip
+    inputs = task.inputs(study.plan.first)
+    score = [task.score(model, study.plan.images) for model in models]
+    study.add(series, knobs, forward(models[-1], inputs), units=len(inputs), score=score, **rest)
 
 
 @dataclass(frozen=True)
@@ -318,71 +204,71 @@ class Contender:
     redundancy: float | None = None
 
 
-def coarser(knobs: Mapping[str, Any], factor: int, attach: Callable[[nn.Module], object]) -> Contender:
-    """A contender that leaves the positions of a feature map `factor` times coarser along each axis."""
-    left = math.prod(strided(GRID, factor))
-    return Contender(knobs, attach, left, 1 - left / math.prod(GRID))
+def coarser(knob: str, attach: Callable[[nn.Module, int], object], **others: Any) -> tuple[Contender, ...]:
+    """Contenders that leave the feature map 2, 4 and 8 times coarser along each axis; `attach(model, factor)`."""
+    sent = []
+    for factor in (2, 4, 8):
+        left = math.prod(strided(GRID, factor))
+        knobs, share = {knob: factor, **others}, 1 - left / math.prod(GRID)
+        sent.append(Contender(knobs, lambda model, factor=factor: attach(model, factor), left, share))
+    return tuple(sent)
 
 
 def finished(
-    study: Study[FeatureMapPlan],
-    models: Sequence[nn.Module],
-    series: Mapping[str, Sequence[Contender]],
-    *,
-    samples: int | None = None,
+    study: FeatureMapStudy, models: Sequence[nn.Module], series: Mapping[str, Sequence[Contender]], **rest: Any
 ) -> None:
     """Add the models as the baseline, and what each contender of each series makes of copies of them; then measure."""
-    add(study, BASELINE, {}, models, samples=samples)
+    add(study, BASELINE, {}, models, **rest)
     every = [(name, contender) for name, sent in series.items() for contender in sent]
-    for done, (name, contender) in enumerate(every):
+    for done, (name, one) in enumerate(every, 1):
         copies = [copy_sharing_weights(model) for model in models]
         for model in copies:
-            contender.attach(model)
-        add(study, name, contender.knobs, copies, samples=contender.samples, redundancy=contender.redundancy)
-        study.progress("contenders", done + 1, len(every))
+            one.attach(model)
+        add(study, name, one.knobs, copies, samples=one.samples, redundancy=one.redundancy)
+        study.progress("contenders", done, len(every))
     study.measure()
 
 
-def measured_by_place(
-    study: Study[FeatureMapPlan],
+def record(
+    study: FeatureMapStudy,
     models: Sequence[nn.Module],
     measure: Callable[[nn.Module, Tensor], Redundancy],
     task: Task = RECONSTRUCT,
-) -> tuple[Measured, Table]:
-    """Redundancy of whole images over the networks, its nulls, and each place's for each kind of image.
+    *,
+    by_place: bool = True,
+    tables: Mapping[str, Table] | None = None,
+    **rest: Any,
+) -> Record:
+    """The record of a scenario of this benchmark: `Study.record` with its data, unit, metric and redundancy.
 
-    For networks that reconstruct also that of images with half of their patches hidden. The place is the first word of
-    a part: "attended 2.token_mixer" -> "attended".
+    Redundancy is that of whole images over the models, with its nulls; `by_place`: with a table of each place's for
+    each kind of image, and for networks that reconstruct for images with half of their patches hidden. The place is the
+    first word of a part: "attended 2.token_mixer" -> "attended".
     """
-    inputs = {name: task.whole(x) for name, x in kinds_of(study.plan).items()}
-    if task is RECONSTRUCT:
-        inputs["half hidden"] = masked(batch_of(study.plan))
+    plan = study.plan
+    inputs = {name: task.inputs(x, whole=True) for name, x in plan.kinds().items()}
+    if task.hides:
+        inputs["half hidden"] = masked(plan.first)
     found = {name: [measure(model, x) for model in models] for name, x in inputs.items()}
-    real = found[TITLES[study.plan.data]]
-    places = dict.fromkeys(part.split(" ")[0] for part in real[0].where)
+    real = found[TITLES[plan.data]]
 
     def mean_at(place: str, one: Redundancy) -> float:
         return float(np.mean([share for part, share in one.where.items() if part.split(" ")[0] == place]))
 
-    lines = [
-        [name, place, over_seeds([mean_at(place, one) for one in by_seed])]
-        for name, by_seed in found.items()
-        for place in places
-    ]
-    null = {name: float(np.mean([one.value for one in found[name]])) for name in NULLS}
-    about = "Redundancy measured at each place of the network, on each kind of image."
-    return measured(real, null), table(about, ("images", "place", "redundancy"), lines)
-
-
-def record(study: Study[FeatureMapPlan], task: Task = RECONSTRUCT, **rest: Any) -> Record:
-    """The record of a scenario of this benchmark: `Study.record` with its data, unit and metric."""
-    plan = study.plan
+    places = dict.fromkeys(part.split(" ")[0] for part in real[0].where)
+    table_by_place = table(
+        "Redundancy measured at each place of the network, on each kind of image.",
+        ("images", "place", "redundancy"),
+        [[name, at, over_seeds([mean_at(at, one) for one in those])] for name, those in found.items() for at in places],
+    )
     return study.record(
         data=f"{TITLES[plan.data]}, 28 x 28 pixels padded to 32 x 32: {plan.train:,} images to train for "
         f"{plan.recipe.epochs} epochs, {plan.test:,} others to test"
-        + (", half of their patches hidden" if task is RECONSTRUCT else ""),
+        + (", half of their patches hidden" if task.hides else ""),
         unit=f"one image, in a batch of {plan.batch}",
         metric=task.metric,
+        redundancy=measured(real, {name: float(np.mean([one.value for one in found[name]])) for name in NULLS}),
+        tables=({"redundancy by place": table_by_place} if by_place else {}) | dict(tables or {}),
         **rest,
     )
 
@@ -391,76 +277,51 @@ def record(study: Study[FeatureMapPlan], task: Task = RECONSTRUCT, **rest: Any) 
 # Controls of finished attention
 
 
-class Reordered(nn.Module):
-    """`module` on feature maps (B, C, H, W) whose positions stand in another order: put back, run, reordered again."""
-
-    def __init__(self, module: nn.Module, order: Tensor) -> None:
-        super().__init__()
-        self.module, self.order, self.back = module, order, order.argsort()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return reordered(self.module(reordered(x, self.back)), self.order)
-
-
-class ReorderedBias(nn.Module):
-    """The position bias between positions in another order: (heads, N, N)."""
-
-    def __init__(self, bias: nn.Module, order: Tensor) -> None:
-        super().__init__()
-        self.bias, self.order = bias, order
-
-    def forward(self, size: Size) -> Tensor:
-        bias: Tensor = self.bias(size)
-        return bias[:, self.order][:, :, self.order]
-
-
 def reordered(x: Tensor, order: Tensor) -> Tensor:
     """Feature maps (B, C, H, W) with their positions in another order (N,)."""
     return x.flatten(2)[..., order].view_as(x)
 
 
-def random_cells(coarse: Coarseness) -> Callable[[nn.Module], None]:
-    """Attaches coarse attention whose cells are positions drawn at random, not neighbours; local values stay in place.
+def random_cells(model: nn.Module, coarse: Coarseness) -> None:
+    """Attach coarse attention whose cells are positions drawn at random, not neighbours; local values stay in place.
 
     Positions are put into a random order before the map is coarsened and put back behind the interpolation, their
     biases with them.
     """
-
-    def attach(model: nn.Module) -> None:
-        order = torch.randperm(math.prod(GRID), generator=generator(0))
-        for attention in full_attentions("random-cells", model).values():
-            elsewhere = copy_sharing_weights(attention)
-            elsewhere.add_module("v_local", Reordered(attention.v_local, order))
-            elsewhere.add_module("bias", ReorderedBias(attention.bias, order))
-            module: nn.Module = attention
-            module.forward = lambda x, elsewhere=elsewhere: reordered(
-                attend_coarsely(elsewhere, reordered(x, order), coarse), order.argsort()
-            )
-
-    return attach
+    order = torch.randperm(math.prod(GRID), generator=generator(0))
+    back = order.argsort()
+    for attention in full_attentions("random-cells", model).values():
+        attention.v_local.register_forward_pre_hook(lambda _, args: (reordered(args[0], back),))
+        attention.v_local.register_forward_hook(lambda _, args, local: reordered(local, order))
+        attention.bias.register_forward_hook(lambda _, args, bias: bias[:, order][:, :, order])
+        module: nn.Module = attention
+        module.forward = lambda x, attention=attention: reordered(
+            attend_coarsely(attention, reordered(x, order), coarse), order.argsort()
+        )
 
 
-def coarse_attention(coarse: Coarseness) -> Callable[[nn.Module], object]:
-    """Attaches coarse attention on cells of neighbours, for good."""
-    return lambda model: coarse_handle(model, full_attentions("coarse-attention", model), coarse, None)
+def coarse_attention(model: nn.Module, coarse: Coarseness) -> None:
+    """Attach coarse attention on cells of neighbours, for good."""
+    coarse_handle(model, full_attentions("coarse-attention", model), coarse, None)
 
 
-FACTORS = (2, 4, 8)
 RANDOM_CELLS, RANDOM_QUERIES, FEWER_KEYS = "cells of random positions", "queries of random cells", "fewer keys"
+WITH_FEWER_KEYS = coarser("factor", lambda model, f: coarse_attention(model, Coarseness(1, f)))
 
 
-def meet(study: Study[FeatureMapPlan]) -> Record:
+def meet(study: FeatureMapStudy) -> Record:
     """Every contender on the same finished networks with attention at full resolution, in one interleaved run."""
     models = attention_networks(study)
     nulls = {
-        RANDOM_CELLS: [coarser({"factor": f}, f, random_cells(Coarseness(f, f))) for f in FACTORS],
-        RANDOM_QUERIES: [coarser({"factor": f}, f, random_cells(Coarseness(f))) for f in FACTORS],
-        FEWER_KEYS: [coarser({"factor": f}, f, coarse_attention(Coarseness(1, f))) for f in FACTORS],
+        RANDOM_CELLS: coarser("factor", lambda model, f: random_cells(model, Coarseness(f, f))),
+        RANDOM_QUERIES: coarser("factor", lambda model, f: random_cells(model, Coarseness(f))),
+        FEWER_KEYS: WITH_FEWER_KEYS,
     }
     finished(study, models, {**contenders(study.owner, study.scenario.name), **nulls}, samples=math.prod(GRID))
-    redundancy, by_place = measured_by_place(study, models, _reaching_attention)
     return record(
         study,
+        models,
+        _reaching_attention,
         model=ABOUT + ", attention at full resolution",
         knobs=("factor",),
         controls={
@@ -468,13 +329,11 @@ def meet(study: Study[FeatureMapPlan]) -> Record:
             RANDOM_QUERIES: "As many queries, each the mean of positions drawn at random; all keys.",
             FEWER_KEYS: "As many keys and values left, of all queries.",
         },
-        redundancy=redundancy,
         notes=(
             "The networks were trained with all queries and keys: each technique is applied to the same finished ones.",
             "factor: how many times coarser than the feature map, along each axis.",
             "Local values stay at full resolution.",
         ),
-        tables={"redundancy by place": by_place},
     )
 
 
