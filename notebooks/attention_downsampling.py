@@ -7,7 +7,7 @@
 # on every second row and column, while *keys* and *values* are those of all positions.
 #
 # The bet on the data: neighbouring positions ask for nearly the same, so one of four queries is enough; but each of
-# them may need any key. This notebook puts both halves of that sentence to the test.
+# them may need any key. Both halves of that sentence are tested here.
 
 # %%
 import matplotlib.pyplot as plt
@@ -70,8 +70,7 @@ with torch.no_grad():
 # ## Do neighbours ask for the same?
 #
 # The measure: the share of the queries' energy that a grid of half the resolution holds, without the mean; 0 for white
-# noise and a chessboard, 1 for equal queries. Queries of trained networks that reconstruct masked patches, for several
-# kinds of images, with the keys and the input of attention beside them:
+# noise and a chessboard, 1 for equal queries. Here in trained networks that reconstruct masked patches:
 
 # %%
 figure, axis = plt.subplots(figsize=(7.5, 3))
@@ -90,9 +89,9 @@ print(f"{found.measure}: {found.value:.2f}")
 # %% [markdown]
 # ## Fewer queries, fewer keys, or both
 #
-# A network was trained with 64 queries and 64 keys; now it runs with fewer of one, of the other, or of both, and the
-# results are interpolated where queries went. All three leave the local values as they are. The network on the right is
-# trained now for a few seconds; its attention still gives every position the same, so there is nothing to lose.
+# A network trained with 64 queries and 64 keys runs with fewer of one, of the other, or of both; local values stay as
+# they are. The network on the right is trained now for a few seconds; its attention still gives every position the
+# same, so there is nothing to lose.
 
 # %%
 live = run("attention-downsampling", "fill-queries")

@@ -6,8 +6,7 @@
 # design** (EfficientFormer, Li et al., arXiv 2206.01191) puts all blocks on feature maps first, where a mean of 3 x 3
 # neighbours mixes positions, and all blocks with attention last, and changes the layout once.
 #
-# That pooling is enough at first is a bet on the data: near the image, neighbours say the same. This notebook measures
-# how alike they are at each stage, replaces trained attention by pooling, trains both orders, and times the layouts.
+# That pooling is enough at first is a bet on the data: near the image, neighbours say the same.
 
 # %%
 import matplotlib.pyplot as plt
@@ -29,10 +28,9 @@ study = Study(ID, scenarios(ID)["fill-pooling"], Context())
 # %% [markdown]
 # ## Neighbours, in pictures
 #
-# Four kinds of images: digits (enlarged from 8 x 8 pixels, so all too smooth), crops of photos, digits whose Fourier
-# phases are scrambled (the same spectrum, so the same correlation between neighbours, but no objects), and white noise.
-# Under each, its 3 x 3 means. The number is the cosine of a pixel with the mean of its neighbours, the image's mean
-# subtracted.
+# Digits (enlarged from 8 x 8 pixels, so all too smooth), crops of photos, digits whose Fourier phases are scrambled
+# (equal spectrum, so the same correlation between neighbours, but no objects), and white noise; under each, its 3 x 3
+# means. The number is the cosine of a pixel with the mean of its neighbours, the image's mean subtracted.
 
 # %%
 kinds = study.plan.kinds()
@@ -52,8 +50,7 @@ plt.show()
 # ## Pooling is attention with a fixed matrix
 #
 # The mean of 3 x 3 neighbours multiplies the values by a matrix whose rows sum to 1, as rows of attention do. So where
-# all tokens are equal, it gives what attention gives, whatever the attention; and where they are not, the difference is
-# a matter of how alike neighbours are.
+# all tokens are equal, it gives what any attention gives; else the difference depends on how alike neighbours are.
 
 # %%
 matrix = neighbourhood_mean(torch.eye(16).view(1, 16, 4, 4))[0].flatten(1).mT  # (16, 16) for a feature map of 4 x 4
@@ -100,8 +97,7 @@ with torch.no_grad(), DimensionConsistentDesign().apply(model, threshold=0.6) as
 
 # %%
 records = {"full record": pooling, "run now, small budget": run(ID, "fill-pooling")}
-pooled = lambda variant: getattr(variant, "knobs", {"pooled": 0})["pooled"]  # noqa: E731
-axes = show.panels(records, pooled, "blocks that pool", range(5))
+axes = show.panels(records, lambda v: getattr(v, "knobs", {"pooled": 0})["pooled"], "blocks that pool", range(5))
 axes[0].legend(fontsize=8)
 plt.show()
 

@@ -1,19 +1,16 @@
 # %% [markdown]
 # # Stride attention
 #
-# Attention compares every position of a feature map with every other, so its work grows with the square of their
-# number. A feature map of 14 x 14 has 196 positions; at half the resolution it has 49, and a sixteenth of the pairs.
-# **Stride attention** (EfficientFormerV2, Li et al., arXiv 2212.08059) makes a coarse feature map, attends there, and
-# interpolates the result. What is not smooth takes another way, a small convolution of the values beside attention
-# (*local values*).
-#
-# This notebook asks what the coarse map loses: which frequencies attention adds to a feature map, how results fall when
-# a finished network runs with fewer tokens, what training with a stride gives, and what it saves in time.
+# Attention compares every position of a feature map with every other: 14 x 14 are 196 positions, and at half the
+# resolution 49, with a sixteenth of the pairs. **Stride attention** (EfficientFormerV2, Li et al., arXiv 2212.08059)
+# makes a coarse feature map, attends there, and interpolates the result. What is not smooth takes another way, a small
+# convolution of the values beside attention (*local values*). What does the coarse map lose?
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import CenteredNorm
 
 from reference_impls import show
 from reference_impls.accounting.closed_form import closed_form
@@ -32,26 +29,22 @@ tokens, mixers, classes, order, latency = (
 # %% [markdown]
 # ## The idea in one picture
 #
-# A small network gets an image of Fashion-MNIST in patches of 4 x 4 pixels, half of them masked, and reconstructs what
-# is missing. To do so a position must ask others. Its first attention was trained on all 64 positions; below is what it
-# adds in one channel, the same computed on 16 positions and interpolated, and the local values, which are not smooth.
+# A small network reconstructs the masked half of the patches (4 x 4 pixels) of an image, so positions must ask others.
+# Its first attention was trained on all 64 positions; below is what it adds in one channel, the same computed on 16
+# positions and interpolated, and the local values, which are not smooth.
 
 # %%
 shown = show.pictures(tokens)
-grey = plt.get_cmap("gray_r").with_extremes(bad="tab:orange")
-shades = {"cmap": grey, "vmin": -0.81, "vmax": 2}
+shown["masked"] = np.ma.masked_where(shown["hidden"] == 1, shown["seen"])
 limit = max(np.abs(shown[name]).max() for name in ("attended", "strided"))
-limits = {"attended": limit, "strided": limit, "local": np.abs(shown["local"]).max()}
-drawn = {
-    "masked": (np.ma.masked_where(shown["hidden"] == 1, shown["seen"]), shades),
-    "reconstructed": (shown["reconstructed"], shades),
-}
-titles = {"attended": "attended, 64 tokens", "strided": "attended, 16 tokens", "local": "local values"}
-for name, title in titles.items():
-    drawn[title] = (shown[name], {"cmap": "RdBu", "vmin": -limits[name], "vmax": limits[name]})
+grey = {"cmap": plt.get_cmap("gray_r").with_extremes(bad="tab:orange"), "vmin": -0.81, "vmax": 2}
+signed = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
+titles = ("masked", "reconstructed", "attended, 64 tokens", "attended, 16 tokens", "local values")
+looks = {"masked": grey, "reconstructed": grey, "attended": signed, "strided": signed}
+looks["local"] = {"cmap": "RdBu", "norm": CenteredNorm()}
 _, axes = plt.subplots(1, 5, figsize=(10, 2.4))
-for axis, (title, (image, look)) in zip(axes, drawn.items(), strict=True):
-    axis.imshow(image, **look)
+for axis, title, (name, look) in zip(axes, titles, looks.items(), strict=True):
+    axis.imshow(shown[name], **look)
     axis.set_title(title)
     axis.axis("off")
 plt.show()
@@ -59,9 +52,9 @@ plt.show()
 # %% [markdown]
 # ## The measure
 #
-# A grid of half the resolution holds the frequencies below its own Nyquist limit and loses the others. The measure is
-# the share of energy below the limit, without the mean, scaled so that white noise gives 0 and a constant map 1. Waves
-# show it plainly: fewer than 4 cycles on 16 positions are kept, and exactly 4 count half.
+# A grid of half the resolution holds the frequencies below its own Nyquist limit. The measure is the share of energy
+# below it, without the mean, scaled so that white noise gives 0 and a constant map 1. So waves of fewer than 4 cycles
+# on 16 positions are kept, and exactly 4 count half:
 
 # %%
 for cycles in (1, 3, 4, 5, 8):
@@ -86,15 +79,15 @@ print(f"mean of 16 scores: {fine[0, first_cell][:, last_cell].mean():.6f}; of th
 # %% [markdown]
 # ## Which frequencies attention adds
 #
-# Left: share of energy by frequency, in the networks of the full record: what reaches attention, what it mixes, and its
-# local values. The dashed line is what half the resolution still holds. Right: the measure at the same places.
+# In the networks of the full record. Left: share of energy by frequency of what reaches attention, what it mixes, and
+# its local values; the dashed line is what half the resolution still holds. Right: the measure at the same places.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), width_ratios=(1.1, 1.5))
 rows = tokens.tables["spectrum"].records()
 for place in dict.fromkeys(row["place"] for row in rows):
-    points = [(row["cycles"], row["share"]) for row in rows if row["place"] == place]
-    axes[0].plot(*zip(*points, strict=True), "o-", markersize=4, label=place)
+    shares = [row["share"] for row in rows if row["place"] == place]
+    axes[0].plot(range(1, 5), shares, "o-", markersize=4, label=place)
 axes[0].axvline(2, color="black", linestyle="--", linewidth=0.8)
 axes[0].set(xlabel="cycles across the feature map", ylabel="share of energy", xticks=[1, 2, 3, 4], ylim=(0, None))
 axes[0].legend()
@@ -117,15 +110,14 @@ with torch.no_grad(), StrideAttention().apply(model, stride=2) as handle:
 # %% [markdown]
 # ## Fewer tokens in a finished network
 #
-# The networks were trained at full resolution, without strides. Left: how much of the hidden pixels' variance they
-# explain with 64, 16, 4 tokens and 1. Cells of *random* positions are the control: as many tokens, but no neighbours.
-# With local values on the coarse map as well, as in the paper, a network that was not trained so breaks; it falls below
-# zero, worse than predicting the mean image. Right: a network trained now for a few seconds, whose attention still
-# gives every position the same; so it loses nothing either.
+# How much of the hidden pixels' variance networks without strides explain with 64, 16, 4 tokens and 1. Cells of
+# *random* positions are the control: as many tokens, but no neighbours. With local values on the coarse map as well, as
+# in the paper, a network that was not trained so breaks; it falls below zero, worse than predicting the mean image.
+# Right: a network trained now for a few seconds, whose attention still gives every position the same; so it loses
+# nothing either.
 
 # %%
-live = run("stride-attention", "fill-tokens")
-records = {"full record": tokens, "enlarged": tokens, "run now": live}
+records = {"full record": tokens, "enlarged": tokens, "run now": run("stride-attention", "fill-tokens")}
 axes = show.panels(records, "samples", "tokens that attend", [1, 4, 16, 64], powers_of_two=True)
 low = min(p.quality.value for p in (*tokens.points, *tokens.controls[0].points))
 axes[1].set(ylim=(low - 0.02, tokens.baseline.quality.value + 0.02))
@@ -136,9 +128,9 @@ show.gains(tokens, "cells of random positions")
 # %% [markdown]
 # ## Trained with it
 #
-# Now every network is trained with its own mixer, for the same time: attention at full resolution and with strides as
-# in the paper (a depthwise convolution makes the coarse map, local values live on it), and mixers without attention.
-# Left the task above; right the classes of Fashion-MNIST.
+# Every network trained with its own mixer: attention at full resolution, with strides as in the paper (a depthwise
+# convolution makes the coarse map, local values live on it), and mixers without attention. Left the task above; right
+# the classes of Fashion-MNIST.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.2))
@@ -149,16 +141,13 @@ plt.show()
 # %% [markdown]
 # ## A projection that works on interpolated positions
 #
-# V2 interpolates first and projects afterwards, so three quarters of the positions that it projects are interpolated
-# ones. A 1 x 1 convolution and batch norm commute with bilinear interpolation; only the GELU in between does not. So
-# the projection may as well come first:
+# V2 interpolates first, so three quarters of the positions that it projects are interpolated ones. A 1 x 1 convolution
+# and batch norm commute with bilinear interpolation; only the GELU in between does not. So why not project first?
 
 # %%
 for row in order.tables["EfficientFormerV2-S0"].records():
-    print(
-        f"S0, {row['order']}: {row['MACs'] / 1e6:.1f} M MACs, {row['ms']:.1f} ms; speed-up",
-        show.interval(row["speed-up"]),
-    )
+    cost = f"{row['MACs'] / 1e6:.1f} M MACs, {row['ms']:.1f} ms"
+    print(f"S0, {row['order']}: {cost}; speed-up {show.interval(row['speed-up'])}")
 for name, quality in show.variants(order, "as published").items():
     print(f"{name}: {show.interval(quality)} explained")
 show.gains(order, "baseline")
@@ -166,8 +155,7 @@ show.gains(order, "baseline")
 # %% [markdown]
 # ## What it saves
 #
-# The closed form of one block of S0 at stride 16, and the latency of the whole network at 224 pixels, one thread, one
-# image (random weights; they change no operation):
+# One block of S0 at stride 16 by its closed form, and the latency of the whole network, with random weights:
 
 # %%
 for stride in (1, 2):

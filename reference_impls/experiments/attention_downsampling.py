@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ TOKENS = math.prod(GRID)
 # --------------------------------------------------------------------------------------------------------------------
 # Fixed weights: fewer queries, or fewer keys
 
-FEWER_QUERIES = fm.coarser("factor", lambda model, f: DOWN.apply(model, factor=f))
+FEWER_QUERIES = fm.coarser("factor", lambda f, model: DOWN.apply(model, factor=f))
 BOTH = "fewer queries and keys"
 
 
@@ -39,7 +38,7 @@ def run_queries(study: fm.FeatureMapStudy) -> Record:
     series = {
         TECHNIQUE: FEWER_QUERIES,
         fm.FEWER_KEYS: fm.WITH_FEWER_KEYS,
-        BOTH: fm.coarser("factor", lambda model, f: fm.coarse_attention(model, Coarseness(f, f))),
+        BOTH: fm.coarser("factor", lambda f, model: fm.coarse_attention(model, Coarseness(f, f))),
     }
     fm.finished(study, models, series, samples=TOKENS)
     return fm.record(
@@ -63,25 +62,17 @@ def run_queries(study: fm.FeatureMapStudy) -> Record:
 class Halving(AttentionDown):
     """`AttentionDown` with more queries, or fewer keys.
 
-    With `all_queries` there is one at every position, whose results are averaged over cells of 2 x 2. With `few_keys`
-    the keys, and the values that are attended to, are averaged over cells of 2 x 2 too.
+    Queries stand on every `stride`-th row and column; with 1 their results are averaged over cells of 2 x 2. The keys,
+    and the values that are attended to, are averaged over cells of `cell` x `cell`.
     """
 
     def __init__(
-        self,
-        channels: int,
-        out: int,
-        size: Size,
-        heads: int,
-        key_dim: int,
-        *,
-        all_queries: bool = False,
-        few_keys: bool = False,
+        self, channels: int, out: int, size: Size, heads: int, key_dim: int, *, stride: int = 2, cell: int = 1
     ) -> None:
         super().__init__(channels, out, size, heads, key_dim)
-        self.stride, self.cell = 1 if all_queries else 2, 2 if few_keys else 1
-        self.q.local.stride = (self.stride, self.stride)
-        self.bias = PositionBias(heads, strided(size, self.cell), self.stride // self.cell)
+        self.stride, self.cell = stride, cell
+        self.q.local.stride = (stride, stride)
+        self.bias = PositionBias(heads, strided(size, cell), stride // cell)
 
     def forward(self, x: Tensor) -> Tensor:
         values, keys = self.v(x), self.k(cell_means(x, self.cell))
@@ -94,10 +85,10 @@ class Halving(AttentionDown):
         return y
 
 
-DOWNSAMPLINGS: dict[str, dict[str, Any] | None] = {
-    "all queries": {"all_queries": True},
+DOWNSAMPLINGS: dict[str, dict[str, int] | None] = {
+    "all queries": {"stride": 1},
     "fewer queries": {},
-    "fewer queries and keys": {"few_keys": True},
+    "fewer queries and keys": {"cell": 2},
     "convolution alone": None,
 }
 

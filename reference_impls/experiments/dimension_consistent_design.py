@@ -55,13 +55,13 @@ def substitute(model: nn.Module, cheap: Callable[[TokenAttention, Tensor], Tenso
 def run_pooling(study: fm.FeatureMapStudy) -> Record:
     """Networks trained with attention in all blocks, against the number of blocks that pool instead."""
     models = networks(study, "aaaa")
-    ways: dict[str, Callable[[int], Callable[[nn.Module], object]]] = {
-        TECHNIQUE: lambda n: partial(DESIGN.apply, pooled=n),
-        "the last blocks": lambda n: partial(substitute, cheap=pooled_values, which=slice(-n, None)),
-        "no mixing": lambda n: partial(substitute, cheap=unmixed_values, which=slice(n)),
+    ways: dict[str, Callable[[int, nn.Module], object]] = {
+        TECHNIQUE: lambda n, model: DESIGN.apply(model, pooled=n),
+        "the last blocks": lambda n, model: substitute(model, pooled_values, slice(-n, None)),
+        "no mixing": lambda n, model: substitute(model, unmixed_values, slice(n)),
     }
     series = {
-        name: [fm.Contender({"pooled": n}, attach(n), redundancy=n / 4) for n in (1, 2, 3, 4)]
+        name: [fm.Contender({"pooled": n}, partial(attach, n), redundancy=n / 4) for n in (1, 2, 3, 4)]
         for name, attach in ways.items()
     }
     fm.finished(study, models, series)

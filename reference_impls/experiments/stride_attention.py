@@ -57,13 +57,13 @@ from reference_impls.techniques.stride_attention import (
 )
 
 STRIDE = StrideAttention()
-TOKENS = math.prod(GRID)
+TOKENS, WIDTH = math.prod(GRID), WIDTHS[0]
 
 # --------------------------------------------------------------------------------------------------------------------
 # Fixed weights: quality against the number of tokens
 
 
-def on_fewer_tokens(model: nn.Module, stride: int) -> None:
+def on_fewer_tokens(stride: int, model: nn.Module) -> None:
     """Attach stride attention with local values at full resolution, for good."""
     STRIDE.apply(model, stride=stride, local="full")
 
@@ -74,8 +74,8 @@ def run_tokens(study: fm.FeatureMapStudy) -> Record:
     coarse_local = "local values on the coarse map"
     series = {
         TECHNIQUE: fm.coarser("stride", on_fewer_tokens, local="full"),
-        fm.RANDOM_CELLS: fm.coarser("stride", lambda m, s: fm.random_cells(m, Coarseness(s, s)), local="full"),
-        coarse_local: fm.coarser("stride", lambda m, s: STRIDE.apply(m, stride=s, local="coarse"), local="coarse"),
+        fm.RANDOM_CELLS: fm.coarser("stride", lambda s, m: fm.random_cells(m, Coarseness(s, s)), local="full"),
+        coarse_local: fm.coarser("stride", lambda s, m: STRIDE.apply(m, stride=s, local="coarse"), local="coarse"),
     }
     fm.finished(study, models, series, samples=TOKENS)
     return fm.record(
@@ -139,10 +139,7 @@ def picture(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 OTHER_MIXERS: Mapping[str, tuple[Callable[[], nn.Module | None], str]] = {
     "none": (lambda: None, "Nothing in the place of attention: no position learns of another."),
     "mean 3x3": (Pooling, "The mean of 3x3 neighbours minus the position, as in EfficientFormer V1."),
-    "depthwise 3x3": (
-        lambda: ConvNorm(WIDTHS[0], WIDTHS[0], 3, groups=WIDTHS[0]),
-        "A depthwise 3x3 convolution.",
-    ),
+    "depthwise 3x3": (lambda: ConvNorm(WIDTH, WIDTH, 3, groups=WIDTH), "A depthwise 3x3 convolution."),
 }
 
 

@@ -17,6 +17,17 @@ class Flatten(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
+class ToMap(nn.Module):
+    """Back: tokens (B, H * W, C) as a feature map (B, C, H, W) of `size`."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return as_map(x, self.size)
+
+
 def as_map(x: Tensor, size: Size) -> Tensor:
     """Tokens (B, H * W, C) of a feature map of `size` = (H, W) -> (B, C, H, W); a feature map is returned as it is."""
     return x if x.ndim == 4 else x.transpose(1, 2).unflatten(2, size)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.conv import Downsample
-from reference_impls.layers.layout import Flatten, Size, as_map
+from reference_impls.layers.layout import Flatten, Size, ToMap, as_map
 from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.layers.pooling import Pooling
 from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
@@ -51,11 +51,6 @@ def inpainter(width: int, side: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, side**2, 1), nn.PixelShuffle(side))
 
 
-def classifier(width: int, classes: int = 10) -> nn.Sequential:
-    """Batch norm, the mean over the feature map, and a linear layer: (B, width, H, W) -> (B, classes)."""
-    return nn.Sequential(nn.BatchNorm2d(width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
-
-
 def map_block(width: int, mixer: nn.Module | None) -> MapBlock:
     """A block whose feed-forward part has no depthwise convolution, so that its mixer alone mixes positions."""
     return MapBlock(width, mixer, FeedForward(width, 2 * width), layer_scale=LAYER_SCALE)
@@ -72,9 +67,11 @@ def map_network(
     layers = [patches(1 if classify else 2), *(map_block(width, mixer()) for _ in range(2))]
     if down is not None:
         layers += [down, map_block(wide, None)]
+    last = wide if down else width
     if classify:
-        return nn.Sequential(*layers, classifier(wide if down else width))
-    return Reconstruction(nn.Sequential(*layers, inpainter(wide, 8) if down else inpainter(width, 4)))
+        head = nn.Sequential(nn.BatchNorm2d(last), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 10))
+        return nn.Sequential(*layers, head)
+    return Reconstruction(nn.Sequential(*layers, inpainter(last, 8 if down else 4)))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -82,17 +79,6 @@ def map_network(
 
 SIZES = (GRID, GRID, (4, 4), (4, 4))
 STAGES = ("pixels", "patches", "block 1", "block 2", "block 3", "block 4")
-
-
-class ToMap(nn.Module):
-    """Tokens (B, H * W, C) as a feature map (B, C, H, W) of `size`."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return as_map(x, self.size)
 
 
 def four_blocks(kinds: str) -> Reconstruction:

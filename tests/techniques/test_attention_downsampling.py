@@ -93,7 +93,7 @@ CASES = AttentionDownsamplingCases()
 # Beyond the checks
 
 
-def down(**how: bool) -> Halving:
+def down(**how: int) -> Halving:
     torch.manual_seed(0)
     return randomise_parameters(Halving(CHANNELS, 20, (8, 8), heads=2, key_dim=4, **how)).double().eval()
 
@@ -123,7 +123,7 @@ def test_equal_queries_lose_nothing_whatever_the_keys_are() -> None:
 
 def test_macs_and_weights_of_the_ways_to_halve_a_map() -> None:
     channels, keys, values, tokens, queries = CHANNELS, 8, 32, 64, 16
-    ways = {"all queries": down(all_queries=True), "fewer queries": down(), "few keys": down(few_keys=True)}
+    ways = {"all queries": down(stride=1), "fewer queries": down(), "few keys": down(cell=2)}
     executed = {}
     for name, way in ways.items():
         with count() as tally:
@@ -141,7 +141,7 @@ def test_macs_and_weights_of_the_ways_to_halve_a_map() -> None:
 
 def test_all_queries_ask_at_every_position_and_are_averaged() -> None:
     """Where the result is the same at all positions, the average of four is any of them."""
-    every, some = down(all_queries=True), down()
+    every, some = down(stride=1), down()
     with torch.no_grad():
         for module in (every, some):
             module.q.proj.conv.weight.zero_()

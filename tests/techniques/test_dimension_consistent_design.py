@@ -14,11 +14,11 @@ from reference_impls.contract import Case, Cases, Expectation, Invalid
 from reference_impls.data.controls import white_noise
 from reference_impls.data.masking import photo_crops
 from reference_impls.layers.attention import TokenAttention
-from reference_impls.layers.layout import Flatten, as_map
+from reference_impls.layers.layout import Flatten, ToMap, as_map
 from reference_impls.layers.pooling import neighbourhood_mean
 from reference_impls.layers.residual import TokenBlock
 from reference_impls.layers.weights import randomise_parameters
-from reference_impls.models.small_maps import STAGES, ThereAndBack, ToMap, four_blocks, layouts, stages
+from reference_impls.models.small_maps import STAGES, ThereAndBack, four_blocks, layouts, stages
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.study import fork_seed, forward
 from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign, pooled_values, value_rows

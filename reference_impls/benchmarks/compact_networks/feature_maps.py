@@ -204,14 +204,13 @@ class Contender:
     redundancy: float | None = None
 
 
-def coarser(knob: str, attach: Callable[[nn.Module, int], object], **others: Any) -> tuple[Contender, ...]:
-    """Contenders that leave the feature map 2, 4 and 8 times coarser along each axis; `attach(model, factor)`."""
-    sent = []
-    for factor in (2, 4, 8):
-        left = math.prod(strided(GRID, factor))
-        knobs, share = {knob: factor, **others}, 1 - left / math.prod(GRID)
-        sent.append(Contender(knobs, lambda model, factor=factor: attach(model, factor), left, share))
-    return tuple(sent)
+def coarser(knob: str, attach: Callable[[int, nn.Module], object], **others: Any) -> tuple[Contender, ...]:
+    """Contenders that leave the feature map 2, 4 and 8 times coarser along each axis; `attach(factor, model)`."""
+    left = {factor: math.prod(strided(GRID, factor)) for factor in (2, 4, 8)}
+    return tuple(
+        Contender({knob: factor, **others}, partial(attach, factor), few, 1 - few / math.prod(GRID))
+        for factor, few in left.items()
+    )
 
 
 def finished(
@@ -306,15 +305,15 @@ def coarse_attention(model: nn.Module, coarse: Coarseness) -> None:
 
 
 RANDOM_CELLS, RANDOM_QUERIES, FEWER_KEYS = "cells of random positions", "queries of random cells", "fewer keys"
-WITH_FEWER_KEYS = coarser("factor", lambda model, f: coarse_attention(model, Coarseness(1, f)))
+WITH_FEWER_KEYS = coarser("factor", lambda f, model: coarse_attention(model, Coarseness(1, f)))
 
 
 def meet(study: FeatureMapStudy) -> Record:
     """Every contender on the same finished networks with attention at full resolution, in one interleaved run."""
     models = attention_networks(study)
     nulls = {
-        RANDOM_CELLS: coarser("factor", lambda model, f: random_cells(model, Coarseness(f, f))),
-        RANDOM_QUERIES: coarser("factor", lambda model, f: random_cells(model, Coarseness(f))),
+        RANDOM_CELLS: coarser("factor", lambda f, model: random_cells(model, Coarseness(f, f))),
+        RANDOM_QUERIES: coarser("factor", lambda f, model: random_cells(model, Coarseness(f))),
         FEWER_KEYS: WITH_FEWER_KEYS,
     }
     finished(study, models, {**contenders(study.owner, study.scenario.name), **nulls}, samples=math.prod(GRID))
