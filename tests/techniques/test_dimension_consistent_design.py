@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from typing import Literal
 
 import pytest
@@ -92,28 +93,25 @@ def neighbour_cosine(tokens: list[list[float]], size: tuple[int, int]) -> float:
     mean = [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
     centred = [[x - m for x, m in zip(token, mean, strict=True)] for token in tokens]
     cosines = []
-    for i in range(size[0]):
-        for j in range(size[1]):
-            near = ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1))
-            around = [centred[a * size[1] + b] for a, b in near if 0 <= a < size[0] and 0 <= b < size[1]]
-            total = [sum(column) for column in zip(*around, strict=True)]
-            token = centred[i * size[1] + j]
-            dot = sum(map(float.__mul__, token, total))
-            cosines.append(dot / (sum(x * x for x in token) * sum(x * x for x in total)) ** 0.5)
+    for i, j in product(range(size[0]), range(size[1])):
+        near = ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1))
+        around = [centred[a * size[1] + b] for a, b in near if 0 <= a < size[0] and 0 <= b < size[1]]
+        total = [sum(column) for column in zip(*around, strict=True)]
+        token = centred[i * size[1] + j]
+        dot = sum(map(float.__mul__, token, total))
+        cosines.append(dot / (sum(x * x for x in token) * sum(x * x for x in total)) ** 0.5)
     return max(sum(cosines) / len(cosines), 0.0)
 
 
 def means_of_neighbours(x: Tensor) -> Tensor:
     """The mean of the 3x3 window inside the map around each position, by plain loops: (B, C, H, W)."""
     out = torch.empty_like(x)
-    for i in range(x.shape[2]):
-        for j in range(x.shape[3]):
-            out[..., i, j] = x[..., max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((2, 3))
+    for i, j in product(range(x.shape[2]), range(x.shape[3])):
+        out[..., i, j] = x[..., max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((2, 3))
     return out
 
 
 CASES = DimensionConsistentCases()
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Pooling in the place of attention
@@ -137,9 +135,8 @@ def test_only_the_first_blocks_pool() -> None:
     with DESIGN.apply(case.target, pooled=2) as handle:
         case.run(case.target, case.inputs)
         assert list(handle.trace["substituted"]) == ["1.token_mixer", "2.token_mixer"]
-        assert DESIGN.saving(case.target, case.inputs, handle.trace) == 2 * 3 * (
-            2 * CHANNELS * 8 * 36 + (8 + 16) * 36**2
-        )
+        saved = 2 * CHANNELS * 8 * 36 + (8 + 16) * 36**2
+        assert DESIGN.saving(case.target, case.inputs, handle.trace) == 2 * 3 * saved
 
 
 def test_the_threshold_pools_the_smooth_and_spares_the_noise() -> None:

@@ -21,7 +21,7 @@ from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.layers.weights import copy_sharing_weights, randomise_parameters
 from reference_impls.models.small_maps import Reconstruction, map_network
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
-from reference_impls.study import fork_seed, forward, run
+from reference_impls.study import forward, run
 from reference_impls.techniques.efficientformer_v2 import build
 from reference_impls.techniques.stride_attention import (
     Coarseness,
@@ -54,9 +54,8 @@ class StrideAttentionCases(Cases):
             forward(handle.target, x)()
             _, chosen = handle.trace["substituted"]["0.token_mixer"]
         by_hand = [energy_share(one.double().tolist(), 2) for one in x]
-        yield Expectation(
-            "share below half resolution", torch.tensor(by_hand), over_resolution(x.double()).float().cpu()
-        )
+        share = over_resolution(x.double()).float().cpu()
+        yield Expectation("share below half resolution", torch.tensor(by_hand), share)
         yield Expectation("maps coarsened", torch.tensor(sum(s >= 0.5 for s in by_hand)), torch.tensor(chosen))
         # Half of a wave at the limit is held, 63 / 255 of white noise.
         limit = (0.5 - 63 / 255) / (1 - 63 / 255)
@@ -66,18 +65,14 @@ class StrideAttentionCases(Cases):
 
     def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         yield from coarse_scores_are_means(2, 2, seed, device)
-        with fork_seed(seed):
-            x = torch.randn(2, 3, 8, 8, dtype=torch.float64, device=device)
-        yield Expectation("mean of a map", x.mean((2, 3)), cell_means(x, 2).mean((2, 3)))
-        case = map_case("redundant", seed, device)
-        attention, flat = case.target, case.inputs
+        flat = map_case("redundant", seed, device)
         with torch.no_grad():
-            coarse = attend_coarsely(attention, flat, Coarseness(2, 2, 1))
-            yield Expectation("result on constant maps", attention(flat), coarse)
+            coarse = attend_coarsely(flat.target, flat.inputs, Coarseness(2, 2, 1))
+            yield Expectation("result on constant maps", flat.target(flat.inputs), coarse)
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        target = map_case("typical", 0, device).target
-        x = map_case("typical", 0, device).inputs.clone()
+        case = map_case("typical", 0, device)
+        target, x = case.target, case.inputs.clone()
         x[0, 0, 0, 0] = torch.nan
         strided = MapAttention(CHANNELS, (8, 8), 2, 4, 2, stride=2).to(device)
         yield Invalid("inputs with NaN", lambda: STRIDE.measure(target, x), "not finite")
