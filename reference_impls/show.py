@@ -130,9 +130,9 @@ def panels(
     ticks: Sequence[int],
     *,
     powers_of_two: bool = False,
-) -> np.ndarray[Any, Any]:
+) -> list[Axes]:
     """`trade_off` of several records side by side, by their titles, such as a full one and one run now: the axes."""
-    _, axes = plt.subplots(1, len(records), figsize=(10, 3.4))
+    axes = list(plt.subplots(1, len(records), figsize=(10, 3.4))[1])
     for axis, (title, record) in zip(axes, records.items(), strict=True):
         trade_off(axis, record, cost, relative=False)
         if powers_of_two:
