@@ -121,7 +121,7 @@ records = {"full record": tokens, "enlarged": tokens, "run now": run("stride-att
 axes = show.panels(records, "samples", "tokens that attend", [1, 4, 16, 64], powers_of_two=True)
 low = min(p.quality.value for p in (*tokens.points, *tokens.controls[0].points))
 axes[1].set(ylim=(low - 0.02, tokens.baseline.quality.value + 0.02))
-axes[0].legend(fontsize=8, loc="lower center")
+axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, 0.93))
 plt.show()
 show.gains(tokens, "cells of random positions")
 
