@@ -19,10 +19,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from reference_impls.accounting.record import Record
+from typing import Any
 
 PROGRESS = "ATLAS-PROGRESS "
 """Starts a line of progress on standard error; a JSON object with `label`, `done` and `total` follows."""
@@ -36,11 +33,7 @@ class NetworkRefused(PermissionError):
 
 
 class ExperimentError(Exception):
-    """A failure whose kind is known."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    """A failure whose kind is known: (kind, message)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,17 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for the experiment's prints and those of native libraries
-    if options.memory:
+    if options.memory and sys.platform == "linux":
         _limit_memory(options.memory, options.device)
     _refuse_network()
     try:
-        result = _run(options)
-        if isinstance(result, dict):
-            _write(options.result, json.dumps(result))
-        else:
-            from reference_impls.accounting import pictures
-
-            pictures.save(result, options.result)
+        _run(options)
     except BaseException as error:
         traceback.print_exc()
         kind, message = _explain(error)
@@ -76,32 +63,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> Record | dict[str, str]:
+def _run(options: argparse.Namespace) -> None:
+    owner, file = options.technique, options.result
     try:
-        from reference_impls.accounting.record import Record
+        from reference_impls.accounting import pictures
         from reference_impls.study import registry
         from reference_impls.study.plan import Context
-        from reference_impls.study.run import measure
 
-        module = registry.experiment(options.technique, options.package)
-        found = {scenario.name: scenario for scenario in module.SCENARIOS}
+        found = registry.scenarios(owner, options.package)
     except Exception as error:
-        raise ExperimentError(
-            "import", f"the experiment of {options.technique!r} cannot be imported: {_name(error)}"
-        ) from error
+        raise ExperimentError("import", f"the experiment of {owner!r} cannot be imported: {_name(error)}") from error
     if options.list:
-        return {name: scenario.title for name, scenario in found.items()}
+        return _write(file, json.dumps({name: scenario.title for name, scenario in found.items()}))
     name = options.scenario or next(iter(found), None)
     if name not in found:
-        there = ", ".join(found) or "none"
-        raise ExperimentError("usage", f"{options.technique!r} has no scenario {name!r}; there are: {there}")
-    record = measure(options.technique, found[name], Context(options.budget, options.device, progress=_report))
-    if not isinstance(record, Record):
-        raise ExperimentError(
-            "invalid-record",
-            f"the scenario {name!r} must return a record (`Study.record` makes one), got {type(record).__name__}",
-        )
-    return record
+        raise ExperimentError("usage", f"{owner!r} has no scenario {name!r}; there are: {', '.join(found) or 'none'}")
+    record: object = registry.measure(owner, found[name], Context(options.budget, options.device, progress=_report))
+    if not isinstance(record, pictures.Record):
+        what = f"the scenario {name!r} must return a record (`Study.record` makes one), got {type(record).__name__}"
+        raise ExperimentError("invalid-record", what)
+    return pictures.save(record, file)
 
 
 def _report(label: str, done: int, total: int) -> None:
@@ -113,11 +94,9 @@ def _explain(error: BaseException) -> tuple[str, str]:
     """Kind and message of a failure, from the first cause whose kind is known."""
     import pydantic
 
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
     for link in chain:
         if type(link).__name__ == "MissingAsset":
             return "missing-asset", str(link)
@@ -127,7 +106,8 @@ def _explain(error: BaseException) -> tuple[str, str]:
             return "memory", f"the experiment ran out of memory; make it smaller, or allow more memory: {_name(link)}"
     for link in chain:
         if isinstance(link, ExperimentError):
-            return link.kind, str(link)
+            kind, message = link.args
+            return kind, message
         if isinstance(link, pydantic.ValidationError):
             return "invalid-record", f"the result record is not valid: {link}"
     return "exception", f"the experiment failed: {_name(error)}"
@@ -148,8 +128,6 @@ def _limit_memory(size: int, device: str) -> None:
 
     Only on Linux, where the limit counts private writable memory alone; CUDA reserves far more than it uses.
     """
-    if sys.platform != "linux":
-        return
     import resource
 
     if not device.startswith("cuda"):

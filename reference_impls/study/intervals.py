@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from reference_impls.accounting.record import Interval, Quality
+from reference_impls.accounting.record import Interval
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t, 1 to 10 degrees of freedom."""
@@ -26,22 +26,10 @@ def over_items(values: Iterable[float], *, seed: int = 0) -> Interval:
     items = np.asarray(list(values), dtype=float)
     draws = np.random.default_rng(seed).integers(0, len(items), (1000, len(items)))
     mean = float(items.mean())
-    low, high = np.percentile(items[draws].mean(1), [2.5, 97.5])
-    return Interval(value=mean, low=min(float(low), mean), high=max(float(high), mean), n=len(items))
+    low, high = np.percentile(items[draws].mean(1), [2.5, 97.5]).tolist()
+    return Interval(value=mean, low=min(low, mean), high=max(high, mean), n=len(items))
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> Interval:
     """Mean of values - others, pair by pair, with its t interval."""
     return over_seeds([a - b for a, b in zip(values, others, strict=True)])
-
-
-def quality(metric: str, interval: Interval, *, higher_is_better: bool = True) -> Quality:
-    """An interval as a quality."""
-    return Quality(**dict(interval), metric=metric, higher_is_better=higher_is_better)
-
-
-def share(interval: Interval) -> Interval:
-    """An interval of something that lies in [0, 1], cut there."""
-    if interval.low is None or interval.high is None:
-        return interval
-    return Interval(value=interval.value, low=max(interval.low, 0.0), high=min(interval.high, 1.0), n=interval.n)

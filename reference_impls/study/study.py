@@ -16,13 +16,14 @@ Variants are added with what they deliver, once for each seed or at once, then m
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from reference_impls.accounting.count import count
+from reference_impls.accounting.count import Tally, count
 from reference_impls.accounting.record import Control, Interval, Measured, Point, Quality, Record, Table, WallTime
 from reference_impls.accounting.record import Variant as VariantRecord
 from reference_impls.accounting.timing import repeat, speed_up, wall_time
@@ -62,7 +63,7 @@ class Cost:
 
     def plus(self, macs: int) -> Cost:
         """With MACs that the counter cannot see, such as those of a library outside torch, added."""
-        return Cost(self.macs + macs, self.bytes, self.uncounted, self.samples)
+        return replace(self, macs=self.macs + macs)
 
 
 def pooled(costs: Sequence[Cost]) -> Cost:
@@ -139,11 +140,10 @@ class Study(Generic[P_co]):
         knobs = dict(knobs or {})
         variant = self._variants.setdefault((series, tuple(sorted(knobs.items()))), Variant(series, knobs))
         if score is not None:
-            variant.scores += [score] if isinstance(score, (int, float)) else [float(s) for s in score]
-        given: dict[str, Any] = {"quality": quality, "samples": samples, "redundancy": redundancy, "cost": cost}
+            variant.scores += np.atleast_1d(score).tolist()
         if call is not None:
-            given |= {"call": call, "units": units}
-        for name, value in given.items():
+            variant.call, variant.units = call, units
+        for name, value in (("quality", quality), ("samples", samples), ("redundancy", redundancy), ("cost", cost)):
             if value is not None:
                 setattr(variant, name, value)
 
@@ -166,14 +166,10 @@ class Study(Generic[P_co]):
         """
         waiting = {str(n): v for n, v in enumerate(self._variants.values()) if v.call and v.cost is None}
         calls = {label: v.call for label, v in waiting.items() if v.call}
-        costs = measure_calls(
-            calls,
-            units={label: v.units for label, v in waiting.items()},
-            repetitions=self.plan.repetitions if repetitions is None else repetitions,
-            threads=self.context.threads,
-        )
-        for label, variant in waiting.items():
-            variant.cost = costs[label]
+        units = {label: v.units for label, v in waiting.items()}
+        rounds = self.plan.repetitions if repetitions is None else repetitions
+        for label, cost in measure_calls(calls, units=units, repetitions=rounds, threads=self.context.threads).items():
+            waiting[label].cost = cost
 
     def cost(self, series: str, **knobs: Any) -> Cost:
         """What a variant cost. Raises LookupError before it was measured."""
@@ -185,74 +181,49 @@ class Study(Generic[P_co]):
     def record(
         self,
         *,
-        data: str,
-        unit: str,
-        knobs: Sequence[str],
         metric: str,
-        redundancy: Measured,
-        model: str | None = None,
-        controls: Mapping[str, str] | None = None,
         higher_is_better: bool = True,
-        notes: Sequence[str] = (),
-        tables: Mapping[str, Table] | None = None,
-        extra: Mapping[str, float | Interval | str] | None = None,
+        controls: Mapping[str, str] | None = None,
         pictures: Mapping[str, Any] | None = None,
+        **said: Any,
     ) -> Record:
         """The record of everything that was added and measured, with paired speed-ups and gains.
 
         Args:
-            knobs: names of the knobs that the sweep moves, the main one first.
             metric, higher_is_better: what the scores are.
             controls: series -> what differs from the technique's own points.
             pictures: name -> array, saved beside the record.
+            said: the other fields of the `Record`: `data`, `unit`, `knobs`, `redundancy`, perhaps `model`, `notes`, ...
         Raises: ValueError for a series that is neither the technique's nor a control that is said here.
         """
         controls = dict(controls or {})
-        joint = self.scenario.benchmark == self.owner
+        joint, where, budget = self.scenario.benchmark == self.owner, self.scenario, self.context.budget
         rest = {v.series for v in self._variants.values()} - {BASELINE, *controls}
         if unsaid := rest - {TECHNIQUE} if not joint else set():
             raise ValueError(f"say in `controls` what these series are: {', '.join(sorted(unsaid))}")
+        fields = partial(self._fields, metric=metric, higher_is_better=higher_is_better, controls=list(controls))
 
-        def fields(variant: Variant) -> dict[str, Any]:
-            return self._fields(variant, metric, higher_is_better, list(controls))
+        def points(names: Collection[str], joint: bool = False) -> tuple[Point, ...]:
+            chosen = [v for v in self._variants.values() if v.series in names]
+            return tuple(Point(**fields(v), knobs=v.knobs, technique=v.series if joint else None) for v in chosen)
 
-        points = [
-            Point(**fields(v), knobs=v.knobs, technique=v.series if joint else None)
-            for v in self._variants.values()
-            if v.series in rest
-        ]
         record = Record(
             technique=None if joint else self.owner,
-            benchmark=self.scenario.benchmark,
-            scenario=self.scenario.name,
-            title=self.scenario.title,
-            budget=self.context.budget,
-            data=data,
-            model=model,
-            unit=unit,
-            knobs=tuple(knobs),
+            benchmark=where.benchmark,
+            scenario=where.name,
+            title=where.title,
+            budget=budget,
             baseline=VariantRecord(**fields(self.baseline)),
-            points=tuple(points),
-            controls=tuple(
-                Control(
-                    name=name, about=about, points=tuple(Point(**fields(v), knobs=v.knobs) for v in self.series(name))
-                )
-                for name, about in controls.items()
-            ),
-            redundancy=redundancy,
-            tables=dict(tables or {}),
+            points=points(rest, joint),
+            controls=tuple(Control(name=n, about=about, points=points({n})) for n, about in controls.items()),
             pictures=tuple(pictures or ()),
             seeds=self.plan.seeds,
             device=self.device,
             machine=machine(self.device, self.context.threads),
             versions=versions(),
-            command=(
-                f"redundancy run {self.owner} --scenario {self.scenario.name} --budget {self.context.budget} "
-                f"--device {self.device}"
-            ),
+            command=f"redundancy run {self.owner} --scenario {where.name} --budget {budget} --device {self.device}",
             date=datetime.date.today().isoformat(),
-            notes=tuple(notes),
-            extra=dict(extra or {}),
+            **said,
         )
         record.arrays.update({name: np.asarray(x, dtype=np.float32) for name, x in (pictures or {}).items()})
         return record
@@ -300,21 +271,16 @@ def measure_calls(
     """Count every call once, and time all of them in interleaved rounds; all figures are per unit of work."""
     if not calls:
         return {}
-    tallies = {}
+    costs, tallies = {}, dict[str, Tally]()
     for label, call in calls.items():
-        with count() as tally:
+        with count() as tallies[label]:
             call()
-        tallies[label] = tally
     times = repeat(calls, repetitions=repetitions, threads=threads)
-    return {
-        label: Cost(
-            macs=round(tally.macs / units[label]),
-            bytes=round(tally.bytes / units[label]),
-            uncounted=tuple(sorted(tally.uncounted)),
-            samples=tuple(sample / units[label] for sample in times[label]),
-        )
-        for label, tally in tallies.items()
-    }
+    for label, tally in tallies.items():
+        macs, moved = round(tally.macs / units[label]), round(tally.bytes / units[label])
+        samples = tuple(sample / units[label] for sample in times[label])
+        costs[label] = Cost(macs, moved, tuple(sorted(tally.uncounted)), samples)
+    return costs
 
 
 def measured(
@@ -324,9 +290,10 @@ def measured(
     interval: Callable[[Sequence[float]], Interval] = intervals.over_seeds,
 ) -> Measured:
     """Redundancy measured once for each seed, or with `intervals.over_items` for each data item, and its nulls."""
-    mean = intervals.share(interval([one.value for one in found]))
+    mean = interval([one.value for one in found])
+    ends = {} if mean.low is None or mean.high is None else {"low": max(mean.low, 0.0), "high": min(mean.high, 1.0)}
     where = {name: float(np.mean([one.where[name] for one in found])) for name in found[0].where}
-    return Measured(**dict(mean), measure=found[0].measure, where=where, null=dict(null or {}))
+    return Measured(**dict(mean) | ends, measure=found[0].measure, where=where, null=dict(null or {}))
 
 
 def table(about: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
 
 from reference_impls.data import assets
 
@@ -71,12 +72,8 @@ def train(
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     steps = recipe.epochs * -(-len(x) // recipe.batch_size)
-    schedule = None
-    if steps > 2:  # fewer leave no room for a schedule
-        warm_up = max(0.1, 2 / steps)  # one step of warm-up at least: OneCycleLR divides by its length
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, max_lr=recipe.lr, total_steps=steps, pct_start=warm_up
-        )
+    # Fewer than three steps leave no room for a schedule, and OneCycleLR divides by the length of the warm-up.
+    schedule = OneCycleLR(optimiser, recipe.lr, steps, pct_start=max(0.1, 2 / steps)) if steps > 2 else None
     model.train()
     with fork_seed(seed):
         for epoch in range(recipe.epochs):
@@ -93,11 +90,7 @@ def train(
 
 
 def trained(name: str, spec: Mapping[str, Any], build: Callable[[], M], fit: Callable[[M], nn.Module]) -> M:
-    """A trained model, from the cache if the same `spec` was trained before.
-
-    `spec` holds every choice that the weights follow from (architecture, data, recipe, seed); together with the torch
-    version it names the checkpoint.
-    """
+    """A trained model, from the cache if the same `spec` (architecture, data, recipe, seed) was trained before."""
     model = build()
     model.load_state_dict(cached(name, spec, lambda: fit(build()).state_dict(), folder="checkpoints"))
     return model.eval()
