@@ -2,9 +2,9 @@
 
     with count() as tally:
         model(x)
-    tally.MACs, tally.bytes, tally.uncounted
+    tally.macs, tally.bytes, tally.uncounted
 
-MACs are multiply-accumulates (MACs): one multiplication with the addition that follows it. They are counted from
+MACs are multiply-accumulates: one multiplication with the addition that follows it. They are counted from
 the shapes of the operators that torch really dispatches, as dense kernels execute them: a padded zero, a zero of the
 data or a masked (causal) attention score counts like any other number, since the kernel may not know that it is zero.
 A technique saves MACs only by dispatching smaller ones.
@@ -40,12 +40,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-OUTSIDE = "(outside)"
-"""The key of `Tally.by_module` for what runs outside any forward pass of the model, such as the backward pass."""
 
 
 @dataclass
@@ -58,41 +54,16 @@ class Tally:
     """Bytes of operands read and results written (defined in the module's docstring)."""
     by_operator: Counter[str] = field(default_factory=Counter)
     """Operator, such as `aten.mm.default` -> its MACs."""
-    by_module: Counter[str] = field(default_factory=Counter)
-    """With `count(model)`: module name -> MACs that ran in it and in none of its children; `""` is the model."""
     uncounted: Counter[str] = field(default_factory=Counter)
     """Operators that computed with floating point numbers but have no formula -> number of calls."""
 
 
 @contextmanager
-def count(model: nn.Module | None = None) -> Iterator[Tally]:
-    """Count the MACs and bytes of everything that torch runs inside the block.
-
-    Args:
-        model: also attribute the MACs to the modules of this model, in `Tally.by_module`.
-    """
+def count() -> Iterator[Tally]:
+    """Count the MACs and bytes of everything that torch runs inside the block."""
     tally = Tally()
-    running: list[str] = []
-    hooks = []
-    if model is not None:
-        names = {module: name for name, module in model.named_modules()}
-
-        def enter(module: nn.Module, inputs: Any) -> None:
-            if module in names:
-                running.append(names[module])
-
-        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            if module in names and running:
-                running.pop()
-
-        # Hooks on the modules themselves would switch off the fused path of nn.TransformerEncoderLayer.
-        hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-    try:
-        with _Counting(tally, running if model is not None else None):
-            yield tally
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _Counting(tally):
+        yield tally
 
 
 # Formulas: (arguments by their name in the operator's schema, result) -> MACs, or None if they cannot be told.
@@ -135,22 +106,20 @@ def _convolution_backward(arg: dict[str, Any], _: Any) -> int:
     return forward * (int(arg["output_mask"][0]) + int(arg["output_mask"][1]))
 
 
-def _attention(
-    query_key: int, value: int, *, heads_first: bool = True, cumulated: tuple[str, str] = ("", "")
-) -> Formula:
+def _attention(query_key: int, value: int, *, packed: tuple[str, ...] = ()) -> Formula:
     """Attention of query (B, H, N, E) over key (B, H_kv, M, E) and value (B, H_kv, M, E_v).
 
     A product Q K^T costs B H N M E, a product with V costs B H N M E_v. The formula adds `query_key` of the first kind
     and `value` of the second: 1 and 1 forward; 3 (the scores again, dQ, dK) and 2 (dV, dP) in the backward pass of a
     fused kernel. H counts the heads of the query (grouped queries share keys, not products). Causal or masked scores
-    count like the others. With `heads_first` false, the layout is (B, N, H, E). `cumulated` names the arguments that
-    hold the bounds of packed sequences, if the operator has them.
+    count like the others. With `packed` the layout is (B, N, H, E), and these arguments hold the bounds of packed
+    sequences, if there are any.
     """
 
     def macs(arg: dict[str, Any], _: Any) -> int:
         q, k, v = arg["query"], arg["key"], arg["value"]
-        length, heads = (2, 1) if heads_first else (1, 2)
-        bounds = [b for name in cumulated if (b := arg.get(name)) is not None]
+        length, heads = (1, 2) if packed else (2, 1)
+        bounds = [b for name in packed if (b := arg.get(name)) is not None]
         if len(bounds) == 2:  # packed: batch 1, sequences one after the other
             n, m = (b.diff().tolist() for b in bounds)
             scores = sum(i * j for i, j in zip(n, m, strict=True)) * q.shape[-2]
@@ -175,15 +144,10 @@ def _length(x: Tensor) -> int:
     return max((t.shape[0] for t in x.unbind()), default=0) if x.is_nested else int(x.shape[1])
 
 
-def _fused_attention(arg: dict[str, Any], _: Any) -> int:
-    return _multi_head_attention(arg["query"], arg["key"], arg["embed_dim"])
-
-
 def _fused_encoder_layer(arg: dict[str, Any], _: Any) -> int:
     x, width = arg["src"], arg["embed_dim"]
     feed_forward: int = arg["ffn_weight_1"].numel() + arg["ffn_weight_2"].numel()
-    tokens: int = x.numel() // width
-    return _multi_head_attention(x, x, width) + tokens * feed_forward
+    return _multi_head_attention(x, x, width) + x.numel() // width * feed_forward
 
 
 def _recurrent(steps: Tensor, weights: Sequence[Tensor], passes: int = 1) -> int:
@@ -199,57 +163,41 @@ def _cudnn_recurrent(arg: dict[str, Any], _: Any) -> int:
 _FLASH_BOUNDS = ("cum_seq_q", "cum_seq_k")
 _EFFICIENT_BOUNDS = ("cu_seqlens_q", "cu_seqlens_k")
 
-FORMULAS: dict[str, Formula] = {
-    "convolution": _convolution_forward,
-    "_convolution": _convolution_forward,
-    "mkldnn_convolution": lambda a, out: _convolution(a["self"], a["weight"], out, False),
-    "cudnn_convolution": lambda a, out: _convolution(a["self"], a["weight"], out, False),
-    "cudnn_convolution_transpose": lambda a, out: _convolution(a["self"], a["weight"], out, True),
-    "convolution_overrideable": _convolution_forward,
-    "convolution_backward": _convolution_backward,
-    "convolution_backward_overrideable": _convolution_backward,
-    "mm": _matrix_product("self", "mat2"),
-    "bmm": _matrix_product("self", "mat2"),
-    "addmm": _matrix_product("mat1", "mat2"),
-    "addmm_": _matrix_product("mat1", "mat2"),
-    "_addmm_activation": _matrix_product("mat1", "mat2"),
-    "_int_mm": _matrix_product("self", "mat2"),
-    "_scaled_mm": _matrix_product("self", "mat2"),
-    "baddbmm": _matrix_product("batch1", "batch2"),
-    "baddbmm_": _matrix_product("batch1", "batch2"),
-    "addbmm": _matrix_product("batch1", "batch2"),
-    "addbmm_": _matrix_product("batch1", "batch2"),
-    "mv": _matrix_product("self", "vec"),
-    "addmv": _matrix_product("mat", "vec"),
-    "addmv_": _matrix_product("mat", "vec"),
-    "dot": _matrix_product("self", "tensor"),
-    "vdot": _matrix_product("self", "other"),
-    "_sparse_addmm": _matrix_product("mat1", "mat2"),
-    "addr": lambda a, _: a["vec1"].numel() * a["vec2"].numel(),
-    "addr_": lambda a, _: a["vec1"].numel() * a["vec2"].numel(),
-    "linear": lambda a, _: a["input"].numel() // a["weight"].shape[-1] * a["weight"].numel(),
-    "_scaled_dot_product_flash_attention": _attention(1, 1),
-    "_scaled_dot_product_flash_attention_for_cpu": _attention(1, 1),
-    "_scaled_dot_product_efficient_attention": _attention(1, 1),
-    "_scaled_dot_product_cudnn_attention": _attention(1, 1),
-    "_scaled_dot_product_fused_attention_overrideable": _attention(1, 1),
-    "_scaled_dot_product_attention_math_for_mps": _attention(1, 1),
-    "_flash_attention_forward": _attention(1, 1, heads_first=False, cumulated=_FLASH_BOUNDS),
-    "_efficient_attention_forward": _attention(1, 1, heads_first=False, cumulated=_EFFICIENT_BOUNDS),
-    "_scaled_dot_product_flash_attention_backward": _attention(3, 2),
-    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention(3, 2),
-    "_scaled_dot_product_efficient_attention_backward": _attention(3, 2),
-    "_scaled_dot_product_cudnn_attention_backward": _attention(3, 2),
-    "_scaled_dot_product_fused_attention_overrideable_backward": _attention(3, 2),
-    "_flash_attention_backward": _attention(3, 2, heads_first=False, cumulated=_FLASH_BOUNDS),
-    "_efficient_attention_backward": _attention(3, 2, heads_first=False, cumulated=_EFFICIENT_BOUNDS),
-    "_native_multi_head_attention": _fused_attention,
-    "_transformer_encoder_layer_fwd": _fused_encoder_layer,
-    "mkldnn_rnn_layer": lambda a, _: _recurrent(a["input"], (a["weight0"], a["weight1"])),
-    "mkldnn_rnn_layer_backward": lambda a, _: _recurrent(a["input"], (a["weight1"], a["weight2"]), passes=2),
-    "_cudnn_rnn": _cudnn_recurrent,
-    "_cudnn_rnn_backward": _cudnn_recurrent,
+_PRODUCTS = {
+    ("self", "mat2"): "mm bmm _int_mm _scaled_mm",
+    ("mat1", "mat2"): "addmm addmm_ _addmm_activation _sparse_addmm",
+    ("batch1", "batch2"): "baddbmm baddbmm_ addbmm addbmm_",
+    ("self", "vec"): "mv",
+    ("mat", "vec"): "addmv addmv_",
+    ("self", "tensor"): "dot",
+    ("self", "other"): "vdot",
 }
+_ATTENTION = (
+    "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_fused_attention_overrideable"
+)
+_FORMULAS: tuple[tuple[str, Formula], ...] = (
+    ("convolution _convolution convolution_overrideable", _convolution_forward),
+    ("mkldnn_convolution cudnn_convolution", lambda a, out: _convolution(a["self"], a["weight"], out, False)),
+    ("cudnn_convolution_transpose", lambda a, out: _convolution(a["self"], a["weight"], out, True)),
+    ("convolution_backward convolution_backward_overrideable", _convolution_backward),
+    *((operators, _matrix_product(*operands)) for operands, operators in _PRODUCTS.items()),
+    ("addr addr_", lambda a, _: a["vec1"].numel() * a["vec2"].numel()),
+    ("linear", lambda a, _: a["input"].numel() // a["weight"].shape[-1] * a["weight"].numel()),
+    (f"{_ATTENTION} _scaled_dot_product_attention_math_for_mps", _attention(1, 1)),
+    (_ATTENTION.replace(" ", "_backward ") + "_backward", _attention(3, 2)),
+    ("_flash_attention_forward", _attention(1, 1, packed=_FLASH_BOUNDS)),
+    ("_efficient_attention_forward", _attention(1, 1, packed=_EFFICIENT_BOUNDS)),
+    ("_flash_attention_backward", _attention(3, 2, packed=_FLASH_BOUNDS)),
+    ("_efficient_attention_backward", _attention(3, 2, packed=_EFFICIENT_BOUNDS)),
+    ("_native_multi_head_attention", lambda a, _: _multi_head_attention(a["query"], a["key"], a["embed_dim"])),
+    ("_transformer_encoder_layer_fwd", _fused_encoder_layer),
+    ("mkldnn_rnn_layer", lambda a, _: _recurrent(a["input"], (a["weight0"], a["weight1"]))),
+    ("mkldnn_rnn_layer_backward", lambda a, _: _recurrent(a["input"], (a["weight1"], a["weight2"]), passes=2)),
+    ("_cudnn_rnn _cudnn_rnn_backward", _cudnn_recurrent),
+)
+FORMULAS = {operator: formula for operators, formula in _FORMULAS for operator in operators.split()}
 """Operators of the `aten` namespace with a formula. Composite operators (`conv2d`, `einsum`, `matmul`, ...) need none:
 they are counted by what they decompose into, so nothing is counted twice."""
 
@@ -274,35 +222,25 @@ ALLOCATION = _operators(
 GATHER = _operators("_unsafe_index embedding gather index index_select masked_select take")
 """Operators that read only as many elements of their first operand as they return."""
 
-SCATTER = {
-    "index_add_": "source",
-    "index_copy_": "source",
-    "put_": "source",
-    "scatter_": "index",
-    "scatter_add_": "index",
-    "scatter_reduce_": "index",
-}
+SCATTER = dict.fromkeys(("index_add_", "index_copy_", "put_"), "source") | dict.fromkeys(
+    ("scatter_", "scatter_add_", "scatter_reduce_"), "index"
+)
 """Operators that write, in place, only as many elements as the named argument has. `index_put_` does too."""
 
 OVERWRITE = _operators("copy_ index_copy_ index_put_ _index_put_impl_ put_ scatter_")
 """Operators in place that do not read what they write over, unless they reduce or accumulate."""
 
-MOVEMENT = (
-    CREATION
-    | ALLOCATION
-    | GATHER
-    | OVERWRITE
-    | _operators(
-        "_local_scalar_dense _nested_from_padded _nested_tensor_from_mask _nested_tensor_from_mask_left_aligned "
-        "_nested_tensor_from_tensor_list _pack_padded_sequence _to_dense _to_sparse bernoulli cat clone "
-        "constant_pad_nd copy dequantize diag_embed diagonal_scatter embedding_dense flip im2col index_fill "
-        "index_fill_ index_put masked_fill masked_fill_ masked_scatter masked_scatter_ native_channel_shuffle "
-        "pixel_shuffle pixel_unshuffle put reflection_pad1d reflection_pad2d reflection_pad3d repeat "
-        "replication_pad1d replication_pad2d replication_pad3d roll rot90 scatter select_scatter slice_scatter stack "
-        "to_mkldnn to_padded_tensor tril tril_ triu triu_ unsafe_split unsafe_split_with_sizes upsample_nearest1d "
-        "upsample_nearest2d upsample_nearest3d where"
-    )
+_MOVED = _operators(
+    "_local_scalar_dense _nested_from_padded _nested_tensor_from_mask _nested_tensor_from_mask_left_aligned "
+    "_nested_tensor_from_tensor_list _pack_padded_sequence _to_dense _to_sparse bernoulli cat clone "
+    "constant_pad_nd copy dequantize diag_embed diagonal_scatter embedding_dense flip im2col index_fill "
+    "index_fill_ index_put masked_fill masked_fill_ masked_scatter masked_scatter_ native_channel_shuffle "
+    "pixel_shuffle pixel_unshuffle put reflection_pad1d reflection_pad2d reflection_pad3d repeat "
+    "replication_pad1d replication_pad2d replication_pad3d roll rot90 scatter select_scatter slice_scatter stack "
+    "to_mkldnn to_padded_tensor tril tril_ triu triu_ unsafe_split unsafe_split_with_sizes upsample_nearest1d "
+    "upsample_nearest2d upsample_nearest3d where"
 )
+MOVEMENT = CREATION | ALLOCATION | GATHER | OVERWRITE | _MOVED
 """Operators whose results hold nothing but elements of their operands (verbatim, or converted to another type),
 constants and random numbers; so do the copying forms of views, whose names end in `_copy`."""
 
@@ -322,10 +260,9 @@ def _accumulates(arg: dict[str, Any]) -> bool:
 
 
 class _Counting(TorchDispatchMode):
-    def __init__(self, tally: Tally, running: list[str] | None) -> None:
+    def __init__(self, tally: Tally) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tally = tally
-        self.running = running
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -335,14 +272,16 @@ class _Counting(TorchDispatchMode):
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         out = func(*args, **kwargs)
         if not func.is_view and torch.Tag.inplace_view not in func.tags:
-            self._add(func, _by_name(func, args, kwargs), operands, out)
+            # Arguments by their names in the operator's schema; those left at their default are absent.
+            self._add(func, dict(zip(_names(func), args, strict=False)) | kwargs, operands, out)
         return out
 
     def _add(self, func: Any, arg: dict[str, Any], operands: dict[int, Tensor], out: Any) -> None:
         tally, name, operator = self.tally, str(func), func._schema.name.split("::")[1]
         results = {id(t): t for t in _tensors(out)}
         written = _written(func, arg)
-        if not written and _is_view(operands, results):
+        known = {_storage(t) for t in operands.values()}
+        if results and not written and all(_storage(t) in known for t in results.values()):  # a view
             return
         tally.bytes += _bytes_moved(operator, arg, operands, results, written)
         formula = FORMULAS.get(operator) if func.namespace == "aten" else None
@@ -350,8 +289,6 @@ class _Counting(TorchDispatchMode):
         if macs is not None:
             tally.macs += macs
             tally.by_operator[name] += macs
-            if self.running is not None:
-                tally.by_module[self.running[-1] if self.running else OUTSIDE] += macs
         elif _is_arithmetic(operator, arg, (operands | results).values()):
             tally.uncounted[name] += 1
 
@@ -401,12 +338,6 @@ def _touched(operator: str, arg: dict[str, Any], x: Tensor) -> int:
     return math.prod(places) * (x.numel() // indexed) if indexed else 0
 
 
-def _is_view(operands: dict[int, Tensor], results: dict[int, Tensor]) -> bool:
-    """Whether all results share the storage of an operand."""
-    storages = {_storage(t) for t in operands.values()}
-    return bool(results) and all(_storage(t) in storages for t in results.values())
-
-
 def _bytes(t: Tensor) -> int:
     """Bytes of the distinct elements of `t`."""
     if t.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
@@ -440,11 +371,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _by_name(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by their names in the operator's schema; those left at their default are absent."""
-    return dict(zip(_names(func), args, strict=False)) | kwargs
-
-
 @cache
 def _is_composite(func: Any) -> bool:
     """Whether torch runs the operator as a composition of others, which inference mode leaves to the dispatcher.
@@ -459,12 +385,12 @@ def _names(func: Any) -> tuple[str, ...]:
     return tuple(argument.name for argument in func._schema.arguments)
 
 
+def _written(func: Any, arg: dict[str, Any]) -> dict[int, tuple[Tensor, bool]]:
+    """Each operand that the operator writes to, by its id, and whether it is an `out=` argument."""
+    return {id(t): (t, is_out) for name, is_out in _mutable(func) for t in _tensors(arg.get(name))}
+
+
 @cache
 def _mutable(func: Any) -> tuple[tuple[str, bool], ...]:
-    """(name, is an `out=` argument) of each argument that the operator writes to."""
-    arguments = func._schema.arguments
-    return tuple((a.name, a.is_out) for a in arguments if a.alias_info is not None and a.alias_info.is_write)
-
-
-def _written(func: Any, arg: dict[str, Any]) -> dict[int, tuple[Tensor, bool]]:
-    return {id(t): (t, is_out) for name, is_out in _mutable(func) for t in _tensors(arg.get(name))}
+    written = [a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return tuple((a.name, a.is_out) for a in written)
