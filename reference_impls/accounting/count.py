@@ -147,7 +147,7 @@ def _length(x: Tensor) -> int:
 def _fused_encoder_layer(arg: dict[str, Any], _: Any) -> int:
     x, width = arg["src"], arg["embed_dim"]
     feed_forward: int = arg["ffn_weight_1"].numel() + arg["ffn_weight_2"].numel()
-    return _multi_head_attention(x, x, width) + x.numel() // width * feed_forward
+    return _multi_head_attention(x, x, width) + int(x.numel() // width * feed_forward)
 
 
 def _recurrent(steps: Tensor, weights: Sequence[Tensor], passes: int = 1) -> int:

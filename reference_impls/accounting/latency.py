@@ -44,17 +44,14 @@ def measure_table(
 ) -> LatencyTable:
     """Milliseconds of each part, all of them measured in the same interleaved rounds.
 
-    Args:
-        parts: what to time; each call runs the part once, on an input of the shape that it has in a network.
-        repetitions, threads: as in `accounting.timing.repeat`.
-        percentile: of the repetitions. On a machine with other work a low one is nearer to the part's own time: a long
-            call is interrupted more often than a short one, so medians of parts do not add up to those of networks.
+    Each call runs the part once, on an input of the shape that it has in a network; rounds as in `timing.repeat`. On a
+    machine with other work a low `percentile` is nearer to a part's own time than the median: a long call is
+    interrupted more often than a short one, so medians of parts do not add up to those of networks.
     Raises: ValueError for no parts.
     """
-    labels = {str(number): part for number, part in enumerate(parts)}
-    variants = {label: parts[part] for label, part in labels.items()}
-    times = repeat(variants, repetitions=repetitions, threads=threads)
-    return LatencyTable({part: float(np.percentile(times[label], percentile)) for label, part in labels.items()})
+    calls = {str(number): call for number, call in enumerate(parts.values())}
+    times = repeat(calls, repetitions=repetitions, threads=threads).values()
+    return LatencyTable({part: float(np.percentile(t, percentile)) for part, t in zip(parts, times, strict=True)})
 
 
 def prediction_error(predicted: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:

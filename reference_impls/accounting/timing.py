@@ -27,33 +27,26 @@ Variants = Mapping[str, Callable[[], object]]
 
 
 def repeat(
-    variants: Variants, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1, units: int = 1
+    variants: Variants, *, repetitions: int = REPETITIONS, warmup: int = 3, threads: int = 1
 ) -> dict[str, list[float]]:
-    """Wall-clock of every repetition in milliseconds per unit; repetition i of all variants belongs to the same round.
+    """Wall-clock of every repetition in milliseconds; repetition i of all variants belongs to the same round.
 
-    Args:
-        variants: what to time; each call does the variant's whole work.
-        repetitions: timed rounds.
-        warmup: rounds before them that are not timed.
-        threads: threads that torch may use, for the time of the measurement.
-        units: units of work that one call does (images in the batch, say).
-
+    repetitions, warmup: rounds that are timed, and rounds before them that are not. threads: of torch, meanwhile.
     Raises: ValueError for no variants, or for numbers that are too small.
     """
     if not variants:
         raise ValueError("there are no variants to time: give at least one label with its call")
-    for name, value, least in (("repetitions", repetitions, 1), ("warmup", warmup, 0), ("units", units, 1)):
+    for name, value, least in (("repetitions", repetitions, 1), ("warmup", warmup, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    labels = list(variants)
-    times: dict[str, list[float]] = {label: [] for label in labels}
+    labels, times = list(variants), {label: list[float]() for label in variants}
     with _steady(threads):
         for round_ in range(-warmup, repetitions):
             first = round_ % len(labels)
             for label in labels[first:] + labels[:first]:
                 elapsed = _elapsed(variants[label])
                 if round_ >= 0:
-                    times[label].append(elapsed / units)
+                    times[label].append(elapsed)
     return times
 
 
@@ -63,11 +56,10 @@ def wall_time(samples: Sequence[float]) -> WallTime:
     return WallTime(median=median, p10=p10, p90=p90, p99=p99, n=len(samples))
 
 
-def speed_up(baseline: Sequence[float], variant: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> Interval:
+def speed_up(baseline: Sequence[float], variant: Sequence[float]) -> Interval:
     """How many times faster `variant` is than `baseline`, two lists of the same `repeat`; below 1 it is slower.
 
-    Median of the ratios within each round, with its 95 % bootstrap interval.
-
+    Median of the ratios within each round, with its 95 % bootstrap interval (2,000 resamples).
     Raises: ValueError if the lists are empty or not of the same length.
     """
     if len(baseline) != len(variant) or not variant:
@@ -76,10 +68,9 @@ def speed_up(baseline: Sequence[float], variant: Sequence[float], *, resamples: 
             "take both from one call of `repeat`"
         )
     ratios = np.asarray(baseline, dtype=float) / np.asarray(variant, dtype=float)
-    generator = np.random.default_rng(seed)
-    medians = np.median(generator.choice(ratios, size=(resamples, len(ratios))), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return Interval(value=float(np.median(ratios)), low=float(low), high=float(high), n=len(ratios))
+    draws = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5]).tolist()
+    return Interval(value=float(np.median(ratios)), low=low, high=high, n=len(ratios))
 
 
 @contextmanager

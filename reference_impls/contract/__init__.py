@@ -8,7 +8,6 @@ from reference_impls.contract.errors import (
     warn_no_effect,
 )
 from reference_impls.contract.knobs import Choice, Given, Integer, Knob, Number, Switch
-from reference_impls.contract.random import generator
 from reference_impls.contract.technique import (
     Case,
     Cases,
@@ -18,5 +17,6 @@ from reference_impls.contract.technique import (
     Redundancy,
     Setting,
     Technique,
+    generator,
     tensors,
 )

@@ -17,8 +17,7 @@ import random
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -112,29 +111,19 @@ def active_settings(technique: Technique) -> list[Setting]:
     return [s for s in technique.settings() if not s.off]
 
 
-def error_between(a: Tensor, b: Tensor) -> float:
-    """Largest difference, relative to the largest magnitude of `a` (0 when the two are equal bit for bit)."""
-    if a.shape != b.shape:
-        raise CheckFailed(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
-    if torch.equal(a, b):
-        return 0.0
-    difference = (a.double() - b.double()).abs().max().item()
-    return difference / max(a.double().abs().max().item(), 1e-30)
-
-
 def require_close(a: Tensor, b: Tensor, what: str) -> None:
-    tolerance = TOLERANCE.get(a.dtype, 0.0)
-    error = error_between(a, b)
-    require(error <= tolerance, f"{what}: relative error {error:.3g} is above {tolerance:g}")
+    """The largest difference, relative to the largest magnitude of `a`, is within tolerance."""
+    require(a.shape == b.shape, f"{what}: shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+    if not torch.equal(a, b):
+        tolerance = TOLERANCE.get(a.dtype, 0.0)
+        error = (a.double() - b.double()).abs().max().item() / max(a.double().abs().max().item(), 1e-30)
+        require(error <= tolerance, f"{what}: relative error {error:.3g} is above {tolerance:g}")
 
 
-@contextmanager
-def applied(technique: Technique, case: Case, setting: Setting) -> Iterator[Handle]:
+def applied(technique: Technique, case: Case, setting: Setting) -> Handle:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoEffectWarning)
-        handle = technique.apply(case.target, **setting.knobs)
-    with handle:
-        yield handle
+        return technique.apply(case.target, **setting.knobs)
 
 
 def run(case: Case, target: Any = None, inputs: Any = None) -> Tensor:
@@ -160,23 +149,17 @@ def counts(technique: Technique, cases: Cases, kind: Kind, setting: Setting | No
     """
     known = _COUNTS.setdefault(cases, {})
     key = (kind, device) if setting is None else (kind, device, type(technique), setting.name)
-    if key not in known:
-        known[key] = _counted(technique, cases.build(kind, SEED, device), setting)
-    return known[key]
-
-
-def _counted(technique: Technique, case: Case, setting: Setting | None) -> tuple[int, int]:
-    if setting is None:
-        with count() as tally:
-            run(case)
-        return tally.macs, 0
-    with count() as tally, applied(technique, case, setting) as handle:
+    if key in known:
+        return known[key]
+    case = cases.build(kind, SEED, device)
+    with count() as tally, applied(technique, case, setting) if setting else Handle(case.target) as handle:
         run(case, handle.target)
+        executed = tally.macs
         # Inside the block, so that a closed form may look at the target it was applied to, and not compute with it.
-        before = tally.macs
-        saving = technique.saving(case.target, case.inputs, handle.trace)
-        require(tally.macs == before, "saving() executed counted MACs: it must be a closed form")
-    return tally.macs, saving
+        saving = technique.saving(case.target, case.inputs, handle.trace) if setting else 0
+    require(tally.macs == executed, "saving() executed counted MACs: it must be a closed form")
+    known[key] = executed, saving
+    return known[key]
 
 
 def module_state(target: Any) -> dict[str, Any]:
@@ -185,8 +168,7 @@ def module_state(target: Any) -> dict[str, Any]:
         return {}
     state: dict[str, Any] = {"values": {k: v.clone() for k, v in target.state_dict().items()}}
     for name, module in target.named_modules():
-        hooks = {key: len(value) for key, value in vars(module).items() if key.endswith("_hooks") and value is not None}
-        state[f"{name}:hooks"] = hooks
+        state[f"{name}:hooks"] = {key: len(x) for key, x in vars(module).items() if key.endswith("_hooks") and x}
         state[f"{name}:attributes"] = sorted(vars(module))
         state[f"{name}:class"] = type(module)
         state[f"{name}:training"] = module.training
@@ -230,9 +212,8 @@ def settings(technique: Technique, cases: Cases, device: str) -> None:
     given = technique.settings()
     require(len(given) >= 2, f"{len(given)} setting(s), at least 2 are needed")
     require(len({s.name for s in given}) == len(given), "two settings share a name")
-    require(
-        [s.off for s in given] == [True] + [False] * (len(given) - 1), "the first setting, and only it, must be off"
-    )
+    off = [s.off for s in given]
+    require(off[0] and sum(off) == 1, "the first setting, and only it, must be off")
 
 
 @check
@@ -252,27 +233,23 @@ def off_equals_baseline(technique: Technique, cases: Cases, device: str) -> None
     """Switched off, the technique leaves the baseline's result."""
     for kind in KINDS:
         case = cases.build(kind, SEED, device)
-        plain = run(case)
-        got = run_with(technique, case, off_setting(technique))
+        plain, got = run(case), run_with(technique, case, off_setting(technique))
         require_close(plain, got, f"on the {kind} case, off differs from the baseline")
-
-
-def _measured(technique: Technique, cases: Cases, kind: Literal["redundant", "null"], device: str) -> float:
-    case = cases.build(kind, SEED, device)
-    return technique.measure(case.target, case.inputs).value
 
 
 @check
 def measure_finds_redundancy(technique: Technique, cases: Cases, device: str) -> None:
     """Data built of nothing but redundancy measure about 1."""
-    value = _measured(technique, cases, "redundant", device)
+    case = cases.build("redundant", SEED, device)
+    value = technique.measure(case.target, case.inputs).value
     require(value >= 0.95, f"measured {value:.3f} on data built of nothing but redundancy, at least 0.95 is due")
 
 
 @check
 def measure_finds_nothing_in_null(technique: Technique, cases: Cases, device: str) -> None:
     """Data built without redundancy measure about 0."""
-    value = _measured(technique, cases, "null", device)
+    case = cases.build("null", SEED, device)
+    value = technique.measure(case.target, case.inputs).value
     require(value <= 0.05, f"measured {value:.3f} on data built without redundancy, at most 0.05 is due")
 
 
@@ -306,9 +283,8 @@ def execution_is_as_declared(technique: Technique, cases: Cases, device: str) ->
     for setting in adaptive:
         dense = {kind: counts(technique, cases, kind, None, device)[0] for kind in KINDS[1:]}
         executed = {kind: counts(technique, cases, kind, setting, device)[0] for kind in KINDS[1:]}
-        fewer = executed["redundant"] < dense["redundant"]
         require(
-            fewer == (technique.execution == "real"),
+            (executed["redundant"] < dense["redundant"]) == (technique.execution == "real"),
             f"{setting.name} is declared {technique.execution}, but executes {executed['redundant']} MACs "
             f"on redundant input where the baseline executes {dense['redundant']}",
         )
@@ -345,8 +321,7 @@ def no_drift(technique: Technique, cases: Cases, device: str) -> None:
         require(torch.equal(first, again), "the second run on the same input differs from the first")
         return
     case = cases.stream(DRIFT_FRAMES, SEED, device)
-    dense = run(case)
-    got = run_with(technique, case, setting)
+    dense, got = run(case), run_with(technique, case, setting)
     errors = (got.double() - dense.double()).flatten(1).abs().amax(1)  # (frames,)
     early, late = errors[1:11].max().item(), errors[-10:].max().item()
     floor = TOLERANCE[dense.dtype] * dense.abs().max().item()
@@ -359,9 +334,7 @@ def undo_restores(technique: Technique, cases: Cases, device: str) -> None:
     for setting in technique.settings():
         case = cases.build("typical", SEED, device)
         before, plain = module_state(case.target), run(case)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoEffectWarning)
-            handle = technique.apply(case.target, **setting.knobs)
+        handle = applied(technique, case, setting)
         run(case, handle.target)
         handle.undo()
         handle.undo()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,6 +28,12 @@ def warn_no_effect(technique: str, why: str) -> None:
     warnings.warn(f"{technique} has no effect here: {why}", NoEffectWarning, stacklevel=4)
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """For the end of a message: the known name that is meant, or all of them."""
+    close = difflib.get_close_matches(name, known := list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known) or 'none'}"
+
+
 def check_tensor(name: str, x: Any, shape: str, *, floating: bool = True, finite: bool = True) -> Tensor:
     """Return `x` if it is a tensor of the rank that `shape` names, else raise an error that says what is wrong.
 
@@ -37,8 +45,7 @@ def check_tensor(name: str, x: Any, shape: str, *, floating: bool = True, finite
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor of shape ({shape.replace(' ', ', ')}), got {type(x).__name__}")
     axes = shape.split()
-    wrong_size = x.ndim == len(axes) and any(a.isdigit() and int(a) != n for a, n in zip(axes, x.shape, strict=True))
-    if x.ndim != len(axes) or wrong_size:
+    if x.ndim != len(axes) or any(a.isdigit() and int(a) != n for a, n in zip(axes, x.shape, strict=True)):
         raise ValueError(f"{name} must have shape ({', '.join(axes)}), got {tuple(x.shape)}")
     if floating and not x.is_floating_point():
         raise TypeError(f"{name} must hold floating point numbers, got {x.dtype}")

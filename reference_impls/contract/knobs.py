@@ -6,13 +6,12 @@ an unknown knob and a bad value before the technique sees it, and the conformanc
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from reference_impls.contract.errors import check_range
+from reference_impls.contract.errors import check_range, nearest
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,22 @@ class Number(Knob):
     low: float = -math.inf
     high: float = math.inf
     low_open: bool = False
+    wrong: ClassVar[float] = math.nan
 
     def check_value(self, name: str, value: Any) -> None:
         check_range(name, value, self.low, self.high, low_open=self.low_open)
 
     def bad(self) -> list[Any]:
         ends = [end for end in (self.low - 1, self.high + 1) if math.isfinite(end)]
-        return [*super().bad(), *ends, *[self.low] * self.low_open, math.nan, "much", True]
+        return [*super().bad(), *ends, *[self.low] * self.low_open, self.wrong, "much", True]
 
 
 @dataclass(frozen=True)
-class Integer(Knob):
+class Integer(Number):
     """An integer in [low, high]; where `listed`, also a list with one for each part."""
 
-    low: int | float = -math.inf
-    high: int | float = math.inf
     listed: bool = False
+    wrong: ClassVar[float] = 1.5
 
     def check_value(self, name: str, value: Any) -> None:
         if self.listed and isinstance(value, Sequence) and not isinstance(value, str):
@@ -77,10 +76,6 @@ class Integer(Knob):
                 self.check(name, one)
         else:
             check_range(name, value, self.low, self.high, integer=True)
-
-    def bad(self) -> list[Any]:
-        ends = [int(end) for end in (self.low - 1, self.high + 1) if math.isfinite(end)]
-        return [*super().bad(), *ends, 1.5, "much", True]
 
 
 @dataclass(frozen=True)
@@ -91,9 +86,7 @@ class Choice(Knob):
 
     def check_value(self, name: str, value: Any) -> None:
         if value not in self.options:
-            close = difflib.get_close_matches(str(value), self.options, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{name} must be {' or '.join(map(repr, self.options))}, got {value!r}{hint}")
+            raise ValueError(f"{name} must be {' or '.join(map(repr, self.options))}, got {value!r}")
 
     def bad(self) -> list[Any]:
         return [*super().bad(), "no such option"]
@@ -115,9 +108,7 @@ def values(technique: str, knobs: Mapping[str, Knob], given: Mapping[str, Any]) 
     """The given values, and the defaults of the others. Raises TypeError for an unknown knob, and as `Knob.check`."""
     for name in given:
         if name not in knobs:
-            close = difflib.get_close_matches(name, knobs, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(knobs) or 'none'}"
-            raise TypeError(f"{technique} has no knob {name!r}; {hint}")
+            raise TypeError(f"{technique} has no knob {name!r}{nearest(name, knobs)}")
     for name, knob in knobs.items():
         if name in given:
             knob.check(name, given[name])

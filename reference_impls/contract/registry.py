@@ -5,12 +5,11 @@ No list is kept anywhere, so a new technique adds only new files.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
-from collections.abc import Sequence
 from types import ModuleType
 
+from reference_impls.contract.errors import nearest
 from reference_impls.contract.technique import Technique
 
 PACKAGE = "reference_impls.techniques"
@@ -25,12 +24,6 @@ def ids() -> list[str]:
     """Ids of every technique with an implementation, sorted; imports none of them."""
     package = importlib.import_module(PACKAGE)
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__))
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """For the end of a message: the known name that is meant, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known) or 'none'}"
 
 
 def load_module(technique_id: str) -> ModuleType:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor
 
 from reference_impls.contract.knobs import Knob, values
@@ -62,10 +63,8 @@ class Handle:
         trace: Callable[[], Mapping[str, Any]] = dict,
         reset: Callable[[], None] = lambda: None,
     ) -> None:
-        self.target = target
+        self.target, self._trace, self._reset = target, trace, reset
         self._undo: Callable[[], None] | None = undo
-        self._trace = trace
-        self._reset = reset
 
     @property
     def host(self) -> Any:
@@ -142,15 +141,17 @@ class Technique(ABC):
         """
 
 
+def generator(seed: int) -> torch.Generator:
+    """A generator on the CPU, so that the draws are the same on every device."""
+    return torch.Generator().manual_seed(seed)
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor in a nested list, tuple or mapping, in order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from tensors(item)
 
 
