@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -34,19 +34,8 @@ def conv_norm_act(
     return nn.Sequential(conv, nn.BatchNorm2d(out), *([act()] if act else []))
 
 
-class ConvNormAct(Protocol):
-    """What makes the convolutions of a network: `conv_norm_act`, or a relative with other padding or names."""
-
-    def __call__(
-        self,
-        channels: int,
-        out: int,
-        kernel: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        *,
-        act: Activation = nn.ReLU6,
-    ) -> nn.Sequential: ...
+ConvNormAct = Callable[..., nn.Sequential]
+"""What makes the convolutions of a network: `conv_norm_act`, or a relative with other padding or names."""
 
 
 class InvertedResidual(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, partial
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from reference_impls.accounting.latency import LatencyTable
 from reference_impls.contract import check_range
 from reference_impls.layers.conv import ConvNorm, Downsample, Stem
 from reference_impls.layers.layout import Size
+
+T = TypeVar("T")
 
 STAGES = 4
 Part = tuple[Hashable, ...]
@@ -26,7 +28,6 @@ class Choice(Protocol):
 
     def parts(self) -> Iterable[Part]:
         """The parts that it is made of."""
-        ...
 
 
 class SearchSpace(ABC):
@@ -52,8 +53,21 @@ class SearchSpace(ABC):
         raise ValueError(f"there is no part {part!r}")
 
     @abstractmethod
+    def choices(self) -> Sequence[Sequence[int]]:
+        """The widths that each stage may have."""
+
+    @abstractmethod
+    def blocks(self, stage: int, width: int) -> list[Part]:
+        """The parts that blocks of a stage are made of at a width."""
+
     def every_part(self) -> list[Part]:
         """Every part of every network of the space."""
+        choices = self.choices()
+        parts: list[Part] = [("stem", c) for c in choices[0]] + [("head", c) for c in choices[-1]]
+        for j, widths in enumerate(choices):
+            parts += [("down", j, before, c) for before in choices[j - 1] for c in widths if j > 0]
+            parts += [part for c in widths for part in self.blocks(j, c)]
+        return parts
 
     def build(self, part: Part) -> nn.Module:
         """A part, freshly initialised."""
@@ -91,6 +105,11 @@ class SearchSpace(ABC):
         if self.patch == 4:
             return Stem(width, self.act, self.in_channels)
         return nn.Sequential(ConvNorm(self.in_channels, width, 3, 2), self.act())
+
+
+def replaced(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
+    """The same values, another one at an index."""
+    return (*values[:index], value, *values[index + 1 :])
 
 
 @cache

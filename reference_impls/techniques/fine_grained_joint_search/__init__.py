@@ -62,22 +62,6 @@ from reference_impls.techniques.latency_driven_slimming.search import (
     random_path,
 )
 
-__all__ = [
-    "Efficiency",
-    "FineGrainedJointSearch",
-    "Network",
-    "Sandwich",
-    "SearchData",
-    "Slimmable",
-    "Space",
-    "Subnet",
-    "Trial",
-    "joint_search",
-    "mobile_efficiency_score",
-    "moves",
-    "random_path",
-]
-
 EXPONENTS: Mapping[str, float] = {"size": 0.5, "latency": 1.0}
 """How much each metric weighs in the score by default: a choice of the atlas, not confirmed to be the paper's."""
 SCORE = 100.0

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,10 @@ from reference_impls.accounting.closed_form import Footprint, Shape
 from reference_impls.contract import check_tensor
 from reference_impls.layers.pooling import Head
 from reference_impls.layers.residual import FeedForward, MapBlock
-from reference_impls.layers.search_space import STAGES, Part, SearchSpace
+from reference_impls.layers.search_space import STAGES, Part, SearchSpace, replaced
 from reference_impls.techniques.attention_downsampling import DualPathDownsample
 from reference_impls.techniques.latency_driven_slimming.search import SearchData
 from reference_impls.techniques.stride_attention import MapAttention
-
-T = TypeVar("T")
 
 ATTENTION_STRIDE = {2: 2, 3: 1}
 """Stages whose blocks may attend, and the stride of their attention."""
@@ -54,13 +52,13 @@ class Subnet:
         """The same with another block at one position; ratio 0 removes it."""
         return dataclasses.replace(
             self,
-            ratios=_replaced(self.ratios, stage, _replaced(self.ratios[stage], index, ratio)),
-            attention=_replaced(self.attention, stage, _replaced(self.attention[stage], index, attends and ratio > 0)),
+            ratios=replaced(self.ratios, stage, replaced(self.ratios[stage], index, ratio)),
+            attention=replaced(self.attention, stage, replaced(self.attention[stage], index, attends and ratio > 0)),
         )
 
     def with_width(self, stage: int, width: int) -> Subnet:
         """The same with another width of one stage."""
-        return dataclasses.replace(self, widths=_replaced(self.widths, stage, width))
+        return dataclasses.replace(self, widths=replaced(self.widths, stage, width))
 
     def parts(self) -> Iterator[Part]:
         """The parts that it is made of, as keys of a latency table."""
@@ -79,10 +77,6 @@ class Subnet:
             blocks = (f"{r}{'a' if a else ''}" if r else "." for r, a in zip(ratios, attention, strict=True))
             rows.append(f"{width} {' '.join(blocks)}")
         return " | ".join(rows)
-
-
-def _replaced(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
-    return (*values[:index], value, *values[index + 1 :])
 
 
 @dataclass(frozen=True)
@@ -153,14 +147,11 @@ class Space(SearchSpace):
         """See `SearchSpace`; all parts work on feature maps."""
         match part:
             case ("down", 3, int(before), int(width)):
-                size = self.map_size(2)
-                attention = (self.heads, self.key_dim // 2, self.ratio)
-                return partial(DualPathDownsample, before, width, size, *attention), (before, *size)
+                size, shape = self.map_size(2), (self.heads, self.key_dim // 2, self.ratio)
+                return partial(DualPathDownsample, before, width, size, *shape), (before, *size)
             case ("attention", int(stage), int(width)):
-                size = self.map_size(stage)
-                attention = (self.heads, self.key_dim, self.ratio)
-                build = partial(MapAttention, width, size, *attention, ATTENTION_STRIDE[stage])
-                return build, (width, *size)
+                size, shape = self.map_size(stage), (self.heads, self.key_dim, self.ratio)
+                return partial(MapAttention, width, size, *shape, ATTENTION_STRIDE[stage]), (width, *size)
             case ("ffn", int(stage), int(width), int(ratio)):
                 return partial(FeedForward, width, ratio * width, local=True), (width, *self.map_size(stage))
             case ("head", int(width)):
@@ -172,15 +163,14 @@ class Space(SearchSpace):
         scale = int(str(part[2])) if part[0] in ("attention", "ffn") else 0
         return super().cost(part) + Footprint(scale)
 
-    def every_part(self) -> list[Part]:
-        """Every part of every network of the space."""
-        parts: list[Part] = [("stem", c) for c in self.widths[0]]
-        for j, widths in enumerate(self.widths):
-            if j > 0:
-                parts += [("down", j, before, c) for before in self.widths[j - 1] for c in widths]
-            parts += [("ffn", j, c, ratio) for c in widths for ratio in self.ratios]
-            parts += [("attention", j, c) for c in widths if j in ATTENTION_STRIDE]
-        return parts + [("head", c) for c in self.widths[-1]]
+    def choices(self) -> tuple[tuple[int, ...], ...]:
+        """See `SearchSpace`."""
+        return self.widths
+
+    def blocks(self, stage: int, width: int) -> list[Part]:
+        """See `SearchSpace`."""
+        attention: list[Part] = [("attention", stage, width)] if stage in ATTENTION_STRIDE else []
+        return [("ffn", stage, width, ratio) for ratio in self.ratios] + attention
 
 
 class Network(nn.Module):
@@ -231,13 +221,10 @@ class Slimmable(nn.Module):
             for ratio in space.ratios:
                 for name, norm in _norms(_skeleton(space, space.uniform(width, ratio))):
                     sizes.setdefault(name, set()).add(norm.num_features)
-        full = {name: norm.num_features for name, norm in _norms(self.largest)}
-        self.norms = nn.ModuleDict(
-            {
-                _key(name): nn.ModuleDict({str(n): nn.BatchNorm2d(n) for n in sorted(numbers - {full[name]})})
-                for name, numbers in sizes.items()
-            }
-        )
+        self.norms = nn.ModuleDict()
+        for name, norm in _norms(self.largest):
+            others = sorted(sizes[name] - {norm.num_features})
+            self.norms[_key(name)] = nn.ModuleDict({str(n): nn.BatchNorm2d(n) for n in others})
 
     def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
         """Logits (B, classes) of a sub-network, the largest by default."""
@@ -248,11 +235,8 @@ class Slimmable(nn.Module):
 
     def weights(self, subnet: Subnet) -> dict[str, Tensor]:
         """Parameters and buffers of a sub-network by name: views of the shared ones, and its own batch norms."""
-        return self._weights(_skeleton(self.space, subnet))
-
-    def _weights(self, network: Network) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for name, module in network.named_modules():
+        for name, module in _skeleton(self.space, subnet).named_modules():
             whole = self.largest.get_submodule(name)
             if isinstance(module, nn.BatchNorm2d) and module.num_features != whole.num_features:
                 whole = self.norms[_key(name)][str(module.num_features)]
@@ -271,7 +255,7 @@ class Slimmable(nn.Module):
         """The plain network of a choice with a copy of its weights, in eval mode."""
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are written over
             network = Network(self.space, subnet).to(self.largest.head.linear.weight.device)
-        weights = self._weights(network)
+        weights = self.weights(subnet)
         network.load_state_dict({name: weights[name] for name in network.state_dict()})
         return network.eval()
 

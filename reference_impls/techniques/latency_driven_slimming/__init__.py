@@ -61,25 +61,6 @@ from reference_impls.techniques.latency_driven_slimming.search import (
     random_path,
 )
 
-__all__ = [
-    "Architecture",
-    "LatencyDrivenSlimming",
-    "Network",
-    "SearchData",
-    "Space",
-    "Step",
-    "Supernet",
-    "Trial",
-    "all_moves",
-    "change",
-    "greedy",
-    "importance",
-    "moves",
-    "path_weights",
-    "random_path",
-    "slim",
-]
-
 Importance = Mapping[tuple[int, int], float]
 """Position (stage, index) -> how much more its blocks matter than the identity."""
 

@@ -23,7 +23,7 @@ from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.layout import as_map, as_tokens
 from reference_impls.layers.pooling import Head, Pooling
 from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
-from reference_impls.layers.search_space import STAGES, Part, SearchSpace
+from reference_impls.layers.search_space import STAGES, Part, SearchSpace, replaced
 from reference_impls.techniques.latency_driven_slimming.search import SearchData
 
 Kind = Literal["4d", "3d", "identity"]
@@ -52,13 +52,12 @@ class Architecture:
 
     def replaced(self, stage: int, index: int, kind: Kind) -> Architecture:
         """The same with another kind at one position."""
-        row = (*self.blocks[stage][:index], kind, *self.blocks[stage][index + 1 :])
-        return dataclasses.replace(self, blocks=(*self.blocks[:stage], row, *self.blocks[stage + 1 :]))
+        row = replaced(self.blocks[stage], index, kind)
+        return dataclasses.replace(self, blocks=replaced(self.blocks, stage, row))
 
     def narrowed(self, stage: int, by: int = STEP) -> Architecture:
         """The same with one stage narrower."""
-        widths = (*self.widths[:stage], self.widths[stage] - by, *self.widths[stage + 1 :])
-        return dataclasses.replace(self, widths=widths)
+        return dataclasses.replace(self, widths=replaced(self.widths, stage, self.widths[stage] - by))
 
     def parts(self) -> Iterator[Part]:
         """The parts that it is made of, as keys of a latency table."""
@@ -133,15 +132,13 @@ class Space(SearchSpace):
         """Pixels of a feature map of the stage."""
         return math.prod(self.map_size(stage))
 
-    def every_part(self) -> list[Part]:
-        """Every part of every network that slimming can reach, the smallest width being 16."""
-        choices = [range(width, 0, -STEP) for width in self.widths]
-        parts: list[Part] = [("stem", c) for c in choices[0]]
-        for j, widths in enumerate(choices):
-            if j > 0:
-                parts += [("down", j, before, c) for before in choices[j - 1] for c in widths]
-            parts += [("4d", j, c) for c in widths] + ([("3d", j, c) for c in widths] if j >= FIRST_3D else [])
-        return parts + [("head", c) for c in choices[-1]]
+    def choices(self) -> list[range]:
+        """The widths that slimming can reach, the smallest being 16."""
+        return [range(width, 0, -STEP) for width in self.widths]
+
+    def blocks(self, stage: int, width: int) -> list[Part]:
+        """See `SearchSpace`."""
+        return [(kind, stage, width) for kind in kinds_at(stage)]
 
 
 class Network(nn.Module):
@@ -262,22 +259,17 @@ class Supernet(nn.Module):
 
     def path(self, x: Tensor, architecture: Architecture) -> Tensor:
         """Run one choice at each position, at full width."""
-        stages = [
-            [
-                nn.Identity() if kind == "identity" else position.choices[kind]
-                for position, kind in zip(stage, row, strict=True)
-            ]
-            for stage, row in zip(self.stages, architecture.blocks, strict=True)
-        ]
+        stages: list[list[nn.Module]] = [[] for _ in self.stages]
+        for j, i, kind in architecture.positions():
+            stages[j].append(nn.Identity() if kind == "identity" else self.stages[j][i].choices[kind])
         return run(self, stages, architecture.blocks, x)
 
     def probabilities(self) -> dict[tuple[int, int], dict[Kind, float]]:
         """For each position (stage, index), the learned probability of each choice."""
         found: dict[tuple[int, int], dict[Kind, float]] = {}
-        for j, stage in enumerate(self.stages):
-            for i, position in enumerate(stage):
-                p = position.importance.detach().double().softmax(-1).tolist()
-                found[j, i] = dict(zip((*kinds_at(j), "identity"), p, strict=True))
+        for j, i, _ in self.space.largest().positions():
+            p = self.stages[j][i].importance.detach().double().softmax(-1).tolist()
+            found[j, i] = dict(zip((*kinds_at(j), "identity"), p, strict=True))
         return found
 
     def channel_order(self, stage: int) -> Tensor:

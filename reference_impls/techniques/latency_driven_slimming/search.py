@@ -130,7 +130,8 @@ class Trial(Generic[State]):
             if not isinstance(network, nn.Module):
                 raise TypeError(f"only an nn.Module can be calibrated, got {type(network).__name__}")
             recalibrate(network, self.data.calibration)
-        outputs = predict(network, self.data.x)
+        with torch.no_grad():
+            outputs = torch.cat([network(part) for part in self.data.x.split(256)])
         if self.data.y is not None:
             return (outputs.argmax(-1) == self.data.y).double().mean().item()
         self._reference = outputs if self._reference is None else self._reference
@@ -142,9 +143,3 @@ def change(before: Tensor, after: Tensor) -> float:
     difference = (after.double() - before.double()).norm().item()
     spread = (before.double() - before.double().mean(0)).norm().item()
     return difference / spread if spread > 0 else math.inf if difference > 0 else 0.0
-
-
-@torch.no_grad()
-def predict(network: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256) -> Tensor:
-    """Outputs of a network in eval mode on x (N, ...), batch by batch."""
-    return torch.cat([network(part) for part in x.split(batch_size)])
