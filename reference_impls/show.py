@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 
 from reference_impls.accounting.pictures import load
 from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
+from reference_impls.accounting.saving import speed_up
 
 RESULTS = Path(__file__).parent / "results"
 GREYS = ("0.45", "0.6", "0.7", "0.8")
@@ -55,6 +56,12 @@ def interval(one: Interval | None, form: str = ".3f", scale: float = 1.0) -> str
     if one.low is None or one.high is None:
         return value
     return f"{value} (95 %: {scale * one.low:{form}} to {scale * one.high:{form}})"
+
+
+def knobs(point: Point) -> str:
+    """The knobs of a point in words, such as "r 13, threshold 0.9"."""
+    texts = {name: f"{value:g}" if isinstance(value, float) else value for name, value in point.knobs.items()}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def select(points: Iterable[Point], **knobs: Any) -> list[Point]:
@@ -148,9 +155,8 @@ def bars(axis: Axes, values: Mapping[str, Interval | float], *, label: str = "",
     places = np.arange(len(given))[::-1]
     axis.barh(places, [v.value for v in given], xerr=ends(given), height=0.7, capsize=2)
     for place, value in zip(places, given, strict=True):
-        axis.annotate(
-            f"{value.value:{form}}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
-        )
+        text, where = f"{value.value:{form}}", ("axes fraction", "data")
+        axis.annotate(text, (1.02, place), xycoords=where, va="center", fontsize=8)
     axis.set_yticks(places, list(values))
     axis.set(xlabel=label)
 
@@ -188,8 +194,7 @@ def variants(record: Record, baseline: str) -> dict[str, Interval]:
     named = {baseline: record.baseline}
     for name, points in series(record).items():
         for point in points:
-            knobs = ", ".join(f"{knob} {value}" for knob, value in point.knobs.items())
-            named[f"{name}, {knobs}" if len(points) > 1 or point in record.points else name] = point
+            named[f"{name}, {knobs(point)}" if len(points) > 1 or point in record.points else name] = point
     return {f"{name} ({v.macs / 1e6:.2f} M MACs)": v.quality for name, v in named.items()}
 
 
@@ -222,9 +227,7 @@ def gains(record: Record, over: str, form: str = "+.4f", scale: float = 1.0) -> 
     """Print what each point gains over a control or the baseline, paired by seed."""
     for point in record.points:
         if over in point.gain:
-            knobs = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                              for name, value in point.knobs.items())  # fmt: skip
-            print(f"{knobs}: {interval(point.gain[over], form, scale)} over {over}")
+            print(f"{knobs(point)}: {interval(point.gain[over], form, scale)} over {over}")
 
 
 def latency(record: Record) -> None:
@@ -233,11 +236,6 @@ def latency(record: Record) -> None:
     print(f"{record.unit}; baseline {base.macs / 1e6:,.1f} M MACs, {base.wall_ms.median:.4g} ms; {record.machine.cpu}")
     for name, points in series(record).items():
         for point in points:
-            knobs = ", ".join(f"{k} = {v}" for k, v in point.knobs.items())
-            faster = (
-                interval(point.speed_up, ".2f")
-                if point.speed_up
-                else f"{base.wall_ms.median / point.wall_ms.median:.2f}"
-            )
+            faster = interval(speed_up(record, point), ".2f")
             fewer = base.macs / point.macs if point.macs else float("inf")
-            print(f"  {name}, {knobs}: {fewer:.2f} x fewer MACs, {faster} x as fast")
+            print(f"  {name}, {knobs(point)}: {fewer:.2f} x fewer MACs, {faster} x as fast")

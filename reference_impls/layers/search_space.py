@@ -63,7 +63,7 @@ class SearchSpace(ABC):
     def every_part(self) -> list[Part]:
         """Every part of every network of the space."""
         choices = self.choices()
-        parts: list[Part] = [("stem", c) for c in choices[0]] + [("head", c) for c in choices[-1]]
+        parts: list[Part] = [*(("stem", c) for c in choices[0]), *(("head", c) for c in choices[-1])]
         for j, widths in enumerate(choices):
             parts += [("down", j, before, c) for before in choices[j - 1] for c in widths if j > 0]
             parts += [part for c in widths for part in self.blocks(j, c)]

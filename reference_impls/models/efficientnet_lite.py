@@ -105,20 +105,8 @@ def _rename(key: str) -> str:
     part, _, rest = key.partition(".")
     if part == "_blocks":
         index, layer, name = rest.split(".")
-        ours = {
-            "_expand_conv": "expand.conv",
-            "_bn0": "expand.norm",
-            "_depthwise_conv": "depthwise.conv",
-            "_bn1": "depthwise.norm",
-            "_project_conv": "project.conv",
-            "_bn2": "project.norm",
-        }
-        return f"blocks.{index}.{ours[layer]}.{name}"
-    ours = {
-        "_conv_stem": "stem.conv",
-        "_bn0": "stem.norm",
-        "_conv_head": "head.conv",
-        "_bn1": "head.norm",
-        "_fc": "classifier",
-    }
-    return f"{ours[part]}.{rest}"
+        ours = [f"{part}.{kind}" for part in ("expand", "depthwise", "project") for kind in ("conv", "norm")]
+        theirs = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
+        return f"blocks.{index}.{ours[theirs.index(layer)]}.{name}"
+    ours = ["stem.conv", "stem.norm", "head.conv", "head.norm", "classifier"]
+    return f"{ours[('_conv_stem', '_bn0', '_conv_head', '_bn1', '_fc').index(part)]}.{rest}"

@@ -10,8 +10,6 @@ from torch import nn
 def timm_network(name: str) -> nn.Module | None:
     """A network of timm with random weights, in evaluation mode; None where timm, or what it imports, is missing."""
     try:
-        timm = importlib.import_module("timm")
+        return importlib.import_module("timm").create_model(name).eval()
     except ImportError:
         return None
-    network: nn.Module = timm.create_model(name).eval()
-    return network

@@ -76,6 +76,9 @@ class AttentionDown(nn.Module):
         return self.proj(self.act(mixed + self.v_local(values)))
 
 
+composed(LocalQuery, "local", "proj")
+
+
 @closed_form.register
 def _(part: AttentionDown, shape: Shape) -> Footprint:
     q, k, v = (closed_form(layer, shape) for layer in (part.q, part.k, part.v))
@@ -100,9 +103,6 @@ def _(part: DualPathDownsample, shape: Shape) -> Footprint:
     return closed_form(part.conv, shape) + closed_form(part.attn, shape)
 
 
-composed(LocalQuery, "local", "proj")
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # On a network whose attention was trained with all queries
 
@@ -115,13 +115,7 @@ class AttentionDownsampling(Technique):
     trains = True
     knobs: ClassVar = {
         "factor": Integer(2, low=1, about="how many times coarser the queries are than the map, along each axis"),
-        "threshold": Number(
-            None,
-            low=0,
-            high=1,
-            optional=True,
-            about="only maps of which a grid that much coarser holds at least this share (`over_resolution`)",
-        ),
+        "threshold": Number(None, low=0, high=1, optional=True, about="only maps of at least this `over_resolution`"),
     }
 
     def settings(self) -> list[Setting]:

@@ -74,10 +74,10 @@ class DimensionConsistentDesign(Technique):
     execution = "real"
     knobs: ClassVar = {
         "pooled": Integer(
-            None, low=0, optional=True, about="how many attention modules pool, from the first on; None: all"
+            None, low=0, optional=True, about="how many attention modules pool, the first ones; None: all"
         ),
         "threshold": Number(
-            None, low=0, high=1, optional=True, about="only data whose tokens have at least this `neighbour_similarity`"
+            None, low=0, high=1, optional=True, about="only data of this `neighbour_similarity` or more"
         ),
     }
 
@@ -96,12 +96,9 @@ class DimensionConsistentDesign(Technique):
         The formula is `spatial_similarity.neighbour_similarity`, with the mean token of each datum subtracted: 0 for
         independent tokens, 1 for equal ones. `where` holds it for each module.
         """
-        attentions = _attentions(target)
-        seen = inputs_of(attentions, target, inputs)
-        where = {
-            name or "attention": neighbour_similarity(as_map(x, attentions[name].size)).mean().item()
-            for name, x in seen.items()
-        }
+        attentions, where = _attentions(target), {}
+        for name, x in inputs_of(attentions, target, inputs).items():
+            where[name or "attention"] = neighbour_similarity(as_map(x, attentions[name].size)).mean().item()
         return Redundancy(sum(where.values()) / len(where), "cosine of a token with its neighbours' mean", where)
 
     def attach(self, target: nn.Module, pooled: int | None, threshold: float | None) -> Handle:

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.layers.conv import ConvNorm, Downsample, Stem
-from reference_impls.layers.layout import Size
 from reference_impls.layers.pooling import Pooling
 from reference_impls.layers.residual import FeedForward, MapBlock
 from reference_impls.techniques.attention_downsampling import DualPathDownsample
@@ -34,9 +33,8 @@ from reference_impls.techniques.efficientformer.skeleton import (
     STRIDES,
     ResolutionTechnique,
     Stage,
+    Stages,
     TwoHeads,
-    check_size,
-    check_stages,
     configure,
     drop_rates,
     load_exactly,
@@ -48,48 +46,27 @@ Mixer = Literal["attention", "depthwise", "mean", "none"]
 
 
 @dataclass(frozen=True)
-class Config:
-    """What an EfficientFormerV2 is made of; of each of the four stages its width, depth, and mixing blocks at its end.
+class Config(Stages):
+    """What an EfficientFormerV2 is made of.
 
     `ratios`: expansion of the feed-forward part of every block, stage by stage. `strides`: stride of the attention of
     each stage. `mixer`: what stands in the place of attention in those blocks. `dual_path`: attention beside the
-    convolution in front of the last stage. `img_size`: pixels, or height and width, for which the position biases are
-    made; other multiples of 32 are taken, with stretched biases.
+    convolution in front of the last stage.
     """
 
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    attention: tuple[int, ...]
     ratios: tuple[tuple[float, ...], ...]
     strides: tuple[int, ...] = (1, 1, 2, 1)
     mixer: Mixer = "attention"
     project_first: bool = False
     dual_path: bool = True
-    heads: int = 8
-    key_dim: int = 32
-    value_ratio: int = 4
     down_key_dim: int = 16
-    img_size: int | Size = 224
-    in_channels: int = 3
-    drop_path: float = 0.0
-    layer_scale: float = 1e-5
 
     def __post_init__(self) -> None:
-        check_stages(self.widths, self.depths, self.attention)
+        super().__post_init__()
         if tuple(map(len, self.ratios)) != self.depths:
             raise ValueError(f"every block needs an expansion ratio: depths {self.depths}, ratios {self.ratios}")
         if self.mixer not in get_args(Mixer):
             raise ValueError(f"no mixer is called {self.mixer!r}; there are: {', '.join(get_args(Mixer))}")
-        check_size("img_size", self.size)
-
-    @property
-    def size(self) -> Size:
-        """Height and width of the image."""
-        return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
-
-    def sizes(self) -> list[Size]:
-        """Height and width of the map of each stage."""
-        return [(self.size[0] // stride, self.size[1] // stride) for stride in STRIDES]
 
 
 def _variant(widths: str, stages: str, attention: tuple[int, ...], drop_path: float = 0.0) -> Config:

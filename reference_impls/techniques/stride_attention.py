@@ -245,17 +245,9 @@ class StrideAttention(Technique):
     knobs: ClassVar = {
         "stride": Integer(2, low=1, about="how many times coarser the map is on which attention runs, along each axis"),
         "local": Choice(
-            "coarse",
-            options=("coarse", "full"),
-            about="local values on the coarse map too, as in the paper, or at full resolution",
+            "coarse", options=("coarse", "full"), about="resolution of local values; `coarse`: the paper's"
         ),
-        "threshold": Number(
-            None,
-            low=0,
-            high=1,
-            optional=True,
-            about="only maps of which a grid that much coarser holds at least this share (`over_resolution`)",
-        ),
+        "threshold": Number(None, low=0, high=1, optional=True, about="only maps of at least this `over_resolution`"),
     }
 
     def settings(self) -> list[Setting]:

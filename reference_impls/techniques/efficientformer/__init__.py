@@ -29,12 +29,10 @@ from reference_impls.layers.layout import Flatten, Size, as_tokens
 from reference_impls.layers.pooling import Pooling
 from reference_impls.layers.residual import FeedForward, MapBlock, TokenBlock
 from reference_impls.techniques.efficientformer.skeleton import (
-    STRIDES,
     ResolutionTechnique,
     Stage,
+    Stages,
     TwoHeads,
-    check_size,
-    check_stages,
     configure,
     drop_rates,
     load_exactly,
@@ -43,32 +41,10 @@ from reference_impls.techniques.efficientformer.skeleton import (
 
 
 @dataclass(frozen=True)
-class Config:
-    """What an EfficientFormer is made of; of each of the four stages its width, depth, and attention blocks at its end.
+class Config(Stages):
+    """What an EfficientFormer is made of; the published networks take square images of `img_size` only."""
 
-    `img_size`: side of the square images that the position biases are made for. The published networks take no others;
-    here every multiple of 32 is taken, with stretched biases.
-    """
-
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    attention: tuple[int, ...]
     mlp_ratio: float = 4
-    heads: int = 8
-    key_dim: int = 32
-    value_ratio: int = 4
-    img_size: int = 224
-    in_channels: int = 3
-    drop_path: float = 0.0
-    layer_scale: float = 1e-5
-
-    def __post_init__(self) -> None:
-        check_stages(self.widths, self.depths, self.attention)
-        check_size("img_size", (self.img_size, self.img_size))
-
-    def sizes(self) -> list[Size]:
-        """Height and width of the map of each stage."""
-        return [(self.img_size // stride, self.img_size // stride) for stride in STRIDES]
 
 
 VARIANTS = {
@@ -86,9 +62,8 @@ def build(variant: str | Config, num_classes: int = 1000, distillation: bool = T
     Raises ValueError for an unknown variant or a bad option.
     """
     features_only = options.pop("features_only", False)
-    return EfficientFormer(
-        configure(variant, VARIANTS, options), num_classes, distillation, features_only=features_only
-    )
+    config = configure(variant, VARIANTS, options)
+    return EfficientFormer(config, num_classes, distillation, features_only=features_only)
 
 
 class EfficientFormer(TwoHeads):

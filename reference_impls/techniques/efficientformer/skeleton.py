@@ -8,24 +8,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
-from reference_impls.contract import (
-    Handle,
-    Number,
-    Redundancy,
-    Setting,
-    Switch,
-    Technique,
-    UnsupportedHost,
-    check_tensor,
-    warn_no_effect,
-)
+from reference_impls.contract import Handle, Number, Redundancy, Setting, Switch, Technique
+from reference_impls.contract.errors import UnsupportedHost, check_tensor, warn_no_effect
 from reference_impls.layers.layout import Flatten, Size, as_map
 from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.layers.weights import initialise_small
@@ -36,14 +27,43 @@ STRIDES = (4, 8, 16, 32)
 """Pixels of the image for each pixel of the map, stage by stage."""
 
 
-def check_stages(widths: Sequence[int], depths: Sequence[int], attention: Sequence[int]) -> None:
-    """Raise ValueError unless there are four stages whose attention blocks fit."""
-    if not len(widths) == len(depths) == len(attention) == len(STRIDES):
-        raise ValueError(f"a network has {len(STRIDES)} stages, got widths {widths}, depths {depths}, {attention=}")
-    if min(depths) < 1 or min(widths) < 2 or any(not 0 <= a <= d for a, d in zip(attention, depths, strict=True)):
-        raise ValueError(
-            f"every stage needs a block, and no more attention than blocks: {widths=}, {depths=}, {attention=}"
-        )
+@dataclass(frozen=True)
+class Stages:
+    """What both versions are made of; of each of the four stages its width, depth, and attention blocks at its end.
+
+    `img_size`: pixels, or height and width, for which the position biases are made; other multiples of 32 are taken,
+    with stretched biases.
+    Raises: ValueError for another number of stages, for attention blocks or images that do not fit.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    attention: tuple[int, ...]
+    _: KW_ONLY
+    heads: int = 8
+    key_dim: int = 32
+    value_ratio: int = 4
+    img_size: int | Size = 224
+    in_channels: int = 3
+    drop_path: float = 0.0
+    layer_scale: float = 1e-5
+
+    def __post_init__(self) -> None:
+        widths, depths, attention = self.widths, self.depths, self.attention
+        if not len(widths) == len(depths) == len(attention) == len(STRIDES):
+            raise ValueError(f"a network has {len(STRIDES)} stages, got {widths=}, {depths=}, {attention=}")
+        if min(depths) < 1 or min(widths) < 2 or any(not 0 <= a <= d for a, d in zip(attention, depths, strict=True)):
+            raise ValueError(f"every stage needs a block, and no more attention than blocks: {self}")
+        check_size("img_size", self.size)
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the image."""
+        return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+
+    def sizes(self) -> list[Size]:
+        """Height and width of the feature map of each stage."""
+        return [(self.size[0] // stride, self.size[1] // stride) for stride in STRIDES]
 
 
 def check_size(name: str, size: Size) -> None:
@@ -204,22 +224,16 @@ def renamed(key: str, names: Mapping[str, str]) -> str:
 
 def load_exactly(model: TwoHeads, state_dict: Mapping[str, Tensor], variants: Mapping[str, Any]) -> None:
     """Load a state dict that fits in every key and shape; else ValueError says what does not fit, and loads nothing."""
-    own = model.state_dict()
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state_dict.items()}
+    both = [key for key in given if key in own]
     wrong = {
-        "missing": [key for key in own if key not in state_dict],
-        "unexpected": [key for key in state_dict if key not in own],
-        "of another shape": [
-            f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-            for key, value in state_dict.items()
-            if key in own and value.shape != own[key].shape
-        ],
+        "missing": [key for key in own if key not in given],
+        "unexpected": [key for key in given if key not in own],
+        "of another shape": [f"{key} {given[key]} instead of {own[key]}" for key in both if given[key] != own[key]],
     }
-    if any(wrong.values()):
-        found = [
-            f"{len(keys)} {what}: {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}"
-            for what, keys in wrong.items()
-            if keys
-        ]
+    found = [f"{len(w)} {what}: {', '.join(w[:3])}{', ...' * (len(w) > 3)}" for what, w in wrong.items() if w]
+    if found:
         raise ValueError(f"these weights do not fit; {'; '.join(found)}. {_looks_like(state_dict, variants)}")
     model.load_state_dict(dict(state_dict))
 
@@ -281,14 +295,7 @@ class ResolutionTechnique(Technique):
     knobs: ClassVar = {
         "fuse": Switch(True, about="fold batch norm into the convolutions, and merge the two heads"),
         "scale": Number(1.0, low=0, high=1, low_open=True, about="share of the side at which images are seen"),
-        "tolerance": Number(
-            None,
-            low=0,
-            high=1,
-            optional=True,
-            about="see each batch at the smallest size at which all of its images keep all but this share of their "
-            "variance",
-        ),
+        "tolerance": Number(None, low=0, high=1, optional=True, about="share of variance that smaller images may lose"),
     }
 
     def settings(self) -> list[Setting]:
@@ -329,6 +336,5 @@ class ResolutionTechnique(Technique):
 
     def _check(self, target: Any) -> None:
         if not isinstance(target, self.network) or target.training:
-            raise UnsupportedHost(
-                self.id, target, f"the {self.network.__name__} that build() returns, in evaluation mode"
-            )
+            needs = f"the {self.network.__name__} that build() returns, in evaluation mode"
+            raise UnsupportedHost(self.id, target, needs)

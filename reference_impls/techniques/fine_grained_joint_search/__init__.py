@@ -29,35 +29,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from reference_impls.accounting.latency import LatencyTable
-from reference_impls.contract import (
-    Given,
-    Handle,
-    Number,
-    Redundancy,
-    Setting,
-    Technique,
-    UnsupportedHost,
-    check_range,
-    warn_no_effect,
-)
-from reference_impls.techniques.fine_grained_joint_search.networks import (
-    Network,
-    Sandwich,
-    Slimmable,
-    Space,
-    Subnet,
-)
+from reference_impls.contract import Given, Handle, Number, Redundancy, Setting, check_range, warn_no_effect
+from reference_impls.techniques.fine_grained_joint_search.networks import Network, Sandwich, Slimmable, Space, Subnet
 from reference_impls.techniques.latency_driven_slimming.search import (
     SearchData,
+    SearchTechnique,
     Step,
     Trial,
     change,
+    found,
     greedy,
     random_path,
 )
@@ -154,18 +140,15 @@ def joint_search(
     return greedy(space.largest(), lambda s: moves(space, s), quality, efficiency, target, tolerance=tolerance)
 
 
-class FineGrainedJointSearch(Technique):
+class FineGrainedJointSearch(SearchTechnique):
     """The search on the contract; the target is a `Slimmable` with its `search` data, in eval mode."""
 
     id = "fine-grained-joint-search"
     execution = "real"
+    supernet = Slimmable
     knobs: ClassVar = {
-        "target": Number(
-            2.0, low=1, about="mobile efficiency score to reach, as a multiple of the largest sub-network's"
-        ),
-        "tolerance": Number(
-            None, low=0, optional=True, about="largest loss of quality that a single move may cost; None: any"
-        ),
+        "target": Number(2.0, low=1, about="mobile efficiency score to reach, as a multiple of the largest network's"),
+        "tolerance": Number(None, low=0, optional=True, about="most quality that a single move may cost; None: any"),
         "table": Given(None, about="latencies of the parts, a `LatencyTable`; None: exact MACs"),
         "exponents": Given({"size": 0.5, "latency": 1.0}, about="how much size and latency weigh in the score"),
     }
@@ -203,31 +186,14 @@ class FineGrainedJointSearch(Technique):
     ) -> Handle:
         """Search a sub-network; the handle's target is a plain `Network`, and the supernet stays as it is.
 
-        The trace holds the final `subnet` and those `evaluated` on the way.
+        The trace holds the sub-network that was `found` and those `evaluated` on the way.
         Raises: UnsupportedHost; ValueError for a supernet without `search` data, or bad exponents.
         """
-        self._check(supernet)
-        if supernet.search is None:
-            raise ValueError("there is nothing to evaluate candidates on: set supernet.search = SearchData(x, y)")
+        data = self._search_data(supernet)
         if target == 1:
             warn_no_effect(self.id, "the target is the score of the largest sub-network")
-        # Without batch norms to estimate anew, a candidate can run inside the supernet.
-        copied = supernet.search.calibration is not None
-        trial = Trial(supernet.extract if copied else supernet.view, supernet.search)
+        # Without batch norms to estimate again, a candidate can run inside the supernet.
+        trial = Trial(supernet.view if data.calibration is None else supernet.extract, data)
         efficiency = Efficiency.of(supernet.space, table or supernet.space.macs_table(), exponents)
-        path = joint_search(
-            supernet, efficiency, trial, target * SCORE, tolerance=math.inf if tolerance is None else tolerance
-        )
-        trace = {"subnet": path[-1].state, "evaluated": tuple(trial.evaluated)}
-        return Handle(supernet.extract(path[-1].state), trace=lambda: trace)
-
-    def saving(self, supernet: Slimmable, inputs: Tensor, trace: Mapping[str, Any]) -> int:
-        """B (largest - found) - V (sum over evaluated sub-networks), for B inputs and V images of the search data."""
-        space = supernet.space
-        saved = space.total(space.largest()).macs - space.total(trace["subnet"]).macs
-        searched = sum(space.total(subnet).macs for subnet in trace["evaluated"])
-        return len(inputs) * saved - (supernet.search.samples() if supernet.search else 0) * searched
-
-    def _check(self, supernet: Any) -> None:
-        if not isinstance(supernet, Slimmable) or supernet.training:
-            raise UnsupportedHost(self.id, supernet, "a fine_grained_joint_search.Slimmable in eval mode")
+        limit = math.inf if tolerance is None else tolerance
+        return found(supernet, joint_search(supernet, efficiency, trial, target * SCORE, tolerance=limit), trial)

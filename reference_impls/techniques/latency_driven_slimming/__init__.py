@@ -27,22 +27,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from reference_impls.accounting.latency import LatencyTable
-from reference_impls.contract import (
-    Given,
-    Handle,
-    Number,
-    Redundancy,
-    Setting,
-    Technique,
-    UnsupportedHost,
-    warn_no_effect,
-)
+from reference_impls.contract import Given, Handle, Number, Redundancy, Setting, warn_no_effect
 from reference_impls.techniques.latency_driven_slimming.networks import (
     STEP,
     Architecture,
@@ -54,9 +45,11 @@ from reference_impls.techniques.latency_driven_slimming.networks import (
 )
 from reference_impls.techniques.latency_driven_slimming.search import (
     SearchData,
+    SearchTechnique,
     Step,
     Trial,
     change,
+    found,
     greedy,
     random_path,
 )
@@ -137,16 +130,15 @@ def slim(
     return greedy(start, lambda a: moves(a, scores), quality, benefit, target * benefit(start), tolerance=tolerance)
 
 
-class LatencyDrivenSlimming(Technique):
+class LatencyDrivenSlimming(SearchTechnique):
     """Slimming on the contract; the target is a `Supernet` with its `search` data, in eval mode."""
 
     id = "latency-driven-slimming"
     execution = "real"
+    supernet = Supernet
     knobs: ClassVar = {
         "target": Number(0.5, low=0, high=1, about="latency to reach, as a share of the largest network's"),
-        "tolerance": Number(
-            None, low=0, optional=True, about="largest loss of quality that a single move may cost; None: any"
-        ),
+        "tolerance": Number(None, low=0, optional=True, about="most quality that a single move may cost; None: any"),
         "table": Given(None, about="latencies of the parts, a `LatencyTable`; None: exact MACs"),
     }
 
@@ -166,11 +158,8 @@ class LatencyDrivenSlimming(Technique):
         self._check(supernet)
         whole = supernet.space.largest()
         before = supernet(inputs)
-        where = {
-            f"stage {j + 1} block {i + 1}": 1
-            - min(1.0, change(before, supernet.path(inputs, whole.replaced(j, i, "identity"))))
-            for j, i, _ in whole.positions()
-        }
+        without = {f"stage {j + 1} block {i + 1}": whole.replaced(j, i, "identity") for j, i, _ in whole.positions()}
+        where = {name: 1 - min(1.0, change(before, supernet.path(inputs, a))) for name, a in without.items()}
         return Redundancy(sum(where.values()) / len(where), "mean indifference of the output to a block", where)
 
     def attach(
@@ -178,32 +167,12 @@ class LatencyDrivenSlimming(Technique):
     ) -> Handle:
         """Slim the network; the handle's target is a plain `Network`, and the supernet stays as it is.
 
-        The trace holds the final `architecture` and those `evaluated` on the way.
+        The trace holds the architecture that was `found` and those `evaluated` on the way.
         Raises: UnsupportedHost; ValueError for a supernet without `search` data.
         """
-        self._check(supernet)
-        if supernet.search is None:
-            raise ValueError("there is nothing to evaluate candidates on: set supernet.search = SearchData(x, y)")
+        trial = Trial(supernet.extract, self._search_data(supernet))
         if target == 1:
             warn_no_effect(self.id, "the target is the latency of the whole network")
-        trial = Trial(supernet.extract, supernet.search)
-        path = slim(
-            supernet,
-            table or supernet.space.macs_table(),
-            trial,
-            target,
-            tolerance=math.inf if tolerance is None else tolerance,
-        )
-        trace = {"architecture": path[-1].state, "evaluated": tuple(trial.evaluated)}
-        return Handle(supernet.extract(path[-1].state), trace=lambda: trace)
-
-    def saving(self, supernet: Supernet, inputs: Tensor, trace: Mapping[str, Any]) -> int:
-        """B (whole - slimmed) - V (sum over evaluated architectures), for B inputs and V images of the search data."""
-        space = supernet.space
-        saved = space.total(space.largest()).macs - space.total(trace["architecture"]).macs
-        searched = sum(space.total(architecture).macs for architecture in trace["evaluated"])
-        return len(inputs) * saved - (supernet.search.samples() if supernet.search else 0) * searched
-
-    def _check(self, supernet: Any) -> None:
-        if not isinstance(supernet, Supernet) or supernet.training:
-            raise UnsupportedHost(self.id, supernet, "a latency_driven_slimming.Supernet in eval mode")
+        limit = math.inf if tolerance is None else tolerance
+        path = slim(supernet, table or supernet.space.macs_table(), trial, target, tolerance=limit)
+        return found(supernet, path, trial)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from reference_impls.contract import check_range, check_tensor
+from reference_impls.contract import Handle, Technique, UnsupportedHost, check_range, check_tensor
 from reference_impls.layers.norm import recalibrate
 
 State = TypeVar("State")
@@ -92,7 +92,7 @@ class SearchData:
     """What a search may look at; never the test set.
 
     `x`: validation inputs (N, ...). `y`: their classes (N,), or None to hold candidates to the whole network's outputs.
-    `calibration`: training inputs on which a candidate's batch norms are estimated anew, or None to leave them.
+    `calibration`: training inputs on which a candidate's batch norms are estimated again, or None to leave them.
     """
 
     x: Tensor
@@ -143,3 +143,36 @@ def change(before: Tensor, after: Tensor) -> float:
     difference = (after.double() - before.double()).norm().item()
     spread = (before.double() - before.double().mean(0)).norm().item()
     return difference / spread if spread > 0 else math.inf if difference > 0 else 0.0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# On the contract
+
+
+class SearchTechnique(Technique):
+    """A search; its target is a `supernet` with its `search` data, in eval mode, and the handle's a plain network."""
+
+    supernet: ClassVar[type[nn.Module]]
+
+    def saving(self, supernet: Any, inputs: Tensor, trace: Mapping[str, Any]) -> int:
+        """B (largest - found) - V (sum over evaluated networks), for B inputs and V images of the search data."""
+        macs = [supernet.space.total(one).macs for one in (supernet.space.largest(), trace["found"])]
+        searched = sum(supernet.space.total(one).macs for one in trace["evaluated"])
+        return len(inputs) * (macs[0] - macs[1]) - supernet.search.samples() * searched
+
+    def _check(self, target: Any) -> None:
+        if not isinstance(target, self.supernet) or target.training:
+            home = type(self).__module__.rpartition(".")[2]
+            raise UnsupportedHost(self.id, target, f"a {home}.{self.supernet.__name__} in eval mode")
+
+    def _search_data(self, target: Any) -> SearchData:
+        self._check(target)
+        if not isinstance(target.search, SearchData):
+            raise ValueError("there is nothing to evaluate candidates on: set supernet.search = SearchData(x, y)")
+        return target.search
+
+
+def found(supernet: Any, path: Sequence[Step[State]], trial: Trial[State]) -> Handle:
+    """The network at the end of a path, with the weights of the supernet."""
+    trace = {"found": path[-1].state, "evaluated": tuple(trial.evaluated)}
+    return Handle(supernet.extract(path[-1].state), trace=lambda: trace)
