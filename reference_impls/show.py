@@ -95,9 +95,8 @@ def trade_off(
     cost: "MACs", "milliseconds" or "samples", as a share of the baseline's if `relative`; or any other number that
     follows from a variant. lines: the series to draw, all by default.
     """
-    of = COSTS[cost] if isinstance(cost, str) else cost
-    relative = relative and isinstance(cost, str)
-    whole = of(record.baseline) if relative else 1.0
+    of, base = COSTS[cost] if isinstance(cost, str) else cost, record.baseline
+    whole = of(base) if relative and isinstance(cost, str) else 1.0
     controls = {control.name for control in record.controls}
     greys, styles = iter(GREYS * 3), iter(("--", ":", "-.") * 4)
     for name, points in (lines or series(record)).items():
@@ -107,7 +106,6 @@ def trade_off(
             look |= {"color": next(greys), "linestyle": next(styles)}
         qualities = [p.quality for p in ordered]
         axis.errorbar([of(p) / whole for p in ordered], [q.value for q in qualities], ends(qualities), **look)
-    base = record.baseline
     axis.plot(of(base) / whole, base.quality.value, "D", color="black", markersize=5, label="baseline")
     if isinstance(cost, str):
         axis.set(xlabel=f"{cost}, share of the baseline's" if relative else f"{cost} per {record.unit}")
@@ -115,9 +113,7 @@ def trade_off(
 
 
 def trade_offs(
-    record: Record,
-    lines: Mapping[str, Sequence[Point]] | None = None,
-    costs: Sequence[str] = ("MACs", "milliseconds"),
+    record: Record, lines: Mapping[str, Sequence[Point]] | None = None, costs: Sequence[str] = ("MACs", "milliseconds")
 ) -> None:
     """`trade_off` against several costs, side by side, with one legend."""
     figure, axes = plt.subplots(1, len(costs), figsize=(9, 3.4), sharey=True)
@@ -206,13 +202,12 @@ def times(record: Record, *, shown: Callable[[str], str | None] = lambda name: n
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
     controls = [point for control in record.controls for point in control.points]
     for point, colour in [(p, "C0") for p in record.points] + [(p, "C1") for p in controls]:
-        if (label := shown(str(point.knobs["model"]))) is None:
-            continue
-        compiled = point.knobs["form"] == "compiled"
+        label, compiled = shown(str(point.knobs["model"])), point.knobs["form"] == "compiled"
         for axis, x in zip(axes, (point.macs / 1e9, point.quality.value), strict=True):
-            axis.plot(x, point.wall_ms.median, "o" if compiled else "x", color=colour)
-            if compiled:
-                place = (x, point.wall_ms.median)
+            place = (x, point.wall_ms.median)
+            if label is not None:
+                axis.plot(*place, "o" if compiled else "x", color=colour)
+            if label is not None and compiled:
                 axis.annotate(label, place, xytext=(4, -9), textcoords="offset points", fontsize=8)
     axes[0].set(xlabel="billion MACs", ylabel=f"ms for {record.unit}", xlim=(0, None), ylim=(0, None))
     axes[1].set(xlabel=record.baseline.quality.metric, xlim=(0, None))

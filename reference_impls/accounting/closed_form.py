@@ -87,20 +87,12 @@ def _(layer: nn.Linear, shape: Shape) -> Footprint:
 def _(layer: nn.Conv2d, shape: Shape) -> Footprint:
     _check(layer, shape, len(shape) == 3 and shape[0] == layer.in_channels)
     size = []
-    for n, kernel, stride, dilation, side in zip(
-        shape[1:], layer.kernel_size, layer.stride, layer.dilation, _padding(layer), strict=True
-    ):
-        size.append((n + side - dilation * (kernel - 1) - 1) // stride + 1)
+    for axis, n in enumerate(shape[1:]):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        same = reach if layer.padding == "same" else 0
+        padding = same if isinstance(layer.padding, str) else 2 * layer.padding[axis]
+        size.append((n + padding - reach - 1) // layer.stride[axis] + 1)
     return Footprint(own_parameters(layer), math.prod(size) * layer.weight.numel(), (layer.out_channels, *size))
-
-
-def _padding(layer: nn.Conv2d) -> tuple[int, int]:
-    """Pixels that a convolution adds to the height and to the width, both sides together."""
-    if isinstance(layer.padding, str):
-        same = layer.padding == "same"
-        height, width = (same * d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
-        return height, width
-    return 2 * layer.padding[0], 2 * layer.padding[1]
 
 
 @closed_form.register

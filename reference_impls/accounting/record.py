@@ -24,10 +24,8 @@ class OldRecord(ValueError):
     """A record of an earlier version of the schema."""
 
     def __init__(self, version: object) -> None:
-        super().__init__(
-            f"this is a record of version {version!r}, the atlas reads version {VERSION}: measure it again with the "
-            "command that it names (CHANGELOG.md names the commit that converted those of the atlas)"
-        )
+        again = "measure it again with the command that it names (CHANGELOG.md names the commit that converted ours)"
+        super().__init__(f"this is a record of version {version!r}, the atlas reads version {VERSION}: {again}")
 
 
 class Model(BaseModel):

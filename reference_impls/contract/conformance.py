@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def run_with(technique: Technique, case: Case, setting: Setting) -> Tensor:
 
 
 Kind = Literal["typical", "redundant", "null"]
-KINDS: tuple[Kind, ...] = ("typical", "redundant", "null")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _COUNTS: weakref.WeakKeyDictionary[Cases, dict[Any, tuple[int, int]]] = weakref.WeakKeyDictionary()
 
 
@@ -195,11 +195,11 @@ def global_generators() -> tuple[Any, ...]:
 def require_all(quantities: Iterable[Expectation], what: str) -> None:
     quantities = list(quantities)
     require(len(quantities) > 0, f"no {what} is given to check")
-    for quantity in quantities:
-        if quantity.expected.is_floating_point():
-            require_close(quantity.expected, quantity.actual, quantity.name)
+    for one in quantities:
+        if one.expected.is_floating_point():
+            require_close(one.expected, one.actual, one.name)
         else:
-            require(torch.equal(quantity.expected, quantity.actual), f"{quantity.name}: {quantity.actual} differs")
+            require(torch.equal(one.expected, one.actual), f"{one.name}: {one.actual} differs")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -281,17 +281,17 @@ def execution_is_as_declared(technique: Technique, cases: Cases, device: str) ->
     adaptive = [s for s in technique.settings() if s.adaptive]
     require(len(adaptive) > 0, "no setting is adaptive, so nothing shows that the saving follows from the data")
     for setting in adaptive:
-        dense = {kind: counts(technique, cases, kind, None, device)[0] for kind in KINDS[1:]}
-        executed = {kind: counts(technique, cases, kind, setting, device)[0] for kind in KINDS[1:]}
+        dense, executed = (counts(technique, cases, "redundant", one, device)[0] for one in (None, setting))
         require(
-            (executed["redundant"] < dense["redundant"]) == (technique.execution == "real"),
-            f"{setting.name} is declared {technique.execution}, but executes {executed['redundant']} MACs "
-            f"on redundant input where the baseline executes {dense['redundant']}",
+            (executed < dense) == (technique.execution == "real"),
+            f"{setting.name} is declared {technique.execution}, but executes {executed} MACs on redundant input where "
+            f"the baseline executes {dense}",
         )
+        dense, executed = (counts(technique, cases, "null", one, device)[0] for one in (None, setting))
         require(
-            executed["null"] >= dense["null"],
-            f"{setting.name} executes {executed['null']} MACs on null input, fewer than the {dense['null']} "
-            "of the baseline: something that was not redundant was left out",
+            executed >= dense,
+            f"{setting.name} executes {executed} MACs on null input, fewer than the {dense} of the baseline: something "
+            "that was not redundant was left out",
         )
 
 
@@ -355,9 +355,8 @@ def handles_nest(technique: Technique, cases: Cases, device: str) -> None:
         with applied(technique, case, last) as inner:
             run(case, inner.target)
         outer.reset()
-        require(
-            torch.equal(run(case, outer.target), alone), f"{last.name} inside {first.name} does not end with its undo"
-        )
+        ended = torch.equal(run(case, outer.target), alone)
+        require(ended, f"{last.name} inside {first.name} does not end with its undo")
     require(torch.equal(run(case), plain), f"{first.name} does not end with its undo after {last.name} was inside")
 
 
@@ -380,9 +379,8 @@ def gradients_flow(technique: Technique, cases: Cases, device: str) -> None:
     for setting in active_settings(technique):
         case = cases.build("typical", SEED, device)
         with applied(technique, case, setting) as handle:
-            found = reached(case.target, lambda: case.run(handle.target, case.inputs))  # noqa: B023 called at once
-        lost = ", ".join(sorted(dense - found))
-        require(not lost, f"{setting.name}: no gradient reaches {lost}")
+            lost = dense - reached(case.target, lambda: case.run(handle.target, case.inputs))  # noqa: B023 called at once
+        require(not lost, f"{setting.name}: no gradient reaches {', '.join(sorted(lost))}")
 
 
 @check

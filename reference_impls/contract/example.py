@@ -14,16 +14,7 @@ from torch import Tensor, nn
 
 from reference_impls.contract.errors import UnsupportedHost, check_tensor, warn_no_effect
 from reference_impls.contract.knobs import Switch
-from reference_impls.contract.technique import (
-    Case,
-    Cases,
-    Expectation,
-    Handle,
-    Invalid,
-    Redundancy,
-    Setting,
-    Technique,
-)
+from reference_impls.contract.technique import Case, Cases, Expectation, Handle, Invalid, Redundancy, Setting, Technique
 
 
 def distinct_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,13 +36,9 @@ def load_module(technique_id: str) -> ModuleType:
 def load(technique_id: str) -> Technique:
     """An instance of the technique's class."""
     module = load_module(technique_id)
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Technique) and getattr(value, "id", None) == technique_id
-    ]
+    techniques = [t for t in vars(module).values() if isinstance(t, type) and issubclass(t, Technique)]
+    classes = [t for t in techniques if getattr(t, "id", None) == technique_id]
     if len(classes) != 1:
-        raise LookupError(
-            f"{module.__name__} must hold exactly one Technique whose id is {technique_id!r}, found {len(classes)}"
-        )
+        what = f"exactly one Technique whose id is {technique_id!r}, found {len(classes)}"
+        raise LookupError(f"{module.__name__} must hold {what}")
     return classes[0]()

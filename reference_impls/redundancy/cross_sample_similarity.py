@@ -30,8 +30,7 @@ def unit(embeddings: Tensor, name: str = "embeddings") -> Tensor:
     """
     check_tensor(name, embeddings, "N D")
     length = embeddings.norm(dim=1, keepdim=True)  # (N, 1)
-    zero = (length == 0).flatten().nonzero().flatten().tolist()
-    if zero:
+    if zero := (length == 0).flatten().nonzero().flatten().tolist():
         raise ValueError(
             f"{name}: {len(zero)} of {len(embeddings)} rows are zero, the first is row {zero[0]}; a zero vector has no "
             "cosine with anything, so leave such items out or embed them in another way"

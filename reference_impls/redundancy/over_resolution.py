@@ -28,9 +28,8 @@ Size = tuple[int, int]
 
 def coarsen(maps: Tensor, size: Size) -> Tensor:
     """Maps (B, C, H, W) sampled at `size` = (h, w), without aliasing: (B, C, h, w)."""
-    if maps.shape[2:] == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
+    same = maps.shape[2:] == size
+    return maps if same else F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def kept_detail(maps: Tensor, size: Size) -> Tensor:
@@ -56,10 +55,8 @@ def coarsest(maps: Tensor, sizes: Sequence[Size], tolerance: float) -> Size:
     Raises ValueError for a wrong shape, values that are not finite, or a bad tolerance.
     """
     check_range("tolerance", tolerance, 0, 1)
-    for size in sorted(sizes):
-        if bool((kept_detail(maps, size) >= 1 - tolerance).all()):
-            return size
-    return maps.shape[2], maps.shape[3]
+    enough = (size for size in sorted(sizes) if bool((kept_detail(maps, size) >= 1 - tolerance).all()))
+    return next(enough, (maps.shape[2], maps.shape[3]))
 
 
 def over_resolution(maps: Tensor, factor: int = 2) -> Tensor:
@@ -84,9 +81,8 @@ def spectrum(maps: Tensor) -> Tensor:
     detail = maps - maps.mean((2, 3), keepdim=True)
     # What rounding leaves of a constant channel is no detail.
     detail = detail.masked_fill(detail.abs() <= 8 * torch.finfo(maps.dtype).eps * scale, 0)
-    return (
-        torch.fft.fft2(detail.to(torch.promote_types(maps.dtype, torch.float32)), norm="forward").abs().square().sum(1)
-    )
+    detail = detail.to(torch.promote_types(maps.dtype, torch.float32))
+    return torch.fft.fft2(detail, norm="forward").abs().square().sum(1)
 
 
 def held_frequencies(size: int, factor: int) -> Tensor:

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from reference_impls.contract import Redundancy, check_tensor
 
-MEASURE = "share of the computation after the answer has settled"
-
 
 def settled(answers: Tensor) -> Tensor:
     """The earliest exit from which on every exit gives the last exit's answer.
@@ -34,9 +32,7 @@ def sufficiency(answers: Tensor, macs: Sequence[int]) -> Redundancy:
     gives every final answer, 0 that every answer changes up to the last exit. `where` holds the share of samples whose
     answer has settled by each exit.
 
-    Args:
-        answers: (E, B) integers, the predicted class at each exit.
-        macs: cost $c_e$ of each of the E stages, in any unit.
+    answers: (E, B) integers, the predicted class at each exit. macs: cost $c_e$ of each of the E stages, in any unit.
     Raises: ValueError for fewer than two exits, or for costs that do not fit them.
     """
     exits = settled(answers)
@@ -48,4 +44,5 @@ def sufficiency(answers: Tensor, macs: Sequence[int]) -> Redundancy:
     after = costs.sum() - costs.cumsum(0)  # (E,) cost after each exit
     shares = after[exits.cpu()] / after[0]  # (B,)
     where = {f"exit {e + 1}": (exits <= e).double().mean().item() for e in range(len(answers))}
-    return Redundancy(min(shares.mean().item(), 1.0), MEASURE, where)
+    measure = "share of the computation after the answer has settled"
+    return Redundancy(min(shares.mean().item(), 1.0), measure, where)

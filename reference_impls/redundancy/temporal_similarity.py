@@ -54,15 +54,11 @@ def temporal_similarity(frames: Tensor | Sequence[Tensor], *, tile: int = 8, thr
     if shapes := {tuple(x.shape) for x in stream if x.shape != stream[0].shape}:
         raise ValueError(f"every frame must have the shape of the first, {tuple(stream[0].shape)}; got {shapes}")
     limit = threshold * stream[0].std(correction=0).item()
-    changed = [
-        changed_tiles(before, after, tile=tile, threshold=limit).double().mean().item()
-        for before, after in pairwise(stream)
-    ]
-    return Redundancy(
-        value=1 - sum(changed) / len(changed),
-        measure=f"share of {tile} x {tile} tiles that stay within {threshold:g} deviations of the frame before",
-        where={f"frame {t + 1}": 1 - share for t, share in enumerate(changed)},
-    )
+    masks = [changed_tiles(before, after, tile=tile, threshold=limit) for before, after in pairwise(stream)]
+    changed = [mask.double().mean().item() for mask in masks]
+    measure = f"share of {tile} x {tile} tiles that stay within {threshold:g} deviations of the frame before"
+    where = {f"frame {t + 1}": 1 - share for t, share in enumerate(changed)}
+    return Redundancy(1 - sum(changed) / len(changed), measure, where)
 
 
 def shift_compensated(previous: Tensor, current: Tensor, *, reach: int = 4) -> Tensor:

@@ -33,16 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference_impls.contract import (
-    Handle,
-    Integer,
-    Number,
-    Redundancy,
-    Setting,
-    Technique,
-    UnsupportedHost,
-    warn_no_effect,
-)
+from reference_impls.contract import Handle, Integer, Number, Redundancy, Setting, Technique
+from reference_impls.contract.errors import UnsupportedHost, warn_no_effect
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.layout import as_map, as_tokens
@@ -104,10 +96,7 @@ class DimensionConsistentDesign(Technique):
     def attach(self, target: nn.Module, pooled: int | None, threshold: float | None) -> Handle:
         """Mix the first `pooled` attention modules by the mean of 3x3 neighbours, see `pooled_values`.
 
-        The trace holds of each module what was `substituted`: the shape of its input, and for how many data of the
-        batch.
-
-        Raises: UnsupportedHost for a network without `TokenAttention`.
+        The trace is that of `hosts.Substitution`. Raises: UnsupportedHost for a network without `TokenAttention`.
         """
         attentions = _attentions(target)
         if pooled == 0:

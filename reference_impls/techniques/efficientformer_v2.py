@@ -87,12 +87,7 @@ VARIANTS = {
 def build(
     variant: str | Config, num_classes: int = 1000, distillation: bool = True, **options: Any
 ) -> EfficientFormerV2:
-    """An EfficientFormerV2 with random weights: `s0`, `s1`, `s2`, `l`, or any `Config`.
-
-    `distillation`: with the second head, trained on a teacher. `features_only=True`: no head; the output is the list of
-    the four stages' maps. Other options replace fields of the `Config` (`img_size`, `drop_path`, `in_channels`, ...).
-    Raises ValueError for an unknown variant or a bad option.
-    """
+    """An EfficientFormerV2 with random weights: `s0`, `s1`, `s2`, `l`, or any `Config`; as `efficientformer.build`."""
     features_only = options.pop("features_only", False)
     config = configure(variant, VARIANTS, options)
     return EfficientFormerV2(config, num_classes, distillation, features_only=features_only)
@@ -118,16 +113,12 @@ class EfficientFormerV2(TwoHeads):
     @staticmethod
     def _mixer(config: Config, stage: int) -> nn.Module | None:
         width, size, stride = config.widths[stage], config.sizes()[stage], config.strides[stage]
-        match config.mixer:
-            case "attention":
-                shape = (config.heads, config.key_dim, config.value_ratio, stride)
-                return MapAttention(width, size, *shape, project_first=config.project_first)
-            case "depthwise":
-                return ConvNorm(width, width, 3, groups=width)
-            case "mean":
-                return Pooling()
-            case _:
-                return None
+        if config.mixer == "attention":
+            shape = (config.heads, config.key_dim, config.value_ratio, stride)
+            return MapAttention(width, size, *shape, project_first=config.project_first)
+        if config.mixer == "depthwise":
+            return ConvNorm(width, width, 3, groups=width)
+        return Pooling() if config.mixer == "mean" else None
 
     @staticmethod
     def _downsample(config: Config, stage: int) -> nn.Module | None:

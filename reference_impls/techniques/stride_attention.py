@@ -33,17 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
-from reference_impls.contract import (
-    Choice,
-    Handle,
-    Integer,
-    Number,
-    Redundancy,
-    Setting,
-    Technique,
-    UnsupportedHost,
-    warn_no_effect,
-)
+from reference_impls.contract import Choice, Handle, Integer, Number, Redundancy, Setting, Technique
+from reference_impls.contract.errors import UnsupportedHost, warn_no_effect
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import ConvNorm
@@ -151,8 +142,7 @@ def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> T
     Maps are coarsened by averaging cells, see `coarse_values`, and brought back by bilinear interpolation in front of
     the activation.
     """
-    size = (x.shape[2], x.shape[3])
-    mixed, local = coarse_values(attention, x, coarse)
+    size, (mixed, local) = x.shape[2:], coarse_values(attention, x, coarse)
     together = mixed.shape == local.shape
     y = resize(mixed + local, size) if together else resize(mixed, size) + resize(local, size)
     return attention.proj(attention.act(y))

@@ -168,11 +168,8 @@ class FineGrainedJointSearch(SearchTechnique):
         the logits y is |y' - y| / |y - mean y| over the inputs (B, C, H, W), one move at a time.
         """
         self._check(supernet)
-        before = supernet(inputs)
-        where = {
-            name: 1 - min(1.0, change(before, supernet(inputs, subnet)))
-            for name, subnet in moves(supernet.space, supernet.space.largest())
-        }
+        before, frontier = supernet(inputs), dict(moves(supernet.space, supernet.space.largest()))
+        where = {name: 1 - min(1.0, change(before, supernet(inputs, subnet))) for name, subnet in frontier.items()}
         return Redundancy(sum(where.values()) / len(where), "mean indifference of the output to a move", where)
 
     def attach(

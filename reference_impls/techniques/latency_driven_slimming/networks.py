@@ -116,9 +116,9 @@ class Space(SearchSpace):
             case ("4d", int(stage), int(width)):
                 return partial(self._map_block, width), (width, *self.map_size(stage))
             case ("3d", int(stage), int(width)):
-                return partial(self._token_block, stage, width), (self.tokens(stage), width)
+                return partial(self._token_block, stage, width), (math.prod(self.map_size(stage)), width)
             case ("head", int(width)):
-                return partial(Head, nn.LayerNorm, width, self.classes), (self.tokens(STAGES - 1), width)
+                return partial(Head, nn.LayerNorm, width, self.classes), (math.prod(self.map_size(STAGES - 1)), width)
         return super().describe(part)
 
     def _map_block(self, width: int) -> MapBlock:
@@ -127,10 +127,6 @@ class Space(SearchSpace):
     def _token_block(self, stage: int, width: int) -> TokenBlock:
         attention = TokenAttention(width, self.map_size(stage), self.heads, self.key_dim, self.ratio)
         return TokenBlock(width, attention, self.expansion * width, layer_scale=self.layer_scale)
-
-    def tokens(self, stage: int) -> int:
-        """Pixels of a feature map of the stage."""
-        return math.prod(self.map_size(stage))
 
     def choices(self) -> list[range]:
         """The widths that slimming can reach, the smallest being 16."""
@@ -232,9 +228,8 @@ class Supernet(nn.Module):
 
     def __init__(self, space: Space, *, temperature: float = 1.0, noise: Noise = "gumbel") -> None:
         super().__init__()
-        self.space, self.temperature, self.noise = space, temperature, noise
+        self.space, self.temperature, self.noise, widths = space, temperature, noise, space.widths
         self.search: SearchData | None = None
-        widths = space.widths
         self.stem = space.build(("stem", widths[0]))
         self.downs = nn.ModuleList(space.build(("down", j, widths[j - 1], widths[j])) for j in range(1, STAGES))
         self.stages: Any = nn.ModuleList(

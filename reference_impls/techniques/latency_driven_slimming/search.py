@@ -53,19 +53,15 @@ def greedy(
     check_range("tolerance", min(tolerance, sys.float_info.max), 0)
     path = [Step("", start, quality(start), benefit(start))]
     while path[-1].benefit < target:
-        here = path[-1]
-        best: tuple[float, Step[State]] | None = None
+        here, steps = path[-1], list[tuple[float, Step[State]]]()
         for name, state in moves(here.state):
-            gain = benefit(state) - here.benefit
-            if gain <= 0:
-                continue
-            step = Step(name, state, quality(state), benefit(state))
-            loss = here.quality - step.quality
-            if loss <= tolerance and (best is None or loss / gain < best[0]):
-                best = loss / gain, step
-        if best is None:
+            if (gain := benefit(state) - here.benefit) > 0:
+                step = Step(name, state, quality(state), benefit(state))
+                if (loss := here.quality - step.quality) <= tolerance:
+                    steps.append((loss / gain, step))
+        if not steps:
             break
-        path.append(best[1])
+        path.append(min(steps, key=lambda one: one[0])[1])
     return path
 
 
