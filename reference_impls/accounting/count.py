@@ -68,23 +68,22 @@ def count() -> Iterator[Tally]:
 
 # Formulas: (arguments by their name in the operator's schema, result) -> MACs, or None if they cannot be told.
 Formula = Callable[[dict[str, Any], Any], int | None]
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
 
 
-def _mm(a: Tensor, b: Tensor) -> int | None:
+def _matrix_product(left: str, right: str) -> Formula:
     """(..., M, K) x (..., K, N) -> (..., M, N); vectors as in `torch.matmul`.
 
     A sparse left operand multiplies its stored elements only.
     """
-    columns = b.shape[-1] if b.ndim > 1 else 1
-    if a.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc) and b.layout is torch.strided:
-        return a._nnz() * columns
-    if a.layout is torch.strided and b.layout is torch.strided:
-        return a.numel() * columns
-    return None
 
+    def macs(arg: dict[str, Any], _: Any) -> int | None:
+        a, b = arg[left], arg[right]
+        known = b.layout is torch.strided and a.layout in (torch.strided, *_SPARSE)
+        stored = a._nnz() if a.layout in _SPARSE else a.numel()
+        return stored * (b.shape[-1] if b.ndim > 1 else 1) if known else None
 
-def _matrix_product(left: str, right: str) -> Formula:
-    return lambda arg, _: _mm(arg[left], arg[right])
+    return macs
 
 
 def _convolution(x: Tensor, weight: Tensor, out: Tensor, transposed: bool) -> int:
@@ -340,7 +339,7 @@ def _touched(operator: str, arg: dict[str, Any], x: Tensor) -> int:
 
 def _bytes(t: Tensor) -> int:
     """Bytes of the distinct elements of `t`."""
-    if t.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+    if t.layout in _SPARSE:
         return sum(part.numel() * part.element_size() for part in _parts(t))
     if t.layout is not torch.strided or t.is_nested:
         return t.numel() * t.element_size()

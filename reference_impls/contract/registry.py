@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from types import ModuleType
 
 from reference_impls.contract.errors import nearest
 from reference_impls.contract.technique import Technique
@@ -26,16 +25,11 @@ def ids() -> list[str]:
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__))
 
 
-def load_module(technique_id: str) -> ModuleType:
-    """The module of a technique; LookupError with a suggestion if there is none."""
+def load(technique_id: str) -> Technique:
+    """An instance of the technique's class; LookupError with a suggestion if there is none."""
     if technique_id not in ids():
         raise LookupError(f"no implementation is called {technique_id!r}{nearest(technique_id, ids())}")
-    return importlib.import_module(f"{PACKAGE}.{module_name(technique_id)}")
-
-
-def load(technique_id: str) -> Technique:
-    """An instance of the technique's class."""
-    module = load_module(technique_id)
+    module = importlib.import_module(f"{PACKAGE}.{module_name(technique_id)}")
     techniques = [t for t in vars(module).values() if isinstance(t, type) and issubclass(t, Technique)]
     classes = [t for t in techniques if getattr(t, "id", None) == technique_id]
     if len(classes) != 1:

@@ -23,16 +23,14 @@ from torch import Tensor
 
 from reference_impls.contract.errors import check_range, check_tensor
 
-Size = tuple[int, int]
 
-
-def coarsen(maps: Tensor, size: Size) -> Tensor:
+def coarsen(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (B, C, H, W) sampled at `size` = (h, w), without aliasing: (B, C, h, w)."""
     same = maps.shape[2:] == size
     return maps if same else F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def kept_detail(maps: Tensor, size: Size) -> Tensor:
+def kept_detail(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Share of the variance of each datum of maps (B, C, H, W) that sampling at `size` keeps: (B,) in [0, 1].
 
     K = max(0, 1 - sum (x - x')^2 / sum (x - mean x)^2) with x' the map after the round trip, the mean over positions,
@@ -48,7 +46,7 @@ def kept_detail(maps: Tensor, size: Size) -> Tensor:
     return torch.where(total <= noise, torch.ones_like(total), (1 - lost / total.clamp(min=1e-30)).clamp(0, 1))
 
 
-def coarsest(maps: Tensor, sizes: Sequence[Size], tolerance: float) -> Size:
+def coarsest(maps: Tensor, sizes: Sequence[tuple[int, int]], tolerance: float) -> tuple[int, int]:
     """The smallest of `sizes` at which every datum of maps (B, C, H, W) keeps at least 1 - `tolerance` of its variance.
 
     Sizes are tried from the smallest on; the map's own size is the answer if none will do.

@@ -134,8 +134,7 @@ class AttentionDownsampling(Technique):
         each module ("queries blocks.2.token_mixer"), and the same of the keys, and of the module's input, which is what
         `threshold` compares with.
         """
-        attentions = full_attentions(self.id, target)
-        where: dict[str, float] = {}
+        attentions, where = full_attentions(self.id, target), dict[str, float]()
         for name, x in inputs_of(attentions, target, inputs).items():
             with torch.no_grad():
                 queries, keys = attentions[name].q(x), attentions[name].k(x)

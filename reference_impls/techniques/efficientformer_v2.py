@@ -96,9 +96,7 @@ def build(
 class EfficientFormerV2(TwoHeads):
     """EfficientFormerV2 on images (B, 3, H, W), H and W multiples of 32; see `build` and `TwoHeads`."""
 
-    def __init__(
-        self, config: Config, num_classes: int = 1000, distillation: bool = True, *, features_only: bool = False
-    ) -> None:
+    def layers(self, config: Config) -> tuple[nn.Module, list[Stage], nn.Module]:
         stages, rates = [], drop_rates(config.drop_path, config.depths)
         for j, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
             blocks = []
@@ -107,8 +105,7 @@ class EfficientFormerV2(TwoHeads):
                 mlp = FeedForward(width, int(width * config.ratios[j][i]), local=True)
                 blocks.append(MapBlock(width, mixer, mlp, next(rates), config.layer_scale))
             stages.append(Stage(self._downsample(config, j), blocks))
-        stem, norm = Stem(config.widths[0], nn.GELU, config.in_channels), nn.BatchNorm2d(config.widths[-1])
-        super().__init__(config, stem, stages, norm, num_classes, distillation, features_only)
+        return Stem(config.widths[0], nn.GELU, config.in_channels), stages, nn.BatchNorm2d(config.widths[-1])
 
     @staticmethod
     def _mixer(config: Config, stage: int) -> nn.Module | None:

@@ -178,16 +178,11 @@ def coarsen_bias(bias: Tensor, size: Size, queries: int, keys: int) -> Tensor:
 
 def coarse_macs(attention: MapAttention, size: Size, coarse: Coarseness) -> int:
     """Closed form of the MACs of `attend_coarsely` on one map of `size`."""
-    channels, keys, values = (_width(layer) for layer in (attention.proj, attention.q, attention.v))
-    heads = attention.heads
+    layers = (getattr(layer, "conv", layer) for layer in (attention.proj, attention.q, attention.v))  # perhaps folded
+    (channels, keys, values), heads = (int(layer.out_channels) for layer in layers), attention.heads
     n, m, local = (math.prod(strided(size, factor)) for factor in (coarse.queries, coarse.keys, coarse.local))
     linear = channels * (keys * (n + m) + values * (local + math.prod(size))) + 9 * values * local
     return linear + n * m * (keys + values + 2 * heads**2)
-
-
-def _width(layer: nn.Module) -> int:
-    """Channels that a `ConvNorm` gives, or the convolution that it was folded into."""
-    return int(getattr(layer, "conv", layer).out_channels)
 
 
 def cell_means(maps: Tensor, factor: int) -> Tensor:
@@ -261,8 +256,7 @@ class StrideAttention(Technique):
         the mean over maps and modules. `where` holds it for each module ("attended blocks.2.token_mixer"), and the same
         of the module's input, which is what `threshold` compares with ("input ..."), and of its local values.
         """
-        attentions = full_attentions(self.id, target)
-        where: dict[str, float] = {}
+        attentions, where = full_attentions(self.id, target), dict[str, float]()
         for name, x in inputs_of(attentions, target, inputs).items():
             with torch.no_grad():
                 mixed, local = attentions[name].attend(x)

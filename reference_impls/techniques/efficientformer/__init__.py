@@ -69,9 +69,7 @@ def build(variant: str | Config, num_classes: int = 1000, distillation: bool = T
 class EfficientFormer(TwoHeads):
     """EfficientFormer on square images (B, 3, S, S), S a multiple of 32; see `build` and `TwoHeads`."""
 
-    def __init__(
-        self, config: Config, num_classes: int = 1000, distillation: bool = True, *, features_only: bool = False
-    ) -> None:
+    def layers(self, config: Config) -> tuple[nn.Module, list[Stage], nn.Module]:
         stages, previous, rates = [], config.widths[0], drop_rates(config.drop_path, config.depths)
         for j, (width, depth, size) in enumerate(zip(config.widths, config.depths, config.sizes(), strict=True)):
             hidden, blocks = int(width * config.mlp_ratio), list[nn.Module]()
@@ -85,8 +83,7 @@ class EfficientFormer(TwoHeads):
                 blocks.append(TokenBlock(width, mixer, hidden, next(rates), config.layer_scale))
             stages.append(Stage(Downsample(previous, width) if j else None, blocks))
             previous = width
-        stem, norm = Stem(config.widths[0], nn.ReLU, config.in_channels), nn.LayerNorm(previous)
-        super().__init__(config, stem, stages, norm, num_classes, distillation, features_only)
+        return Stem(config.widths[0], nn.ReLU, config.in_channels), stages, nn.LayerNorm(previous)
 
     def check_images(self, x: Tensor) -> Size:
         size = super().check_images(x)

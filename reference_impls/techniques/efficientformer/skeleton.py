@@ -97,21 +97,19 @@ class TwoHeads(nn.Module):
     """
 
     def __init__(
-        self,
-        config: Any,
-        stem: nn.Module,
-        stages: Sequence[Stage],
-        norm: nn.Module,
-        num_classes: int,
-        distillation: bool,
-        features_only: bool,
+        self, config: Any, num_classes: int = 1000, distillation: bool = True, *, features_only: bool = False
     ) -> None:
         super().__init__()
         self.config, self.features_only = config, features_only
-        self.stem, self.stages = stem, nn.ModuleList(stages)
+        self.stem, stages, norm = self.layers(config)
+        self.stages = nn.ModuleList(stages)
         self.norm = nn.Identity() if features_only else norm
         self.head = None if features_only else _head(config.widths[-1], num_classes)
         self.head_dist = _head(config.widths[-1], num_classes) if distillation and not features_only else None
+
+    def layers(self, config: Any) -> tuple[nn.Module, list[Stage], nn.Module]:
+        """Stem, stages and last normalisation of a configuration."""
+        raise NotImplementedError
 
     def parts(self, size: Size) -> dict[str, Footprint]:
         """Closed forms by part of the network as it is, for one image of height and width `size`."""

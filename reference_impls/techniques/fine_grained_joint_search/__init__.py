@@ -62,10 +62,8 @@ def mobile_efficiency_score(
 ) -> float:
     """score * prod_i (M_i / U_i) ** -a_i: higher for a smaller or faster network (li-2023-rethinking, Eq. 7).
 
-    Args:
-        metrics: M, such as {"size": parameters, "latency": ms}; positive.
-        units: U, what each metric is measured by; positive.
-        exponents: a, how much each metric weighs, at least 0. They enter with a minus sign, so that less is better.
+    metrics: M, such as {"size": parameters, "latency": ms}; units: U, what each is measured by; both positive.
+    exponents: a, how much each metric weighs, at least 0. They enter with a minus sign, so that less is better.
     Raises: ValueError for different sets of names, or for values that are not positive.
     """
     if not metrics.keys() == units.keys() == exponents.keys():
