@@ -170,9 +170,10 @@ class LatencyDrivenSlimming(SearchTechnique):
         The trace holds the architecture that was `found` and those `evaluated` on the way.
         Raises: UnsupportedHost; ValueError for a supernet without `search` data.
         """
-        trial = Trial(supernet.extract, self._search_data(supernet))
+        data = self._search_data(supernet)
         if target == 1:
             warn_no_effect(self.id, "the target is the latency of the whole network")
+        trial = Trial(supernet.extract, data)
         limit = math.inf if tolerance is None else tolerance
         path = slim(supernet, table or supernet.space.macs_table(), trial, target, tolerance=limit)
         return found(supernet, path, trial)
