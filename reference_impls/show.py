@@ -202,13 +202,13 @@ def times(record: Record, *, shown: Callable[[str], str | None] = lambda name: n
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
     controls = [point for control in record.controls for point in control.points]
     for point, colour in [(p, "C0") for p in record.points] + [(p, "C1") for p in controls]:
-        label, compiled = shown(str(point.knobs["model"])), point.knobs["form"] == "compiled"
+        if (label := shown(str(point.knobs["model"]))) is None:
+            continue
+        compiled = point.knobs["form"] == "compiled"
         for axis, x in zip(axes, (point.macs / 1e9, point.quality.value), strict=True):
-            place = (x, point.wall_ms.median)
-            if label is not None:
-                axis.plot(*place, "o" if compiled else "x", color=colour)
-            if label is not None and compiled:
-                axis.annotate(label, place, xytext=(4, -9), textcoords="offset points", fontsize=8)
+            axis.plot(x, point.wall_ms.median, "o" if compiled else "x", color=colour)
+            if compiled:
+                axis.annotate(label, (x, point.wall_ms.median), xytext=(4, -9), textcoords="offset points", fontsize=8)
     axes[0].set(xlabel="billion MACs", ylabel=f"ms for {record.unit}", xlim=(0, None), ylim=(0, None))
     axes[1].set(xlabel=record.baseline.quality.metric, xlim=(0, None))
     for marker, form in (("o", "compiled"), ("x", "eager")):
