@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from reference_impls.accounting import timing
-from reference_impls.accounting.count import Tally, count
+from reference_impls.accounting.count import OUTSIDE, Tally, count
 from reference_impls.accounting.timing import repeat, speed_up, wall_time
 
 GRADIENT_MODES: list[Callable[[], AbstractContextManager[None]]] = [
@@ -405,6 +405,37 @@ def test_a_library_operator_without_formula_is_listed():
         return 2 * x
 
     assert "atlas_test.twice.default" in tally_of(lambda: twice(torch.ones(3))).uncounted
+
+
+def test_macs_are_attributed_to_modules(mode):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+            self.head = nn.Linear(8, 2)
+            self.scale = nn.Parameter(torch.ones(2, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x)) @ self.scale
+
+    net, x = Net(), torch.randn(3, 4)
+    with mode(), count(net) as tally:
+        y = net(x)
+        net.head(torch.randn(1, 8))
+        x @ x.t()
+    assert y.shape == (3, 2)
+    assert tally.by_module == {"stem.0": 3 * 32, "head": 4 * 16, "": 3 * 4, OUTSIDE: 36}
+    assert sum(tally.by_module.values()) == sum(tally.by_operator.values()) == tally.macs
+
+
+def test_counting_a_model_keeps_its_fused_path_and_leaves_no_hook():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    before = dict(nn.modules.module._global_forward_hooks), dict(nn.modules.module._global_forward_pre_hooks)
+    with torch.no_grad(), count(layer) as tally:
+        layer(torch.randn(1, 4, 16))
+    assert list(tally.by_operator) == ["aten._transformer_encoder_layer_fwd.default"]
+    assert list(tally.by_module) == [""]
+    assert before == (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
 
 
 # The block itself

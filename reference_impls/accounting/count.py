@@ -40,8 +40,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+
+OUTSIDE = "(outside)"
+"""The key of `Tally.by_module` for what runs outside any forward pass of the model, such as the backward pass."""
 
 
 @dataclass
@@ -54,16 +58,41 @@ class Tally:
     """Bytes of operands read and results written (defined in the module's docstring)."""
     by_operator: Counter[str] = field(default_factory=Counter)
     """Operator, such as `aten.mm.default` -> its MACs."""
+    by_module: Counter[str] = field(default_factory=Counter)
+    """With `count(model)`: module name -> MACs that ran in it and in none of its children; `""` is the model."""
     uncounted: Counter[str] = field(default_factory=Counter)
     """Operators that computed with floating point numbers but have no formula -> number of calls."""
 
 
 @contextmanager
-def count() -> Iterator[Tally]:
-    """Count the MACs and bytes of everything that torch runs inside the block."""
+def count(model: nn.Module | None = None) -> Iterator[Tally]:
+    """Count the MACs and bytes of everything that torch runs inside the block.
+
+    Args:
+        model: also attribute the MACs to the modules of this model, in `Tally.by_module`.
+    """
     tally = Tally()
-    with _Counting(tally):
-        yield tally
+    running: list[str] = []
+    hooks = []
+    if model is not None:
+        names = {module: name for name, module in model.named_modules()}
+
+        def enter(module: nn.Module, inputs: Any) -> None:
+            if module in names:
+                running.append(names[module])
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            if module in names and running:
+                running.pop()
+
+        # Hooks on the modules themselves would switch off the fused path of nn.TransformerEncoderLayer.
+        hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    try:
+        with _Counting(tally, running if model is not None else None):
+            yield tally
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 # Formulas: (arguments by their name in the operator's schema, result) -> MACs, or None if they cannot be told.
@@ -259,9 +288,9 @@ def _accumulates(arg: dict[str, Any]) -> bool:
 
 
 class _Counting(TorchDispatchMode):
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, running: list[str] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tally = tally
+        self.tally, self.running = tally, running
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -288,6 +317,8 @@ class _Counting(TorchDispatchMode):
         if macs is not None:
             tally.macs += macs
             tally.by_operator[name] += macs
+            if self.running is not None:
+                tally.by_module[self.running[-1] if self.running else OUTSIDE] += macs
         elif _is_arithmetic(operator, arg, (operands | results).values()):
             tally.uncounted[name] += 1
 
