@@ -407,6 +407,7 @@ def test_a_library_operator_without_formula_is_listed():
     assert "atlas_test.twice.default" in tally_of(lambda: twice(torch.ones(3))).uncounted
 
 
+@in_every_gradient_mode
 def test_macs_are_attributed_to_modules(mode):
     class Net(nn.Module):
         def __init__(self) -> None:
