@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from reference_impls.benchmarks import compact_networks as benchmark
 from reference_impls.benchmarks.compact_networks.networks_fashion import Contender, OnSmallImages
-from reference_impls.benchmarks.compact_networks.whole_networks import (
-    DIGITS,
-    FASHION,
-    MOBILENETS,
-    LatencyPlan,
-    latency,
-    resolution,
-)
+from reference_impls.benchmarks.compact_networks.whole_networks import scenarios
 from reference_impls.study import seeded
 from reference_impls.techniques import efficientformer_v2
 from reference_impls.techniques.efficientformer import Config, EfficientFormer, EfficientFormerTechnique, build
@@ -31,25 +23,14 @@ def nano(side: int) -> EfficientFormer:
     return build(NANO, num_classes=10, distillation=False, img_size=side, in_channels=1)
 
 
-RESOLUTION = partial(resolution, technique=TECHNIQUE, build=nano, name="EfficientFormer-nano")
-SCENARIOS = (
-    benchmark.task("digits-resolution", "EfficientFormer-nano on digits, at lower resolution", RESOLUTION, **DIGITS),
-    benchmark.task(
-        "fashion-resolution", "EfficientFormer-nano on Fashion-MNIST at lower resolution", RESOLUTION, **FASHION
-    ),
-    benchmark.task(
-        "latency-224",
-        "EfficientFormer beside MobileNetV2 at 224 pixels, one image on one thread",
-        partial(
-            latency,
-            own={"EfficientFormer-L1": partial(build, "l1"), "EfficientFormer-L3": partial(build, "l3")},
-            others={**MOBILENETS, "EfficientFormerV2-S0": partial(efficientformer_v2.build, "s0")},
-            baseline="MobileNetV2 x1.4",
-            timm={"EfficientFormer-L1": "efficientformer_l1"},
-        ),
-        full=LatencyPlan(repetitions=31, own=("EfficientFormer-L1", "EfficientFormer-L3")),
-        smoke=LatencyPlan(repetitions=3, own=("EfficientFormer-L1",), side=64, compile=False),
-    ),
+SCENARIOS = scenarios(
+    "EfficientFormer",
+    TECHNIQUE,
+    nano,
+    own={f"EfficientFormer-{v.upper()}": partial(build, v) for v in ("l1", "l3")},
+    others={"EfficientFormerV2-S0": partial(efficientformer_v2.build, "s0")},
+    baseline="MobileNetV2 x1.4",
+    timm={"EfficientFormer-L1": "efficientformer_l1"},
 )
 CONTENDERS = {
     "compact-networks/networks-fashion": (

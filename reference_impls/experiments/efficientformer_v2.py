@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from reference_impls.benchmarks import compact_networks as benchmark
 from reference_impls.benchmarks.compact_networks.networks_fashion import Contender, OnSmallImages
-from reference_impls.benchmarks.compact_networks.whole_networks import (
-    DIGITS,
-    FASHION,
-    MOBILENETS,
-    LatencyPlan,
-    latency,
-    resolution,
-)
+from reference_impls.benchmarks.compact_networks.whole_networks import scenarios
 from reference_impls.study import seeded
 from reference_impls.techniques import efficientformer
 from reference_impls.techniques.efficientformer_v2 import Config, EfficientFormerV2, EfficientFormerV2Technique, build
@@ -40,25 +32,14 @@ def nano(side: int) -> EfficientFormerV2:
     return build(NANO, num_classes=10, distillation=False, img_size=side, in_channels=1)
 
 
-RESOLUTION = partial(resolution, technique=TECHNIQUE, build=nano, name="EfficientFormerV2-nano")
-SCENARIOS = (
-    benchmark.task("digits-resolution", "EfficientFormerV2-nano on digits, at lower resolution", RESOLUTION, **DIGITS),
-    benchmark.task(
-        "fashion-resolution", "EfficientFormerV2-nano on Fashion-MNIST at lower resolution", RESOLUTION, **FASHION
-    ),
-    benchmark.task(
-        "latency-224",
-        "EfficientFormerV2 beside MobileNetV2 at 224 pixels, one image on one thread",
-        partial(
-            latency,
-            own={f"EfficientFormerV2-{v.upper()}": partial(build, v) for v in ("s0", "s1", "s2")},
-            others={**MOBILENETS, "EfficientFormer-L1": partial(efficientformer.build, "l1")},
-            baseline="MobileNetV2 x1.0",
-            timm={"EfficientFormerV2-S0": "efficientformerv2_s0"},
-        ),
-        full=LatencyPlan(repetitions=31, own=("EfficientFormerV2-S0", "EfficientFormerV2-S1", "EfficientFormerV2-S2")),
-        smoke=LatencyPlan(repetitions=3, own=("EfficientFormerV2-S0",), side=64, compile=False),
-    ),
+SCENARIOS = scenarios(
+    "EfficientFormerV2",
+    TECHNIQUE,
+    nano,
+    own={f"EfficientFormerV2-{v.upper()}": partial(build, v) for v in ("s0", "s1", "s2")},
+    others={"EfficientFormer-L1": partial(efficientformer.build, "l1")},
+    baseline="MobileNetV2 x1.0",
+    timm={"EfficientFormerV2-S0": "efficientformerv2_s0"},
 )
 CONTENDERS = {
     "compact-networks/networks-fashion": (

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -47,7 +46,6 @@ class JointPlan(searches.SearchPlan):
     """
 
     search: ClassVar = "joint"
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     batch: int = 64
     targets: tuple[float, ...] = (2.0, 4.0, 8.0)
     scratch: tuple[float, ...] = (4.0,)
@@ -57,43 +55,30 @@ class JointPlan(searches.SearchPlan):
     def network(self, state: Subnet) -> joint.Network:
         return joint.Network(self.space, state)
 
-    def supernet(self, part: Split, seed: int) -> joint.Slimmable:
-        build = partial(joint.Slimmable, self.space)
-        sandwich = self.fitted("supernet", part, seed, lambda: joint.Sandwich(build()), sandwich_loss)
-        supernet: joint.Slimmable = sandwich.supernet
-        supernet.search = searches.search_data(part)
-        return supernet
+    def trained_supernet(self, part: Split, seed: int) -> joint.Slimmable:
+        sandwich: joint.Sandwich = self.fitted(
+            "supernet", part, seed, lambda: joint.Sandwich(joint.Slimmable(self.space)), sandwich_loss
+        )
+        return sandwich.supernet
 
 
 def search(plan: JointPlan, latencies: LatencyTable, seed: int) -> searches.Fold[Subnet]:
     """Train the supernet of a seed and search it with every method."""
     part, space = plan.split(seed), plan.space
-    supernet, whole = plan.supernet(part, seed), space.largest()
+    supernet, whole, moves = plan.supernet(part, seed), space.largest(), partial(joint.moves, space)
     efficiency, most = Efficiency.of(space, latencies), max(plan.targets) * SCORE
-
-    def reached(states: Sequence[Subnet]) -> dict[float, Subnet]:
-        return searches.at_targets(states, plan.targets, lambda s, target: efficiency(s) >= target * SCORE)
-
-    score = searches.trial(supernet)
+    score, draws = searches.trial(supernet), generator(seed)
     path = joint.joint_search(supernet, efficiency, score, most)
     evaluations = len(score.evaluated)
-    found = {(TECHNIQUE, target): [s] for target, s in reached([step.state for step in path]).items()}
     alone = Efficiency.of(space, latencies, {"size": 0.0, "latency": 1.0})
-    walk = greedy(
-        whole,
-        lambda s: () if efficiency(s) >= most else joint.moves(space, s),
-        searches.trial(supernet),
-        alone,
-        1e12,
-    )
-    found |= {(FAST, target): [s] for target, s in reached([step.state for step in walk]).items()}
-    draws = generator(seed)
-    validation: dict[Subnet, float] = {}
-    for _ in range(plan.draws):
-        steps = joint.random_path(whole, lambda s: joint.moves(space, s), efficiency, most, draws)
-        for target, drawn in reached([state for _, state in steps]).items():
-            found.setdefault((RANDOM, target), []).append(drawn)
-            validation[drawn] = score(drawn)
+    fast = greedy(whole, lambda s: () if efficiency(s) >= most else moves(s), searches.trial(supernet), alone, 1e12)
+    paths = {
+        TECHNIQUE: [[step.state for step in path]],
+        FAST: [[step.state for step in fast]],
+        RANDOM: [[s for _, s in joint.random_path(whole, moves, efficiency, most, draws)] for _ in range(plan.draws)],
+    }
+    found = searches.reached(paths, plan.targets, lambda s, target: efficiency(s) >= target * SCORE)
+    validation = {s: score(s) for target in plan.targets for s in found[RANDOM, target]}
     for target in plan.targets:
         found[BEST, target] = [max(found[RANDOM, target], key=lambda s: validation[s])]
     return searches.Fold(part, supernet, path, found, evaluations, validation)
@@ -102,14 +87,16 @@ def search(plan: JointPlan, latencies: LatencyTable, seed: int) -> searches.Fold
 def run(study: Study[JointPlan]) -> Record:
     """Search the supernets of all seeds with every method, and compare at equal mobile efficiency score."""
     plan, space = study.plan, study.plan.space
-    study.progress("latency table", 0, 1)
-    latencies = searches.parts_table(study)
-    efficiency, whole = Efficiency.of(space, latencies), space.largest()
+    latencies, whole = searches.parts_table(study), space.largest()
+    efficiency = Efficiency.of(space, latencies)
 
     def parameters(subnet: Subnet) -> int:
         return int(space.total(subnet).parameters)
 
-    compared = searches.compare(
+    def latency(subnet: Subnet) -> float:
+        return latencies(subnet.parts())
+
+    compared = searches.Comparison(
         study,
         joint.FineGrainedJointSearch(),
         partial(search, plan, latencies),
@@ -120,15 +107,10 @@ def run(study: Study[JointPlan]) -> Record:
     for target in plan.targets:
         for series, name in {TECHNIQUE: "greedy", FAST: FAST, RANDOM: "random", BEST: BEST}.items():
             states = compared.found(series, target)
-            ms = [latencies(s.parts()) for s in states]
-            means = map(searches.mean, (map(efficiency, states), map(parameters, states), ms))
+            means = (searches.mean(map(of, states)) for of in (efficiency, parameters, latency))
             rows.append([target, name, *means, states[0].text() if series == TECHNIQUE else None])
-    path = [
-        (s.move or "start", s.benefit, s.quality, parameters(s.state), latencies(s.state.parts())) for s in first.path
-    ]
-    return searches.record(
-        study,
-        compared,
+    exponents = ", ".join(f"{name} {value:g}" for name, value in efficiency.exponents.items())
+    return compared.record(
         model=f"EfficientFormerV2 in small, largest {whole.text()} (width and expansion of the blocks of each stage, "
         f"a: attends), {parameters(whole):,} parameters",
         controls=CONTROLS,
@@ -136,8 +118,7 @@ def run(study: Study[JointPlan]) -> Record:
             (
                 "`target`: mobile efficiency score, as a multiple of the largest sub-network's; the first sub-network "
                 "of a path that reaches it counts. Units are the largest sub-network's parameters and predicted "
-                "latency; exponents, our choice: "
-                f"{', '.join(f'{name} {value:g}' for name, value in efficiency.exponents.items())}."
+                f"latency; exponents, our choice: {exponents}."
             ),
             searches.WEIGHTS.format("for as many epochs"),
             (
@@ -156,7 +137,7 @@ def run(study: Study[JointPlan]) -> Record:
                 "The greedy path of the first seed: score, accuracy on validation images, parameters, predicted "
                 "latency of a batch.",
                 ("move", "score", "accuracy", "parameters", "ms"),
-                path,
+                [(s.move or "start", s.benefit, s.quality, parameters(s.state), latency(s.state)) for s in first.path],
             ),
             "random sub-networks": table(
                 "Score and accuracy on validation images of the random sub-networks of the first seed.",
@@ -185,18 +166,16 @@ FASHION = JointPlan(
     recipe=Recipe(3, lr=4e-3),
 )  # fmt: skip
 """About 8 minutes of one core for each seed, most of them for the two walks."""
-SMOKE: dict[str, Any] = {
-    "seeds": (0,), "repetitions": 3, "table_rounds": 5, "targets": (1.5, 2.0), "scratch": (2.0,), "draws": 2,
-}  # fmt: skip
+SMOKE: dict[str, Any] = {"targets": (1.5, 2.0), "scratch": (2.0,), "draws": 2}
 TINY, SMALL = replace(nano(16, (1, 1, 1, 1)), ratios=(1, 3)), nano(32, (1, 1, 1, 1))
 SCENARIOS = (
     benchmark.task(
         "digits-search", "Joint search on 8 x 8 digits", run, full=DIGITS,
-        smoke=replace(DIGITS, space=TINY, images=300, validation=100, recipe=Recipe(3, lr=4e-3), **SMOKE),
+        smoke=DIGITS.smoke(space=TINY, images=300, validation=100, recipe=Recipe(3, lr=4e-3), **SMOKE),
     ),
     benchmark.task(
         "fashion-search", "Joint search on Fashion-MNIST", run, full=FASHION,
-        smoke=replace(FASHION, space=SMALL, images=500, validation=200, recipe=Recipe(1, lr=4e-3), **SMOKE),
+        smoke=FASHION.smoke(space=SMALL, images=500, validation=200, recipe=Recipe(1, lr=4e-3), **SMOKE),
     ),
 )  # fmt: skip
 FOUND = Subnet(

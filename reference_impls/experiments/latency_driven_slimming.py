@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -35,7 +36,6 @@ class SlimmingPlan(searches.SearchPlan):
     """The supernet is trained as any network, its choices mixed by a Gumbel softmax of temperature 1."""
 
     search: ClassVar = "slimming"
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     batch: int = 16
     targets: tuple[float, ...] = (0.75, 0.5, 0.35)
     scratch: tuple[float, ...] = (0.5,)
@@ -44,9 +44,8 @@ class SlimmingPlan(searches.SearchPlan):
     def network(self, state: Architecture) -> slimming.Network:
         return slimming.Network(self.space, state)
 
-    def supernet(self, part: Split, seed: int) -> slimming.Supernet:
+    def trained_supernet(self, part: Split, seed: int) -> slimming.Supernet:
         supernet: slimming.Supernet = self.fitted("supernet", part, seed, lambda: slimming.Supernet(self.space))
-        supernet.search = searches.search_data(part)
         return supernet
 
 
@@ -65,36 +64,30 @@ def search(plan: SlimmingPlan, latencies: LatencyTable, seed: int) -> searches.F
 
     path = slimming.slim(supernet, latencies, searches.trial(supernet), min(plan.targets))
     scores = slimming.importance(supernet.probabilities())
-    blind = walk(
-        lambda a: slimming.moves(a, scores) if latency(a) > least else (), lambda a: -float(space.total(a).macs), 0.0
-    )
     draws, keys = generator(seed), list(scores)
     dealt = dict(zip(keys, [scores[keys[k]] for k in torch.randperm(len(keys), generator=draws)], strict=True))
+
+    def further(a: Architecture) -> Iterable[tuple[str, Architecture]]:
+        return slimming.moves(a, scores) if latency(a) > least else ()
+
     paths = {
         TECHNIQUE: [[step.state for step in path]],
-        MACS: [blind],
+        MACS: [walk(further, lambda a: -float(space.total(a).macs), 0.0)],
         SHUFFLED: [walk(lambda a: slimming.moves(a, dealt))],
         RANDOM: [
             [a for _, a in slimming.random_path(start, slimming.all_moves, lambda a: -latency(a), -least, draws)]
             for _ in range(plan.draws)
         ],
     }
-    found: dict[tuple[str, float], list[Architecture]] = {}
-    for series, taken in paths.items():
-        for states in taken:
-            reached = searches.at_targets(states, plan.targets, lambda a, share: latency(a) <= share * latency(start))
-            for target, state in reached.items():
-                found.setdefault((series, target), []).append(state)
+    found = searches.reached(paths, plan.targets, lambda a, share: latency(a) <= share * latency(start))
     return searches.Fold(part, supernet, path, found)
 
 
 def run(study: Study[SlimmingPlan]) -> Record:
     """Slim the supernets of all seeds with every method, and compare at equal predicted latency."""
     plan, space = study.plan, study.plan.space
-    study.progress("latency table", 0, 1)
-    latencies = searches.parts_table(study)
-    start = space.largest()
-    compared = searches.compare(
+    latencies, start = searches.parts_table(study), space.largest()
+    compared = searches.Comparison(
         study,
         slimming.LatencyDrivenSlimming(),
         partial(search, plan, latencies),
@@ -106,13 +99,11 @@ def run(study: Study[SlimmingPlan]) -> Record:
     chosen = {a.text(): a for a in (*(step.state for step in first.path), *compared.drawn(RANDOM))}
     both = searches.parts_table(study, {text: plan.network(a) for text, a in chosen.items()})
     pairs = [(both(a.parts()), both([text])) for text, a in chosen.items()]
-    error, correlation = prediction_error([p for p, _ in pairs], [m for _, m in pairs])
+    error, correlation = prediction_error(*zip(*pairs, strict=True))
     learned = slimming.importance(first.supernet.probabilities())
-    return searches.record(
-        study,
-        compared,
-        model=f"EfficientFormer in small, {start.text()} "
-        f"(width and blocks of each stage), {space.total(start).parameters:,} parameters",
+    return compared.record(
+        model=f"EfficientFormer in small, {start.text()} (width and blocks of each stage), "
+        f"{space.total(start).parameters:,} parameters",
         controls=CONTROLS,
         notes=(
             "`target`: share of the whole network's predicted latency; the first network of a path below it counts.",
@@ -168,16 +159,15 @@ FASHION = SlimmingPlan(
     needs=("fashion-mnist",), data="fashion-mnist", space=nano(28, (2, 2, 3, 2)), images=5000, validation=1000,
     recipe=Recipe(5, lr=4e-3),
 )  # fmt: skip
-SMOKE: dict[str, Any] = {"seeds": (0,), "repetitions": 3, "table_rounds": 5}
 TINY = nano(16, (1, 1, 2, 2), (16, 32, 32, 48))
 SCENARIOS = (
     benchmark.task(
         "digits-slimming", "Slimming on 8 x 8 digits", run, full=DIGITS,
-        smoke=replace(DIGITS, space=TINY, images=300, validation=100, recipe=Recipe(3, lr=4e-3), **SMOKE),
+        smoke=DIGITS.smoke(space=TINY, images=300, validation=100, recipe=Recipe(3, lr=4e-3)),
     ),
     benchmark.task(
         "fashion-slimming", "Slimming on Fashion-MNIST", run, full=FASHION,
-        smoke=replace(FASHION, images=1000, validation=500, recipe=Recipe(2, lr=4e-3), **SMOKE),
+        smoke=FASHION.smoke(images=1000, validation=500, recipe=Recipe(2, lr=4e-3)),
     ),
 )  # fmt: skip
 FOUND = Architecture(

@@ -29,6 +29,10 @@ class Choice(Protocol):
     def parts(self) -> Iterable[Part]:
         """The parts that it is made of."""
 
+    def text(self) -> str:
+        """It in a line."""
+        ...
+
 
 class SearchSpace(ABC):
     """Networks of a stem, four stages, each of half the size of the one before, and a head.

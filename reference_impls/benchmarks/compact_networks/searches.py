@@ -9,8 +9,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,37 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_impls.accounting.latency import LatencyTable, measure_table
-from reference_impls.accounting.record import Measured, Record, Table
+from reference_impls.accounting.record import Record, Table
 from reference_impls.contract import Technique, generator
 from reference_impls.data.splits import TITLES, Labelled, Split, split, standardised
 from reference_impls.layers.norm import fold_batch_norm, recalibrate
-from reference_impls.study import (
-    BASELINE,
-    TECHNIQUE,
-    Plan,
-    Recipe,
-    Study,
-    accuracy,
-    forward,
-    measure_calls,
-    measured,
-    pooled,
-    seeded,
-    table,
-    train,
-    trained,
-)
+from reference_impls.layers.search_space import Choice
+from reference_impls.study import BASELINE, TECHNIQUE, Plan, Recipe, Study, measure_calls, measured, pooled, table
+from reference_impls.study.training import accuracy, forward, seeded, train, trained
 from reference_impls.techniques.latency_driven_slimming.search import SearchData, Step, Trial
 
-
-class Searched(Protocol):
-    """What a search finds: an architecture, or a sub-network."""
-
-    def text(self) -> str:
-        """It in a line."""
-
-
-State = TypeVar("State", bound=Searched)
+State = TypeVar("State", bound=Choice)
+"""What a search finds: an architecture, or a sub-network."""
 LAST = torch.channels_last
 """The memory layout of all networks here: several times as fast on a CPU for feature maps this small."""
 QUIET = 10
@@ -67,11 +47,12 @@ NOTES = (
 class SearchPlan(Plan):
     """The sizes of a search, and every choice that its weights follow from but the seed.
 
-    Each search adds how its networks are built: `network`, `supernet`.
+    Each search adds how its networks are built: `network`, `trained_supernet`.
     """
 
     search: ClassVar[str]
     """Short name of the search, for the cache."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     data: Labelled
     space: Any
     images: int
@@ -89,6 +70,10 @@ class SearchPlan(Plan):
     scratch_draws: int = 1
     """Of what the random paths found, how many networks are trained from scratch."""
     table_rounds: int = 50
+
+    def smoke(self, **sizes: Any) -> Any:
+        """The plan of the smoke budget, with other sizes."""
+        return replace(self, seeds=(0,), repetitions=3, table_rounds=5, **sizes)
 
     def split(self, seed: int) -> Split:
         """Images to train and to search on, drawn without overlap, and at most 5,000 to test; all standardised.
@@ -109,8 +94,14 @@ class SearchPlan(Plan):
         """The plain network of a state."""
 
     @abstractmethod
+    def trained_supernet(self, part: Split, seed: int) -> Any:
+        """The supernet, trained."""
+
     def supernet(self, part: Split, seed: int) -> Any:
-        """The trained supernet, with its `search_data`."""
+        """The trained supernet, with validation images to search on and training images to recalibrate norms on."""
+        supernet = self.trained_supernet(part, seed)
+        supernet.search = SearchData(*part.held, part.train.x[:256])
+        return supernet
 
     def from_scratch(self, state: Any, part: Split, seed: int) -> nn.Module:
         """The plain network of a state, trained on its own for as many epochs as the supernet was."""
@@ -135,11 +126,6 @@ class SearchPlan(Plan):
         )
 
 
-def search_data(part: Split) -> SearchData:
-    """What a search may look at: validation images, and training images to recalibrate batch norms on."""
-    return SearchData(*part.held, part.train.x[:256])
-
-
 def trial(supernet: Any) -> Trial[Any]:
     """Accuracy of the supernet's networks on what the search may look at."""
     return Trial(lambda state: supernet.extract(state).to(memory_format=LAST), supernet.search)
@@ -160,6 +146,7 @@ def parts_table(study: Study[Any], networks: Mapping[str, nn.Module] | None = No
 
     `networks` are measured in the same rounds and stand in the table under their names, to be held against their parts.
     """
+    study.progress("latency table", 0, 1)
     plan, space = study.plan, study.plan.space
     calls: dict[Hashable, Callable[[], object]] = {}
     for part in space.every_part():
@@ -189,16 +176,58 @@ class Fold(Generic[State]):
     validation: dict[State, float] = field(default_factory=dict)
     """Accuracy on the validation images of the states drawn at random."""
 
+    def inherited(self, state: State) -> float:
+        """Test accuracy with the supernet's weights, batch norms recalibrated as in the search."""
+        network = self.supernet.extract(state).to(memory_format=LAST)
+        recalibrate(network, self.supernet.search.calibration)
+        return accuracy(network, *self.part.test)
 
-@dataclass
-class Compared(Generic[State]):
-    """What the methods found over all seeds."""
 
-    folds: list[Fold[State]]
-    redundancy: Measured
-    """Of the supernets."""
-    whole: float
-    """Mean accuracy of the whole network with inherited weights."""
+def reached(
+    paths: Mapping[str, Iterable[Sequence[State]]], targets: Sequence[float], reaches: Callable[[State, float], bool]
+) -> dict[tuple[str, float], list[State]]:
+    """Of every path of each series, for each target, the first state that reaches it; the last if there is none."""
+    found: dict[tuple[str, float], list[State]] = {}
+    for series, taken in paths.items():
+        for path in taken:
+            for target in targets:
+                state = next((s for s in path if reaches(s, target)), path[-1])
+                found.setdefault((series, target), []).append(state)
+    return found
+
+
+class Comparison(Generic[State]):
+    """What the methods found with all seeds, in a study: tested, counted and timed.
+
+    `technique` measures the supernets. `search` finds with a seed, and `removed` is the share of the whole network that
+    a state leaves out. Networks of the series `at_random` are trained from scratch beside the technique's.
+    Raises: RuntimeError where counted MACs differ from the closed form.
+    """
+
+    def __init__(
+        self,
+        study: Study[Any],
+        technique: Technique,
+        search: Callable[[int], Fold[State]],
+        removed: Callable[[State], float],
+        *,
+        at_random: str,
+    ) -> None:
+        self.study, self.folds = study, list[Fold[State]]()
+        plan, redundancy, noise, whole = study.plan, [], [], []
+        for seed in plan.seeds:
+            study.progress("search", seed, len(plan.seeds))
+            fold = search(seed)
+            self.folds.append(fold)
+            sample = fold.part.test.x[:512]
+            redundancy.append(technique.measure(fold.supernet, sample))
+            noise.append(technique.measure(fold.supernet, torch.randn(sample.shape, generator=generator(seed))).value)
+            whole.append(fold.inherited(plan.space.largest()))
+            self._score(fold, seed, at_random)
+        self.redundancy = measured(redundancy, {"white noise": mean(noise)})
+        self.whole = mean(whole)
+        """Accuracy of the whole network with inherited weights."""
+        self._add_costs(removed, at_random)
 
     def found(self, series: str, target: float) -> list[State]:
         """The states of all seeds."""
@@ -208,116 +237,62 @@ class Compared(Generic[State]):
         """What a method found in the first seed, at all targets."""
         return [state for (name, _), states in self.folds[0].found.items() if name == series for state in states]
 
+    def record(self, *, notes: Sequence[str], tables: Mapping[str, Table], **rest: Any) -> Record:
+        """The record; `rest` as in `Study.record`."""
+        plan, size = self.study.plan, self.study.plan.space.size
+        counts = Counter(step.move.rpartition(" ")[0] for fold in self.folds for step in fold.path[1:])
+        about = "How often each kind of move was made, over the greedy paths of all seeds."
+        return self.study.record(
+            data=f"{TITLES[plan.data]}, {size} x {size}: for each seed {plan.images:,} images to train on and "
+            f"{plan.validation:,} to search on; {len(self.folds[0].part.test.x):,} test images",
+            unit=f"one image in a batch of {plan.batch}",
+            knobs=("target", "weights"),
+            metric="accuracy",
+            redundancy=self.redundancy,
+            notes=(*notes[:3], *NOTES, *notes[3:]),
+            tables={"moves": table(about, ("move", "times"), sorted(counts.items())), **tables},
+            **rest,
+        )
 
-def compare(
-    study: Study[Any],
-    technique: Technique,
-    search: Callable[[int], Fold[State]],
-    removed: Callable[[State], float],
-    *,
-    at_random: str,
-) -> Compared[State]:
-    """Search with every seed; add all that was found to the study, tested, counted and timed.
+    def _score(self, fold: Fold[State], seed: int, at_random: str) -> None:
+        """Test accuracy of what a seed found, with inherited weights and from scratch."""
+        study, plan = self.study, self.study.plan
 
-    Args:
-        removed: which share of the whole network a state leaves out.
-        at_random: the series whose networks are trained from scratch beside the technique's.
-
-    Raises: RuntimeError where counted MACs differ from the closed form.
-    """
-    plan, space = study.plan, study.plan.space
-    folds: list[Fold[State]] = []
-    redundancy, noise, whole = [], [], []
-    for seed in plan.seeds:
-        study.progress("search", seed, len(plan.seeds))
-        fold = search(seed)
-        folds.append(fold)
-        sample = fold.part.test.x[:512]
-        redundancy.append(technique.measure(fold.supernet, sample))
-        white = torch.randn(sample.shape, generator=generator(seed))
-        noise.append(technique.measure(fold.supernet, white).value)
-        whole.append(_inherited(fold, space.largest()))
-
-        def from_scratch(state: Any, fold: Fold[State] = fold, seed: int = seed) -> float:
+        def from_scratch(state: Any) -> float:
             return accuracy(plan.from_scratch(state, fold.part, seed), *fold.part.test)
 
-        study.add(BASELINE, score=from_scratch(space.largest()))
+        study.add(BASELINE, score=from_scratch(plan.space.largest()))
         for (series, target), states in fold.found.items():
-            score = mean(_inherited(fold, state) for state in states)
-            study.add(series, _knobs(target, "inherited"), score=score)
+            study.add(series, {"target": target, "weights": "inherited"}, score=mean(map(fold.inherited, states)))
         for (series, target), states in fold.found.items():
             if target in plan.scratch and series in (TECHNIQUE, at_random):
                 study.progress(f"training {series}", seed, len(plan.seeds))
                 score = mean(map(from_scratch, states[: plan.scratch_draws]))
-                study.add(series, _knobs(target, "from scratch"), score=score)
-    compared = Compared(folds, measured(redundancy, {"white noise": mean(noise)}), mean(whole))
-    _add_costs(study, compared, removed, at_random)
-    return compared
+                study.add(series, {"target": target, "weights": "from scratch"}, score=score)
 
-
-def _add_costs(study: Study[Any], compared: Compared[State], removed: Callable[[State], float], at_random: str) -> None:
-    """Count and time every network that was found once, and pool them over the seeds."""
-    study.progress("timing", 0, 1)
-    plan, space, x = study.plan, study.plan.space, compared.folds[0].part.test.x[: study.plan.batch]
-    states = {s.text(): s for key in compared.folds[0].found for s in compared.found(*key)}
-    states["whole"] = space.largest()
-    costs = measure_calls(
-        {text: forward(deployed(plan.network(state)), x) for text, state in states.items()},
-        units=dict.fromkeys(states, len(x)),
-        repetitions=plan.repetitions,
-        threads=study.context.threads,
-    )
-    for text, state in states.items():
-        if costs[text].macs != space.total(state).macs:
-            raise RuntimeError(f"{text}: {costs[text].macs} MACs counted, {space.total(state)} by closed form")
-    study.add(BASELINE, cost=costs["whole"])
-    for series, target in compared.folds[0].found:
-        found = compared.found(series, target)
-        more: dict[str, Any] = {
-            "cost": pooled([costs[state.text()] for state in found]),
-            "redundancy": mean(map(removed, found)),
-        }
-        study.add(series, _knobs(target, "inherited"), **more)
-        if target in plan.scratch and series in (TECHNIQUE, at_random):
-            study.add(series, _knobs(target, "from scratch"), **more)
-
-
-def _knobs(target: float, weights: str) -> dict[str, float | str]:
-    return {"target": target, "weights": weights}
-
-
-def _inherited(fold: Fold[State], state: State) -> float:
-    """Test accuracy with the supernet's weights, batch norms recalibrated as in the search."""
-    network = fold.supernet.extract(state).to(memory_format=LAST)
-    recalibrate(network, fold.supernet.search.calibration)
-    return accuracy(network, *fold.part.test)
-
-
-def at_targets(
-    path: Sequence[State], targets: Iterable[float], reaches: Callable[[State, float], bool]
-) -> dict[float, State]:
-    """For each target the first state of a path that reaches it; the last one if there is none."""
-    return {target: next((s for s in path if reaches(s, target)), path[-1]) for target in targets}
-
-
-def record(
-    study: Study[Any], compared: Compared[State], *, notes: Sequence[str], tables: Mapping[str, Table], **rest: Any
-) -> Record:
-    """The record of a comparison; `rest` as in `Study.record`."""
-    plan, folds = study.plan, compared.folds
-    counts = Counter(step.move.rpartition(" ")[0] for fold in folds for step in fold.path[1:])
-    about = "How often each kind of move was made, over the greedy paths of all seeds."
-    return study.record(
-        data=f"{TITLES[plan.data]}, {plan.space.size} x {plan.space.size}: for each seed {plan.images:,} images to "
-        f"train on and {plan.validation:,} to search on; {len(folds[0].part.test.x):,} test images",
-        unit=f"one image in a batch of {plan.batch}",
-        knobs=("target", "weights"),
-        metric="accuracy",
-        redundancy=compared.redundancy,
-        notes=(*notes[:3], *NOTES, *notes[3:]),
-        tables={"moves": table(about, ("move", "times"), sorted(counts.items())), **tables},
-        **rest,
-    )
+    def _add_costs(self, removed: Callable[[State], float], at_random: str) -> None:
+        """Count and time every network that was found once, and pool them over the seeds."""
+        study, plan, first = self.study, self.study.plan, self.folds[0]
+        study.progress("timing", 0, 1)
+        x = first.part.test.x[: plan.batch]
+        states = {s.text(): s for key in first.found for s in self.found(*key)} | {"whole": plan.space.largest()}
+        costs = measure_calls(
+            {text: forward(deployed(plan.network(state)), x) for text, state in states.items()},
+            units=dict.fromkeys(states, len(x)),
+            repetitions=plan.repetitions,
+            threads=study.context.threads,
+        )
+        for text, state in states.items():
+            if costs[text].macs != (total := plan.space.total(state)).macs:
+                raise RuntimeError(f"{text}: {costs[text].macs} MACs counted, {total} by closed form")
+        study.add(BASELINE, cost=costs["whole"])
+        for series, target in first.found:
+            found = self.found(series, target)
+            cost = pooled([costs[state.text()] for state in found])
+            trained_alone = target in plan.scratch and series in (TECHNIQUE, at_random)
+            for weights in ("inherited", "from scratch") if trained_alone else ("inherited",):
+                knobs = {"target": target, "weights": weights}
+                study.add(series, knobs, cost=cost, redundancy=mean(map(removed, found)))
 
 
 def mean(values: Iterable[float]) -> float:

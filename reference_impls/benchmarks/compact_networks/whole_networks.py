@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from torch.nn import functional as F
 
 from reference_impls.accounting.record import Interval, Measured, Record, Table
 from reference_impls.accounting.timing import repeat, speed_up
+from reference_impls.benchmarks import compact_networks as benchmark
 from reference_impls.data import images
 from reference_impls.data.controls import shuffled_pixels, uniform_noise, white_noise
-from reference_impls.data.splits import TITLES, Labelled, Part, split
+from reference_impls.data.splits import TITLES, Labelled, split
 from reference_impls.layers.norm import recalibrate
 from reference_impls.models.mobilenet_v2 import MobileNetV2
 from reference_impls.models.timm import timm_network
@@ -33,18 +35,14 @@ from reference_impls.study import (
     Cost,
     Plan,
     Recipe,
+    Scenario,
     Study,
-    accuracy,
-    fork_seed,
-    forward,
     measure_calls,
     measured,
-    over_items,
-    seeded,
     table,
-    train,
-    trained,
 )
+from reference_impls.study.intervals import over_items
+from reference_impls.study.training import accuracy, fork_seed, forward, seeded, train, trained
 from reference_impls.techniques.efficientformer.skeleton import ResolutionTechnique, TwoHeads, smaller_sizes
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -114,12 +112,22 @@ def resolution(
     parts = split(plan.data, plan.train, test=plan.test).mapped(partial(enlarged, side=side))
     test, batch = parts.test.to(study.device), parts.test.x[:32].to(study.device)
 
-    def at(network: nn.Module, size: int, *, anew: bool = False) -> Callable[[Tensor], Tensor]:
+    def fitted(seed: int, augment: Callable[[Tensor, torch.Generator], Tensor] | None) -> TwoHeads:
+        """The network trained with a seed, on images of its full size or on what `augment` makes of them."""
+        spec = {"side": side, "images": len(parts.train.x), "recipe": plan.recipe, "seed": seed}
+        spec |= {"config": build(side).config, "sizes": augment is not None}
+
+        def fit(network: TwoHeads) -> TwoHeads:
+            return train(network, *parts.train, plan.recipe, seed=seed, augment=augment)
+
+        with fork_seed(seed):
+            return trained(f"{name}-resolution", spec, partial(build, side), fit).to(study.device)
+
+    def at(network: nn.Module, size: int, *, anew: bool = False) -> Any:
         if anew:
             network = copy.deepcopy(network)
             recalibrate(network, coarsen(parts.train.x[:512].to(study.device), (size, size)))
-        found: Callable[[Tensor], Tensor] = technique.apply(network, scale=size / side).target
-        return found
+        return technique.apply(network, scale=size / side).target
 
     def add(series: str, size: int, call: Callable[[Tensor], Tensor], **knobs: float) -> None:
         study.add(
@@ -133,15 +141,15 @@ def resolution(
         )
 
     for done, seed in enumerate(plan.seeds):
-        network, single = (_trained(study, build, name, parts.train, seed, sizes=s) for s in (True, False))
+        network, single = fitted(seed, any_size), fitted(seed, None)
         add(BASELINE, side, at(single, side))
         for size in falling:
             add(TECHNIQUE, size, at(network, size))
             add(RECALIBRATED, size, at(network, size, anew=True))
-        whole, fitted = at(network, side), technique.apply(network, tolerance=TOLERANCE)
-        forward(fitted.target, batch)()
-        fitted_side = fitted.trace["size"][0]
-        add(TECHNIQUE, fitted_side, fitted.target, scale=1.0, tolerance=TOLERANCE)
+        whole, adaptive = at(network, side), technique.apply(network, tolerance=TOLERANCE)
+        forward(adaptive.target, batch)()
+        chosen = adaptive.trace["size"][0]
+        add(TECHNIQUE, chosen, adaptive.target, scale=1.0, tolerance=TOLERANCE)
         for size in falling[1:]:
             add(CROPPED, size, lambda x, whole=whole, size=size: whole(cropped(x, size)))  # type: ignore[misc]
             add(ONE_SIZE, size, at(single, size))
@@ -163,35 +171,18 @@ def resolution(
             interval=over_items,
         ),
         notes=(
-            (
-                f"The images were enlarged: all but {TOLERANCE} of their variance fits into a side of {fitted_side} "
-                "pixels."
-            ),
+            f"The images were enlarged: all but {TOLERANCE} of their variance fits into a side of {chosen} pixels.",
             "Each batch of the training is of another size, and all sizes share the statistics of batch norm.",
             "Layer scale starts at 0.1 instead of 1e-5, for the training is short.",
         ),
-        extra={"fitted side": float(fitted_side)},
+        extra={"fitted side": float(chosen)},
     )
 
 
-def _trained(
-    study: Study[ResolutionPlan], build: Callable[[int], TwoHeads], name: str, part: Part, seed: int, *, sizes: bool
-) -> TwoHeads:
-    """The network trained with a seed at its full size, or with `sizes` at a random one in each batch."""
-    plan, side = study.plan, study.plan.side
-
-    def any_size(x: Tensor, draws: torch.Generator) -> Tensor:
-        choices = smaller_sizes((side, side))
-        return coarsen(x, choices[int(torch.randint(len(choices), (), generator=draws))])
-
-    spec = {"side": side, "images": len(part.x), "recipe": plan.recipe, "seed": seed, "config": build(side).config}
-    with fork_seed(seed):
-        return trained(
-            f"{name}-resolution",
-            spec | {"sizes": sizes},
-            partial(build, side),
-            lambda network: train(network, *part, plan.recipe, seed=seed, augment=any_size if sizes else None),
-        ).to(study.device)
+def any_size(x: Tensor, draws: torch.Generator) -> Tensor:
+    """A batch of square images at a size drawn at random."""
+    sizes = smaller_sizes((x.shape[-2], x.shape[-1]))
+    return coarsen(x, sizes[int(torch.randint(len(sizes), (), generator=draws))])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -225,11 +216,7 @@ Calls = dict[tuple[str, str], Callable[[], object]]
 
 
 def latency(
-    study: Study[LatencyPlan],
-    own: Networks,
-    others: Networks,
-    baseline: str,
-    timm: Mapping[str, str],
+    study: Study[LatencyPlan], own: Networks, others: Networks, baseline: str, timm: Mapping[str, str]
 ) -> Record:
     """Parameters, MACs and wall-clock of whole networks on one photo, all variants in one interleaved run.
 
@@ -251,8 +238,8 @@ def latency(
         last = torch.channels_last
         calls[name, "eager"] = forward(network.to(memory_format=last), x.contiguous(memory_format=last))
 
-    rivals = {baseline: MOBILENETS[baseline], **others}
-    for name, build in {**rivals, **{name: own[name] for name in plan.own}}.items():
+    rivals = {baseline: MOBILENETS[baseline], **MOBILENETS, **others}
+    for name, build in (rivals | {name: own[name] for name in plan.own}).items():
         add(name, seeded(0, build).eval().fuse())  # type: ignore[operator]
         study.progress("built", len(parameters), len(rivals) + len(plan.own))
     theirs, missing = {}, []
@@ -321,10 +308,7 @@ def timed(calls: Calls, *, repetitions: int, threads: int) -> dict[tuple[str, st
     numbered = {str(number): key for number, key in enumerate(calls)}
     with torch._dynamo.config.patch(error_on_recompile=True):  # nothing is compiled while the clock runs
         times = repeat({n: calls[key] for n, key in numbered.items()}, repetitions=repetitions, threads=threads)
-    return {
-        key: Cost(counted[key[0]].macs, counted[key[0]].bytes, counted[key[0]].uncounted, tuple(times[number]))
-        for number, key in numbered.items()
-    }
+    return {key: replace(counted[key[0]], samples=tuple(times[number])) for number, key in numbered.items()}
 
 
 def compiled(network: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -336,3 +320,33 @@ def compiled(network: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
         function: Callable[[Tensor], Tensor] = torch.compile(network)
         function(x)
     return function
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a family of networks measures
+
+
+def scenarios(
+    family: str,
+    technique: ResolutionTechnique,
+    nano: Callable[[int], TwoHeads],
+    own: Networks,
+    **rest: Any,
+) -> tuple[Scenario, ...]:
+    """A small network of the family at lower resolution on two data sets, and those of full size beside MobileNetV2.
+
+    `nano(side)`: the small network, for one channel and 10 classes. All others: as in `latency`.
+    """
+    lower = partial(resolution, technique=technique, build=nano, name=f"{family}-nano")
+    full = LatencyPlan(repetitions=31, own=tuple(own))
+    return (
+        benchmark.task("digits-resolution", f"{family}-nano on digits, at lower resolution", lower, **DIGITS),
+        benchmark.task("fashion-resolution", f"{family}-nano on Fashion-MNIST at lower resolution", lower, **FASHION),
+        benchmark.task(
+            "latency-224",
+            f"{family} beside MobileNetV2 at 224 pixels, one image on one thread",
+            partial(latency, own=own, **rest),
+            full=full,
+            smoke=replace(full, repetitions=3, own=full.own[:1], side=64, compile=False),
+        ),
+    )
