@@ -6,16 +6,14 @@ import itertools
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
 from reference_impls.accounting.closed_form import closed_form
-from reference_impls.accounting.count import count
-from reference_impls.accounting.latency import LatencyTable
-from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.contract import Expectation, Invalid
 from reference_impls.experiments import fine_grained_joint_search as experiment
 from reference_impls.show import committed
 from reference_impls.study import Recipe, fork_seed, seeded, train
@@ -23,18 +21,13 @@ from reference_impls.techniques import efficientformer_v2
 from reference_impls.techniques.fine_grained_joint_search import (
     Efficiency,
     FineGrainedJointSearch,
-    Network,
-    Sandwich,
-    SearchData,
-    Slimmable,
-    Space,
-    Subnet,
-    Trial,
     joint_search,
     mobile_efficiency_score,
     moves,
-    random_path,
 )
+from reference_impls.techniques.fine_grained_joint_search.networks import Network, Sandwich, Slimmable, Space, Subnet
+from reference_impls.techniques.latency_driven_slimming.search import SearchData, Trial, random_path
+from tests.search_cases import SearchCases, check_contender, check_costs, check_parts
 from tests.support import generator, parameters
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -74,16 +67,7 @@ def planted(kind: Literal["typical", "redundant", "null"], seed: int) -> Slimmab
     return supernet.eval().requires_grad_(False)
 
 
-class JointSearchCases(Cases):
-    """Supernets whose parts are known to matter or not; candidates are held to the largest sub-network's outputs."""
-
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
-        supernet = planted(kind, seed).to(device)
-        draw = generator(seed + 1)
-        supernet.search = SearchData(torch.randn(2, 1, SMALL.size, SMALL.size, generator=draw).to(device))
-        inputs = torch.randn(192, 1, SMALL.size, SMALL.size, generator=draw).to(device)
-        return Case(supernet, inputs, lambda network, x: network(x))
-
+class JointSearchCases(SearchCases):
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         supernet = self.build("typical", seed, device).target
         efficiency = Efficiency.of(SMALL, SMALL.macs_table())
@@ -119,25 +103,14 @@ class JointSearchCases(Cases):
                     yield Expectation(name, shared[tuple(slice(n) for n in weight.shape)], weight)
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        technique, case = FineGrainedJointSearch(), self.build("typical", 0, device)
-        supernet, x = case.target, case.inputs
-        yield Invalid("a colour image", lambda: supernet(x.repeat(1, 3, 1, 1)), "must have shape (B, 1, 16, 16)")
-        yield Invalid("NaN to search on", lambda: SearchData(x * torch.nan), "not finite")
+        yield from super().invalid(device)
+        one, none = {"size": 1.0}, {"size": 0.0}
         yield Invalid("falling widths", lambda: Space(((16, 8),) * 4, (1, 1, 1, 1)), "must be positive and rise")
-        yield Invalid(
-            "a table of nothing", lambda: technique.apply(supernet, table=LatencyTable({})), "the table holds no"
-        )
-        units = {"size": 1.0}
-        yield Invalid("no latency", lambda: mobile_efficiency_score({"size": 1.0}, units), "must name the same")
-        yield Invalid(
-            "no size", lambda: mobile_efficiency_score({"size": 0.0}, units, {"size": 1.0}), "metric size must be"
-        )
-        nothing, training = planted("typical", 0), planted("typical", 0).train()
-        yield Invalid("nothing to search on", lambda: technique.apply(nothing), "supernet.search")
-        yield Invalid("a supernet in training mode", lambda: technique.apply(training), "eval mode")
+        yield Invalid("no latency", lambda: mobile_efficiency_score(one, one), "must name the same")
+        yield Invalid("no size", lambda: mobile_efficiency_score(none, one, one), "metric size must be")
 
 
-CASES = JointSearchCases()
+CASES = JointSearchCases(FineGrainedJointSearch(), planted, inputs=192)
 
 # --------------------------------------------------------------------------------------------------------------------
 # The score
@@ -148,16 +121,10 @@ NANO = Space(
 TINY = Space(((4, 8), (4, 8), (8,), (8, 12)), (1, 2, 1, 1), (1, 2), 16, 1, 5, 2, heads=2, key_dim=4, ratio=2)
 
 
-def test_score_by_hand() -> None:
-    units = {"size": 4.0, "latency": 2.0}
-    assert mobile_efficiency_score(units, units) == 100
-    assert mobile_efficiency_score({"size": 1.0, "latency": 4.0}, units, {"size": 0.0, "latency": 2.0}, 8) == 2
-    with pytest.raises(ValueError, match="exponent latency"):
-        mobile_efficiency_score(units, units, {"size": 0.5, "latency": -1.0})
-
-
 def test_score_falls_with_every_metric() -> None:
     units = {"size": 1.0, "latency": 1.0}
+    with pytest.raises(ValueError, match="exponent latency"):
+        mobile_efficiency_score(units, units, {"size": 0.5, "latency": -1.0})
     for size, latency in itertools.product((0.5, 1.0, 3.0), repeat=2):
         here = mobile_efficiency_score({"size": size, "latency": latency}, units)
         assert mobile_efficiency_score({"size": 1.01 * size, "latency": latency}, units) < here
@@ -248,25 +215,13 @@ def test_published_networks_in_the_terms_of_this_search(variant: str) -> None:
 @pytest.mark.parametrize("patch", [2, 4])
 def test_closed_forms_equal_the_counter(patch: int) -> None:
     space = Space(((8, 16), (8,), (8, 12), (12,)), (1, 1, 2, 1), (1, 3), 48, 3, 7, patch, heads=2, key_dim=4, ratio=2)
-    table = space.macs_table()
-    for subnet in (space.largest(), space.smallest(), space.sample(generator(1)), space.sample(generator(2))):
-        network = Network(space, subnet).eval()
-        with torch.no_grad(), count() as tally:
-            network(torch.zeros(2, 3, 48, 48))
-        assert tally.macs == 2 * space.total(subnet).macs == 2 * table(subnet.parts())
-        assert parameters(network) == space.total(subnet).parameters
+    subnets = space.largest(), space.smallest(), space.sample(generator(1)), space.sample(generator(2))
+    check_costs(space, Network, subnets)
 
 
 def test_every_part_is_built_as_it_costs() -> None:
-    for part in TINY.every_part():
-        module = TINY.build(part).eval()
-        scale = part[2] if part[0] in ("ffn", "attention") else 0  # the closed form holds the layer scale as well
-        with torch.no_grad(), count() as tally:
-            module(TINY.example(part, 3))
-        assert tally.macs == 3 * TINY.cost(part).macs, part
-        assert parameters(module) + scale == TINY.cost(part).parameters, part
-    with pytest.raises(ValueError, match="no part"):
-        TINY.build(("mlp", 1, 16, 2))
+    # The closed form of a block holds its layer scale as well.
+    check_parts(TINY, ("mlp", 1, 16, 2), lambda part: part[2] if part[0] in ("ffn", "attention") else 0)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -418,10 +373,4 @@ def test_only_modules_can_be_calibrated() -> None:
 def test_the_contender_is_what_the_committed_record_found() -> None:
     rows = committed("fine-grained-joint-search", "fashion-search").tables["found"].records()
     (found,) = (row["network"] for row in rows if row["target"] == 4 and row["method"] == "greedy")
-    assert experiment.FOUND.text() == found
-    (contender,) = experiment.CONTENDERS["compact-networks/networks-fashion"]
-    assert contender.at_random is not None
-    drawn: list[Any] = [contender.at_random(seed) for seed in (0, 0, 1)]
-    assert drawn[0].subnet == drawn[1].subnet != drawn[2].subnet
-    space = experiment.FASHION.space
-    assert all(space.total(network.subnet).macs <= space.total(experiment.FOUND).macs for network in drawn)
+    check_contender(experiment, found, experiment.FASHION.space, lambda network: network.subnet)

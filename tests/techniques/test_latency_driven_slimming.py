@@ -5,39 +5,33 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import closed_form
-from reference_impls.accounting.count import count
 from reference_impls.accounting.latency import LatencyTable, measure_table, prediction_error
-from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.benchmarks.compact_networks.networks_fashion import SIDE
+from reference_impls.contract import Expectation, Invalid
 from reference_impls.experiments import latency_driven_slimming as experiment
 from reference_impls.layers.norm import recalibrate
 from reference_impls.show import committed
 from reference_impls.study import fork_seed
 from reference_impls.techniques import efficientformer
-from reference_impls.techniques.latency_driven_slimming import (
+from reference_impls.techniques.latency_driven_slimming import LatencyDrivenSlimming, all_moves, importance, moves, slim
+from reference_impls.techniques.latency_driven_slimming.networks import (
     Architecture,
-    LatencyDrivenSlimming,
     Network,
-    SearchData,
     Space,
     Supernet,
-    Trial,
-    all_moves,
-    change,
-    greedy,
-    importance,
-    moves,
     path_weights,
-    random_path,
-    slim,
 )
+from reference_impls.techniques.latency_driven_slimming.search import SearchData, Trial, change, greedy, random_path
+from tests.search_cases import SearchCases, check_contender, check_costs, check_parts
 from tests.support import generator, parameters
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -66,16 +60,7 @@ def planted(kind: Literal["typical", "redundant", "null"], seed: int) -> Superne
     return supernet.eval().requires_grad_(False)
 
 
-class SlimmingCases(Cases):
-    """Supernets whose blocks are known to matter or not; candidates are held to the whole network's outputs."""
-
-    def build(self, kind: Literal["typical", "redundant", "null"], seed: int, device: str) -> Case:
-        supernet = planted(kind, seed).to(device)
-        draw = generator(seed + 1)
-        supernet.search = SearchData(torch.randn(2, 1, SMALL.size, SMALL.size, generator=draw).to(device))
-        inputs = torch.randn(96, 1, SMALL.size, SMALL.size, generator=draw).to(device)
-        return Case(supernet, inputs, lambda network, x: network(x))
-
+class SlimmingCases(SearchCases):
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         supernet = self.build("typical", seed, device).target
         table, trial = SMALL.macs_table(), Trial(supernet.extract, supernet.search)
@@ -100,13 +85,6 @@ class SlimmingCases(Cases):
         for given, by_hand in (({"4d": 0.6, "identity": 0.4}, 1.5), ({"4d": 0.3, "3d": 0.5, "identity": 0.2}, 4.0)):
             found = importance({(2, 0): given})[2, 0]
             yield Expectation(f"importance of {given}", torch.tensor(by_hand), torch.tensor(found))
-        letters = greedy(frozenset("abcd"), subsets, quality, benefit, -1.0)
-        # a costs 0.5 a unit of time, b and c cost 1: the first of equals; d costs nothing but gains nothing either.
-        yield Expectation(
-            "order of a toy walk",
-            torch.tensor([-15.0, -5.0, -4.0, 0.0]),
-            torch.tensor([step.benefit for step in letters]),
-        )
 
     def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         case = self.build("typical", seed, device)
@@ -127,21 +105,11 @@ class SlimmingCases(Cases):
         yield Expectation("outputs without dead channels", supernet(x), supernet.extract(start.narrowed(0))(x))
 
     def invalid(self, device: str) -> Iterable[Invalid]:
-        technique, case = LatencyDrivenSlimming(), self.build("typical", 0, device)
-        supernet, x = case.target, case.inputs
-        yield Invalid("a colour image", lambda: supernet(x.repeat(1, 3, 1, 1)), "must have shape (B, 1, 16, 16)")
-        yield Invalid("NaN to search on", lambda: SearchData(x * torch.nan), "not finite")
-        yield Invalid("labels of other images", lambda: SearchData(x, torch.zeros(3).long()), "as many labels")
+        yield from super().invalid(device)
         yield Invalid("a width of 20", lambda: Space((20, 32, 32, 32), (1, 1, 1, 1)), "multiples of 16")
-        yield Invalid(
-            "a table of nothing", lambda: technique.apply(supernet, table=LatencyTable({})), "the table holds no"
-        )
-        nothing, training = planted("typical", 0), planted("typical", 0).train()
-        yield Invalid("nothing to search on", lambda: technique.apply(nothing), "supernet.search")
-        yield Invalid("a supernet in training mode", lambda: technique.apply(training), "eval mode")
 
 
-CASES = SlimmingCases()
+CASES = SlimmingCases(LatencyDrivenSlimming(), planted, inputs=96)
 
 # --------------------------------------------------------------------------------------------------------------------
 # The loop
@@ -315,25 +283,12 @@ def test_closed_forms_equal_the_counter(patch: int) -> None:
     space = Space((32, 16, 32, 48), (2, 1, 2, 2), 40, 3, 7, patch, heads=2, key_dim=4, ratio=2)
     table = space.macs_table()
     walk = random_path(space.largest(), all_moves, lambda a: -table(a.parts()), 0.0, generator(1))
-    for _, architecture in walk[::3]:
-        network = Network(space, architecture).eval()
-        with torch.no_grad(), count() as tally:
-            network(torch.zeros(2, 3, 40, 40))
-        total = space.total(architecture)
-        assert tally.macs == 2 * total.macs == 2 * table(architecture.parts())
-        assert parameters(network) == total.parameters
+    check_costs(space, Network, [architecture for _, architecture in walk[::3]])
 
 
 def test_every_part_is_built_as_it_costs() -> None:
     space = Space((32, 16, 32, 16), (1, 1, 1, 1), 28, 1, 10, 2, heads=2, key_dim=4, ratio=2)
-    for part in space.every_part():
-        module = space.build(part).eval()
-        with torch.no_grad(), count() as tally:
-            module(space.example(part, 3))
-        assert tally.macs == 3 * space.cost(part).macs, part
-        assert parameters(module) == space.cost(part).parameters, part
-    with pytest.raises(ValueError, match="no part"):
-        space.build(("5d", 1, 16))
+    check_parts(space, ("5d", 1, 16))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -392,14 +347,6 @@ def test_a_mix_of_one_choice_is_that_choice() -> None:
     torch.testing.assert_close(position(x, torch.tensor([0.0, 1.0, 0.0])), tokens.transpose(1, 2).unflatten(2, (2, 2)))
 
 
-def test_attention_in_front_of_the_last_downsampling() -> None:
-    supernet = planted("typical", 2)
-    x = torch.randn(3, 1, 16, 16, generator=generator(0))
-    start = SMALL.largest()
-    assert start.blocks[2] == ("3d",)
-    torch.testing.assert_close(supernet.extract(start)(x), supernet(x))
-
-
 def test_narrowing_keeps_what_is_read_most() -> None:
     supernet = planted("typical", 3)
     order = supernet.channel_order(0)
@@ -417,8 +364,6 @@ def test_spaces_say_what_is_wrong() -> None:
     for widths, depths in (((16,) * 3, (1,) * 3), ((16,) * 4, (1,) * 3)):
         with pytest.raises(ValueError, match="4 widths and depths"):
             Space(widths, depths)
-    with pytest.raises(ValueError, match="multiples of 16"):
-        Space((16, 16, 16, 40), (1,) * 4)
     with pytest.raises(ValueError, match="depth"):
         Space((16,) * 4, (1, 1, 0, 1))
 
@@ -470,8 +415,6 @@ def test_recalibration_estimates_the_statistics_and_nothing_else() -> None:
 
 
 def test_search_data_say_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="as many labels"):
-        SearchData(torch.zeros(3, 1, 2, 2), torch.zeros(2))
     with pytest.raises(ValueError, match="calibration of the search data"):
         SearchData(torch.zeros(3, 1, 2, 2), calibration=torch.zeros(3, 1))
     assert SearchData(torch.zeros(3, 1, 2, 2), calibration=torch.zeros(5, 1, 2, 2)).samples() == 8
@@ -484,11 +427,6 @@ def test_search_data_say_what_is_wrong() -> None:
 def test_the_contender_is_what_the_committed_record_found() -> None:
     path = committed("latency-driven-slimming", "fashion-slimming").tables["path"].records()
     half = path[0]["ms"] / 2
-    assert experiment.FOUND.text() == next(step["network"] for step in path if step["ms"] <= half)
-    (contender,) = experiment.CONTENDERS["compact-networks/networks-fashion"]
-    assert contender.at_random is not None
-    drawn: list[Any] = [contender.at_random(seed) for seed in (0, 0, 1)]
-    texts = [network.architecture.text() for network in drawn]
-    assert texts[0] == texts[1] != texts[2]
-    space = drawn[0].space
-    assert all(space.total(n.architecture).macs <= space.total(experiment.FOUND).macs for n in drawn)
+    found = next(step["network"] for step in path if step["ms"] <= half)
+    space = replace(experiment.FASHION.space, size=SIDE)
+    check_contender(experiment, found, space, lambda network: network.architecture)
