@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reference_impls.accounting.closed_form import Footprint, closed_form
+from reference_impls.accounting.count import count
 from reference_impls.contract import Case, Cases, Expectation, Invalid, generator
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.redundancy.over_resolution import coarsen, coarsest
 from reference_impls.study import forward, seeded
 from reference_impls.techniques.efficientformer.skeleton import ResolutionTechnique, TwoHeads, smaller_sizes
+from tests.support import parameters
 
 SIDE = 128
 
@@ -72,6 +76,20 @@ class NetworkCases(Cases):
         yield Invalid("a side of 48", forward(net, x[..., :48, :48]), "multiple of 32")
         yield Invalid("NaN where detail is measured", forward(coarse, bad), "not finite")
         yield Invalid("a network that trains", lambda: self.technique.apply(training), "in evaluation mode")
+
+
+def check_counts(version: ModuleType, variant: str, both: int, one: int, deployed: int, macs: int) -> None:
+    """Parameters with both heads, with one and for deployment, and MACs at 224 pixels, of a published network."""
+    with torch.device("meta"):
+        network = version.build(variant).eval()
+        with count() as tally:
+            logits = forward(network, torch.empty(1, 3, 224, 224))()
+        assert parameters(version.build(variant, distillation=False)) == one
+        assert parameters(network.fuse()) == deployed
+    assert logits.shape == (1, 1000)
+    assert tally.macs == macs
+    assert closed_form(network, (3, 224, 224)) == Footprint(both, macs)
+    assert parameters(network) == both
 
 
 def brute_force_side(images: Tensor, tolerance: float) -> int:
