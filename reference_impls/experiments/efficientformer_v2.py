@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from reference_impls.benchmarks import compact_networks as benchmark
+from reference_impls.benchmarks.compact_networks import whole_networks as whole
 from reference_impls.benchmarks.compact_networks.networks_fashion import Contender, OnSmallImages
-from reference_impls.benchmarks.compact_networks.whole_networks import scenarios
 from reference_impls.study import seeded
 from reference_impls.techniques import efficientformer
 from reference_impls.techniques.efficientformer_v2 import Config, EfficientFormerV2, EfficientFormerV2Technique, build
@@ -32,14 +33,26 @@ def nano(side: int) -> EfficientFormerV2:
     return build(NANO, num_classes=10, distillation=False, img_size=side, in_channels=1)
 
 
-SCENARIOS = scenarios(
-    "EfficientFormerV2",
-    TECHNIQUE,
-    nano,
-    own={f"EfficientFormerV2-{v.upper()}": partial(build, v) for v in ("s0", "s1", "s2")},
+LOWER = partial(whole.resolution, technique=TECHNIQUE, build=nano, name="EfficientFormerV2-nano")
+OWN = {f"EfficientFormerV2-{v.upper()}": partial(build, v) for v in ("s0", "s1", "s2")}
+BESIDE = partial(
+    whole.latency,
+    own=OWN,
     others={"EfficientFormer-L1": partial(efficientformer.build, "l1")},
     baseline="MobileNetV2 x1.0",
     timm={"EfficientFormerV2-S0": "efficientformerv2_s0"},
+)
+SCENARIOS = (
+    benchmark.task("digits-resolution", "EfficientFormerV2-nano on digits, at lower resolution", LOWER, **whole.DIGITS),
+    benchmark.task(
+        "fashion-resolution", "EfficientFormerV2-nano on Fashion-MNIST at lower resolution", LOWER, **whole.FASHION
+    ),
+    benchmark.task(
+        "latency-224",
+        "EfficientFormerV2 beside MobileNetV2 at 224 pixels, one image on one thread",
+        BESIDE,
+        **whole.full_size(OWN),
+    ),
 )
 CONTENDERS = {
     "compact-networks/networks-fashion": (

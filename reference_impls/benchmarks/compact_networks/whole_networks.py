@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from reference_impls.accounting.record import Interval, Measured, Record, Table
 from reference_impls.accounting.timing import repeat, speed_up
-from reference_impls.benchmarks import compact_networks as benchmark
 from reference_impls.data import images
 from reference_impls.data.controls import shuffled_pixels, uniform_noise, white_noise
 from reference_impls.data.splits import TITLES, Labelled, split
@@ -29,18 +28,7 @@ from reference_impls.models.timm import timm_network
 from reference_impls.models.vit import imagenet_normalise
 from reference_impls.redundancy.over_resolution import coarsen
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
-from reference_impls.study import (
-    BASELINE,
-    TECHNIQUE,
-    Cost,
-    Plan,
-    Recipe,
-    Scenario,
-    Study,
-    measure_calls,
-    measured,
-    table,
-)
+from reference_impls.study import BASELINE, TECHNIQUE, Cost, Plan, Recipe, Study, measure_calls, measured, table
 from reference_impls.study.intervals import over_items
 from reference_impls.study.training import accuracy, fork_seed, forward, seeded, train, trained
 from reference_impls.techniques.efficientformer.skeleton import ResolutionTechnique, TwoHeads, smaller_sizes
@@ -211,6 +199,12 @@ class LatencyPlan(Plan):
     """Rounds of a network beside timm's alone, for the two differ by little."""
 
 
+def full_size(own: Networks) -> dict[str, LatencyPlan]:
+    """The plans of both budgets for the networks of a technique."""
+    full = LatencyPlan(repetitions=31, own=tuple(own))
+    return {"full": full, "smoke": replace(full, repetitions=3, own=full.own[:1], side=64, compile=False)}
+
+
 Calls = dict[tuple[str, str], Callable[[], object]]
 """Network and form -> its call."""
 
@@ -320,33 +314,3 @@ def compiled(network: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
         function: Callable[[Tensor], Tensor] = torch.compile(network)
         function(x)
     return function
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# What a family of networks measures
-
-
-def scenarios(
-    family: str,
-    technique: ResolutionTechnique,
-    nano: Callable[[int], TwoHeads],
-    own: Networks,
-    **rest: Any,
-) -> tuple[Scenario, ...]:
-    """A small network of the family at lower resolution on two data sets, and those of full size beside MobileNetV2.
-
-    `nano(side)`: the small network, for one channel and 10 classes. All others: as in `latency`.
-    """
-    lower = partial(resolution, technique=technique, build=nano, name=f"{family}-nano")
-    full = LatencyPlan(repetitions=31, own=tuple(own))
-    return (
-        benchmark.task("digits-resolution", f"{family}-nano on digits, at lower resolution", lower, **DIGITS),
-        benchmark.task("fashion-resolution", f"{family}-nano on Fashion-MNIST at lower resolution", lower, **FASHION),
-        benchmark.task(
-            "latency-224",
-            f"{family} beside MobileNetV2 at 224 pixels, one image on one thread",
-            partial(latency, own=own, **rest),
-            full=full,
-            smoke=replace(full, repetitions=3, own=full.own[:1], side=64, compile=False),
-        ),
-    )
