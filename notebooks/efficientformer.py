@@ -35,14 +35,10 @@ show.style()
 names, photos = images.photos(224)
 noise = uniform_noise(photos)
 strides = (1, 2, 4, 8, 16, 32)
-kept = {
-    "photos": torch.stack([kept_detail(photos, (224 // s, 224 // s)) for s in strides]),
-    "white noise": torch.stack([kept_detail(noise, (224 // s, 224 // s)) for s in strides]),
-}
 figure, axis = plt.subplots(figsize=(6.5, 3.2))
-for name, colour in (("photos", "tab:blue"), ("white noise", "tab:gray")):
-    for i, line in enumerate(kept[name].T):
-        axis.plot(strides, line, "o-", color=colour, markersize=3, linewidth=1, label=name if i == 0 else None)
+for name, x, colour in (("photos", photos, "tab:blue"), ("white noise", noise, "tab:gray")):
+    kept = torch.stack([kept_detail(x, (224 // s, 224 // s)) for s in strides])
+    axis.plot(strides, kept, "o-", color=colour, markersize=3, linewidth=1, label=[name] + ["_"] * (len(x) - 1))
 axis.set_xscale("log", base=2)
 axis.set(xlabel="stride", ylabel="share of the variance kept", xticks=strides, xticklabels=strides, ylim=(0, 1.03))
 axis.legend(loc="center left")
@@ -60,17 +56,8 @@ print("of white noise:", round(neighbour_similarity(noise).mean().item(), 3))
 # hold them equal, to the unit, to what the counter of the atlas sees.
 
 # %%
-figure, axis = plt.subplots(figsize=(7.5, 2.8))
-macs = {}
-for variant, config in VARIANTS.items():
-    with torch.device("meta"):
-        parts = build(config).parts((224, 224))
-    macs[variant.upper()] = {name: part.macs for name, part in parts.items()}
-    parameters = sum(part.parameters for part in parts.values())
-    print(f"{variant.upper()}: {parameters:,} parameters, {sum(macs[variant.upper()].values()):,} MACs")
-show.shares(axis, macs, label="share of the MACs")
-figure.tight_layout()
-plt.show()
+with torch.device("meta"):
+    show.shares({variant.upper(): build(config).parts((224, 224)) for variant, config in VARIANTS.items()})
 
 # %% [markdown]
 # ## A network, and its form for deployment
@@ -88,8 +75,7 @@ with torch.no_grad(), count() as tally:
     logits = network(photo)
 with torch.no_grad():
     difference = (deployed(photo) - logits).abs().max() / logits.abs().max()
-    maps = network.forward_stages(photo)
-print("stages:", [tuple(x.shape[1:]) for x in maps])
+    print("stages:", [tuple(x.shape[1:]) for x in network.forward_stages(photo)])
 print(f"counted MACs: {tally.macs:,}")
 for name, model in (("as trained", network), ("deployed", deployed)):
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters")
@@ -123,15 +109,8 @@ with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as
 # detail that can go, not the area.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
-for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), strict=True):
-    record = show.committed("efficientformer", scenario)
-    controls = {control.name: control.points for control in record.controls}
-    show.trade_off(axis, record, lines={"trained at all sizes": record.points[:-1], **controls})
-    axis.set(title=record.data.partition(":")[0], ylim=(0, 1.05))
-figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=3)
-figure.tight_layout(rect=(0, 0.14, 1, 1))
-plt.show()
+records = [show.committed("efficientformer", f"{data}-resolution") for data in ("digits", "fashion")]
+show.beside(records, "trained at all sizes", tolerance=0.0)
 
 # %% [markdown]
 # ## Beside MobileNetV2
@@ -140,19 +119,7 @@ plt.show()
 # (below) it is not so, neither operator by operator nor compiled. Left against MACs, right against parameters.
 
 # %%
-record = show.committed("efficientformer", "latency-224")
-
-
-def short(name):
-    """Of a network its name in short; timm's twin is left out."""
-    return None if "timm" in name else name.replace("EfficientFormer", "EF").replace("MobileNetV2", "MNv2")
-
-
-show.times(record, shown=short)
-print(record.machine.cpu, "|", record.notes[0])
-for row in record.tables["time ratios"].records():
-    if row["network"].startswith("EfficientFormer"):
-        print(f"time of {row['network']} over {row['over']}, {row['form']}: {show.interval(row['ratio'], '.2f')}")
+show.times(show.committed("efficientformer", "latency-224"), {"EfficientFormer": "EF", "MobileNetV2": "MNv2"})
 
 # %% [markdown]
 # ## When not to use it

@@ -10,7 +10,6 @@
 # sizes, and what the networks cost beside MobileNetV2 on the CPU of a PC.
 
 # %%
-from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import torch
@@ -31,17 +30,8 @@ show.style()
 # are closed forms, and tests hold them equal, to the unit, to what the counter of the atlas sees.
 
 # %%
-figure, axis = plt.subplots(figsize=(7.5, 2.8))
-macs = {}
-for variant, config in VARIANTS.items():
-    with torch.device("meta"):
-        parts = build(config).parts((224, 224))
-    macs[variant.upper()] = {name: part.macs for name, part in parts.items()}
-    parameters = sum(part.parameters for part in parts.values())
-    print(f"{variant.upper()}: {parameters:,} parameters, {sum(macs[variant.upper()].values()):,} MACs")
-show.shares(axis, macs, label="share of the MACs")
-figure.tight_layout()
-plt.show()
+with torch.device("meta"):
+    show.shares({variant.upper(): build(config).parts((224, 224)) for variant, config in VARIANTS.items()})
 
 # %% [markdown]
 # ## What the stride of attention is worth
@@ -52,23 +42,18 @@ plt.show()
 # quarter (the activation in between makes it another network, to be trained anew).
 
 # %%
-blocks = {
-    "stride 1": closed_form(MapAttention(96, (14, 14)), (96, 14, 14)),
-    "stride 2, as published": closed_form(MapAttention(96, (14, 14), stride=2), (96, 14, 14)),
-    "stride 2, projected first": closed_form(MapAttention(96, (14, 14), stride=2, project_first=True), (96, 14, 14)),
-}
-networks = {
-    "stride 1": replace(VARIANTS["s0"], strides=(1, 1, 1, 1)),
-    "stride 2, as published": VARIANTS["s0"],
-    "stride 2, projected first": replace(VARIANTS["s0"], project_first=True),
-}
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.2), sharey=True)
-for name, block in blocks.items():
+for name, block, network in (
+    ("stride 1", {}, {"strides": (1, 1, 1, 1)}),
+    ("stride 2, as published", {"stride": 2}, {}),
+    ("stride 2, projected first", {"stride": 2, "project_first": True}, {"project_first": True}),
+):
     with torch.device("meta"):
-        whole = build(networks[name]).macs((224, 224))
-    for axis, value in ((axes[0], block.macs / 1e6), (axes[1], whole / 1e6)):
-        axis.barh(name, value, color="tab:orange" if axis is axes[0] else "tab:blue")
-        axis.text(value, name, f" {value:.1f}", va="center", fontsize=8)
+        whole = build("s0", **network).macs((224, 224))
+    one = closed_form(MapAttention(96, (14, 14), **block), (96, 14, 14)).macs
+    for axis, macs, colour in ((axes[0], one, "tab:orange"), (axes[1], whole, "tab:blue")):
+        axis.barh(name, macs / 1e6, color=colour)
+        axis.text(macs / 1e6, name, f" {macs / 1e6:.1f}", va="center", fontsize=8)
 axes[0].set(xlabel="million MACs, one block", xlim=(0, 125))
 axes[1].set(xlabel="million MACs, S0", xlim=(0, 640))
 axes[0].invert_yaxis()
@@ -99,15 +84,8 @@ for size in ((224, 224), (160, 160), (96, 320)):
 # size that is deployed. The network that saw one size they hardly help.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
-for axis, scenario in zip(axes, ("digits-resolution", "fashion-resolution"), strict=True):
-    record = show.committed("efficientformer-v2", scenario)
-    controls = {control.name: control.points for control in record.controls}
-    show.trade_off(axis, record, lines={"trained at all sizes": record.points[:-1], **controls})
-    axis.set(title=record.data.partition(":")[0], ylim=(0, 1.05))
-figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=3)
-figure.tight_layout(rect=(0, 0.14, 1, 1))
-plt.show()
+records = [show.committed("efficientformer-v2", f"{data}-resolution") for data in ("digits", "fashion")]
+show.beside(records, "trained at all sizes", tolerance=0.0)
 
 # %% [markdown]
 # This is what the technique on the contract applies, and undoes:
@@ -116,14 +94,8 @@ plt.show()
 technique = EfficientFormerV2Technique()
 model = build("s0").eval()
 with torch.no_grad(), technique.apply(model, scale=0.5) as handle:
-    logits = handle.target(x)
-    print(
-        "seen at",
-        handle.trace["size"],
-        "with",
-        f"{handle.trace['macs']:,} MACs; logits",
-        tuple(logits.shape),
-    )
+    logits, seen = handle.target(x), handle.trace
+    print(f"seen at {seen['size']} with {seen['macs']:,} MACs; logits {tuple(logits.shape)}")
 found = technique.measure(model, x)
 print(f"{found.measure}: {found.value:.3f} of the photo; of the maps that the stages make of it:")
 print({name: round(value, 2) for name, value in found.where.items()}, "(random weights)")
@@ -136,19 +108,7 @@ print({name: round(value, 2) for name, value in found.where.items()}, "(random w
 # statement about speed needs the device and the compiler in it.
 
 # %%
-record = show.committed("efficientformer-v2", "latency-224")
-
-
-def short(name):
-    """Of a network its name in short; timm's twin is left out."""
-    return None if "timm" in name else name.replace("EfficientFormer", "EF").replace("MobileNetV2", "MNv2")
-
-
-show.times(record, shown=short)
-print(record.machine.cpu, "|", record.notes[0])
-for row in record.tables["time ratios"].records():
-    if row["network"].startswith("EfficientFormer"):
-        print(f"time of {row['network']} over {row['over']}, {row['form']}: {show.interval(row['ratio'], '.2f')}")
+show.times(show.committed("efficientformer-v2", "latency-224"), {"EfficientFormer": "EF", "MobileNetV2": "MNv2"})
 
 # %% [markdown]
 # ## When not to use it

@@ -80,7 +80,7 @@ axis.plot(pairs[:, 0], "o", label="norms by width")
 axis.plot(pairs[:, 1], "s", label="recalibrated")
 axis.set_xticks(range(len(sample)), ["largest", "smallest", *(f"random {i}" for i in range(1, 7))], rotation=30)
 axis.set(ylabel="accuracy, validation", ylim=(0, 1))
-axis.legend(frameon=False)
+axis.legend()
 plt.show()
 
 # %% [markdown]
@@ -163,12 +163,7 @@ print("\nmoves of the walks, over all seeds:", dict(record.tables["moves"].rows)
 # one, with 40 % of its parameters.
 
 # %%
-networks = {"largest": record.baseline}
-for name, points in show.series(record, "greedy walk").items():
-    networks |= {f"{name}, score x {p.knobs['target']:g}": p for p in show.select(points, weights="from scratch")}
-for name, network in networks.items():
-    print(f"{name:32} {show.interval(network.quality, '.4f')}, {network.macs / 1e3:6.0f} k MACs, "
-          f"{1000 * network.wall_ms.median:5.0f} us an image")  # fmt: skip
+show.networks(record, "largest", "greedy walk", weights="from scratch")
 
 # %% [markdown]
 # ## How redundant the parts are
@@ -177,9 +172,8 @@ for name, network in networks.items():
 # the moves of a kind and stage. White noise gives another number.
 
 # %%
-where = record.redundancy.where
 kinds = {}
-for name, value in where.items():
+for name, value in record.redundancy.where.items():
     kind, _, place = name.partition(" ")
     kinds.setdefault(f"{kind}, stage {place.partition('.')[0]}", []).append(value)
 nulls = {f"{name}, all moves": value for name, value in record.redundancy.null.items()}

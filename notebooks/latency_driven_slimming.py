@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from reference_impls import show
-from reference_impls.benchmarks.compact_networks.searches import LAST
+from reference_impls.benchmarks.compact_networks.searches import trial
 from reference_impls.experiments.latency_driven_slimming import DIGITS
 from reference_impls.study import Recipe
-from reference_impls.techniques.latency_driven_slimming import Trial, importance, path_weights, slim
+from reference_impls.techniques.latency_driven_slimming import importance, path_weights, slim
 
 show.style()
 record = show.committed("latency-driven-slimming", "fashion-slimming")
@@ -45,7 +45,7 @@ axis.bar(places, shares["gumbel"], 0.25, label="largest with Gumbel noise")
 axis.bar(places + 0.27, shares["uniform"], 0.25, label="largest with uniform noise")
 axis.set_xticks(places, [f"a = {a:g}" for a in logits.tolist()])
 axis.set_ylabel("share of 20,000 draws")
-axis.legend(frameon=False)
+axis.legend()
 plt.show()
 
 # %% [markdown]
@@ -64,29 +64,26 @@ for (stage, index), score in importance(supernet.probabilities()).items():
 # Now the walk. To give the same path everywhere, the table here holds MACs, not milliseconds.
 
 # %%
-space = plan.space
-path = slim(
-    supernet,
-    space.macs_table(),
-    Trial(lambda architecture: supernet.extract(architecture).to(memory_format=LAST), supernet.search),
-    target=0.25,
-)
+path = slim(supernet, plan.space.macs_table(), trial(supernet), target=0.25)
 print("widths and blocks of each stage: 4 on maps, 3 on tokens, a dot for nothing\n")
 for step in path:
     print(f"{step.move:14} {-step.benefit / 1e6:5.2f} M MACs  accuracy {step.quality:.3f}   {step.state.text()}")
 
 
 # %%
-COLOURS = {"remove": "tab:red", "3d to 4d": "tab:purple", "narrow": "tab:green"}
+KINDS = {
+    "remove": ("a block goes", "tab:red"),
+    "3d to 4d": ("tokens to maps", "tab:purple"),
+    "narrow": ("16 channels go", "tab:green"),
+}
 
 
 def draw_path(axis, cost, accuracy, moves):
     """Accuracy along a path, every move in the colour of its kind."""
     axis.plot(cost, accuracy, color="lightgray", zorder=0)
     axis.plot(cost[0], accuracy[0], "k*", markersize=11, label="whole network")
-    for kind, colour in COLOURS.items():
+    for kind, (name, colour) in KINDS.items():
         at = [i for i, move in enumerate(moves, start=1) if move.startswith(kind)]
-        name = {"remove": "a block goes", "3d to 4d": "tokens to maps", "narrow": "16 channels go"}[kind]
         axis.plot([cost[i] for i in at], [accuracy[i] for i in at], "o", color=colour, label=name)
     axis.set_xlim(left=0)
     axis.legend(frameon=False, fontsize=8, loc="lower right")
@@ -107,9 +104,7 @@ plt.show()
 path = record.tables["path"].records()
 predicted, measured = zip(*record.tables["latency, predicted and measured"].rows, strict=True)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
-draw_path(
-    left, *([step[column] for step in path] for column in ("ms", "accuracy")), [step["move"] for step in path[1:]]
-)
+draw_path(left, [s["ms"] for s in path], [s["accuracy"] for s in path], [s["move"] for s in path[1:]])
 left.set(xlabel="predicted ms of a batch", ylabel="accuracy, validation")
 right.plot(predicted, measured, "o", alpha=0.8)
 top = 1.05 * max(*predicted, *measured)
@@ -130,14 +125,11 @@ print("moves, over all seeds:", dict(record.tables["moves"].rows))
 
 
 # %%
-lines = {
-    name: show.select(points, weights="inherited") for name, points in show.series(record, "greedy slimming").items()
-}
+lines = {n: show.select(points, weights="inherited") for n, points in show.series(record, "greedy slimming").items()}
 figure, axis = plt.subplots(figsize=(7, 3.8))
 show.trade_off(axis, record, lambda variant: getattr(variant, "knobs", {"target": 1.0})["target"], lines=lines)
-axis.axhline(
-    record.extra["accuracy of the whole, inherited weights"], color="black", linewidth=0.8, label="whole network"
-)
+whole = record.extra["accuracy of the whole, inherited weights"]
+axis.axhline(whole, color="black", linewidth=0.8, label="whole network")
 axis.set(xlabel="share of the whole network's predicted latency", ylabel="test accuracy, inherited weights")
 axis.legend(fontsize=8)
 plt.show()
@@ -149,12 +141,7 @@ for control in record.controls:
 # good as the whole one at half of its MACs:
 
 # %%
-networks = {"whole network": record.baseline}
-for name, points in show.series(record, "greedy slimming").items():
-    networks |= {f"{name}, target {p.knobs['target']:g}": p for p in show.select(points, weights="from scratch")}
-for name, network in networks.items():
-    print(f"{name:28} {show.interval(network.quality, '.4f')}, {network.macs / 1e6:.2f} M MACs, "
-          f"{network.wall_ms.median:.3f} ms an image")  # fmt: skip
+show.networks(record, "whole network", "greedy slimming", weights="from scratch")
 
 # %% [markdown]
 # ## How redundant the blocks are

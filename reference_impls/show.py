@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from reference_impls.accounting.closed_form import Footprint
 from reference_impls.accounting.pictures import load
 from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
 from reference_impls.accounting.saving import speed_up
@@ -145,6 +146,18 @@ def panels(
     return axes
 
 
+def beside(records: Sequence[Record], technique: str, **knobs: Any) -> None:
+    """`trade_off` of several records, side by side over one legend: the points with these knobs."""
+    figure, axes = plt.subplots(1, len(records), figsize=(9, 4), sharey=True)
+    for axis, record in zip(axes, records, strict=True):
+        lines = {name: select(points, **knobs) for name, points in series(record, technique).items()}
+        trade_off(axis, record, lines=lines)
+        axis.set(title=record.data.partition(":")[0], ylim=(0, 1.05))
+    figure.legend(*axes[-1].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=3)
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    plt.show()
+
+
 def bars(axis: Axes, values: Mapping[str, Interval | float], *, label: str = "", form: str = ".3g") -> None:
     """A horizontal bar for each name with its interval and its value, the first on top."""
     given = [v if isinstance(v, Interval) else Interval(value=v) for v in values.values()]
@@ -157,19 +170,23 @@ def bars(axis: Axes, values: Mapping[str, Interval | float], *, label: str = "",
     axis.set(xlabel=label)
 
 
-def shares(axis: Axes, rows: Mapping[str, Mapping[str, float]], *, label: str = "") -> None:
-    """A bar for each name, stacked of the shares of its parts; wide ones are labelled in percent."""
-    for place, parts in enumerate(rows.values()):
-        left, whole = 0.0, sum(parts.values())
+def shares(networks: Mapping[str, Mapping[str, Footprint]]) -> None:
+    """Parameters and MACs of networks given by the closed forms of their parts, and a bar of the parts' shares each."""
+    figure, axis = plt.subplots(figsize=(7.5, 2.8))
+    for place, (network, parts) in enumerate(networks.items()):
+        left, whole = 0.0, sum(parts.values(), Footprint())
+        print(f"{network}: {whole.parameters:,} parameters, {whole.macs:,} MACs")
         for number, (name, part) in enumerate(parts.items()):
-            share = part / whole
+            share = part.macs / whole.macs
             axis.barh(place, share, left=left, color=f"C{number}", label=name if place == 0 else None)
             if share > 0.03:
                 axis.text(left + share / 2, place, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
             left += share
-    axis.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=label, xlim=(0, 1))
+    axis.set(yticks=range(len(networks)), yticklabels=list(networks), xlabel="share of the MACs", xlim=(0, 1))
     axis.invert_yaxis()
     axis.legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    plt.show()
 
 
 def grouped_bars(axis: Axes, table: Table, group: str, within: str, value: str) -> None:
@@ -194,17 +211,17 @@ def variants(record: Record, baseline: str) -> dict[str, Interval]:
     return {f"{name} ({v.macs / 1e6:.2f} M MACs)": v.quality for name, v in named.items()}
 
 
-def times(record: Record, *, shown: Callable[[str], str | None] = lambda name: name) -> None:
-    """Time of whole networks, compiled and eager, against their MACs and against the record's quality.
+def times(record: Record, short: Mapping[str, str]) -> None:
+    """Time of whole networks, compiled and eager, against their MACs and the record's quality; then the ratios.
 
-    `shown`: name of a network -> its label; None leaves it out.
+    `short`: parts of names -> what stands for them in the figure, where timm's networks are left out.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
-    controls = [point for control in record.controls for point in control.points]
+    controls = [point for control in record.controls for point in control.points if "timm" not in control.name]
     for point, colour in [(p, "C0") for p in record.points] + [(p, "C1") for p in controls]:
-        if (label := shown(str(point.knobs["model"]))) is None:
-            continue
-        compiled = point.knobs["form"] == "compiled"
+        label, compiled = str(point.knobs["model"]), point.knobs["form"] == "compiled"
+        for long, abbreviation in short.items():
+            label = label.replace(long, abbreviation)
         for axis, x in zip(axes, (point.macs / 1e9, point.quality.value), strict=True):
             axis.plot(x, point.wall_ms.median, "o" if compiled else "x", color=colour)
             if compiled:
@@ -216,6 +233,9 @@ def times(record: Record, *, shown: Callable[[str], str | None] = lambda name: n
     axes[1].legend()
     figure.tight_layout()
     plt.show()
+    print(record.machine.cpu, "|", record.notes[0])
+    for row in record.tables["time ratios"].records():
+        print(f"time of {row['network']} over {row['over']}, {row['form']}: {interval(row['ratio'], '.2f')}")
 
 
 def gains(record: Record, over: str, form: str = "+.4f", scale: float = 1.0) -> None:
@@ -223,6 +243,16 @@ def gains(record: Record, over: str, form: str = "+.4f", scale: float = 1.0) -> 
     for point in record.points:
         if over in point.gain:
             print(f"{knobs(point)}: {interval(point.gain[over], form, scale)} over {over}")
+
+
+def networks(record: Record, baseline: str, technique: str, **knobs: Any) -> None:
+    """Print quality, MACs and time of the baseline, and of all points with these knobs."""
+    named: dict[str, Variant] = {baseline: record.baseline}
+    for name, points in series(record, technique).items():
+        named |= {f"{name}, {record.knobs[0]} {p.knobs[record.knobs[0]]:g}": p for p in select(points, **knobs)}
+    for name, one in named.items():
+        quality = interval(one.quality, ".4f")
+        print(f"{name:32} {quality}, {one.macs / 1e6:.2f} M MACs, {one.wall_ms.median:.3f} ms per {record.unit}")
 
 
 def latency(record: Record) -> None:
