@@ -4,9 +4,6 @@
 # Can a vision transformer be as fast as MobileNet? **EfficientFormer** (Li et al., arXiv 2206.01191) says yes, on a
 # phone, by trusting that neighbouring pixels repeat: near the image, a plain mean over 3 x 3 neighbours mixes them, and
 # it has no parameter. Attention comes last, on 49 tokens.
-#
-# This notebook shows how much neighbours repeat, where the MACs of the network go, what can be applied to a
-# finished network, and what the networks cost beside MobileNetV2 on the CPU of a PC.
 
 # %%
 import matplotlib.pyplot as plt
@@ -51,9 +48,8 @@ print("of white noise:", round(neighbour_similarity(noise).mean().item(), 3))
 # %% [markdown]
 # ## Where the MACs go
 #
-# Three networks of one design. Nearly everything is spent in the feed-forward parts; mixing between positions takes
-# less than a tenth, because it is pooling everywhere but in the last blocks. The numbers are closed forms, and tests
-# hold them equal, to the unit, to what the counter of the atlas sees.
+# Nearly all in the feed-forward parts; mixing between positions takes less than a tenth, because it is pooling
+# everywhere but in the last blocks. These are closed forms; tests hold them equal to what the counter sees.
 
 # %%
 with torch.device("meta"):
@@ -85,8 +81,7 @@ print(f"difference of the logits: {difference:.1e} of the largest")
 # ## Fewer pixels
 #
 # The design cannot be switched off in a trained network, so what the atlas applies to one is something else: it lets
-# the network see its images as coarsely as they allow. Here a small network, and images of which all detail fits into
-# 32 pixels, then one that has more.
+# the network see its images as coarsely as they allow.
 
 # %%
 small = build(NANO, num_classes=10, img_size=128).eval()
@@ -102,11 +97,10 @@ with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as
 # %% [markdown]
 # Does the network still answer rightly? Below, a small EfficientFormer on handwritten digits that were enlarged to 64
 # pixels, and on clothes enlarged to 96 (three trainings each). Trained at the largest size only, it cannot read the
-# same images at lower resolution, though hardly anything of them is lost, not even with the statistics of batch norm
-# recalibrated; trained at all sizes, it can. That the *data* are redundant is not enough: the network has to have
-# learnt so. What all sizes share is batch norm, and its statistics fit none of them well: recalibrated at the size
-# that the network runs at, they give most of the loss back. Cropping, which keeps as many pixels, shows that it is the
-# detail that can go, not the area.
+# same images at lower resolution, though hardly anything of them is lost; trained at all sizes, it can. That the *data*
+# are redundant is not enough: the network has to have learnt so. The statistics of batch norm, which all sizes share,
+# fit none of them well: recalibrated at the size that runs, they give most of the loss back. Cropping, which keeps as
+# many pixels, shows that it is the detail that can go, not the area.
 
 # %%
 records = [show.committed("efficientformer", f"{data}-resolution") for data in ("digits", "fashion")]

@@ -5,9 +5,6 @@
 # convolutions take the place of pooling, and attention moves up to maps of stride 16, where it would be expensive if it
 # ran there; it runs on half the resolution, and its result is interpolated. The bet on the data: neighbours repeat,
 # and what attention adds is smooth.
-#
-# This notebook shows where the MACs go, what the stride of attention is worth, how one set of weights takes other
-# sizes, and what the networks cost beside MobileNetV2 on the CPU of a PC.
 
 # %%
 
@@ -26,8 +23,8 @@ show.style()
 # %% [markdown]
 # ## Where the MACs go
 #
-# Mixing by attention takes a fifth to a quarter of the MACs, although all of it runs on 49 tokens. The numbers
-# are closed forms, and tests hold them equal, to the unit, to what the counter of the atlas sees.
+# Mixing by attention takes a fifth to a quarter of the MACs, although all of it runs on 49 tokens. These are closed
+# forms; tests hold them equal to what the counter sees.
 
 # %%
 with torch.device("meta"):

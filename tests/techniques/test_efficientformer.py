@@ -15,7 +15,7 @@ from reference_impls.accounting.count import count
 from reference_impls.contract import UnsupportedHost
 from reference_impls.experiments import efficientformer as experiment
 from reference_impls.experiments import efficientformer_v2 as experiment_v2
-from reference_impls.layers.attention import PositionBias, distance_index
+from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.residual import DropPath, LayerScale
 from reference_impls.layers.weights import randomise_parameters
@@ -167,13 +167,6 @@ def test_every_branch_is_scaled(version: ModuleType) -> None:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Position biases
-
-
-def test_distances_by_hand() -> None:
-    index = distance_index((3, 4), stride=2)
-    for q, (qy, qx) in enumerate((y, x) for y in (0, 2) for x in (0, 2)):
-        for k, (ky, kx) in enumerate((y, x) for y in range(3) for x in range(4)):
-            assert index[q, k] == abs(qy - ky) * 4 + abs(qx - kx)
 
 
 def test_biases_stretch_to_other_sizes() -> None:

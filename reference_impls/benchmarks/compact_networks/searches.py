@@ -31,15 +31,9 @@ State = TypeVar("State", bound=Choice)
 """What a search finds: an architecture, or a sub-network."""
 LAST = torch.channels_last
 """The memory layout of all networks here: several times as fast on a CPU for feature maps this small."""
-QUIET = 10
-"""Percentile of the repetitions that latency tables hold, and that they are compared with."""
 WEIGHTS = (
     "`inherited`: weights of the supernet, batch norms recalibrated on training images. `from scratch`: the same "
     "architecture trained alone, {}. The baseline is trained from scratch."
-)
-NOTES = (
-    "The search sees validation images only; accuracies are of the test images.",
-    "MACs, bytes and time are over the networks of all seeds; batch norms are folded for the timing.",
 )
 
 
@@ -154,7 +148,7 @@ def parts_table(study: Study[Any], networks: Mapping[str, nn.Module] | None = No
         calls[part] = forward(deployed(space.build(part)), x.contiguous(memory_format=LAST) if x.ndim == 4 else x)
     for name, network in (networks or {}).items():
         calls[name] = forward(deployed(network), torch.zeros(plan.batch, space.in_channels, space.size, space.size))
-    return measure_table(calls, repetitions=plan.table_rounds, threads=study.context.threads, percentile=QUIET)
+    return measure_table(calls, repetitions=plan.table_rounds, threads=study.context.threads, percentile=10)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -249,7 +243,12 @@ class Comparison(Generic[State]):
             knobs=("target", "weights"),
             metric="accuracy",
             redundancy=self.redundancy,
-            notes=(*notes[:3], *NOTES, *notes[3:]),
+            notes=(
+                *notes[:3],
+                "The search sees validation images only; accuracies are of the test images.",
+                "MACs, bytes and time are over the networks of all seeds; batch norms are folded for the timing.",
+                *notes[3:],
+            ),
             tables={"moves": table(about, ("move", "times"), sorted(counts.items())), **tables},
             **rest,
         )

@@ -76,11 +76,6 @@ FASHION = {
 }  # fmt: skip
 
 
-def enlarged(x: Tensor, side: int) -> Tensor:
-    """Grey images (B, 1, H, W) resized to `side` pixels and spread to about [-1, 1]."""
-    return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False) * 2 - 1
-
-
 def cropped(x: Tensor, side: int) -> Tensor:
     """The central squares of images: (B, C, side, side)."""
     cut = (x.shape[2] - side) // 2
@@ -97,7 +92,9 @@ def resolution(
     """
     plan, side = study.plan, study.plan.side
     falling = tuple(range(side, 0, -32))
-    parts = split(plan.data, plan.train, test=plan.test).mapped(partial(enlarged, side=side))
+    parts = split(plan.data, plan.train, test=plan.test).mapped(
+        lambda x: F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False) * 2 - 1
+    )
     test, batch = parts.test.to(study.device), parts.test.x[:32].to(study.device)
 
     def fitted(seed: int, augment: Callable[[Tensor, torch.Generator], Tensor] | None) -> TwoHeads:
@@ -183,10 +180,6 @@ FORMS = {
     "compiled": "batch norm folded, by torch.compile with frozen weights (inductor, C++)",
     "eager": "batch norm folded, weights channels last, run by torch operator by operator",
 }
-PHONE = (
-    "These ratios are of this CPU and this compiler. That such networks are as fast as MobileNetV2 was said of a "
-    "phone and its compiler, an iPhone 12 and CoreML; without a device and a compiler it says nothing."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +260,11 @@ def latency(
         ),
         notes=(
             f"The baseline is {baseline}, {forms[0]}. {'; '.join(f'{f}: {FORMS[f]}' for f in reversed(forms))}.",
-            PHONE,
+            (
+                "These ratios are of this CPU and this compiler. That such networks are as fast as MobileNetV2 was "
+                "said of a phone and its compiler, an iPhone 12 and CoreML; without a device and a compiler it says "
+                "nothing."
+            ),
             "The quality is the exact number of parameters of the form for deployment; accuracy is not measured.",
             *(f"Not timed, for timm or what it imports is not installed: timm's {name}." for name in missing),
         ),
