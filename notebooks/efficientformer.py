@@ -48,8 +48,8 @@ print("of white noise:", round(neighbour_similarity(noise).mean().item(), 3))
 # %% [markdown]
 # ## Where the MACs go
 #
-# Nearly all in the feed-forward parts; mixing between positions takes less than a tenth, because it is pooling
-# everywhere but in the last blocks. These are closed forms; tests hold them equal to what the counter sees.
+# Nearly all of them go to the feed-forward parts; mixing between positions takes less than a tenth, because it is
+# pooling everywhere but in the last blocks. These are closed forms; tests hold them equal to what the counter sees.
 
 # %%
 with torch.device("meta"):
@@ -97,10 +97,10 @@ with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as
 # %% [markdown]
 # Does the network still answer rightly? Below, a small EfficientFormer on handwritten digits that were enlarged to 64
 # pixels, and on clothes enlarged to 96 (three trainings each). Trained at the largest size only, it cannot read the
-# same images at lower resolution, though hardly anything of them is lost; trained at all sizes, it can. That the *data*
-# are redundant is not enough: the network has to have learnt so. The statistics of batch norm, which all sizes share,
-# fit none of them well: recalibrated at the size that runs, they give most of the loss back. Cropping, which keeps as
-# many pixels, shows that it is the detail that can go, not the area.
+# same images at lower resolution, though hardly anything of them is lost, not even with batch norm recalibrated;
+# trained at all sizes, it can. That the *data* are redundant is not enough: the network has to have learnt so. The
+# statistics of batch norm, which all sizes share, fit none of them well: recalibrated at the size that runs, they give
+# most of the loss back. Cropping, which keeps as many pixels, shows that the detail can go, not the area.
 
 # %%
 records = [show.committed("efficientformer", f"{data}-resolution") for data in ("digits", "fashion")]
