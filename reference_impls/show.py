@@ -234,7 +234,8 @@ def times(record: Record, short: Mapping[str, str]) -> None:
     figure.tight_layout()
     plt.show()
     print(record.machine.cpu, "|", record.notes[0])
-    for row in record.tables["time ratios"].records():
+    rows = record.tables["time ratios"].records()
+    for row in (row for row in rows if row["network"] not in {other["over"] for other in rows}):
         print(f"time of {row['network']} over {row['over']}, {row['form']}: {interval(row['ratio'], '.2f')}")
 
 
@@ -252,7 +253,7 @@ def networks(record: Record, baseline: str, technique: str, **knobs: Any) -> Non
         named |= {f"{name}, {record.knobs[0]} {p.knobs[record.knobs[0]]:g}": p for p in select(points, **knobs)}
     for name, one in named.items():
         quality = interval(one.quality, ".4f")
-        print(f"{name:32} {quality}, {one.macs / 1e6:.2f} M MACs, {one.wall_ms.median:.3f} ms per {record.unit}")
+        print(f"{name:32} {quality}, {one.macs / 1e6:.2f} M MACs, {one.wall_ms.median:.3f} ms for {record.unit}")
 
 
 def latency(record: Record) -> None:
