@@ -123,9 +123,7 @@ def test_two_heads(nano: TwoHeads, version: ModuleType) -> None:
     first, second = nano.train()(photos())
     assert first.shape == second.shape == (2, 10)
     assert not torch.equal(first, second)
-    single = make(version, distillation=False)
-    assert isinstance(single(photos()), Tensor)
-    assert isinstance(single.train()(photos()), Tensor)
+    assert isinstance(make(version, distillation=False).train()(photos()), Tensor)
 
 
 def test_modes_return_the_module(nano: TwoHeads) -> None:

@@ -139,22 +139,25 @@ def benefit(state: frozenset[str]) -> float:
     return -sum(TIME[letter] for letter in state)
 
 
+def walk(target: float, **options: float) -> list[str]:
+    """The moves of the greedy walk on four letters."""
+    return [step.move for step in greedy(frozenset("abcd"), subsets, quality, benefit, target, **options)]
+
+
 def test_greedy_takes_the_least_loss_for_its_gain() -> None:
     path = greedy(frozenset("abcd"), subsets, quality, benefit, -1.0)
     # a costs 0.5 a unit of time, b and c cost 1: the first of equals; d costs nothing but gains nothing either.
-    assert [step.move for step in path] == ["", "a", "b", "c"]
-    assert [step.benefit for step in path] == [-15, -5, -4, 0]
-    assert [step.quality for step in path] == [10, 5, 4, 0]
-    assert [step.move for step in greedy(frozenset("abcd"), subsets, quality, benefit, -5.0)] == ["", "a"]
-    assert [step.move for step in greedy(frozenset("abcd"), subsets, quality, benefit, -99.0)] == [""]
+    found = [(step.move, step.benefit, step.quality) for step in path]
+    assert found == [("", -15, 10), ("a", -5, 5), ("b", -4, 4), ("c", 0, 0)]
+    assert walk(-5.0) == ["", "a"]
+    assert walk(-99.0) == [""]
 
 
 def test_tolerance_ends_the_walk() -> None:
-    path = greedy(frozenset("abcd"), subsets, quality, benefit, 0.0, tolerance=4.0)
-    assert [step.move for step in path] == ["", "b", "c"]
-    assert [step.move for step in greedy(frozenset("abcd"), subsets, quality, benefit, 0.0, tolerance=0.0)] == [""]
+    assert walk(0.0, tolerance=4.0) == ["", "b", "c"]
+    assert walk(0.0, tolerance=0.0) == [""]
     with pytest.raises(ValueError, match="tolerance"):
-        greedy(frozenset("abcd"), subsets, quality, benefit, 0.0, tolerance=-1)
+        walk(0.0, tolerance=-1)
 
 
 def test_a_gain_of_quality_comes_first() -> None:
@@ -191,20 +194,18 @@ def test_rules_hold_on_every_path(seed: int) -> None:
     table = NANO.macs_table()
     start = NANO.largest()
     scores = {(j, i): noise_of(f"{seed} {j} {i}") for j, i, _ in start.positions()}
-    path = greedy(
-        start,
-        lambda a: moves(a, scores),
-        lambda a: noise_of(f"{seed} {a.text()}"),
-        lambda a: -table(a.parts()),
-        0.0,
-    )
+
+    def benefit(architecture: Architecture) -> float:
+        return -table(architecture.parts())
+
+    path = greedy(start, lambda a: moves(a, scores), lambda a: noise_of(f"{seed} {a.text()}"), benefit, 0.0)
     check_rules([step.state for step in path], table)
     assert path[-1].state.widths == (16,) * 4
     assert path[-1].state.depths() == (1,) * 4
     assert all(kind != "3d" for _, _, kind in path[-1].state.positions()), "the walk goes on to where no move is left"
-    walk = random_path(start, all_moves, lambda a: -table(a.parts()), 0.0, generator(seed))
-    check_rules([state for _, state in walk], table)
-    assert walk[-1][1].widths == (16,) * 4
+    drawn = [state for _, state in random_path(start, all_moves, benefit, 0.0, generator(seed))]
+    check_rules(drawn, table)
+    assert drawn[-1].widths == (16,) * 4
 
 
 def test_the_three_moves_by_hand() -> None:
@@ -231,12 +232,10 @@ def test_a_planted_useless_block_goes_first() -> None:
     for block in position.choices.values():
         block.ls1.gamma.data.zero_()
         block.ls2.gamma.data.zero_()
-    x = torch.randn(4, 1, 16, 16, generator=generator(0))
-    trial = Trial(supernet.extract, SearchData(x))
-    path = slim(supernet, SMALL.macs_table(), trial, 0.9)
-    assert path[1].move == "remove 4.2"
-    assert path[1].quality == 1.0
-    assert path == slim(supernet, SMALL.macs_table(), Trial(supernet.extract, SearchData(x)), 0.9)
+    search = SearchData(torch.randn(4, 1, 16, 16, generator=generator(0)))
+    path, again = (slim(supernet, SMALL.macs_table(), Trial(supernet.extract, search), 0.9) for _ in range(2))
+    assert (path[1].move, path[1].quality) == ("remove 4.2", 1.0)
+    assert path == again
 
 
 # --------------------------------------------------------------------------------------------------------------------
