@@ -85,7 +85,7 @@ records = [show.committed("efficientformer-v2", f"{data}-resolution") for data i
 show.beside(records, "trained at all sizes", tolerance=0.0)
 
 # %% [markdown]
-# This is what the technique on the contract applies, and undoes:
+# This is what the technique applies, and undoes:
 
 # %%
 technique = EfficientFormerV2Technique()

@@ -38,12 +38,11 @@ shares = {
     noise: path_weights(logits.expand(20_000, 3), 0.5, noise, draw).argmax(-1).bincount(minlength=3) / 20_000
     for noise in ("gumbel", "uniform")
 }
-places = np.arange(3)
 figure, axis = plt.subplots(figsize=(6, 2.8))
-axis.bar(places - 0.27, logits.softmax(-1), 0.25, label="softmax(a)", color="tab:gray")
-axis.bar(places, shares["gumbel"], 0.25, label="largest with Gumbel noise")
-axis.bar(places + 0.27, shares["uniform"], 0.25, label="largest with uniform noise")
-axis.set_xticks(places, [f"a = {a:g}" for a in logits.tolist()])
+axis.bar(np.arange(3) - 0.27, logits.softmax(-1), 0.25, label="softmax(a)", color="tab:gray")
+axis.bar(np.arange(3), shares["gumbel"], 0.25, label="largest with Gumbel noise")
+axis.bar(np.arange(3) + 0.27, shares["uniform"], 0.25, label="largest with uniform noise")
+axis.set_xticks(range(3), [f"a = {a:g}" for a in logits.tolist()])
 axis.set_ylabel("share of 20,000 draws")
 axis.legend()
 plt.show()
@@ -122,7 +121,6 @@ print("moves, over all seeds:", dict(record.tables["moves"].rows))
 # The controls end at the same predicted latency: *random slimming* draws its moves; *MACs for latency* makes the
 # same walk, told MACs in the place of milliseconds; *importance shuffled* deals the learned importance out to
 # other positions. Differences are paired by seed, in points of test accuracy, with 95 % intervals.
-
 
 # %%
 lines = {n: show.select(points, weights="inherited") for n, points in show.series(record, "greedy slimming").items()}
