@@ -16,16 +16,8 @@ from reference_impls.techniques import efficientformer
 from reference_impls.techniques.efficientformer_v2 import Config, EfficientFormerV2, EfficientFormerV2Technique, build
 
 TECHNIQUE = EfficientFormerV2Technique()
-NANO = Config(
-    widths=(16, 24, 32, 48),
-    depths=(1, 1, 2, 2),
-    attention=(0, 0, 1, 1),
-    ratios=((4,), (4,), (3, 4), (3, 4)),
-    heads=4,
-    key_dim=8,
-    down_key_dim=8,
-    layer_scale=0.1,
-)
+RATIOS = ((4,), (4,), (3, 4), (3, 4))
+NANO = Config((16, 24, 32, 48), (1, 1, 2, 2), (0, 0, 1, 1), RATIOS, heads=4, key_dim=8, down_key_dim=8, layer_scale=0.1)
 
 
 def nano(side: int) -> EfficientFormerV2:
