@@ -1,0 +1,178 @@
+"""The study layer: variants by series and knobs, one interleaved run, intervals, records, and who meets where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reference_impls import show
+from reference_impls.accounting import pictures
+from reference_impls.accounting.record import Interval, Record
+from reference_impls.contract import Redundancy
+from reference_impls.study import (
+    BASELINE,
+    TECHNIQUE,
+    Context,
+    Cost,
+    Plan,
+    Scenario,
+    Study,
+    contenders,
+    measured,
+    over_items,
+    over_seeds,
+    paired,
+    pooled,
+    run,
+    scenarios,
+    table,
+)
+
+NOTHING = measured([Redundancy(0.5, "made up")])
+
+
+def study_of(
+    *, owner: str = "made-up", benchmark: str | None = None, seeds: tuple[int, ...] = (0, 1, 2)
+) -> Study[Plan]:
+    plan = Plan(repetitions=5, seeds=seeds)
+    return Study(owner, Scenario("a-task", "A task", lambda study: None, plan, plan, benchmark), Context())
+
+
+def product(rows: int, columns: int = 4):
+    x, y = torch.ones(rows, 8), torch.ones(8, columns)
+    return lambda: x @ y
+
+
+def swept(study: Study[Plan], *, series: str = TECHNIQUE) -> Study[Plan]:
+    """A baseline and two points, scored for three seeds, with a control at one of the points."""
+    for score in (0.9, 0.8, 1.0):
+        study.add(BASELINE, {}, product(16), units=16, score=score)
+        study.add(series, {"r": 1}, product(8), units=16, score=score - 0.1)
+        study.add(series, {"r": 2}, product(4), units=16, score=score - 0.2)
+        study.add("at random", {"r": 1}, product(8), units=16, score=score - 0.4)
+    study.measure()
+    return study
+
+
+def record_of(study: Study[Plan], **changes: object) -> Record:
+    said = {"data": "none", "unit": "one row", "knobs": ("r",), "metric": "accuracy", "redundancy": NOTHING}
+    return study.record(**said | {"controls": {"at random": "Drawn at random."}} | changes)
+
+
+def test_variants_are_counted_per_unit_and_timed_in_paired_rounds() -> None:
+    record = record_of(swept(study_of()))
+    assert record.baseline.macs == 8 * 4
+    assert [(p.knobs, p.macs) for p in record.points] == [({"r": 1}, 16), ({"r": 2}, 8)]
+    assert record.baseline.speed_up is None
+    for point in (*record.points, *record.controls[0].points):
+        assert point.speed_up is not None
+        assert point.speed_up.n == point.wall_ms.n == 5
+
+
+def test_scores_gather_over_seeds_and_gains_are_paired_by_seed() -> None:
+    record = record_of(swept(study_of()))
+    assert record.baseline.quality.value == pytest.approx(0.9)
+    first, second = record.points
+    assert first.gain["baseline"].value == pytest.approx(-0.1)
+    assert first.gain["baseline"].high == pytest.approx(-0.1), "the spread of the seeds cancels out"
+    assert first.gain["at random"].value == pytest.approx(0.3)
+    assert "at random" not in second.gain, "the control has no such point"
+    assert record.controls[0].points[0].gain["baseline"].value == pytest.approx(-0.4)
+
+
+def test_one_seed_gives_no_interval_and_no_gain() -> None:
+    study = study_of(seeds=(0,))
+    study.add(BASELINE, {}, product(4), score=0.9)
+    study.add(TECHNIQUE, {"r": 1}, product(2), score=0.8)
+    study.measure()
+    (point,) = record_of(study, controls=None).points
+    assert (point.quality.low, point.quality.n, point.gain) == (None, 1, {})
+
+
+def test_a_cost_from_elsewhere_is_taken_as_it_is() -> None:
+    study = study_of()
+    one, two = Cost(10, 20, (), (2.0, 4.0)), Cost(30, 40, ("aten.sort",), (1.0, 1.0))
+    study.add(BASELINE, cost=one, score=(1.0, 1.0))
+    study.add(TECHNIQUE, {"r": 1}, cost=pooled([one, two]).plus(5), score=(1.0, 1.0))
+    (point,) = record_of(study, controls=None).points
+    assert (point.macs, point.bytes, point.uncounted, point.wall_ms.n) == (25, 30, ("aten.sort",), 4)
+    assert point.speed_up == Interval(value=1.5, low=1.0, high=4.0, n=4), "each of the two is paired: 1, 1, 2, 4"
+
+
+def test_techniques_meet_in_a_benchmark() -> None:
+    study = swept(study_of(owner="a-family", benchmark="a-family"), series="token-merging")
+    study.add("semantic-deduplication", {"r": 3}, product(2), units=16, score=(0.5, 0.5, 0.5))
+    study.measure()
+    record = record_of(study)
+    assert (record.technique, record.benchmark, record.owner) == (None, "a-family", "a-family")
+    assert [p.technique for p in record.points] == ["token-merging", "token-merging", "semantic-deduplication"]
+    assert Record.model_validate_json(record.to_json()) == record
+
+
+def test_the_fastest_of_several_dense_ways_is_the_baseline() -> None:
+    study = study_of()
+    for layout, ms in (("a", 3.0), ("b", 1.0)):
+        study.add(BASELINE, {"layout": layout}, cost=Cost(1, 1, (), (ms,)), score=1.0)
+    assert study.baseline.knobs == {"layout": "b"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda study: record_of(study, controls={}), "say in `controls` what these series are: at random"),
+        (lambda study: study.add(TECHNIQUE, {"r": 9}, score=1.0) or record_of(study), "was not measured"),
+        (lambda study: study.add(TECHNIQUE, {"r": 9}, cost=Cost(1, 1, (), (1.0,))) or record_of(study), "neither"),
+        (lambda study: record_of(study, knobs=("q",)), "does not say its q"),
+    ],
+)
+def test_what_is_missing_is_named(spoil, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        spoil(swept(study_of()))
+
+
+def test_look_ups_say_what_there_is() -> None:
+    study = swept(study_of())
+    with pytest.raises(LookupError, match=r"no variant 'technique' with \{'r': 7\}; there are: baseline"):
+        study.cost(TECHNIQUE, r=7)
+    with pytest.raises(LookupError, match="did you mean 'token-merging'"):
+        scenarios("token-mergin")
+    with pytest.raises(LookupError, match="did you mean 'compact-networks'"):
+        scenarios("compact-network")
+    with pytest.raises(LookupError, match="did you mean 'digits-vit'"):
+        run("token-merging", "digit-vit")
+    with pytest.raises(FileNotFoundError, match="token-merging/digits-vit"):
+        show.committed("token-merging", "nothing")
+
+
+def test_contenders_come_from_the_experiments_that_send_some() -> None:
+    sent = contenders("compact-networks", "feature-maps")
+    assert set(sent) == {"stride-attention", "attention-downsampling"}
+    assert all(one.knobs for many in sent.values() for one in many)
+    assert contenders("compact-networks", "no-such-task") == {}
+
+
+def test_pictures_stand_beside_the_record(tmp_path: Path) -> None:
+    study = swept(study_of())
+    record = record_of(
+        study, pictures={"a picture": torch.eye(3)}, tables={"t": table("A table.", ("a", "b"), [[1, None]])}
+    )
+    pictures.save(record, tmp_path / "a-task.json")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a-task.json", "a-task.npz"]
+    assert np.array_equal(pictures.load(tmp_path / "a-task.json")["a picture"], np.eye(3))
+    read = Record.model_validate_json((tmp_path / "a-task.json").read_text())
+    assert (read.pictures, read.tables["t"].records()) == (("a picture",), [{"a": 1, "b": None}])
+    assert pictures.load(tmp_path / "none.json") == {}
+
+
+def test_intervals() -> None:
+    mean = over_seeds([1.0, 2.0, 3.0])
+    assert (mean.value, mean.n) == (2.0, 3)
+    assert mean.high == pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3), "Student's t with 2 degrees of freedom"
+    assert paired([1.0, 2.0], [0.0, 1.0]) == Interval(value=1.0, low=1.0, high=1.0, n=2)
+    boot = over_items([0.0, 1.0] * 50)
+    assert boot.low is not None
+    assert 0.3 < boot.low < boot.value == 0.5
+    assert over_items([0.0, 1.0] * 50) == boot
