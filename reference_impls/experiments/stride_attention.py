@@ -29,32 +29,11 @@ from reference_impls.layers.weights import copy_sharing_weights
 from reference_impls.models.small_maps import GRID, WIDTHS
 from reference_impls.models.vit import imagenet_normalise
 from reference_impls.redundancy.over_resolution import spectrum
-from reference_impls.study import (
-    BASELINE,
-    TECHNIQUE,
-    Cost,
-    Plan,
-    Study,
-    correlation,
-    fork_seed,
-    forward,
-    measure_calls,
-    measured,
-    over_items,
-    predict,
-    seeded,
-    table,
-)
+from reference_impls.study import BASELINE, TECHNIQUE, Cost, Plan, Study, measure_calls, measured, over_items, table
+from reference_impls.study.training import correlation, forward, predict, seeded
+from reference_impls.techniques import stride_attention as technique
 from reference_impls.techniques.efficientformer_v2 import build
-from reference_impls.techniques.stride_attention import (
-    Coarseness,
-    MapAttention,
-    StrideAttention,
-    coarse_values,
-    full_attentions,
-    resize,
-    strided,
-)
+from reference_impls.techniques.stride_attention import Coarseness, MapAttention, StrideAttention, full_attentions
 
 STRIDE = StrideAttention()
 TOKENS, WIDTH = math.prod(GRID), WIDTHS[0]
@@ -126,9 +105,9 @@ def picture(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     name, attention = next(iter(full_attentions(STRIDE.id, model).items()))
     x = inputs_of({name: attention}, model, unmasked(image))[name]
     attended, local = forward(attention.attend, x)()
-    coarse, _ = forward(coarse_values, attention, x, Coarseness(2, 2))()
+    coarse, _ = forward(technique.coarse_values, attention, x, Coarseness(2, 2))()
     channel = int(attended.var((0, 2, 3)).argmax())
-    added = {"attended": attended, "strided": resize(coarse, GRID), "local": local}
+    added = {"attended": attended, "strided": technique.resize(coarse, GRID), "local": local}
     shown = {"seen": inputs[0, 0], "hidden": inputs[0, 1], "reconstructed": forward(model, inputs)()[0, 0]}
     return shown | {what: maps[0, channel] for what, maps in added.items()}
 
@@ -156,7 +135,14 @@ def run_mixers(study: fm.FeatureMapStudy, on: fm.Task, strides: Sequence[int], o
     dense = fm.attention_networks(study, on)
     fm.add(study, BASELINE, {}, dense, on, samples=TOKENS)
     for s in strides:
-        fm.add(study, TECHNIQUE, {"stride": s}, strided_networks(study, s, on), on, samples=math.prod(strided(GRID, s)))
+        fm.add(
+            study,
+            TECHNIQUE,
+            {"stride": s},
+            strided_networks(study, s, on),
+            on,
+            samples=math.prod(technique.strided(GRID, s)),
+        )
     for name in others:
         models = fm.mixing_networks(study, f"mixer {name}", OTHER_MIXERS[name][0], on)
         fm.add(study, f"mixer {name}", {"mixer": name}, models, on)
@@ -212,16 +198,14 @@ def run_order(study: Study[OrderPlan]) -> Record:
 def s0_in_both_orders(repetitions: int) -> Table:
     """MACs and time of EfficientFormerV2-S0 for one image of 224 x 224, as published and projecting first."""
     x = torch.randn(1, 3, 224, 224, generator=generator(0))
-    orders = {"as published": False, "projected first": True}
-    models = {name: seeded(0, partial(build, "s0", project_first=first)).eval() for name, first in orders.items()}
-    costs = time_one(models, x, repetitions)
-    published = costs["as published"]
+    networks = [seeded(0, partial(build, "s0", project_first=first)).eval() for first in (False, True)]
+    published, first = time_one(networks, x, repetitions)
     return table(
         "The whole network at 224 pixels with random weights, one image, in both orders.",
         ("order", "MACs", "ms", "speed-up"),
         [
-            [name, cost.macs, cost.wall_ms.median, None if cost is published else cost.speed_up_over(published)]
-            for name, cost in costs.items()
+            ["as published", published.macs, published.wall_ms.median, None],
+            ["projected first", first.macs, first.wall_ms.median, first.speed_up_over(published)],
         ],
     )
 
@@ -230,10 +214,10 @@ def s0_in_both_orders(repetitions: int) -> Table:
 # Latency
 
 
-def time_one(models: Mapping[str, nn.Module], x: Tensor, repetitions: int) -> dict[str, Cost]:
+def time_one(networks: Sequence[nn.Module], x: Tensor, repetitions: int) -> list[Cost]:
     """What each network costs on x, a single image."""
-    calls = {name: forward(model, x) for name, model in models.items()}
-    return measure_calls(calls, units=dict.fromkeys(calls, 1), repetitions=repetitions)
+    calls = {str(n): forward(network, x) for n, network in enumerate(networks)}
+    return list(measure_calls(calls, units=dict.fromkeys(calls, 1), repetitions=repetitions).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,22 +226,18 @@ class LatencyPlan(Plan):
 
 
 def run_s0(study: Study[LatencyPlan]) -> Record:
-    """EfficientFormerV2-S0 whose attention at stride 16 runs at full resolution, or strided."""
-    with fork_seed(0):
-        model = build("s0", strides=(1, 1, 1, 1), layer_scale=1.0).eval()
-        published = build("s0").eval()
+    """EfficientFormerV2-S0 whose attention at stride 16 runs at full resolution, or technique.strided."""
+    model = seeded(0, partial(build, "s0", strides=(1, 1, 1, 1), layer_scale=1.0)).eval()
     x = imagenet_normalise(images.photos(224)[1][: study.plan.photos])
     at_16 = [name for name in full_attentions(STRIDE.id, model) if name.startswith("stages.2.")]
-    networks = {"dense": model, "published": published}
+    networks, dense = {1: model, 2: copy_sharing_weights(model), 7: copy_sharing_weights(model)}, predict(model, x)
     for stride in (2, 7):
-        networks[f"stride {stride}"] = copy_sharing_weights(model)
-        STRIDE.apply(networks[f"stride {stride}"].get_submodule("stages.2"), stride=stride)
-    costs = time_one(networks, x[:1], study.plan.repetitions)
-    dense, own = predict(model, x), costs["published"]
-    for stride, name in {1: "dense", 2: "stride 2", 7: "stride 7"}.items():
+        STRIDE.apply(networks[stride].get_submodule("stages.2"), stride=stride)
+    own, *costs = time_one([seeded(0, partial(build, "s0")).eval(), *networks.values()], x[:1], study.plan.repetitions)
+    for (stride, network), cost in zip(networks.items(), costs, strict=True):
         series, knobs = (BASELINE, {}) if stride == 1 else (TECHNIQUE, {"stride": stride})
-        quality = over_items(map(correlation, dense, predict(networks[name], x)))
-        study.add(series, knobs, quality=quality, samples=math.prod(strided((14, 14), stride)), cost=costs[name])
+        quality = over_items(map(correlation, dense, predict(network, x)))
+        study.add(series, knobs, quality=quality, samples=math.prod(technique.strided((14, 14), stride)), cost=cost)
     return study.record(
         data=f"{len(x)} photos of scikit-image and scikit-learn, 224 x 224 pixels",
         model=f"EfficientFormerV2-S0 with random weights, {len(at_16)} attention blocks on 14 x 14 at full resolution",

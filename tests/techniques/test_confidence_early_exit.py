@@ -21,21 +21,12 @@ from reference_impls.models.minilm import MiniLM
 from reference_impls.models.residual_cnn import residual_cnn
 from reference_impls.redundancy.sufficiency import settled, sufficiency
 from reference_impls.study import fork_seed, seeded
-from reference_impls.techniques.confidence_early_exit import (
-    ConfidenceEarlyExit,
-    EarlyExit,
-    at_exits,
-    calibrate,
-    confidence,
-    entropy,
-    exit_decisions,
-    grid,
-    never,
-    upper_bound,
-)
+from reference_impls.techniques import confidence_early_exit as technique
+from reference_impls.techniques.confidence_early_exit import EarlyExit, at_exits, calibrate, exit_decisions
 
 EXITS = 4
-EARLY_EXIT = ConfidenceEarlyExit()
+RULES = ("confidence", "entropy", "patience")
+EARLY_EXIT = technique.ConfidenceEarlyExit()
 
 # --- Cases with exactly known exits
 
@@ -123,11 +114,9 @@ class EarlyExitCases(Cases):
         x = torch.zeros(2, EXITS * self.classes, device=device)
         bad = x.clone()
         bad[0, 0] = float("nan")
-        yield Invalid(
-            "above 1", partial(EARLY_EXIT.apply, network, threshold=1.5), "threshold of the confidence rule must"
-        )
-        half = partial(EARLY_EXIT.apply, network, rule="patience", threshold=1.5)
-        yield Invalid("half a step of patience", half, "must be an integer")
+        beyond = partial(EARLY_EXIT.apply, network, threshold=1.5)
+        yield Invalid("above 1", beyond, "threshold of the confidence rule must")
+        yield Invalid("half a step of patience", partial(beyond, rule="patience"), "must be an integer")
         yield Invalid("NaN", lambda: EarlyExit(network, "confidence", 0.5)(bad), "not finite")
         yield Invalid("no batch", lambda: EarlyExit(network, "confidence", 0.5)(()), "first axis")
         yield Invalid("logits without exits", lambda: exit_decisions(x, "entropy", 0.5), "must have shape (E, B, C)")
@@ -155,20 +144,23 @@ def logits() -> Tensor:
 
 def test_scores_are_those_of_torch_distributions(logits: Tensor) -> None:
     categorical = torch.distributions.Categorical(logits=logits)
-    torch.testing.assert_close(entropy(logits), categorical.entropy())
-    torch.testing.assert_close(entropy(logits, normalised=True), categorical.entropy() / math.log(5))
-    torch.testing.assert_close(confidence(logits), categorical.probs.max(-1).values)
+    torch.testing.assert_close(technique.entropy(logits), categorical.entropy())
+    torch.testing.assert_close(technique.entropy(logits, normalised=True), categorical.entropy() / math.log(5))
+    torch.testing.assert_close(technique.confidence(logits), categorical.probs.max(-1).values)
     certain = torch.tensor([[1e4, 0.0, 0.0]])
-    assert (confidence(certain).item(), entropy(certain).item()) == (1, 0)
+    assert (technique.confidence(certain).item(), technique.entropy(certain).item()) == (1, 0)
 
 
-@pytest.mark.parametrize("rule", ["confidence", "entropy", "patience"])
-def test_extreme_thresholds_give_the_first_and_the_last_exit(logits: Tensor, rule: str) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_exits_are_monotone_in_the_threshold_from_the_last_to_the_first(logits: Tensor, rule: str) -> None:
+    careful_to_bold = [exit_decisions(logits, rule, t) for t in technique.grid(rule, EXITS, 5)]
+    assert all(bool((a >= b).all()) for a, b in pairwise(careful_to_bold))
+    assert careful_to_bold[0].sum() > careful_to_bold[-1].sum() == 0
     always = {"confidence": 0.0, "entropy": math.inf, "patience": 0}[rule]
     assert exit_decisions(logits, rule, always).tolist() == [0] * 200
-    assert exit_decisions(logits, rule, never(rule, EXITS)).tolist() == [EXITS - 1] * 200
+    assert exit_decisions(logits, rule, technique.never(rule, EXITS)).tolist() == [EXITS - 1] * 200
     if rule != "patience":  # certain logits, of probability 1 and entropy 0 in float32, do not leave early either
-        assert exit_decisions(1e5 * logits, rule, never(rule, EXITS)).tolist() == [EXITS - 1] * 200
+        assert exit_decisions(1e5 * logits, rule, technique.never(rule, EXITS)).tolist() == [EXITS - 1] * 200
 
 
 @pytest.mark.parametrize(("rule", "careful", "bold"), [("entropy", 0.0, 0.01), ("patience", EXITS - 1, EXITS - 2)])
@@ -178,13 +170,6 @@ def test_the_careful_end_of_each_rule_warns(rule: str, careful: float, bold: flo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         EARLY_EXIT.apply(decided_cnn(1), rule=rule, threshold=bold)
-
-
-@pytest.mark.parametrize("rule", ["confidence", "entropy", "patience"])
-def test_exits_are_monotone_in_the_threshold(logits: Tensor, rule: str) -> None:
-    careful_to_bold = [exit_decisions(logits, rule, t) for t in grid(rule, EXITS, 5)]
-    assert all(bool((a >= b).all()) for a, b in pairwise(careful_to_bold))
-    assert careful_to_bold[0].sum() > careful_to_bold[-1].sum() == 0
 
 
 def test_patience_by_brute_force(logits: Tensor) -> None:
@@ -274,8 +259,8 @@ def test_no_rule_saves_more_than_sufficiency_without_changing_an_answer(logits: 
     answers = logits.argmax(-1)
     kept_all = [
         left
-        for rule in ("confidence", "entropy", "patience")
-        for left in (exit_decisions(logits, rule, t) for t in grid(rule, EXITS, 5))
+        for rule in RULES
+        for left in (exit_decisions(logits, rule, t) for t in technique.grid(rule, EXITS, 5))
         if torch.equal(at_exits(logits, left).argmax(-1), answers[-1])
     ]
     assert kept_all
@@ -299,7 +284,7 @@ def rights(logits: Tensor, y: Tensor, rule: str, threshold: float) -> tuple[Tens
     return logits[-1].argmax(-1) == y, at_exits(logits, exit_decisions(logits, rule, threshold)).argmax(-1) == y
 
 
-@pytest.mark.parametrize("rule", ["confidence", "entropy", "patience"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("budget", [0.0, 0.005, 0.02])
 def test_calibration_meets_its_budget_on_the_held_out_data(easy, rule: str, budget: float) -> None:
     logits, y = easy
@@ -352,10 +337,10 @@ def test_calibration_says_how_many_samples_a_bound_needs(easy) -> None:
 
 
 def test_upper_bound_is_clopper_pearson() -> None:
-    assert upper_bound(0, 50, 0.05) == pytest.approx(1 - 0.05 ** (1 / 50))
-    assert upper_bound(50, 50, 0.05) == 1
+    assert technique.upper_bound(0, 50, 0.05) == pytest.approx(1 - 0.05 ** (1 / 50))
+    assert technique.upper_bound(50, 50, 0.05) == 1
     for k, n in ((1, 20), (7, 90)):
-        p = upper_bound(k, n, 0.05)
+        p = technique.upper_bound(k, n, 0.05)
         assert sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)) == pytest.approx(0.05)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -187,11 +187,7 @@ def reached_by_loops(changed: Tensor, axis: Axis, tile: int) -> list[int]:
 
 
 CASES = DeltaConvolutionCases()
-
-
-@torch.no_grad()
-def run(model: Callable[[Tensor], Tensor], frames: Sequence[Tensor]) -> Tensor:
-    return run_stream(model, frames)
+run = torch.no_grad()(run_stream)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -218,17 +214,14 @@ class Residual(nn.Module):
         return self.tail(x + self.branch(x))
 
 
-def conv(*args: int, **more: object) -> nn.Conv2d:
-    return nn.Conv2d(*args, **more)  # type: ignore[arg-type]
-
-
+conv = nn.Conv2d
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "3x3": lambda: conv(3, 6, 3, padding=1),
     "unpadded": lambda: conv(3, 6, 3),
     "same": lambda: conv(3, 6, 5, padding="same"),
     "strided": lambda: conv(3, 6, 3, stride=2, padding=1),
     "stride above kernel": lambda: conv(3, 6, 2, stride=3),
-    "oblong": lambda: nn.Conv2d(3, 6, (1, 5), stride=(2, 1), padding=(0, 2)),
+    "oblong": lambda: conv(3, 6, (1, 5), stride=(2, 1), padding=(0, 2)),
     "wide padding": lambda: conv(3, 6, 3, padding=4),
     "dilated": lambda: conv(3, 6, 3, padding=2, dilation=2),
     "depthwise": lambda: conv(3, 3, 5, padding=2, groups=3),
@@ -264,7 +257,7 @@ def test_threshold_0_is_exact_over_60_frames(layer: str, update: str) -> None:
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(
-    "knobs", [{}, {"min_profitable": 0.0}, {"min_profitable": 1.0}, {"tile": 1}, {"tile": 50}], ids=str
+    "knobs", [{}, {"min_profitable": 0}, {"min_profitable": 1}, {"tile": 1}, {"tile": 50}], ids=str
 )
 def test_a_whole_network_is_exact_over_60_frames(update: str, knobs: dict[str, float]) -> None:
     clips = (moving_square(FRAMES, (37, 30), seed) for seed in (1, 2))
@@ -429,11 +422,6 @@ class Unsupported(nn.Module):
         return self.function(x)
 
 
-class TwoInputs(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
-
-
 @pytest.mark.parametrize(
     ("target", "says"),
     [
@@ -446,7 +434,7 @@ class TwoInputs(nn.Module):
         (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
         (Unsupported(lambda x: x * x), "mul"),
         (Unsupported(lambda x: x if x.sum() > 0 else -x), "torch.fx can trace"),
-        (TwoInputs(), "one input"),
+        (nn.Bilinear(3, 3, 3), "one input"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

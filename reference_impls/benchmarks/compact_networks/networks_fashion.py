@@ -28,22 +28,8 @@ from reference_impls.data.splits import TITLES, Part, split, standardised
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.models.mobilenet_v2 import MobileNetV2, scaled
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
-from reference_impls.study import (
-    BASELINE,
-    Plan,
-    Recipe,
-    Study,
-    accuracy,
-    contenders,
-    forward,
-    measure_calls,
-    over_items,
-    pooled,
-    seeded,
-    table,
-    train,
-    trained,
-)
+from reference_impls.study import BASELINE, Plan, Study, contenders, measure_calls, over_items, pooled, table
+from reference_impls.study.training import Recipe, accuracy, forward, seeded, train, trained
 from reference_impls.techniques.efficientformer.skeleton import TwoHeads
 from reference_impls.techniques.latency_driven_slimming.search import Moves, random_path
 
@@ -156,10 +142,8 @@ def meet(study: Study[FashionPlan]) -> Record:
     parts = split("fashion-mnist", plan.images, test=plan.test)
     parts = standardised(parts.mapped(lambda x: F.pad(x, [(SIDE - x.shape[-1]) // 2] * 4)))
     batch = parts.test.x[: plan.batch]
-    sent = [
-        (technique, one) for technique, those in contenders(study.owner, study.scenario.name).items() for one in those
-    ]
-    calls: dict[tuple[str, str | None], list[Callable[[], object]]] = defaultdict(list)
+    sent = [(name, one) for name, those in contenders(study.owner, study.scenario.name).items() for one in those]
+    calls = defaultdict[tuple[str, str | None], list[Callable[[], object]]](list)
     sizes: dict[tuple[str, str | None], list[Any]] = {}
 
     def add(series: str, network: str | None, build: Callable[[], nn.Module], share: float = 1.0) -> None:
@@ -173,24 +157,19 @@ def meet(study: Study[FashionPlan]) -> Record:
     whole = macs_of(dense())
     for seed in plan.seeds:
         add(BASELINE, None, dense)
-        for technique, one in sent:
+        for name, one in sent:
             macs = macs_of(one.build(seed))
-            add(technique, one.network, partial(one.build, seed))
+            add(name, one.network, partial(one.build, seed))
             add(EQUAL_MACS, one.network, partial(mobilenet, multiplier_for(macs)))
             if macs < whole:
                 add(SHORTER, one.network, dense, share=macs / whole)
             if one.at_random:
                 add(AT_RANDOM, one.network, partial(one.at_random, seed))
     numbered = {f"{key} {n}": call for key, those in calls.items() for n, call in enumerate(those)}
-    costs = measure_calls(
-        numbered,
-        units=dict.fromkeys(numbered, len(batch)),
-        repetitions=plan.repetitions,
-        threads=study.context.threads,
-    )
+    units = dict.fromkeys(numbered, len(batch))
+    costs = measure_calls(numbered, units=units, repetitions=plan.repetitions, threads=study.context.threads)
     for key, those in calls.items():
-        series, network = key
-        study.add(series, _knobs(network), cost=pooled([costs[f"{key} {n}"] for n in range(len(those))]))
+        study.add(key[0], _knobs(key[1]), cost=pooled([costs[f"{key} {n}"] for n in range(len(those))]))
     likeness = over_items(neighbour_similarity(parts.test.x).tolist())
     nulls = {"pixels in random order": shuffled_pixels(batch), "white noise": white_noise(batch)}
     return study.record(
