@@ -119,11 +119,8 @@ def redundancy_of(technique: Technique, data: Embedded) -> Measured:
     def found(z: Tensor) -> Redundancy:
         return technique.measure(EmbeddedDataset(range(len(z)), z), None)
 
-    whole, draws, sources = found(data.z), generator(0), [mail.source for mail in data.mails]
-    where = {
-        f"folder {folder}": found(data.z[[i for i, source in enumerate(sources) if source == folder]]).value
-        for folder in dict.fromkeys(sources)
-    }
+    whole, draws, sources = found(data.z), generator(0), np.array([mail.source for mail in data.mails])
+    where = {f"folder {name}": found(data.z[sources == name]).value for name in dict.fromkeys(sources.tolist())}
     columns = [column[torch.randperm(len(column), generator=draws)] for column in data.z.cpu().T]
     null = {"each dimension shuffled over the mails": found(torch.stack(columns, 1).to(data.z)).value}
     return measured([replace(whole, where={**whole.where, **where})], null)
@@ -192,8 +189,7 @@ def fit(part: MailSplit, select: Callable[..., Tensor], seed: int) -> tuple[nn.M
 
 def without_exact(part: MailSplit, seed: int) -> Tensor:
     """Training mails less those whose normalised text occurred before."""
-    groups: Tensor = exact_groups([normalised(mail.text) for mail in part.train.mails]).unique()
-    return groups.to(part.x.device)
+    return torch.unique(exact_groups([normalised(mail.text) for mail in part.train.mails])).to(part.x.device)
 
 
 def random_subset(part: MailSplit, seed: int, size: int) -> Tensor:

@@ -204,11 +204,11 @@ def _time(study: Study[Any], on: Trained, methods: Sequence[Method], batches: Se
     """Measure the plain network and the methods on the same batches. The closed form must agree with the counter."""
     units = sum(map(batch_size, batches))
     study.add(BASELINE, call=_over(on.plain, batches), units=units)
-    runners = [method.runner(on.network) for method in methods]
-    for method, runner in zip(methods, runners, strict=True):
+    runners = [(method, method.runner(on.network)) for method in methods]
+    for method, runner in runners:
         study.add(TECHNIQUE, method.knobs, _over(runner, batches), units=units)
     study.measure()
-    for method, runner in zip(methods, runners, strict=True):
+    for method, runner in runners:
         spent, counted = 0, study.cost(TECHNIQUE, **method.knobs).macs
         for batch in batches:
             runner(batch)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.record import Record
+from reference_impls.accounting.record import Interval, Record
 from reference_impls.contract import Technique, generator
 from reference_impls.data import images
 from reference_impls.data.controls import shuffled_pixels, uniform_noise
@@ -116,14 +116,11 @@ def _measured(
     nulls = {name: technique.measure(model, images) for name, images in null.items()}
     whole = measured(found, {name: one.value for name, one in nulls.items()}, interval=over_items)
     centred = {name: value for name, value in whole.where.items() if not name.startswith("raw")}
+    places = {"data": whole.where, **{name: one.where for name, one in nulls.items()}}
     by_block = table(
         "Mean best-match cosine of keys, less the mean key of the image (centred) and as they are (raw).",
         ("block", "images", "centred", "raw"),
-        [
-            [number, images, where[block], where[f"raw {block}"]]
-            for images, where in {"data": whole.where, **{name: one.where for name, one in nulls.items()}}.items()
-            for number, block in enumerate(centred)
-        ],
+        [[n, name, at[block], at[f"raw {block}"]] for name, at in places.items() for n, block in enumerate(centred)],
     )
     return {
         "knobs": tuple(study.series(TECHNIQUE)[0].knobs),
@@ -218,6 +215,11 @@ def one_by_one(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [model(item[None]) for item in x]
 
 
+def agreement(dense: Sequence[Tensor], got: Sequence[Tensor]) -> Interval:
+    """Mean correlation of outputs with the dense network's, item by item."""
+    return over_items(map(training.correlation, dense, got))
+
+
 def saliency(
     study: Study[SaliencyPlan],
     technique: Technique,
@@ -226,16 +228,14 @@ def saliency(
     picture: Callable[[nn.Module, Tensor], dict[str, Any]] | None = None,
 ) -> Record:
     """Agreement of the saliency maps of photos with the dense network's, against one knob; `picture` makes figures."""
-    names, photos = images.photos(224)
-    names, photos = names[: study.plan.photos], photos[: study.plan.photos]
+    names, photos = (part[: study.plan.photos] for part in images.photos(224))
     kinds = photos, uniform_noise(photos), shuffled_pixels(photos)
     x, noise, shuffled = (vit.imagenet_normalise(pixels).to(study.device) for pixels in kinds)
     model = vit.saliency_vit_s14().to(study.device)
     dense, total = one_by_one(model, x), model.backbone.pos_embed.shape[1]
     same_cost = x[:1] if knob == "r" else x  # with a fixed r every photo costs the same
     add = partial(study.add, units=len(same_cost))
-    quality = over_items(map(training.correlation, dense, dense))
-    add(BASELINE, {}, partial(one_by_one, model, same_cost), samples=total, quality=quality)
+    add(BASELINE, {}, partial(one_by_one, model, same_cost), samples=total, quality=agreement(dense, dense))
     lines = []
     for value in study.plan.values:
         left = _tokens_behind(methods[0], model, x, value)
@@ -243,7 +243,7 @@ def saliency(
         for method in methods:
             merged = attached(model, method, value)
             call, got = partial(one_by_one, merged, same_cost), one_by_one(merged, x)
-            quality = over_items(map(training.correlation, dense, got))
+            quality = agreement(dense, got)
             add(method.name, {knob: value}, call, quality=quality, samples=round(mean), redundancy=1 - mean / total)
             if method.name == TECHNIQUE:
                 error = float(np.mean([(a - b).abs().mean().item() for a, b in zip(dense, got, strict=True)]))
@@ -297,11 +297,7 @@ def latency(study: Study[LatencyPlan], technique: Technique, methods: Sequence[M
     _, photos = images.photos(224)
     x = vit.imagenet_normalise(photos).to(study.device)
     batch, dense = x[torch.arange(plan.batch) % len(x)], one_by_one(model, x)
-
-    def judge(model: nn.Module) -> dict[str, Any]:
-        return {"quality": over_items(map(training.correlation, dense, one_by_one(model, x)))}
-
-    _sweep(study, model, methods, batch, judge)
+    _sweep(study, model, methods, batch, lambda model: {"quality": agreement(dense, one_by_one(model, x))})
     null = {"white noise": vit.imagenet_normalise(uniform_noise(photos)[:2]).to(study.device)}
     return study.record(
         **_measured(study, technique, methods, model, batch[:4], null),

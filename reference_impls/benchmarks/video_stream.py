@@ -270,8 +270,7 @@ def convolution(study: Study[ConvolutionPlan]) -> Record:
             study.add(method.name, {"changed": share, **method.knobs}, call, units=units, quality=gap)
     study.measure()
     set_savings(study, *{method.name for method in plan.methods})
-    costs = {kernel: study.cost(BASELINE, kernel=kernel) for kernel in kernels}
-    best = study.baseline.knobs["kernel"]
+    best, costs = study.baseline.knobs["kernel"], {kernel: study.cost(BASELINE, kernel=kernel) for kernel in kernels}
     rows = [[kernel, cost.wall_ms.median, cost.speed_up_over(costs[best])] for kernel, cost in costs.items()]
     about = "share of 8 x 8 tiles that stay exactly as they were, 10 % of positions changed in one blob"
     nothing_moves = partial(temporal_similarity, threshold=0.0)

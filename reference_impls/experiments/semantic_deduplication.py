@@ -74,8 +74,7 @@ def tables(study: Study[benchmark.MailPlan], data: benchmark.Embedded, unseen: b
         rows.append([epsilon, *facts, *right, len(data.z) - len(near_groups(data.z, epsilon).unique())])
     counts, edges = (part.tolist() for part in np.histogram(nearest_other(data.z).cpu().numpy(), 50, (0, 1)))
     histogram = list(zip(edges[:-1], edges[1:], counts, strict=True))
-    copies = list(exact_copies(data.mails).items())
-    part, _ = benchmark.halves(data, 0)
+    copies, part = list(exact_copies(data.mails).items()), benchmark.halves(data, 0)[0]
     labels, clustering = benchmark.k_means(part.z, 0)
     with count() as matching:
         semdedup(part.z, EPSILON, labels)
@@ -128,8 +127,7 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
     """Plant duplicates of known kinds at known rates in mails without any, and look for them."""
     plan = study.plan
     originals = distinct([mail.text for mail in legible_mails(plan.folders)], plan.originals)
-    sets = {rate: plant(originals, rate) for rate in plan.rates}
-    top = plan.rates[0]
+    sets, top = {rate: plant(originals, rate) for rate in plan.rates}, plan.rates[0]
     most = sets[top]
     whole = benchmark.embeddings(most.texts, study.context)
     z = {rate: whole[: len(planted.texts)] for rate, planted in sets.items()}
@@ -195,17 +193,13 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
     )
 
 
+SEMDEDUP, METHODS = technique.SemanticDeduplication(), (OURS, ANOTHER_COPY)
+TRAINING = partial(benchmark.training, technique=SEMDEDUP, methods=METHODS, tables=tables, notes=NOTES)
 SCENARIOS = (
     benchmark.task(
         "mails-dedup",
         "A spam filter trained on deduplicated mails",
-        partial(
-            benchmark.training,
-            technique=technique.SemanticDeduplication(),
-            methods=(OURS, ANOTHER_COPY),
-            tables=tables,
-            notes=NOTES,
-        ),
+        TRAINING,
         full=benchmark.MailPlan(seeds=(0, 1, 2, 3, 4), values=(0.01, 0.05, 0.1, 0.2, 0.3, 0.4)),
         smoke=benchmark.MailPlan(repetitions=3, folders=benchmark.TWO_FOLDERS, seeds=(0, 1), values=(0.05, 0.2, 0.4)),
     ),

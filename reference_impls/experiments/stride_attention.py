@@ -256,16 +256,13 @@ def run_s0(study: Study[LatencyPlan]) -> Record:
     )
 
 
+FILL = "reconstruction of masked patches"
 CONTENDERS = {"compact-networks/feature-maps": fm.coarser("factor", on_fewer_tokens)}
 SCENARIOS = (
-    task(
-        "fill-tokens",
-        "Attention trained on 64 tokens and run on 16, 4 or 1: reconstruction of masked patches",
-        run_tokens,
-    ),
+    task("fill-tokens", f"Attention trained on 64 tokens and run on 16, 4 or 1: {FILL}", run_tokens),
     task(
         "fill-mixers",
-        "Mixers at equal training: reconstruction of masked patches",
+        f"Mixers at equal training: {FILL}",
         partial(run_mixers, on=fm.RECONSTRUCT, strides=(2, 4), others=tuple(OTHER_MIXERS)),
     ),
     task(
@@ -275,7 +272,7 @@ SCENARIOS = (
     ),
     task(
         "fill-projection-order",
-        "Projecting before the interpolation: reconstruction of masked patches",
+        f"Projecting before the interpolation: {FILL}",
         run_order,
         full=OrderPlan(**vars(fm.FULL), s0_repetitions=101),
         smoke=OrderPlan(**vars(fm.SMOKE), s0_repetitions=3),
