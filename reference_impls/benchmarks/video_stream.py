@@ -138,11 +138,11 @@ def clips(
 
     add(BASELINE, {}, forward(run_stream, dense, fixed))  # costs the same on any clip
     rows = []
-    for i, value in enumerate(plan.values):
+    for value in plan.values:
         got = add(TECHNIQUE, {knob: value}, follow(technique.attach(model, value), fixed))
         same = (got.argmax(1) == truth.argmax(1)).float().mean().item()
         rows.append([value, same, ((got - truth).norm(dim=1) / truth.norm(dim=1)).mean().item()])
-        study.progress("agreement", i + 1, len(plan.values))
+        study.progress("agreement", len(rows), len(plan.values))
     other_clip = f"other clip: {plan.moving}"
     for value in plan.controls_at:
         for method in others:
@@ -153,9 +153,9 @@ def clips(
         add(HELD, {knob: 0.0, "every": n}, hold(dense, fixed, n))
     study.measure()
     set_savings(study, TECHNIQUE, *(method.name for method in others), other_clip, SHUFFLED)
-    at = f"{plan.size[1]} x {plan.size[0]} pixels"
     return study.record(
-        data=f"the first {plan.frames} frames of {plan.fixed} (controls: {plan.moving}) at {at}",
+        data=f"the first {plan.frames} frames of {plan.fixed} (controls: {plan.moving}) at "
+        f"{plan.size[1]} x {plan.size[0]} pixels",
         model=f"EfficientNet-Lite0, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, ImageNet-1k",
         unit=f"one frame, mean over a stream of {plan.frames}",
         knobs=(knob,),

@@ -269,10 +269,9 @@ def test_settled_by_brute_force_and_no_rule_saves_more_without_changing_an_answe
 @pytest.fixture
 def easy() -> tuple[Tensor, Tensor]:
     """Logits of 2,000 samples that are right more often, and surer, with depth; and their labels."""
-    draw = generator(7)
+    draw, strength = generator(7), torch.tensor([2.0, 3.0, 5.0, 8.0])[:, None, None]
     y = torch.randint(5, (2000,), generator=draw)
-    strength = torch.tensor([2.0, 3.0, 5.0, 8.0])[:, None, None]
-    return strength * nn.functional.one_hot(y, 5) + 1.3 * torch.randn(EXITS, 2000, 5, generator=draw), y
+    return strength * F.one_hot(y, 5) + 1.3 * torch.randn(EXITS, 2000, 5, generator=draw), y
 
 
 def rights(logits: Tensor, y: Tensor, rule: str, threshold: float) -> tuple[Tensor, Tensor]:
@@ -358,11 +357,9 @@ def hugging_face_bert() -> nn.Module:
 @pytest.mark.parametrize("build", [small_minilm, hugging_face_bert])
 @torch.no_grad()
 def test_a_bert_in_stages_is_the_bert(build: Callable[[], nn.Module]) -> None:
-    inputs = bert_inputs(50)
-    ids, real = inputs["ids"], inputs["real"]
-    model = seeded(0, build)
-    network = staged_bert(model, classes=3)
-    state = inputs
+    state = inputs = bert_inputs(50)
+    ids, real = inputs.values()
+    network = staged_bert(model := seeded(0, build), classes=3)
     for stage in network.stages:
         state = stage(state)
     expected = model(ids, real) if build is small_minilm else model(ids, real.long()).last_hidden_state

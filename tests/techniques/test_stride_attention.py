@@ -22,20 +22,13 @@ from reference_impls.layers.weights import copy_sharing_weights, randomise_param
 from reference_impls.models.small_maps import Reconstruction, map_network
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
 from reference_impls.study import forward, run
+from reference_impls.techniques import stride_attention as technique
 from reference_impls.techniques.efficientformer_v2 import build
-from reference_impls.techniques.stride_attention import (
-    Coarseness,
-    MapAttention,
-    StrideAttention,
-    attend_coarsely,
-    cell_means,
-    coarse_macs,
-    full_attentions,
-)
+from reference_impls.techniques.stride_attention import Coarseness, MapAttention, attend_coarsely, cell_means
 from tests.feature_map_cases import CHANNELS, coarse_scores_are_means, energy_share, map_case, tiny_attention, waves
 from tests.support import noise
 
-STRIDE = StrideAttention()
+STRIDE = technique.StrideAttention()
 
 # --------------------------------------------------------------------------------------------------------------------
 # Cases
@@ -133,7 +126,7 @@ def test_its_macs_have_a_closed_form(size: tuple[int, int], coarse: tuple[int, i
     with count() as tally, torch.no_grad():
         y = attend_coarsely(attend, x, how)
     assert y.shape == x.shape
-    assert tally.macs == 2 * coarse_macs(attend, size, how)
+    assert tally.macs == 2 * technique.coarse_macs(attend, size, how)
     if how == Coarseness():  # it is the attention itself
         torch.testing.assert_close(y, forward(attend, x)(), rtol=1e-12, atol=1e-12)
         assert tally.macs == 2 * closed_form(attend, (CHANNELS, *size)).macs
@@ -185,7 +178,7 @@ def test_the_macs_of_s0_with_and_without_strides() -> None:
         assert closed_form(MapAttention(96, (14, 14)), (96, 14, 14)).macs == 104_065_024
         assert closed_form(MapAttention(96, (14, 14), stride=2), (96, 14, 14)).macs == 30_367_456
         model = build("s0", strides=(1, 1, 1, 1))
-    blocks = {name: a for name, a in full_attentions("", model).items() if name.startswith("stages.2.")}
+    blocks = {name: a for name, a in technique.full_attentions("", model).items() if name.startswith("stages.2.")}
     trace = {"coarse": Coarseness(2, 2, 2), "substituted": {n: (torch.Size((1, 96, 14, 14)), 1) for n in blocks}}
     averaging_instead_of_convolving = 2 * 9 * 96 * 49
     saved = 2 * (104_065_024 - 30_367_456) + averaging_instead_of_convolving

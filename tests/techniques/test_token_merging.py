@@ -19,17 +19,10 @@ from reference_impls.hosts import transformer_blocks
 from reference_impls.models.vit import VisionTransformer, small_vit, vit_small_patch16_224
 from reference_impls.redundancy.spatial_similarity import best_match, spatial_similarity
 from reference_impls.study import forward, seeded
-from reference_impls.techniques.token_merging import (
-    TokenMerging,
-    bipartite_soft_matching,
-    matching_macs,
-    merge,
-    rows,
-    tokens_left,
-    unmerge,
-)
+from reference_impls.techniques import token_merging as technique
+from reference_impls.techniques.token_merging import bipartite_soft_matching, matching_macs, merge, tokens_left
 
-TOME = TokenMerging()
+TOME = technique.TokenMerging()
 DIM, HEADS, PATCHES = 32, 2, 16
 
 # --- Cases: tiny ViTs whose patches are random, all equal, or mutually orthogonal to the keys
@@ -183,7 +176,7 @@ def test_tokens_that_take_no_part_stay_equal_bit_for_bit(draws: torch.Generator)
     alone = merged_size == 3.0
     assert alone.sum() >= 2 * (10 - 3)
     assert bool(alone[:, 0].all())
-    assert torch.equal(merged[alone], rows(x, match.kept)[alone])
+    assert torch.equal(merged[alone], technique.rows(x, match.kept)[alone])
 
 
 def test_exact_duplicates_merge_and_unmerge_without_loss(draws: torch.Generator) -> None:
@@ -191,7 +184,7 @@ def test_exact_duplicates_merge_and_unmerge_without_loss(draws: torch.Generator)
     match = bipartite_soft_matching(x, 4, prefix=1)
     merged, size = merge(x, torch.ones(2, 9), match)
     assert size.shape == (2, 5)
-    assert torch.equal(unmerge(merged, match), x)
+    assert torch.equal(technique.unmerge(merged, match), x)
 
 
 def test_proportional_attention_equals_attention_over_the_duplicates(draws: torch.Generator) -> None:

@@ -31,22 +31,8 @@ from reference_impls.hosts.substitution import inputs_of
 from reference_impls.layers.weights import copy_sharing_weights
 from reference_impls.models.small_maps import GRID, HEADS, KEY_DIM, LAYER_SCALE, WIDTHS, map_network
 from reference_impls.redundancy.over_resolution import over_resolution
-from reference_impls.study import (
-    BASELINE,
-    Plan,
-    Recipe,
-    Study,
-    accuracy,
-    contenders,
-    forward,
-    measured,
-    over_seeds,
-    predict,
-    seeded,
-    table,
-    train,
-    trained,
-)
+from reference_impls.study import BASELINE, Plan, Study, contenders, measured, over_seeds, table
+from reference_impls.study.training import Recipe, accuracy, forward, predict, seeded, train, trained
 from reference_impls.techniques.stride_attention import (
     Coarseness,
     MapAttention,
