@@ -155,10 +155,7 @@ class DeltaConvolutionCases(Cases):
 
 
 def reached(changed: Tensor, axis: Axis, tile: int) -> Tensor:
-    """Numbers of the tiles that `Windows.reached` finds for a layer that slides as `axis` down and across.
-
-    changed: (B, H, W) bool.
-    """
+    """Tiles that `Windows.reached` finds for a layer that slides as `axis` down and across. changed: (B, H, W) bool."""
     batch, height, width = changed.shape
     source, out = Shape(batch, height, width), Shape(batch, axis.size_out(height), axis.size_out(width))
     axes = axis, axis
@@ -400,18 +397,9 @@ def test_results_do_not_share_memory_with_the_state() -> None:
             result.fill_(7.0)
 
 
-class Unsupported(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-class TwoInputs(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
+def does(forward: Callable[..., Tensor]) -> nn.Module:
+    """A module with this method `forward`."""
+    return type("Does", (nn.Module,), {"forward": forward})()
 
 
 @pytest.mark.parametrize(
@@ -424,9 +412,9 @@ class TwoInputs(nn.Module):
         (nn.Sequential(nn.ConvTranspose2d(3, 4, 3)), "ConvTranspose2d"),
         (nn.Sequential(nn.ZeroPad2d(1), nn.ReLU()), "zero padding"),
         (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
-        (Unsupported(lambda x: x * x), "mul"),
-        (Unsupported(lambda x: x if x.sum() > 0 else -x), "torch.fx can trace"),
-        (TwoInputs(), "one input"),
+        (does(lambda self, x: x * x), "mul"),
+        (does(lambda self, x: x if x.sum() > 0 else -x), "torch.fx can trace"),
+        (does(lambda self, x, y: x + y), "one input"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -146,30 +146,32 @@ def meet(study: Study[FashionPlan]) -> Record:
     calls = defaultdict[tuple[str, str | None], list[Callable[[], object]]](list)
     sizes: dict[tuple[str, str | None], list[Any]] = {}
 
-    def add(series: str, network: str | None, build: Callable[[], nn.Module], share: float = 1.0) -> None:
+    def add(series: str, knobs: dict[str, str], build: Callable[[], nn.Module], share: float = 1.0) -> None:
+        network = knobs.get("network")
         study.progress(f"train {series} {network or ''}", plan.seeds.index(seed), len(plan.seeds))
         model = _trained(build, parts.train, plan.recipe, seed, share)
-        study.add(series, _knobs(network), score=accuracy(model, *parts.test))
+        study.add(series, knobs, score=accuracy(model, *parts.test))
         sizes.setdefault((series, network), [network, series, sum(p.numel() for p in model.parameters()), share])
         calls[series, network].append(forward(deployed(model), batch))
 
     dense = partial(mobilenet, plan.multiplier)
     whole = macs_of(dense())
     for seed in plan.seeds:
-        add(BASELINE, None, dense)
+        add(BASELINE, {}, dense)
         for name, one in sent:
-            macs = macs_of(one.build(seed))
-            add(name, one.network, partial(one.build, seed))
-            add(EQUAL_MACS, one.network, partial(mobilenet, multiplier_for(macs)))
+            macs, knobs = macs_of(one.build(seed)), {"network": one.network}
+            add(name, knobs, partial(one.build, seed))
+            add(EQUAL_MACS, knobs, partial(mobilenet, multiplier_for(macs)))
             if macs < whole:
-                add(SHORTER, one.network, dense, share=macs / whole)
+                add(SHORTER, knobs, dense, share=macs / whole)
             if one.at_random:
-                add(AT_RANDOM, one.network, partial(one.at_random, seed))
+                add(AT_RANDOM, knobs, partial(one.at_random, seed))
     numbered = {f"{key} {n}": call for key, those in calls.items() for n, call in enumerate(those)}
     units = dict.fromkeys(numbered, len(batch))
     costs = measure_calls(numbered, units=units, repetitions=plan.repetitions, threads=study.context.threads)
     for key, those in calls.items():
-        study.add(key[0], _knobs(key[1]), cost=pooled([costs[f"{key} {n}"] for n in range(len(those))]))
+        knobs = {"network": key[1]} if key[1] else {}
+        study.add(key[0], knobs, cost=pooled([costs[f"{key} {n}"] for n in range(len(those))]))
     likeness = over_items(neighbour_similarity(parts.test.x).tolist())
     nulls = {"pixels in random order": shuffled_pixels(batch), "white noise": white_noise(batch)}
     return study.record(
@@ -211,10 +213,6 @@ def meet(study: Study[FashionPlan]) -> Record:
             )
         },
     )
-
-
-def _knobs(network: str | None) -> dict[str, str]:
-    return {} if network is None else {"network": network}
 
 
 def _trained(build: Callable[[], nn.Module], part: Part, recipe: Recipe, seed: int, share: float) -> nn.Module:
