@@ -153,6 +153,14 @@ for name, quality in show.variants(order, "as published").items():
 show.gains(order, "baseline")
 
 # %% [markdown]
+# ## Beside its rival
+#
+# Attention downsampling averages the queries alone. Both on the same finished networks, timed in the same rounds:
+
+# %%
+show.trade_offs(show.committed("compact-networks", "feature-maps"))
+
+# %% [markdown]
 # ## What it saves
 #
 # One block of S0 at stride 16 by its closed form, and the latency of the whole network, with random weights:

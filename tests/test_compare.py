@@ -36,6 +36,7 @@ def atlas(tmp_path: Path) -> Path:
     root = base.write(tmp_path)
     base.put(root, base.RESULT, record(benchmark=BENCHMARK).to_json())
     base.put(root, JOINT, joint().to_json())
+    base.put(root, "reference_impls/benchmarks/token_reduction.py", "")
     return root
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,7 +74,7 @@ def read(root: Path) -> Knowledge:
         principles=principles,
         results=results,
         meetings=meetings,
-        benchmarks=_benchmarks(root, results.values()),
+        benchmarks=_benchmarks(root),
         sources=sources,
         findings=sorted(findings),
         documents=documents,
@@ -118,14 +117,13 @@ def _read(
     return value
 
 
-def _benchmarks(root: Path, records: Iterable[list[Record]]) -> frozenset[str]:
-    """Ids of the benchmarks: those that there is a module for, and those that records of techniques name."""
+def _benchmarks(root: Path) -> frozenset[str]:
+    """Ids of the benchmarks that there is a module for."""
     folder = root / BENCHMARKS
     modules = (
         [p for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()] if folder.is_dir() else []
     )
-    named = {r.benchmark for group in records for r in group if r.benchmark}
-    return frozenset({p.stem.replace("_", "-") for p in modules if not p.name.startswith("_")} | named)
+    return frozenset(p.stem.replace("_", "-") for p in modules if not p.name.startswith("_"))
 
 
 Results = dict[str, list[Record]]
