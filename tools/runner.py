@@ -1,6 +1,6 @@
 """Runs one experiment in a child process that can neither hang nor take down its caller.
 
-The child (`reference_impls.study.__main__`) imports the contribution; this process never does. A watchdog limits
+The child (`reference_impls.__main__`) imports the contribution; this process never does. A watchdog limits
 the wall-clock and the memory of the child's whole process tree, and ends all of it, whatever happens. The record that
 comes back is validated here again.
 """
@@ -43,7 +43,7 @@ SECONDS: dict[Budget, float] = {"smoke": 120, "full": 3600}
 MEMORY_GB = 8.0
 """Memory limit of the child and its children, in GiB; on a small machine, three quarters of its memory."""
 
-CHILD = "reference_impls.study.__main__"
+CHILD = "reference_impls.__main__"
 PROGRESS = "ATLAS-PROGRESS "  # as in that module, whose import would bring in the experiments
 TOKEN = "ATLAS_RUN"  # environment variable that marks the processes of a run
 LOG_LINES, LINE_LENGTH = 60, 4000

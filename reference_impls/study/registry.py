@@ -3,7 +3,7 @@
 An experiment module `experiments/<id>.py` offers `SCENARIOS`, a tuple of `Scenario`; the first one's small run needs no
 asset beyond those that `make serve` fetches. What several techniques are measured in together stands in
 `benchmarks/<family>.py`, whose own `SCENARIOS` run every technique that takes part (`contenders`). `redundancy run`
-runs them in a guarded process (`__main__`).
+runs them in a guarded process (`reference_impls.__main__`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""One experiment in a process of its own: `python -m reference_impls.study ID --result FILE`.
+"""One experiment in a process of its own: `python -m reference_impls ID --result FILE`.
 
 `redundancy run` starts this as a child. On success it writes the result record as JSON to FILE, in front of it its
 pictures to the same name with `.npz`, and exits with 0; when the experiment fails it writes `{"error": kind, "message":
 text}` to FILE and exits with 1. FILE appears whole or not at all. Standard output goes to standard error, where lines
 that start with `ATLAS-PROGRESS` tell how far the experiment is.
 
-The network is refused, and memory is limited. This guards against mistakes, not against malice.
+The network is refused, and memory is limited. This guards against mistakes, not against malice. It stands in this
+package, which imports nothing, because a process with threads, such as those of a matrix library, cannot leave its
+network devices.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class ExperimentError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m reference_impls.study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m reference_impls", description=__doc__)
     parser.add_argument("technique", help="id of the technique, or of a benchmark")
     parser.add_argument("--scenario", help="name of the scenario; the first one when left out")
     parser.add_argument("--list", action="store_true", help="write the scenarios, {name: title}, and run none")
