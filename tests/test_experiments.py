@@ -12,7 +12,7 @@ from torch import nn
 from reference_impls.accounting.record import Record
 from reference_impls.contract import registry
 from reference_impls.data import assets
-from reference_impls.study import Recipe, scenarios, train
+from reference_impls.study import Recipe, contenders, scenarios, train
 from tools import runner
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +30,17 @@ def test_smoke_run(name: str, asset: Callable[[str], Path]) -> None:
     assert len(record.points) >= 2, "a sweep has at least two points"
     assert record.controls, "an experiment shows at least one null case"
     assert any(point.macs < record.baseline.macs for point in record.points)
+
+
+@pytest.mark.parametrize("task", scenarios("compact-networks"))
+def test_techniques_meet(task: str) -> None:
+    outcome = runner.run("compact-networks", scenario=task, seconds=300, preloaded=True)
+    assert outcome.record is not None, f"{outcome.error}: {outcome.message}\n{outcome.log}"
+    record = outcome.record
+    assert (record.technique, record.benchmark) == (None, "compact-networks")
+    assert {point.technique for point in record.points} == set(contenders("compact-networks", task))
+    assert len({point.technique for point in record.points}) >= 2
+    assert record.controls
 
 
 COMMITTED = sorted((ROOT / "reference_impls" / "results").glob("*/*.json"))
