@@ -379,7 +379,7 @@ def gradients_flow(technique: Technique, cases: Cases, device: str) -> None:
     for setting in active_settings(technique):
         case = cases.build("typical", SEED, device)
         with applied(technique, case, setting) as handle:
-            lost = dense - reached(case.target, lambda: case.run(handle.target, case.inputs))  # noqa: B023 called at once
+            lost = dense - reached(case.target, lambda: case.run(handle.target, case.inputs))  # noqa: B023
         require(not lost, f"{setting.name}: no gradient reaches {', '.join(sorted(lost))}")
 
 

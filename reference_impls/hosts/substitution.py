@@ -62,14 +62,14 @@ def saved(modules: Mapping[str, M], trace: Mapping[str, Any], saving: Callable[[
     return sum(number * saving(modules[name], shape) for name, (shape, number) in runs.items())
 
 
-def modules_of(host: object, kind: type[M], eligible: Callable[[M], bool] = lambda module: True) -> dict[str, M]:
+def modules_of(network: object, kind: type[M], eligible: Callable[[M], bool] = lambda module: True) -> dict[str, M]:
     """The eligible modules of a kind in a network, the network itself included, by name and in order."""
-    modules = host.named_modules() if isinstance(host, nn.Module) else ()
+    modules = network.named_modules() if isinstance(network, nn.Module) else ()
     return {name: module for name, module in modules if isinstance(module, kind) and eligible(module)}
 
 
-def inputs_of(modules: Mapping[str, M], host: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    """What reaches each module when the host runs on `inputs`, without gradients."""
+def inputs_of(modules: Mapping[str, M], network: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """What reaches each module when the network runs on `inputs`, without gradients."""
     seen: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
@@ -77,7 +77,7 @@ def inputs_of(modules: Mapping[str, M], host: nn.Module, inputs: Tensor) -> dict
     ]
     try:
         with torch.no_grad():
-            host(inputs)
+            network(inputs)
     finally:
         for hook in hooks:
             hook.remove()

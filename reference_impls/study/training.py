@@ -25,7 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 @contextmanager
 def fork_seed(seed: int) -> Iterator[None]:
     """Seed torch, NumPy and `random` inside the block; the global generators continue afterwards as if untouched."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 libraries draw from the global one
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
