@@ -489,7 +489,7 @@ def test_code_without_an_entry_is_found(atlas: Path, file: str) -> None:
 
 
 def test_helpers_in_the_rooms_are_no_strays(atlas: Path) -> None:
-    base.put(atlas, "reference_impls/study/training.py", "def train(): ...\n")
+    base.put(atlas, "reference_impls/experiments/shared.py", "def train(): ...\n")
     base.put(atlas, "reference_impls/techniques/__init__.py", "")
     base.put(atlas, "tests/techniques/conftest.py", "")
     assert found(atlas) == []
