@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, ClassVar, Self
 
 import torch
@@ -88,9 +87,9 @@ class Block(ABC):
     def __init__(self, module: nn.Module, prefix: int, chain: int, index: int, last: bool) -> None:
         self.module, self.prefix, self.chain, self.index, self.last = module, prefix, chain, index, last
         self.name = f"block {chain + index}"
-        self._parts = {path: attrgetter(path) for path in self.PARTS if _has(module, path)}
+        self._parts = {path: path.split(".") for path in self.PARTS if _has(module, path)}
         self._inner = {
-            path: attrgetter(path)
+            path: path.split(".")
             for path, _ in module.named_modules()
             if path and not any(path == part or path.startswith(f"{part}.") for part in self._parts)
         }
@@ -174,14 +173,14 @@ class Block(ABC):
 
     def part(self, path: str) -> Any:
         """The submodule at a path, or the identity if the block has none."""
-        part = self._parts.get(path)
-        return _AS_IS if part is None else part(self.module)
+        names = self._parts.get(path)
+        return _AS_IS if names is None else _at(self.module, names)
 
     def through(self, y: Tensor, *parts: str) -> Tensor:
         """What becomes of y in the parts of these paths that the block has, one after the other."""
         for path in parts:
-            if (part := self._parts.get(path)) is not None:
-                y = part(self.module)(y)
+            if (names := self._parts.get(path)) is not None:
+                y = _at(self.module, names)(y)
         return y
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -192,10 +191,8 @@ class Block(ABC):
         given = dict(kwargs)
         x, *others = args if args else (given.pop(self.TOKENS), *args)
         wanted = {name: value for name, value in given.items() if self.takes(name)}
-        unknown = [
-            repr(name) for name, value in given.items() if name not in HARMLESS | {*wanted} and not _empty(value)
-        ]
-        unknown += [type(value).__name__ for value in others if not _empty(value)]
+        unknown = [repr(name) for name, value in given.items() if name not in HARMLESS | {*wanted} and _says(value)]
+        unknown += [type(value).__name__ for value in others if _says(value)]
         unknown += [name for name, module in self.bypassed() if not _quiet(module)]
         if unknown:
             raise NotImplementedError(
@@ -250,8 +247,8 @@ class Block(ABC):
 
     def bypassed(self) -> Iterator[tuple[str, nn.Module]]:
         """Submodules whose own forward does not run, by path: what the view computes itself."""
-        for path, inner in self._inner.items():
-            yield path, inner(self.module)
+        for path, names in self._inner.items():
+            yield path, _at(self.module, names)
 
     def check(self) -> str | None:
         """What of the block this view leaves out or computes otherwise; None if nothing.
@@ -299,6 +296,12 @@ class Block(ABC):
         return {}
 
 
+def _at(module: Any, names: list[str]) -> Any:
+    for name in names:
+        module = getattr(module, name)
+    return module
+
+
 def _has(module: nn.Module, path: str) -> bool:
     part: Any = module
     for name in path.split("."):
@@ -306,8 +309,15 @@ def _has(module: nn.Module, path: str) -> bool:
     return isinstance(part, nn.Module)
 
 
-def _empty(value: Any) -> bool:
-    return value is None or value is False
+def _says(value: Any) -> bool:
+    """Whether an argument changes what the block computes: no None, False, or mask that hides nothing."""
+    if not isinstance(value, Tensor):
+        return value is not None and value is not False
+    hides_nothing = value.all() if value.dtype == torch.bool else (value == 0).all()
+    if torch.compiler.is_exporting():  # Hugging Face makes a mask for every graph
+        torch._assert_async(hides_nothing, "tokens merge, so a mask must hide nothing")
+        return False
+    return not bool(hides_nothing)
 
 
 def _active(module: nn.Module) -> bool:

@@ -50,6 +50,8 @@ class ReducedTokens(Tensor):
 _OF_ANY_SHAPE = {
     Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
     Tensor.requires_grad.__set__,  # type: ignore[attr-defined]
+    Tensor.grad.__get__,  # type: ignore[attr-defined]
+    Tensor.grad.__set__,  # type: ignore[attr-defined]
     Tensor.grad_fn.__get__,  # type: ignore[attr-defined]
     Tensor.is_leaf.__get__,  # type: ignore[attr-defined]
     Tensor.requires_grad_,

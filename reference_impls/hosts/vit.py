@@ -46,7 +46,7 @@ class VitBlock(Block):
 
     @property
     def dropout(self) -> float:
-        return getattr(self.part("attn.attn_drop"), "p", 0.0)
+        return getattr(getattr(self.module.attn, "attn_drop", None), "p", 0.0)
 
     @property
     def attention_weights(self) -> int:

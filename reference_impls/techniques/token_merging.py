@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -78,7 +77,7 @@ class Match:
     @property
     def group(self) -> Tensor:
         """(B, N) index in `kept` where each token ends."""
-        return self.spread(torch.arange(self.left, device=self.order.device).expand(len(self.order), -1))
+        return self.spread(torch.arange(self.left, device=self.order.device).expand(self.order.shape[0], -1))
 
     def spread(self, values: Tensor) -> Tensor:
         """Give every token the value of the one it merged into: (B, N - r) -> (B, N)."""
@@ -159,7 +158,7 @@ class Matching:
         if prefix:
             unmerged = unmerged.sort(dim=1).values
         leading, b = (
-            torch.arange(*part, device=a.device).expand(len(a), -1) for part in ((prefix,), (first_b, tokens, 2))
+            torch.arange(*part, device=a.device).expand(a.shape[0], -1) for part in ((prefix,), (first_b, tokens, 2))
         )
         return Match(torch.cat((leading, unmerged, b, source), 1), prefix + unmerged.shape[1] + partner)
 
@@ -244,7 +243,7 @@ class Merged:
     matched: tuple[bool, ...] = ()
     """Whether each block compared its tokens."""
 
-    @cached_property
+    @property
     def group(self) -> Tensor | None:
         """(B, N) index of the token that each original token is now in; None while no token has merged."""
         if not self.matches:
