@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence, Sized
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -62,8 +63,8 @@ def cluster_order(
     if keep == "random":
         return torch.randperm(len(z), generator=generator).to(z.device)
     centroid = z.mean(0) if centroid is None else centroid
-    to_centroid = z @ centroid  # (n,) the cosine but for the centroid's length, which does not change the order
-    hard = to_centroid.argsort(stable=True)
+    distance = 1 - F.cosine_similarity(z, centroid.unsqueeze(0))  # (n,) row by row: a product rounds equal rows apart
+    hard = distance.argsort(descending=True, stable=True)
     return hard.flip(0) if keep == "easy" else hard
 
 
@@ -139,14 +140,12 @@ def representatives(selection: Selection) -> Tensor:
     return stands
 
 
-def macs(sizes: Sequence[int], dimension: int, keep: Keep = "hard", block: int = BLOCK) -> int:
-    """Multiply-accumulates of `semdedup` over clusters of these sizes.
+def macs(sizes: Sequence[int], dimension: int, block: int = BLOCK) -> int:
+    """Multiply-accumulates of `semdedup` over clusters of these sizes: those of `earlier_similarities`.
 
-    For each cluster of n items, n D for the cosines with the centroid (none for keep="random") and the tiles of
-    `earlier_similarities`. Scaling to length 1 and the centroid's mean are additions over N D, not counted.
+    Scaling to length 1, the centroid's mean and the cosines with it are element-wise over N D, not counted.
     """
-    order = 0 if keep == "random" else dimension * sum(sizes)
-    return order + sum(pairs.earlier_similarities_macs(n, dimension, block) for n in sizes)
+    return sum(pairs.earlier_similarities_macs(n, dimension, block) for n in sizes)
 
 
 def check_one_each(items: Sized, embeddings: Tensor) -> None:
@@ -229,7 +228,7 @@ class SemanticDeduplication(Technique):
         if not len(selection.removed):
             warn_no_effect(self.id, f"no two items of a cluster have a cosine above {1 - epsilon:g}")
         sizes = [len(members) for members in clusters(labels, len(target))]
-        shape = {"cluster_sizes": sizes, "dimension": embeddings.shape[1], "keep": keep, "block": block}
+        shape = {"cluster_sizes": sizes, "dimension": embeddings.shape[1], "block": block}
         trace = {**selection._asdict(), **shape}
         return Handle(Subset(target, selection.kept.tolist()), trace=lambda: trace)
 
@@ -239,7 +238,7 @@ class SemanticDeduplication(Technique):
         c is the target's `macs_per_item` (0 when it does not say). Embedding and clustering happen before `apply`
         and are not in it.
         """
-        overhead = macs(trace["cluster_sizes"], trace["dimension"], trace["keep"], trace["block"])
+        overhead = macs(trace["cluster_sizes"], trace["dimension"], trace["block"])
         return len(trace["removed"]) * getattr(target, "macs_per_item", 0) - overhead
 
     def _inputs_of(

@@ -225,6 +225,15 @@ def test_of_equal_items_the_first_in_the_data_set_is_kept_and_the_last_when_the_
         assert torch.equal(semdedup(rows, 0.5, labels, keep).kept, expected)
 
 
+@pytest.mark.parametrize("dimension", [3, 100, 384])
+def test_copies_keep_the_order_of_the_data_set_in_single_precision(dimension: int):
+    groups = torch.randint(40, (150,), generator=generator(1))
+    rows = gaussian(40, dimension).float()[groups]
+    places = {group: [i for i in range(150) if groups[i] == group] for group in set(groups.tolist())}
+    assert semdedup(rows, 1e-5).kept.tolist() == sorted(indices[0] for indices in places.values())
+    assert semdedup(rows, 1e-5, keep="easy").kept.tolist() == sorted(indices[-1] for indices in places.values())
+
+
 @pytest.mark.parametrize("keep", ["hard", "easy"])
 def test_items_are_ordered_by_the_centroids_that_k_means_returned(keep: technique.Keep):
     rows = torch.cat([gaussian(30, 4), gaussian(30, 4) + 0.2 * gaussian(30, 4, seed=1)])
