@@ -89,7 +89,7 @@ def whole(x: Tensor, reduction: Reduction, batch_first: bool = True) -> Tensor:
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
     """x[b, index[b, i]] for x: (B, N, D) and index: (B, M) -> (B, M, D), copied row by row."""
-    if x.shape[0] > 1:
+    if x.shape[0] > 1 or torch.jit.is_tracing():
         index = index + torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
     return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
