@@ -345,9 +345,6 @@ def test_graphs_of_a_fixed_r_are_right_for_other_data_and_batches() -> None:
         for capture in (torch.export.export, partial(torch.jit.trace, check_trace=False)):
             with pytest.raises(NotImplementedError, match="with a fixed r"):
                 capture(case.target, (x,))
-        torch._dynamo.reset()
-        compiled = torch.compile(case.target, backend="eager")
-        torch.testing.assert_close(compiled(other), case.target(other))
 
 
 @torch.no_grad()
