@@ -34,6 +34,7 @@ from reference_impls.hosts.substitution import inputs_of
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.layout import Size
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.over_resolution import over_resolution
 from reference_impls.techniques.stride_attention import Coarseness, coarse_handle, coarse_saving, full_attentions
 
@@ -139,7 +140,7 @@ class AttentionDownsampling(Technique):
             with torch.no_grad():
                 queries, keys = attentions[name].q(x), attentions[name].k(x)
             for what, maps in (("queries", queries), ("keys", keys), ("input", x)):
-                where[f"{what} {name}".strip()] = over_resolution(maps).mean().item()
+                where[f"{what} {name}".strip()] = mean_share(over_resolution(maps))
         value = sum(share for what, share in where.items() if what.startswith("queries")) / len(attentions)
         return Redundancy(value, "share of query energy below half resolution", where)
 

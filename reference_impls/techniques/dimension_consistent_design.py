@@ -39,6 +39,7 @@ from reference_impls.hosts.substitution import Substitution, inputs_of, modules_
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.layout import as_map, as_tokens
 from reference_impls.layers.pooling import neighbourhood_mean
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 
 
@@ -50,13 +51,18 @@ def pooled_values(attention: TokenAttention, x: Tensor) -> Tensor:
     """
     value = value_rows(attention)
     values = F.linear(x, attention.qkv.weight[value], attention.qkv.bias[value])
-    return attention.proj(as_tokens(neighbourhood_mean(as_map(values, attention.size))))
+    return attention.proj(as_tokens(neighbourhood_mean(as_map(values, attention.grid(x.shape[1])))))
 
 
 def value_rows(attention: TokenAttention) -> Tensor:
     """Which rows of the joint projection make values, head by head: bool, one for each row."""
     one_head = torch.arange(2 * attention.key_dim + attention.value_dim) >= 2 * attention.key_dim
     return one_head.repeat(attention.heads)
+
+
+def likeness(attention: TokenAttention, x: Tensor) -> Tensor:
+    """`neighbour_similarity` of the tokens x: (B, N, C) that reach an attention module: (B,)."""
+    return neighbour_similarity(as_map(x, attention.grid(x.shape[1])))
 
 
 class DimensionConsistentDesign(Technique):
@@ -90,7 +96,7 @@ class DimensionConsistentDesign(Technique):
         """
         attentions, where = _attentions(target), {}
         for name, x in inputs_of(attentions, target, inputs).items():
-            where[name or "attention"] = neighbour_similarity(as_map(x, attentions[name].size)).mean().item()
+            where[name or "attention"] = mean_share(likeness(attentions[name], x))
         return Redundancy(sum(where.values()) / len(where), "cosine of a token with its neighbours' mean", where)
 
     def attach(self, target: nn.Module, pooled: int | None, threshold: float | None) -> Handle:
@@ -101,7 +107,7 @@ class DimensionConsistentDesign(Technique):
         attentions = _attentions(target)
         if pooled == 0:
             warn_no_effect(self.id, "pooled is 0")
-        chosen = None if threshold is None else lambda a, x: neighbour_similarity(as_map(x, a.size)) >= threshold
+        chosen = None if threshold is None else lambda a, x: likeness(a, x) >= threshold
         run = Substitution(dict(islice(attentions.items(), pooled)), pooled_values, chosen)
         return Handle(target, undo=run.undo, trace=run.trace)
 

@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from reference_impls.contract import Handle, Redundancy, Setting, Technique
-from reference_impls.contract.errors import UnsupportedHost, check_range, warn_no_effect
+from reference_impls.contract.errors import UnsupportedHost, check_range, check_tensor, warn_no_effect
 from reference_impls.contract.knobs import Choice, Given, Integer, Number
+from reference_impls.contract.precision import without_autocast
 from reference_impls.redundancy import cross_sample_similarity as pairs
 from reference_impls.redundancy.cross_sample_similarity import BLOCK, clusters
 
@@ -58,7 +59,8 @@ def cluster_order(z: Tensor, keep: Keep = "hard", generator: torch.Generator | N
     """
     if keep == "random":
         return torch.randperm(len(z), generator=generator).to(z.device)
-    to_centroid = z @ z.mean(0)  # (n,) the cosine but for the centroid's length, which does not change the order
+    with without_autocast(z):
+        to_centroid = z @ z.mean(0)  # (n,) the cosine but for the centroid's length, which does not change the order
     return to_centroid.argsort(descending=keep == "easy", stable=True)
 
 
@@ -71,6 +73,7 @@ def closest_earlier(z: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     return pairs.row_maxima(pairs.earlier_similarities(z, block), z)
 
 
+@torch.no_grad()
 def semdedup(
     embeddings: Tensor,
     epsilon: float,
@@ -82,20 +85,20 @@ def semdedup(
     """Select the items to keep (abbas-2023-semdedup, section 3 and Algorithm A7).
 
     Args:
-        embeddings: (N, D) floating point, scaled to length 1 here; a row of zeros is refused.
-        epsilon: an item goes when its cosine with an item before it exceeds 1 - epsilon; 0 removes nothing. In float32
-            a cosine is exact to about 1e-7, so epsilons below 1e-6 do not reliably find even equal items.
+        embeddings: (N, D) floating point, scaled to length 1 here, in float32 or wider; a row of zeros is refused.
+        epsilon: an item goes when its cosine with an item before it exceeds 1 - epsilon; 0 removes nothing. Below about
+            1e-6 (float64: 1e-15) not even equal items are found reliably, so such epsilons are refused.
         labels: (N,) integer cluster of each item; None compares all pairs.
         keep, seed: which one of two duplicates is kept; see `cluster_order`.
         block: side of a tile of similarities.
 
     Raises: ValueError, TypeError for bad shapes, dtypes, knobs or values.
     """
-    check_range("epsilon", epsilon, 0, 1)
     check_range("block", block, 1, integer=True)
     if keep not in ("hard", "easy", "random"):
         raise ValueError(f"keep must be 'hard', 'easy' or 'random', got {keep!r}")
     z = pairs.unit(embeddings)
+    pairs.check_epsilon(epsilon, embeddings.dtype)
     generator = torch.Generator().manual_seed(seed)
     similarity = z.new_full((len(z),), -torch.inf)
     twin = torch.arange(len(z), device=z.device)
@@ -129,7 +132,8 @@ def macs(sizes: Sequence[int], dimension: int, keep: Keep = "hard", block: int =
 
 
 def check_one_each(items: Sized, embeddings: Tensor) -> None:
-    """Raise ValueError unless there are as many embeddings (N, D) as items."""
+    """Raise TypeError or ValueError unless there are as many embeddings (N, D) as items."""
+    check_tensor("embeddings", embeddings, "N D", finite=False)
     if len(items) != len(embeddings):
         raise ValueError(f"there must be one embedding per item: {len(items)} items, {len(embeddings)} embeddings")
 

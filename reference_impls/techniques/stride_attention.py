@@ -39,6 +39,7 @@ from reference_impls.hosts.substitution import Substitution, inputs_of, modules_
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.layout import Size
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.over_resolution import over_resolution
 
 
@@ -261,7 +262,7 @@ class StrideAttention(Technique):
             with torch.no_grad():
                 mixed, local = attentions[name].attend(x)
             for what, maps in (("attended", mixed), ("input", x), ("local", local)):
-                where[f"{what} {name}".strip()] = over_resolution(maps).mean().item()
+                where[f"{what} {name}".strip()] = mean_share(over_resolution(maps))
         value = sum(share for what, share in where.items() if what.startswith("attended")) / len(attentions)
         return Redundancy(value, "share of attended energy below half resolution", where)
 
