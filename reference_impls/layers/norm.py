@@ -27,6 +27,12 @@ def fold_batch_norm(network: nn.Module) -> None:
                 delattr(network, after)
 
 
+def normalises_by_batch(network: nn.Module) -> bool:
+    """Whether a batch norm in the network takes its statistics from the batch: which data are in it matters then."""
+    norms = (m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(norm.training or norm.running_mean is None for norm in norms)
+
+
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """One convolution for both, computed in float32 or wider, of the dtype of `conv`."""
     dtype = conv.weight.dtype

@@ -81,6 +81,8 @@ def over_resolution(maps: Tensor, factor: int = 2) -> Tensor:
 def spectrum(maps: Tensor) -> Tensor:
     """Energy of maps (B, C, H, W) at each frequency, summed over channels, 0 for the mean: (B, H, W)."""
     maps = widened(maps)
+    if not len(maps):  # which Fourier transforms refuse
+        return maps.new_zeros(0, *maps.shape[2:])
     scale = maps.abs().amax((2, 3), keepdim=True)
     detail = maps - maps.mean((2, 3), keepdim=True)
     # What rounding leaves of a constant channel is no detail.

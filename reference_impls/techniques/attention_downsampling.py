@@ -135,7 +135,7 @@ class AttentionDownsampling(Technique):
         each module ("queries blocks.2.token_mixer"), and the same of the keys, and of the module's input, which is what
         `threshold` compares with.
         """
-        attentions, where = full_attentions(self.id, target), dict[str, float]()
+        attentions, where = full_attentions(self.id, target, fixed=True), dict[str, float]()
         for name, x in inputs_of(attentions, target, inputs).items():
             with torch.no_grad():
                 queries, keys = attentions[name].q(x), attentions[name].k(x)
@@ -149,9 +149,9 @@ class AttentionDownsampling(Technique):
 
         The threshold looks at the input of attention, map by map. The trace is that of `coarse_handle`.
 
-        Raises: UnsupportedHost without `MapAttention` of stride 1.
+        Raises: UnsupportedHost without `MapAttention` of stride 1, or for a threshold in training.
         """
-        attentions = full_attentions(self.id, target)
+        attentions = full_attentions(self.id, target, fixed=threshold is not None)
         if factor == 1:
             warn_no_effect(self.id, "factor is 1")
             return Handle(target)

@@ -38,6 +38,7 @@ from reference_impls.contract.errors import UnsupportedHost, warn_no_effect
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.layout import as_map, as_tokens
+from reference_impls.layers.norm import normalises_by_batch
 from reference_impls.layers.pooling import neighbourhood_mean
 from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
@@ -95,6 +96,8 @@ class DimensionConsistentDesign(Technique):
         independent tokens, 1 for equal ones. `where` holds it for each module.
         """
         attentions, where = _attentions(target), {}
+        if normalises_by_batch(target):
+            raise UnsupportedHost(self.id, target, "batch norm in evaluation mode, because measuring would move it")
         for name, x in inputs_of(attentions, target, inputs).items():
             where[name or "attention"] = mean_share(likeness(attentions[name], x))
         return Redundancy(sum(where.values()) / len(where), "cosine of a token with its neighbours' mean", where)

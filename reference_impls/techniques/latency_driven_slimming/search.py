@@ -102,17 +102,19 @@ class SearchData:
                 check_tensor(f"{name} of the search data", inputs, "N C H W")
                 if not len(inputs):
                     raise ValueError(f"{name} of the search data is empty: there is nothing to judge candidates by")
-        if self.y is None:
-            if len(self.x) < 2:
-                raise ValueError("x of the search data must hold two inputs or more where there are no labels, got one")
-            return
-        check_tensor("y of the search data", self.y, "N", floating=False)
-        if len(self.y) != len(self.x):
-            raise ValueError(f"as many labels as inputs are needed, got {len(self.y)} for {len(self.x)} inputs")
-        if self.y.is_floating_point() or self.y.is_complex() or self.y.dtype == torch.bool:
-            raise TypeError(f"y of the search data must hold integers, the classes of x, got {self.y.dtype}")
-        if int(self.y.min()) < 0:
-            raise ValueError(f"y of the search data must hold classes from 0 on, got {int(self.y.min())}")
+        if self.y is None and len(self.x) < 2:
+            raise ValueError("x of the search data must hold two inputs or more where there are no labels, got one")
+        if self.y is not None:
+            self._check_labels(self.y)
+
+    def _check_labels(self, y: Tensor) -> None:
+        check_tensor("y of the search data", y, "N", floating=False)
+        if len(y) != len(self.x):
+            raise ValueError(f"as many labels as inputs are needed, got {len(y)} for {len(self.x)} inputs")
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            raise TypeError(f"y of the search data must hold integers, the classes of x, got {y.dtype}")
+        if int(y.min()) < 0:
+            raise ValueError(f"y of the search data must hold classes from 0 on, got {int(y.min())}")
 
     def to(self, like: Tensor) -> SearchData:
         """The same on the device of `like`, and the inputs in its dtype."""
@@ -155,7 +157,8 @@ class Trial(Generic[State]):
             return (outputs.argmax(-1) == self.data.y).double().mean().item()
         if self._reference is None:
             self._reference = outputs
-            if change(outputs, outputs + 1) == math.inf:
+            spread = (outputs.double() - outputs.double().mean(0)).norm()
+            if spread <= 8 * torch.finfo(outputs.dtype).eps * outputs.double().norm():
                 raise ValueError("the whole network's outputs are the same for all inputs, so they judge no candidate")
         return 1 - change(self._reference, outputs)
 
