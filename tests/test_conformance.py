@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 
-from reference_impls.contract import Handle, Redundancy, Setting, UnsupportedHost, conformance
+from reference_impls.contract import Handle, Redundancy, Setting, UnsupportedHost, conformance, replacement
 from reference_impls.contract.example import RowSharing, RowSharingCases
+from reference_impls.contract.replacement import replace, replaced_by
 
 
 def failures(technique: RowSharing, cases: RowSharingCases | None = None) -> set[str]:
@@ -82,7 +83,7 @@ class LeavesOutNull(RowSharing):
     """Computes only half of the rows, redundant or not, and repeats them."""
 
     def apply(self, target, *, share=True):
-        handle, dense = super().apply(target, share=share), type(target).forward
+        handle, dense = super().apply(target, share=share), torch.nn.Linear.forward
 
         def forward(x):
             half = len(x) // 2
@@ -109,7 +110,13 @@ class RemembersLastBatch(RowSharing):
 class UndoesTooMuch(RowSharing):
     def attach(self, target, share):
         handle = super().attach(target, share)
-        return Handle(target, undo=lambda: vars(target).pop("forward", None), trace=lambda: handle.trace)
+        replace(target, lambda layer, below, x: below(x) + share, self.id)
+
+        def undo():
+            while replaced_by(target):
+                vars(target)[replacement._STACK].pop()
+
+        return Handle(target, undo=undo, trace=lambda: handle.trace)
 
 
 class CannotTrain(RowSharing):
@@ -161,7 +168,7 @@ class FailsInTheRun(RowSharing):
         return handle
 
 
-class Refuses(FailsInTheRun):
+class Refuses(RowSharing):
     """Says at once what it needs, measuring and applying alike."""
 
     needs = "a layer of float32 parameters"
@@ -177,6 +184,19 @@ class Refuses(FailsInTheRun):
     def _check(self, target):
         if getattr(getattr(target, "weight", None), "dtype", None) == torch.bfloat16:
             raise UnsupportedHost(self.id, target, self.needs)
+
+
+class RefusesInTheRun(RowSharing):
+    def attach(self, target, share):
+        handle, inner = super().attach(target, share), target.forward
+
+        def forward(x):
+            if x.dtype == torch.bfloat16:
+                raise UnsupportedHost(self.id, target, "a layer of float32 parameters")
+            return inner(x)
+
+        target.forward = forward
+        return handle
 
 
 class RefusesWithoutReason(Refuses):
@@ -208,6 +228,7 @@ class SilentWhenOff(RowSharing):
         (AnswersInFloat32(), "low-precision-keeps-decisions"),
         (RunsOutOfRange(), "low-precision-keeps-decisions"),
         (FailsInTheRun(), "low-precision-keeps-decisions"),
+        (RefusesInTheRun(), "low-precision-keeps-decisions"),
         (RefusesWithoutReason(), "low-precision-keeps-decisions"),
         (damaged_forward(lambda f, target: lambda x: f(x) + 1e-3), "off-equals-baseline"),
         (damaged_forward(lambda f, target: lambda x: f(x.mul_(1.0).add_(1e-3))), "inputs-are-not-mutated"),

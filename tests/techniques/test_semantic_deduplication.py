@@ -105,7 +105,8 @@ def brute_force(embeddings: Tensor, epsilon: float, labels: Tensor | None, keep:
     for label in set(labels.tolist()):
         members = [i for i in range(len(z)) if labels[i] == label]
         centroid = z[members].mean(0)
-        members.sort(key=lambda i: float(z[i] @ centroid), reverse=keep == "easy")
+        members.sort(key=lambda i: float(z[i] @ centroid))
+        members = members[::-1] if keep == "easy" else members
         for position, i in enumerate(members):
             kept[i] = not any(float(z[i] @ z[j]) > 1 - epsilon for j in members[:position])
     return kept
@@ -213,10 +214,53 @@ def test_tiles_do_not_change_the_result(block: int):
     assert sum(int(tile.isfinite().sum()) for _, _, tile in tiles) == 50 * 49 // 2
 
 
-def test_of_equal_items_the_first_in_the_data_set_is_kept():
+def test_of_equal_items_the_first_in_the_data_set_is_kept_and_the_last_when_the_order_is_reversed():
     rows = torch.eye(4).repeat(3, 1)  # the centroid is equally far from all
     assert semdedup(rows, 0.5).kept.tolist() == [0, 1, 2, 3]
     assert semdedup(rows, 0.5).twin.tolist() == [0, 1, 2, 3] * 2
+    assert semdedup(rows, 0.5, keep="easy").kept.tolist() == [8, 9, 10, 11]
+    labels = torch.arange(12) % 4
+    for keep in ("hard", "easy"):
+        expected = brute_force(rows, 0.5, labels, keep).nonzero().flatten()
+        assert torch.equal(semdedup(rows, 0.5, labels, keep).kept, expected)
+
+
+@pytest.mark.parametrize("dimension", [3, 100, 384])
+def test_copies_keep_the_order_of_the_data_set_in_single_precision(dimension: int):
+    groups = torch.randint(40, (150,), generator=generator(1))
+    rows = gaussian(40, dimension).float()[groups]
+    places = {group: [i for i in range(150) if groups[i] == group] for group in set(groups.tolist())}
+    assert semdedup(rows, 1e-5).kept.tolist() == sorted(indices[0] for indices in places.values())
+    assert semdedup(rows, 1e-5, keep="easy").kept.tolist() == sorted(indices[-1] for indices in places.values())
+
+
+@pytest.mark.parametrize("keep", ["hard", "easy"])
+def test_items_are_ordered_by_the_centroids_that_k_means_returned(keep: technique.Keep):
+    rows = torch.cat([gaussian(30, 4), gaussian(30, 4) + 0.2 * gaussian(30, 4, seed=1)])
+    labels, centroids = torch.arange(60) % 3, gaussian(3, 4, seed=2)
+    z, expected = unit(rows), []
+    for label in range(3):
+        cosine = {i: float(z[i] @ centroids[label] / centroids[label].norm()) for i in range(label, 60, 3)}
+        members = sorted(cosine, key=lambda i: cosine[i])[:: -1 if keep == "easy" else 1]
+        earlier = [[float(z[i] @ z[j]) for j in members[:position]] for position, i in enumerate(members)]
+        expected += [i for i, cosines in zip(members, earlier, strict=True) if max(cosines, default=0) <= 0.9]
+    selection = semdedup(rows, 0.1, labels, keep, centroids=centroids)
+    assert selection.kept.tolist() == sorted(expected)
+    assert not torch.equal(selection.kept, semdedup(rows, 0.1, labels, keep).kept)
+    handle = SEMDEDUP.apply(range(60), embeddings=rows, labels=labels, centroids=centroids, keep=keep, epsilon=0.1)
+    assert list(handle.target) == sorted(expected)
+
+
+def test_centroids_that_do_not_fit_are_named():
+    rows, labels = torch.eye(3), torch.tensor([0, 1, 5])
+    for centroids, of_items, says in (
+        (torch.ones(6, 3), None, "labels"),
+        (torch.ones(5, 3), labels, "label 5"),
+        (torch.ones(6, 2), labels, "centroids must have shape"),
+        (torch.full((6, 3), torch.nan), labels, "centroids holds values that are not finite"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            semdedup(rows, 0.1, of_items, centroids=centroids)
 
 
 def test_closest_earlier_equals_the_upper_triangle_of_algorithm_a7():
@@ -352,7 +396,7 @@ def test_an_empty_data_set_and_a_single_item_lose_nothing(dtype: torch.dtype):
         with pytest.warns(NoEffectWarning):
             handle = SEMDEDUP.apply(target)
         assert list(handle.target) == list(range(n))
-        assert SEMDEDUP.saving(target, None, handle.trace) == -6 * n  # the only item is compared with the centroid
+        assert SEMDEDUP.saving(target, None, handle.trace) == -3 * n  # the tile of the only item
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -383,6 +427,19 @@ def test_labels_of_any_integer_dtype_make_the_same_clusters():
     assert len(expected.removed) == 8
     for dtype in (torch.int8, torch.int16, torch.int32):
         assert torch.equal(semdedup(rows, 0.05, (torch.arange(16) % 2 - 1).to(dtype)).kept, expected.kept)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 1e20, 1e-30])
+def test_centroids_of_any_dtype_and_scale_order_a_cluster_alike(dtype: torch.dtype, scale: float):
+    rows, labels = gaussian(60, 6).float(), torch.arange(60) % 2
+    rows = torch.cat([rows, rows + 0.05 * gaussian(60, 6, seed=1).float()])
+    centroids = torch.tensor([[1.0, 0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0, 0]])
+    expected = semdedup(rows, 0.05, labels.repeat(2), centroids=centroids)
+    assert len(expected.removed) > 0
+    if dtype != torch.float16 or scale == 1:
+        scaled = (centroids * scale).to(dtype)
+        assert torch.equal(semdedup(rows, 0.05, labels.repeat(2), centroids=scaled).kept, expected.kept)
 
 
 def test_embeddings_that_require_grad_leave_no_graph():
