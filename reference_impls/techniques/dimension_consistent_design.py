@@ -39,7 +39,9 @@ from reference_impls.contract.errors import UnsupportedHost, warn_no_effect
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.layout import as_map, as_tokens
+from reference_impls.layers.norm import normalises_by_batch
 from reference_impls.layers.pooling import neighbourhood_mean
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 
 
@@ -51,13 +53,18 @@ def pooled_values(attention: TokenAttention, x: Tensor) -> Tensor:
     """
     value = value_rows(attention)
     values = F.linear(x, attention.qkv.weight[value], attention.qkv.bias[value])
-    return attention.proj(as_tokens(neighbourhood_mean(as_map(values, attention.size))))
+    return attention.proj(as_tokens(neighbourhood_mean(as_map(values, attention.grid(x.shape[1])))))
 
 
 def value_rows(attention: TokenAttention) -> Tensor:
     """Which rows of the joint projection make values, head by head: bool, one for each row."""
     one_head = torch.arange(2 * attention.key_dim + attention.value_dim) >= 2 * attention.key_dim
     return one_head.repeat(attention.heads)
+
+
+def likeness(attention: TokenAttention, x: Tensor) -> Tensor:
+    """`neighbour_similarity` of the tokens x: (B, N, C) that reach an attention module: (B,)."""
+    return neighbour_similarity(as_map(x, attention.grid(x.shape[1])))
 
 
 class DimensionConsistentDesign(Technique):
@@ -90,8 +97,10 @@ class DimensionConsistentDesign(Technique):
         independent tokens, 1 for equal ones. `where` holds it for each module.
         """
         attentions, where = _attentions(target), {}
+        if normalises_by_batch(target):
+            raise UnsupportedHost(self.id, target, "batch norm in evaluation mode, because measuring would move it")
         for name, x in inputs_of(attentions, target, inputs).items():
-            where[name or "attention"] = neighbour_similarity(as_map(x, attentions[name].size)).mean().item()
+            where[name or "attention"] = mean_share(likeness(attentions[name], x))
         return Redundancy(sum(where.values()) / len(where), "cosine of a token with its neighbours' mean", where)
 
     def attach(self, target: nn.Module, pooled: int | None, threshold: float | None) -> Handle:
@@ -122,7 +131,7 @@ class DimensionConsistentDesign(Technique):
 
 
 def _is_smooth(threshold: float, attention: TokenAttention, x: Tensor) -> Tensor:
-    return neighbour_similarity(as_map(x, attention.size)) >= threshold
+    return likeness(attention, x) >= threshold
 
 
 def _attentions(target: object) -> dict[str, TokenAttention]:

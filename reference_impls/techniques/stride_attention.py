@@ -40,6 +40,8 @@ from reference_impls.hosts.substitution import Substitution, inputs_of, modules_
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.layout import Size
+from reference_impls.layers.norm import normalises_by_batch
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.over_resolution import over_resolution
 
 
@@ -121,6 +123,9 @@ def _(attention: MapAttention, shape: Shape) -> Footprint:
 # On a network whose attention was trained at full resolution
 
 
+FIXED = "batch norm in evaluation mode: its statistics would depend on which maps are coarse, and measuring moves them"
+
+
 @dataclass(frozen=True)
 class Coarseness:
     """How many times coarser than the map its queries, its keys with their values, and its local values are, per axis.
@@ -194,11 +199,16 @@ def cell_means(maps: Tensor, factor: int) -> Tensor:
     return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True)
 
 
-def full_attentions(technique: str, target: object) -> dict[str, MapAttention]:
-    """The `MapAttention` modules of stride 1 in a network, by name. UnsupportedHost if there is none."""
+def full_attentions(technique: str, target: object, *, fixed: bool = False) -> dict[str, MapAttention]:
+    """The `MapAttention` modules of stride 1 in a network, by name.
+
+    `fixed`: batch norms must be in evaluation mode. UnsupportedHost if there is no such module, or a norm is not.
+    """
     found = modules_of(target, MapAttention, lambda attention: attention.stride_conv is None)
     if not found:
         raise UnsupportedHost(technique, target, "a network with `MapAttention` of stride 1")
+    if fixed and isinstance(target, nn.Module) and normalises_by_batch(target):
+        raise UnsupportedHost(technique, target, FIXED)
     return found
 
 
@@ -217,6 +227,8 @@ def coarse_handle(
 
 
 def _is_over_resolved(factor: int, threshold: float, attention: MapAttention, x: Tensor) -> Tensor:
+    if normalises_by_batch(attention):  # the mode was changed since `apply`
+        raise RuntimeError(f"a threshold needs {FIXED}")
     return over_resolution(x, factor) >= threshold
 
 
@@ -265,12 +277,12 @@ class StrideAttention(Technique):
         the mean over maps and modules. `where` holds it for each module ("attended blocks.2.token_mixer"), and the same
         of the module's input, which is what `threshold` compares with ("input ..."), and of its local values.
         """
-        attentions, where = full_attentions(self.id, target), dict[str, float]()
+        attentions, where = full_attentions(self.id, target, fixed=True), dict[str, float]()
         for name, x in inputs_of(attentions, target, inputs).items():
             with torch.no_grad():
                 mixed, local = attentions[name].attend(x)
             for what, maps in (("attended", mixed), ("input", x), ("local", local)):
-                where[f"{what} {name}".strip()] = over_resolution(maps).mean().item()
+                where[f"{what} {name}".strip()] = mean_share(over_resolution(maps))
         value = sum(share for what, share in where.items() if what.startswith("attended")) / len(attentions)
         return Redundancy(value, "share of attended energy below half resolution", where)
 
@@ -280,9 +292,9 @@ class StrideAttention(Technique):
         The threshold looks at the input of attention, map by map. The trace holds `coarse`, and of each module what was
         `substituted`: the shape of its input, for how many maps.
 
-        Raises: UnsupportedHost without `MapAttention` of stride 1.
+        Raises: UnsupportedHost without `MapAttention` of stride 1, or for a threshold in training.
         """
-        attentions = full_attentions(self.id, target)
+        attentions = full_attentions(self.id, target, fixed=threshold is not None)
         if stride == 1:
             warn_no_effect(self.id, "stride is 1")
             return Handle(target)

@@ -20,6 +20,7 @@ from reference_impls.contract.errors import UnsupportedHost, check_tensor, warn_
 from reference_impls.layers.layout import Flatten, Size, as_map
 from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.layers.weights import initialise_small
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.over_resolution import coarsen, coarsest
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 
@@ -316,7 +317,7 @@ class ResolutionTechnique(Technique):
         """
         self._check(target)
         maps = {"image": inputs} | {f"stage {j}": x for j, x in enumerate(target.forward_stages(inputs))}
-        where = {name: neighbour_similarity(x).mean().item() for name, x in maps.items()}
+        where = {name: mean_share(neighbour_similarity(x)) for name, x in maps.items()}
         return Redundancy(where["image"], "likeness of neighbouring pixels", where)
 
     def attach(self, target: TwoHeads, /, fuse: bool, scale: float, tolerance: float | None) -> Handle:
