@@ -17,7 +17,8 @@ def widened(x: Tensor) -> Tensor:
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A block in which autocast does not narrow what is computed on the device of `x`."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    narrows = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if narrows else nullcontext()
 
 
 def near_one(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
