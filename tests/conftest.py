@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from reference_impls.data import assets
+from tests.environment import torchvision_on_cpu  # noqa: F401 - lets torchvision, timm and transformers import
 from tools import times
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,8 @@ from reference_impls.redundancy.over_resolution import coarsen, coarsest, kept_d
 from reference_impls.techniques import efficientformer, efficientformer_v2
 from reference_impls.techniques.efficientformer.skeleton import TwoHeads, fitted, smaller_sizes
 from tests.network_cases import NetworkCases, check_counts
-from tests.support import assert_close, generator, noise, parameters, timm_network
+from tests.other_models import timm_network
+from tests.support import assert_close, generator, noise, parameters
 
 CASES = NetworkCases(experiment.TECHNIQUE, lambda: efficientformer.build(experiment.NANO, 10, img_size=128))
 VERSIONS = {"v1": (efficientformer, experiment), "v2": (efficientformer_v2, experiment_v2)}
