@@ -79,6 +79,22 @@ def images(number: int = 2, side: int = SIDE, seed: int = 1) -> Tensor:
     return pairs + 0.05 * torch.randn(pairs.shape, generator=draws)
 
 
+def equal_tokens(case: Case, dim: int = 1) -> Case:
+    """The case on tokens that are the same in pairs: images of equal patches, or equal neighbours along `dim`.
+
+    Position embeddings and relative position tables become 0, in place.
+    """
+    with torch.no_grad():
+        for name, parameter in case.model.named_parameters():
+            if "pos" in name:
+                parameter.zero_()
+    inputs = case.inputs
+    if inputs.ndim == 3:
+        return Case(case.model, inputs.index_select(dim, torch.arange(inputs.shape[dim]) // 2 * 2), case.run)
+    patches = inputs.unflatten(3, (-1, 2, PATCH))  # (B, 3, H, pairs, 2, PATCH)
+    return Case(case.model, patches[..., :1, :].expand_as(patches).flatten(3), case.run)
+
+
 def _states(model: Any, inputs: Any) -> Tensor:
     return model(inputs).last_hidden_state
 

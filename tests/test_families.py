@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reference_impls.contract import NoEffectWarning, UnsupportedHost
 from reference_impls.hosts.bert import staged_bert
 from reference_impls.techniques.confidence_early_exit import ConfidenceEarlyExit
 from reference_impls.techniques.token_merging import TokenMerging
 from tests import other_models
-from tests.families import ENCODERS, PATCH, VISION, Case
+from tests.families import ENCODERS, VISION, Case, equal_tokens
 from tests.support import assert_close
 from tools.site.hosts import Family, families
 
@@ -52,9 +52,9 @@ def built(family: Family) -> Case:
     return build()
 
 
-def run(case: Case, target: Any = None, inputs: Any = None) -> Tensor:
+def run(case: Case, target: Any = None) -> Tensor:
     with torch.no_grad():
-        return case.run(case.model if target is None else target, case.inputs if inputs is None else inputs)
+        return case.run(case.model if target is None else target, case.inputs)
 
 
 # --- token merging
@@ -83,30 +83,12 @@ def test_token_merging_is_exact(family: Family) -> None:
 def test_merging_equal_tokens_changes_nothing(family: Family) -> None:
     """Where positions add nothing, tokens of equal patches are equal, and their merging is exact by proportional
     attention: this holds the whole computation on merged tokens, whatever the block consists of."""
-    case = built(family)
-    without_positions(case.model)
-    inputs = in_equal_pairs(case.inputs, dim=0 if family.family.endswith("batch second") else 1)
-    dense = run(case, inputs=inputs)
+    case = equal_tokens(built(family), dim=0 if family.family.endswith("batch second") else 1)
+    dense = run(case)
     schedule = [4, 0, 0] * (2 if family.family == "two ViTs in one model" else 1)  # 0: merged tokens meet attention
     with TOME.apply(case.model, r=schedule) as handle:
-        assert_close(run(case, handle.target, inputs), dense, EXACT)
+        assert_close(run(case, handle.target), dense, EXACT)
         assert [before - after for before, after in handle.trace["tokens"]] == schedule
-
-
-def without_positions(model: nn.Module) -> None:
-    """Position embeddings and relative position tables become 0, in place."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "pos" in name:
-                parameter.zero_()
-
-
-def in_equal_pairs(inputs: Tensor, dim: int) -> Tensor:
-    """Images (B, 3, H, W) whose patches, or tokens whose neighbours along `dim`, come in pairs that are the same."""
-    if inputs.ndim == 3:
-        return inputs.index_select(dim, torch.arange(inputs.shape[dim]) // 2 * 2)
-    patches = inputs.unflatten(3, (-1, 2, PATCH))  # (B, 3, H, pairs, 2, PATCH)
-    return patches[..., :1, :].expand_as(patches).flatten(3)
 
 
 @pytest.mark.parametrize("family", lines("token-merging", "refused"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -60,8 +60,10 @@ class Family:
     models: tuple[str, ...]
     """Names of classes, or of models where the library builds them by name."""
     status: Literal["exact", "refused"]
+    because: str = ""
+    """Why it is refused."""
     names: str = ""
-    """What the message of a refusal names."""
+    """What the message of a refusal names, a regular expression."""
     not_there: tuple[str, ...] = ()
     """Versions of the library that do not know the family."""
 
@@ -70,9 +72,9 @@ class Family:
 class Families:
     """Every family that was tried."""
 
-    versions: Mapping[str, tuple[str, ...]]
+    versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Library -> the versions of it that were tried."""
-    techniques: Mapping[str, tuple[Family, ...]]
+    techniques: Mapping[str, tuple[Family, ...]] = field(default_factory=dict)
     """Technique -> families, in the order of the file."""
 
     def tried(self, family: Family) -> tuple[str, ...]:
@@ -84,7 +86,7 @@ def families(root: Path) -> Families:
     """The table of families of the atlas at `root`; an empty one where it has none."""
     file = root / FAMILIES
     if not file.is_file():
-        return Families({}, {})
+        return Families()
     read = yaml.safe_load(file.read_text(encoding="utf-8"))
     techniques = {
         id_: tuple(
