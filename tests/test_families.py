@@ -11,23 +11,27 @@ import pytest
 import torch
 from torch import Tensor
 
+from reference_impls.accounting.count import count
 from reference_impls.contract import NoEffectWarning, UnsupportedHost
 from reference_impls.hosts.bert import staged_bert
 from reference_impls.techniques.confidence_early_exit import ConfidenceEarlyExit
+from reference_impls.techniques.delta_convolution import DeltaConvolution
 from reference_impls.techniques.token_merging import TokenMerging
 from tests import other_models
-from tests.families import ENCODERS, VISION, Case, equal_tokens
+from tests.families import CNNS, ENCODERS, VISION, Case, equal_tokens
 from tests.support import assert_close
 from tools.site.hosts import Family, families
 
 ROOT = Path(__file__).parents[1]
 TABLE = families(ROOT)
-BUILT: Mapping[str, Mapping[str, Any]] = {"token-merging": VISION, "confidence-early-exit": ENCODERS}
+BUILT: Mapping[str, Mapping[str, Any]] = {
+    "token-merging": VISION, "confidence-early-exit": ENCODERS, "delta-convolution": CNNS,
+}  # fmt: skip
 EXACT = 1e-5
 ROTARY = {"DINOv3", "timm EVA-02", "timm DINOv3"}
 """Their attention turns keys by position, so that tokens which are the same still differ."""
 
-TOME = TokenMerging()
+TOME, DELTA = TokenMerging(), DeltaConvolution()
 
 
 def lines(technique: str, status: str) -> list[Any]:
@@ -133,6 +137,33 @@ def test_early_exit_refuses_by_name(family: Family) -> None:
     for attempt in (ConfidenceEarlyExit().apply, lambda model: ConfidenceEarlyExit().measure(model, case.inputs)):
         with pytest.raises(UnsupportedHost):
             attempt(case.model)
+
+
+# --- delta convolution
+
+
+@pytest.mark.parametrize("family", lines("delta-convolution", "exact"))
+def test_delta_convolution_is_exact(family: Family) -> None:
+    case = built(family)
+    expected = run(case)
+    with DELTA.apply(case.model, threshold=0.0) as handle:
+        assert_close(run(case, handle.target), expected, 1e-4)
+        handle.reset()  # after frames in which much moved, a stream runs densely for a while
+        still = case.inputs[:1]
+        with torch.no_grad():
+            handle.target(still)
+            with count() as delta:
+                handle.target(still)
+            with count() as dense:
+                case.model(still)
+    assert delta.macs < dense.macs
+
+
+@pytest.mark.parametrize("family", lines("delta-convolution", "refused"))
+def test_delta_convolution_refuses_by_name(family: Family) -> None:
+    case = built(family)
+    with pytest.raises(UnsupportedHost, match=family.names):
+        DELTA.apply(case.model, threshold=0.0)
 
 
 # --- the table itself
