@@ -300,7 +300,9 @@ def test_equals_timm(variant: str) -> None:
     ours = efficientformer.build(variant).eval()
     efficientformer.load_timm(ours, randomise_parameters(theirs).state_dict())
     x = photos(224, batch=1)
-    assert_close(ours(x.float()), theirs(x.float()), 1e-5)
+    if variant != "l1":  # the same layers, more of them
+        assert_close(ours(x.float()), theirs(x.float()), 1e-5)
+        return
     ours, theirs = ours.double(), theirs.double()
     assert_close(ours(x), theirs(x), 1e-10)
     theirs.set_distilled_training(True)
