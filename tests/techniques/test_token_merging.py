@@ -73,12 +73,14 @@ class TokenMergingCases(Cases):
         for tokens, prefix in product((5, 8, 9, 17), (0, 1, 2, 3)):
             metric = torch.randn(3, tokens, 5, generator=draws).to(device)
             for r in (1, tokens // 4 + 1, tokens):
-                groups = torch.tensor([brute_force_groups(m.tolist(), r, prefix) for m in metric], device=device)
+                kept, groups = zip(*(brute_force(m.tolist(), r, prefix) for m in metric), strict=True)
                 match = bipartite_soft_matching(metric, r, prefix=prefix)
-                yield Expectation(f"groups of {tokens} tokens at r={r}, prefix {prefix}", groups, match.group)
+                of = f"of {tokens} tokens at r={r}, prefix {prefix}"
+                yield Expectation(f"order {of}", torch.tensor(kept, device=device), match.kept)
+                yield Expectation(f"groups {of}", torch.tensor(groups, device=device), match.group)
         x = torch.eye(6, device=device).unsqueeze(0)
         x[0, 2], x[0, 4] = x[0, 3], x[0, 1] + 0.5 * x[0, 3]  # 2 equals 3, 4 is nearest to 1
-        for r, by_hand in ((1, [[0, 1, 2, 2, 3, 4]]), (2, [[0, 1, 2, 2, 1, 3]])):
+        for r, by_hand in ((1, [[1, 2, 3, 3, 0, 4]]), (2, [[0, 1, 2, 2, 1, 3]])):  # 4 stays as the closer one of A
             groups = torch.tensor(by_hand, device=device)
             yield Expectation(f"the most similar pairs at r={r}", groups, bipartite_soft_matching(x, r).group)
 
@@ -111,18 +113,27 @@ class TokenMergingCases(Cases):
             yield Invalid(type(other).__name__, partial(TOME.apply, other, r=2), "needs a transformer whose blocks")
 
 
-def brute_force_groups(metric: list[list[float]], r: int, prefix: int) -> list[int]:
-    """Bipartite soft matching of one datum by plain loops: for each token, the index of its group after the merge."""
+def brute_force(metric: list[list[float]], r: int, prefix: int) -> tuple[list[int], list[int]]:
+    """One datum by plain loops over the official rule: positions of the tokens that stay, in their new order, and for
+    each token the index of its group among them.
+
+    Tokens at even positions form A, the others B. A class token (position 0) never merges, nothing merges into a
+    distillation token (position 1), and at most half of the others merge. What is left of A comes first, by position
+    where there is a class token and else by falling cosine, then all of B; protected tokens come before all.
+    """
 
     def cosine(u: list[float], v: list[float]) -> float:
         dot, norms = sum(map(float.__mul__, u, v)), [sum(map(float.__mul__, w, w)) ** 0.5 for w in (u, v)]
         return dot / (norms[0] * norms[1])
 
-    a, b = range(prefix, len(metric), 2), range(prefix + 1, len(metric), 2)
-    edges = [max((cosine(metric[i], metric[j]), i, j) for j in b) for i in a]
-    into = {i: j for _, i, j in sorted(edges, reverse=True)[: min(r, len(b))]}
-    kept = [i for i in range(len(metric)) if i not in into]
-    return [kept.index(into.get(i, i)) for i in range(len(metric))]
+    tokens = range(len(metric))
+    a = [i for i in tokens if i % 2 == 0 and i >= prefix]
+    b = [j for j in tokens if j % 2 == 1 and j >= prefix]
+    edges = sorted((max((cosine(metric[i], metric[j]), j, i) for j in b) for i in a), reverse=True) if b else []
+    into = {i: j for _, j, i in edges[: min(r, (len(metric) - prefix) // 2)]}
+    left = [i for _, _, i in edges if i not in into] if b else a
+    kept = [*range(prefix), *(sorted(left) if prefix else left), *b]
+    return kept, [kept.index(into.get(i, i)) for i in tokens]
 
 
 CASES = TokenMergingCases()
@@ -189,7 +200,7 @@ def test_exact_duplicates_merge_and_unmerge_without_loss(draws: torch.Generator)
 
 def test_proportional_attention_equals_attention_over_the_duplicates(draws: torch.Generator) -> None:
     model = tiny_vit(0).double()
-    block = transformer_blocks(model)[1]
+    block = transformer_blocks("token-merging", model)[1]
     few = torch.randn(1, 4, 32, generator=draws, dtype=torch.float64)
     sizes = torch.tensor([[1, 5, 2, 3]])
     many = few[:, torch.repeat_interleave(torch.arange(4), sizes[0])]
@@ -254,6 +265,7 @@ def test_the_macs_of_vit_small_fall_by_the_closed_form() -> None:
     left = tokens_left(197, 13, 12)
     before = [197, *left[:-1]]
     trace = {"batch": 2, "tokens": tuple(zip(before, left, strict=True)), "matched": (True,) * 12}
+    trace |= {"prefix": None, "split_behind_prefix": False}
     terms = 0
     for n, m in trace["tokens"]:
         terms += 4 * (197 - n) * d**2 + 2 * (197**2 - n**2) * d + 2 * (197 - m) * d * hidden
@@ -279,8 +291,7 @@ def test_controls_lose_as_many_tokens(control) -> None:
 
 
 def test_chance_pairs_are_pairs_of_a_and_b(draws: torch.Generator) -> None:
-    block = transformer_blocks(tiny_vit(0))[0]
-    match = chance_match(draws)(torch.zeros(5, 17, 4), 6, block)
+    match = chance_match(draws)(torch.zeros(5, 17, 4), 6, 1)
     assert bool((match.source % 2 == 1).all())
     assert match.kept.shape == (5, 11)
     assert bool((match.kept.gather(1, match.target) % 2 == 0).all())
@@ -362,7 +373,6 @@ def test_hugging_face_hosts(name: str, draws: torch.Generator) -> None:
 
 
 def test_a_mask_is_refused_rather_than_ignored() -> None:
-    block = transformer_blocks(tiny_vit(0))[0]
-    block.replace(lambda x: x)
-    with pytest.raises(NotImplementedError, match="block 0"):
-        block.module(torch.zeros(1, 3, 32), torch.ones(3, 3))
+    model = tiny_vit(0)
+    with TOME.apply(model, r=2), pytest.raises(NotImplementedError, match="block 0"):
+        model.blocks[0](torch.zeros(1, 3, 32), torch.ones(3, 3))
