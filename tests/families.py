@@ -264,7 +264,7 @@ def encoder(name: str, **options: Any) -> Case:
     """A text encoder of transformers by the name of its class."""
     kind = transformers_class(name)
     sizes = HUGGING_FACE | {"vocab_size": VOCABULARY, "max_position_embeddings": TOKENS + 4, "pad_token_id": 1}
-    config = kind.config_class(**sizes | {"attn_implementation": "eager"} | options)
+    config = kind.config_class(**sizes | options)
     return Case(randomised(kind(config)), text_inputs(), _encode)
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.other_models import older_transformers, pytest_with
 
 ROOT = Path(__file__).parents[1]
-MARK = "@pytest.mark.transformers"
+MARK = "pytest.mark.transformers"
 
 
 def test_the_oldest_version_tried_is_the_oldest_allowed() -> None:

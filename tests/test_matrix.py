@@ -431,6 +431,14 @@ def staged(family: str) -> Case:
     return Case(network, case.inputs, lambda network, inputs: network(inputs))
 
 
+def clear_threshold(case: Case) -> float:
+    """A confidence from which every sample at every exit is far, and which some exceed."""
+    with torch.no_grad():
+        sure = case.model.exits(case.inputs).softmax(-1).amax(-1).flatten().sort().values
+    gap = int(sure.diff().argmax())
+    return float(sure[gap : gap + 2].mean())
+
+
 def own(id_: str) -> Callable[[], Case]:
     """The case of the conformance checks."""
 
@@ -453,7 +461,8 @@ def subject(id_: str, family: str) -> Subject:
         )  # every pair merges
     if id_ == "confidence-early-exit":
         knobs = {"rule": "confidence"}
-        return Subject(technique, partial(staged, family), knobs | {"threshold": 0.6}, knobs | {"threshold": 0.9999})
+        clear = knobs | {"threshold": clear_threshold(staged(family))}
+        return Subject(technique, partial(staged, family), clear, knobs | {"threshold": 0.9999})
     return Subject(technique, CNNS[family], {"threshold": 0.0, "update": "delta"}, {"threshold": 0.0})
 
 
@@ -477,6 +486,8 @@ REFUSED: dict[str, str] = {
     "token-merging | * | attentions": "output_attentions",
     "token-merging | its own | float32 | export": "with a fixed r",
     "token-merging | its own | float32 | trace": "with a fixed r",
+    "confidence-early-exit | * | export": "export the model without it",
+    "confidence-early-exit | * | trace": "export the model without it",
     "confidence-early-exit | its own | float32 | train": r"eval mode|eval\(\)",
     "delta-convolution | its own | float32 | train": "eval mode",
     "latency-driven-slimming | its own | float32 | train": "eval mode",
