@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
 from reference_impls.contract import Handle, Number, Redundancy, Setting, Switch, Technique
 from reference_impls.contract.errors import UnsupportedHost, check_tensor, warn_no_effect
+from reference_impls.contract.replacement import refuse_capture
 from reference_impls.layers.layout import Flatten, Size, as_map
 from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.layers.weights import initialise_small
@@ -268,6 +269,8 @@ class Resolved(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """The network's result on the images at the chosen size."""
+        if self.tolerance is not None:
+            refuse_capture("how small an image may be depends on it", "without a tolerance")
         self.size = size = fitted(self.network.check_images(x), self.scale)
         if self.tolerance is not None:
             self.size = size = coarsest(x, smaller_sizes(size), self.tolerance)
@@ -276,7 +279,7 @@ class Resolved(nn.Module):
 
 def fitted(size: Size, scale: float) -> Size:
     """The multiples of 32 nearest to `scale` times a height and width."""
-    height, width = (max(1, round(n * scale / STRIDES[-1])) * STRIDES[-1] for n in size)
+    height, width = (max(1, round(int(n) * scale / STRIDES[-1])) * STRIDES[-1] for n in size)
     return height, width
 
 
