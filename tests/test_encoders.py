@@ -171,11 +171,13 @@ def test_what_the_configuration_wants_returned_changes_nothing(switched: str) ->
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @torch.no_grad()
 def test_stages_and_new_ramps_follow_the_dtype(family: str, dtype: torch.dtype) -> None:
-    model = of_transformers(f"{family}Model", FAMILIES[family]).to(dtype)
-    inputs, network = texts([8, 5, 1], pad_of(model)), staged_bert(model, classes=3)
+    model = of_transformers(f"{family}Model", FAMILIES[family])
+    later = staged_bert(copy.deepcopy(model), classes=3).to(dtype)
+    inputs, network = texts([8, 5, 1], pad_of(model)), staged_bert(model.to(dtype), classes=3)
     assert {p.dtype for p in network.heads.parameters()} == {dtype}
     real = inputs["real"]
     torch.testing.assert_close(in_stages(network, inputs)[real], last_of(model, inputs)[real])
+    torch.testing.assert_close(in_stages(later, inputs)[real], in_stages(network, inputs)[real], rtol=0, atol=0)
     runner = EarlyExit(network, "entropy", 1.05)
     logits = runner(inputs)
     assert logits.dtype == dtype
@@ -268,6 +270,14 @@ class ReplacedLayer(Encoder):
         self.layers[1].forward = lambda x, mask: -x
 
 
+class ByName(Encoder):
+    def forward(self, ids: Tensor, real: Tensor) -> Tensor:
+        x = self.embeddings(ids)
+        for layer in self.layers:
+            x = layer(mask=real[:, None, None, :], x=x)
+        return x
+
+
 class Tuples(Encoder):
     """Its layers return a weight first, as some do on demand."""
 
@@ -308,7 +318,7 @@ class Attributes(Encoder):
         return x
 
 
-EXACT = (ScaledFront, NormBetween, NormAtTheEnd, SharedLayers, NormedWeight, LayerHooks, ReplacedLayer, Tuples)
+EXACT = (ScaledFront, NormBetween, NormAtTheEnd, SharedLayers, NormedWeight, LayerHooks, ReplacedLayer, ByName, Tuples)
 
 
 @pytest.mark.parametrize("build", [Encoder, *EXACT, Attributes])
@@ -429,8 +439,13 @@ REFUSALS = {
 
 @pytest.mark.parametrize("build", REFUSALS)
 def test_what_stages_would_lose_is_refused_by_name(build: type[Encoder]) -> None:
+    model = build()
     with pytest.raises(UnsupportedHost, match=REFUSALS[build]):
-        staged_bert(build(), classes=2)
+        staged_bert(model, classes=2)
+    assert all(
+        module.training and len(module._forward_hooks) == (module is model) * (build is HookOnAll)
+        for module in model.modules()
+    )
 
 
 @pytest.mark.parametrize("what", [nn.Linear(2, 2), "bert", None])

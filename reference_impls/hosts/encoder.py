@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from reference_impls.contract import UnsupportedHost, check_tensor, tensors
 from reference_impls.hosts.staged import Shared, refuse_tracing, select
@@ -37,33 +36,43 @@ _FLAGS = ("output_attentions", "output_hidden_states")
 class Call:
     """What a layer is given beside its tokens. `place` is where the tokens stand: a position or a name."""
 
-    layer: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     place: int | str
 
     @classmethod
-    def of(cls, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Tensor]:
-        """The call, and the tokens that it was given: the first tensor."""
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Tensor]:
+        """The call, and the tokens that it was given: the first tensor that may be (B, N, D)."""
         for place, value in (*enumerate(args), *kwargs.items()):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point():
                 args = tuple(None if i == place else a for i, a in enumerate(args))
-                return cls(layer, args, {k: None if k == place else v for k, v in kwargs.items()}, place), value
-        raise ValueError(f"{type(layer).__name__} was given no tokens")
+                return cls(args, {k: None if k == place else v for k, v in kwargs.items()}, place), value
+        raise ValueError("the encoder gives a layer no tokens (B, N, D)")
 
     def map(self, function: Callable[[Any], Any]) -> Call:
         """The same call with `function` of each value inside."""
-        args, kwargs = tree_map(function, (self.args, dict(self.kwargs)))
-        return Call(self.layer, args, kwargs, self.place)
+        kwargs = {name: _map(value, function) for name, value in self.kwargs.items()}
+        return Call(tuple([_map(value, function) for value in self.args]), kwargs, self.place)
 
     def leaves(self) -> list[Any]:
         """The values inside, in the order in which `map` meets them."""
-        return tree_leaves((self.args, dict(self.kwargs)))
+        found: list[Any] = []
+        self.map(found.append)
+        return found
 
     def run(self, layer: nn.Module, x: Tensor) -> Any:
         """What the layer makes of the tokens x."""
         args = [x if i == self.place else a for i, a in enumerate(self.args)]
         return layer(*args, **{k: x if k == self.place else v for k, v in self.kwargs.items()})
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_map(part, function) for part in value])
+    if kind is dict:
+        return {name: _map(part, function) for name, part in value.items()}
+    return function(value)
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,15 @@ class _AllNoted(BaseException):
     """Ends the encoder's forward once every layer's call is noted; no `except Exception` takes it for an error."""
 
 
-_NOTES: ContextVar[tuple[list[tuple[Call, Tensor]], int]] = ContextVar("notes")  # so far, and how many there will be
+class Note(NamedTuple):
+    """What a stand-in saw: the layer in whose place it is, how that would be called, and with which tokens."""
+
+    layer: nn.Module
+    call: Call
+    tokens: Tensor
+
+
+_NOTES: ContextVar[tuple[list[Note], int]] = ContextVar("notes")  # those so far, and how many there will be
 
 
 class StandIn(nn.Module):
@@ -98,10 +115,10 @@ class StandIn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         notes, depth = _NOTES.get()
-        notes.append(Call.of(self.layer, args, kwargs))
+        notes.append(Note(self.layer, *Call.of(args, kwargs)))
         if len(notes) == depth:
             raise _AllNoted
-        return self.slot.put(notes[-1][1])
+        return self.slot.put(notes[-1].tokens)
 
 
 @dataclass(frozen=True)
@@ -139,9 +156,9 @@ class Front(nn.Module):
     Raises: TypeError or ValueError for bad inputs; RuntimeError while torch traces or exports.
     """
 
-    def __init__(self, frame: nn.Module, depth: int) -> None:
+    def __init__(self, frame: nn.Module, depth: int, names: bool) -> None:
         super().__init__()
-        self.frame, self.depth = frame, depth
+        self.frame, self.depth, self.names = frame, depth, names
         self.shared: frozenset[tuple[int, int]] = frozenset()  # call and leaf of tensors without a row for each sample
         self.left_out: tuple[str, ...] = ()
 
@@ -152,8 +169,8 @@ class Front(nn.Module):
         calls: list[Call] = []
         numbers: dict[int, int] = {}
         given: list[Tensor] = []
-        for i, (call, tokens) in enumerate(noted := self.note(inputs)):
-            if tokens.ndim != 3 or tokens.shape[:2] != ids.shape:
+        for i, (_, call, tokens) in enumerate(notes := self.note(inputs)):
+            if tokens.shape[:2] != ids.shape:
                 raise ValueError(
                     f"the encoder gives its layer {i + 1} tokens of shape {tuple(tokens.shape)}, not (B, N, D) with "
                     f"(B, N) = {tuple(ids.shape)}: it must keep padding (attn_implementation 'sdpa' or 'eager')"
@@ -177,14 +194,14 @@ class Front(nn.Module):
                 return Given(numbers[id(value)])
 
             calls.append(call.map(part))
-        return {"x": noted[0][1], "real": real, "given": given, "calls": Shared(calls)}
+        return {"x": notes[0].tokens, "real": real, "given": given, "calls": Shared(calls)}
 
-    def note(self, inputs: Mapping[str, Tensor]) -> list[tuple[Call, Tensor]]:
-        """What the encoder gives to each of its layers in turn, and the tokens that stand-ins hand on."""
-        notes: list[tuple[Call, Tensor]] = []
+    def note(self, inputs: Mapping[str, Tensor]) -> list[Note]:
+        """What the encoder gives to each of its layers in turn."""
+        notes: list[Note] = []
         token = _NOTES.set((notes, self.depth))
         try:
-            call_encoder(self.frame, inputs)
+            call_encoder(self.frame, inputs, self.names)
         except _AllNoted:
             return notes
         finally:
@@ -232,12 +249,12 @@ def check_inputs(inputs: Any) -> tuple[Tensor, Tensor]:
     return ids, real
 
 
-def call_encoder(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+def call_encoder(encoder: nn.Module, inputs: Mapping[str, Tensor], names: bool) -> Any:
     """The encoder's own output: by the names of Hugging Face, or else as `encoder(ids, real)`."""
     more: dict[str, Any] = {name: x for name, x in inputs.items() if name not in ("ids", "real")}
     config = getattr(encoder, "config", None)
     more |= {flag: False for flag in _FLAGS if getattr(config, flag, False)}
-    if "input_ids" in inspect.signature(encoder.forward).parameters:
+    if names:
         return encoder(input_ids=inputs["ids"], attention_mask=inputs["real"].long(), **more)
     return encoder(inputs["ids"], inputs["real"], **more)
 
@@ -276,14 +293,17 @@ def take_apart(encoder: Any, technique: str) -> tuple[list[EncoderStage], list[T
     lists = dict(_outermost_lists(encoder))
     if not lists:
         raise refuse("an encoder with a list of layers (such as .layers or .encoder.layer)")
+    modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     inputs = _probe(encoder)
     try:
         with torch.inference_mode(False), torch.autocast(inputs["ids"].device.type, enabled=False):
             return _take_apart(encoder, lists, inputs, refuse)
-    except UnsupportedHost:
-        raise
     except Exception as error:
+        for module, mode in modes:
+            module.training = mode
+        if isinstance(error, UnsupportedHost):
+            raise
         shape = f"ids {PROBE}, some of them padding, in stages"
         raise refuse(f"an encoder that runs on {shape}; it raised {type(error).__name__}: {error}") from error
 
@@ -294,9 +314,9 @@ def _take_apart(
     inputs: Mapping[str, Tensor],
     refuse: Callable[[str], UnsupportedHost],
 ) -> tuple[list[EncoderStage], list[Tensor]]:
-    before = list(encoder.modules())
+    before, names = list(encoder.modules()), "input_ids" in inspect.signature(encoder.forward).parameters
     with _followed(encoder, lists) as (layers, modules):
-        last = last_hidden_state(call_encoder(encoder, inputs))
+        last = last_hidden_state(call_encoder(encoder, inputs, names))
     if list(encoder.modules()) != before:
         raise refuse(f"an encoder whose modules stay the same when it runs, which it changed on {PROBE[1]} tokens")
     used = [name for name, members in lists.items() if sum(one.layer in set(members) for one in layers) > 1]
@@ -311,7 +331,7 @@ def _take_apart(
 
     # From each layer to the next, then to the last hidden state: the same tensor, or modules called on it
     x = layers[0].tokens
-    if x.ndim != 3 or x.shape[:2] != PROBE:
+    if x.shape[:2] != PROBE:
         raise refuse(f"layers that are given tokens (B, N, D) with their padding, not {tuple(x.shape)}")
     slots, afters = [], []
     for i, layer in enumerate(layers):
@@ -328,7 +348,7 @@ def _take_apart(
         afters.append(after)
 
     # Run in stages, on fewer samples from the second on
-    front = Front(_frame(encoder, name, slots[0]), len(layers))
+    front = Front(_frame(encoder, name, slots[0]), len(layers), names)
     _check_calls(front.note(inputs), layers, refuse)
     front.shared = frozenset(
         (i, leaf)
@@ -406,7 +426,7 @@ def _followed(encoder: nn.Module, lists: Mapping[str, nn.ModuleList]) -> Iterato
     started: list[tuple[Tensor, int] | None] = []
 
     def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call, x = Call.of(module, args, kwargs)
+        call, x = Call.of(args, kwargs)
         layers.append(_Layer(module, call, x, (x, x._version)))
 
     def after_layer(module: nn.Module, args: Any, output: Any) -> None:
@@ -484,16 +504,14 @@ def _frame(encoder: nn.Module, name: str, slot: Slot) -> nn.Module:
     return path[0]
 
 
-def _check_calls(
-    noted: list[tuple[Call, Tensor]], layers: list[_Layer], refuse: Callable[[str], UnsupportedHost]
-) -> None:
+def _check_calls(notes: list[Note], layers: list[_Layer], refuse: Callable[[str], UnsupportedHost]) -> None:
     """Refuse an encoder that gives a layer something else when the layers in front of it have computed."""
-    for i, ((call, _), layer) in enumerate(zip(noted, layers, strict=True)):
-        expected, actual = layer.call.leaves(), call.leaves()
-        same = call.layer is layer.layer and call.place == layer.call.place and len(expected) == len(actual)
+    for i, (note, layer) in enumerate(zip(notes, layers, strict=True)):
+        expected, actual = layer.call.leaves(), note.call.leaves()
+        same = note.layer is layer.layer and note.call.place == layer.call.place and len(expected) == len(actual)
         if not same or not all(map(_equal, expected, actual)):
             raise refuse(f"layers of which each is given only tokens by the one in front of it, unlike layer {i + 1}")
-    if not torch.equal(noted[0][1], layers[0].tokens):
+    if not torch.equal(notes[0].tokens, layers[0].tokens):
         raise refuse("embeddings that are the same in each run in eval mode")
 
 
