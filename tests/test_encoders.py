@@ -460,6 +460,7 @@ def test_what_is_no_encoder_is_refused(what: object) -> None:
 BAD_INPUTS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "no mask": (lambda x: {"ids": x["ids"]}, "inputs must be a dict of 'ids'"),
     "no dict": (lambda x: x["ids"], "inputs must be a dict of 'ids'"),
+    "an input that layers may read": (lambda x: x | {"entity_ids": x["ids"]}, r"got \['entity_ids'\]"),
     "a mask of integers": (lambda x: x | {"real": x["real"].long()}, r"use mask\.bool"),
     "ids of floats": (lambda x: x | {"ids": x["ids"].float()}, "ids must hold integers"),
     "a mask of another shape": (lambda x: x | {"real": x["real"][:, :1]}, "same shape"),

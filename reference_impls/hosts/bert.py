@@ -50,8 +50,8 @@ def staged_bert(model: Any, classes: int) -> Staged:
     pooler, is left out; `network.stages[0].front.left_out` names those parameters. Off-ramps take the dtype and the
     device of the tokens that they see.
 
-    Inputs of the network: {"ids": (B, N) int64, "real": (B, N) bool, False on padding}, and what else the model takes
-    by name, such as "token_type_ids" (B, N).
+    Inputs of the network: {"ids": (B, N) int64, "real": (B, N) bool, False on padding}, and "token_type_ids" or
+    "position_ids" (B, N) where the model takes them.
     Raises: UnsupportedHost for a model that cannot be run layer by layer, with the part that stands in the way.
         ValueError for fewer than 2 classes.
     """

@@ -5,8 +5,8 @@ the encoder's own `forward`, with stand-ins in the places of the layers, which n
 layers are then called with that, one after the other. `take_apart` runs the encoder once, follows its tokens from layer
 to layer, and refuses an encoder that does more on that way than call modules on them.
 
-Inputs: {"ids": (B, N) int64, "real": (B, N) bool, False on padding}, and further tensors under the names by which the
-encoder's `forward` takes them, such as "token_type_ids". The ids of padding are the encoder's own (its `pad_token_id`).
+Inputs: {"ids": (B, N) int64, "real": (B, N) bool, False on padding}, and "token_type_ids" or "position_ids" where the
+encoder's `forward` takes them. The ids of padding are the encoder's own (its `pad_token_id`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from reference_impls.hosts.staged import Shared, refuse_tracing, select
 
 PROBE = (3, 6)  # samples and tokens of the run that takes an encoder apart
 _PLAIN = (Tensor, bool, int, float, str, torch.dtype, torch.device, type(None))
+_MORE = ("token_type_ids", "position_ids")  # nothing but embeddings and angles depend on them
 _FLAGS = ("output_attentions", "output_hidden_states")
 
 
@@ -236,6 +237,8 @@ def check_inputs(inputs: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(inputs, Mapping) or not {"ids", "real"} <= inputs.keys():
         got = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
         raise TypeError(f"inputs must be a dict of 'ids' (B, N) and 'real' (B, N), True on real tokens, got {got}")
+    if unknown := inputs.keys() - {"ids", "real", *_MORE}:
+        raise TypeError(f"beside 'ids' and 'real', inputs may hold {' and '.join(_MORE)}, got {sorted(unknown)}")
     ids, real = (check_tensor(name, inputs[name], "B N", floating=False) for name in ("ids", "real"))
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise TypeError(f"ids must hold integers, got {ids.dtype}")
