@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 
-from reference_impls.contract import Handle, Redundancy, Setting, conformance
+from reference_impls.contract import Handle, Redundancy, Setting, conformance, replacement
 from reference_impls.contract.example import RowSharing, RowSharingCases
+from reference_impls.contract.replacement import replace, replaced_by
 
 
 def failures(technique: RowSharing, cases: RowSharingCases | None = None) -> set[str]:
@@ -82,7 +83,7 @@ class LeavesOutNull(RowSharing):
     """Computes only half of the rows, redundant or not, and repeats them."""
 
     def apply(self, target, *, share=True):
-        handle, dense = super().apply(target, share=share), type(target).forward
+        handle, dense = super().apply(target, share=share), torch.nn.Linear.forward
 
         def forward(x):
             half = len(x) // 2
@@ -109,7 +110,13 @@ class RemembersLastBatch(RowSharing):
 class UndoesTooMuch(RowSharing):
     def attach(self, target, share):
         handle = super().attach(target, share)
-        return Handle(target, undo=lambda: vars(target).pop("forward", None), trace=lambda: handle.trace)
+        replace(target, lambda layer, below, x: below(x) + share, self.id)
+
+        def undo():
+            while replaced_by(target):
+                vars(target)[replacement._STACK].pop()
+
+        return Handle(target, undo=undo, trace=lambda: handle.trace)
 
 
 class CannotTrain(RowSharing):

@@ -35,6 +35,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -93,6 +94,19 @@ def count(model: nn.Module | None = None) -> Iterator[Tally]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+_PAUSED: ContextVar[bool] = ContextVar("_PAUSED", default=False)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Leave what runs inside the block out of every count: the trial runs by which `apply` checks itself."""
+    token = _PAUSED.set(True)
+    try:
+        yield
+    finally:
+        _PAUSED.reset(token)
 
 
 # Formulas: (arguments by their name in the operator's schema, result) -> MACs, or None if they cannot be told.
@@ -294,6 +308,8 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _PAUSED.get():
+            return func(*args, **kwargs)
         operands = {id(t): t for t in (*_tensors(args), *_tensors(tuple(kwargs.values())))}
         if _is_composite(func) and not any(t.is_nested for t in operands.values()):  # nested ones have other kernels
             with self:

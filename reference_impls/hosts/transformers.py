@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from reference_impls.hosts.block import Block, chains, linears
+from reference_impls.hosts.block import Block, weights
 
 _LAYOUTS = (
-    ("q_proj", "k_proj", "v_proj", "o_proj"),
-    ("attention.query", "attention.key", "attention.value", "output.dense"),
+    ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+    ("attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense"),
 )
 _NORMS = (("layernorm_before", "layernorm_after"), ("norm1", "norm2"))
 
@@ -23,23 +23,26 @@ _NORMS = (("layernorm_before", "layernorm_after"), ("norm1", "norm2"))
 class HuggingFaceBlock(Block):
     """A layer of a Hugging Face vision transformer."""
 
+    PARTS = (
+        *("layernorm_before", "norm1", *_LAYOUTS[0], *_LAYOUTS[1], "attention.output.dropout", "layer_scale1"),
+        *("layernorm_after", "norm2", "mlp", "intermediate", "output.dense", "output.dropout", "layer_scale2"),
+        *("dropout", "drop_path"),
+    )
+    LEFT_OUT = ("attention.attention.dropout",)
+
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = _norms(self.module)[0](x)
-        q, k, v = (
-            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, N, d)
-            for layer in self.attention_linears[:3]
-        )
+        x = self.through(x, "layernorm_before", "norm1")
+        layers = _attention_linears(self.module)[:3]
+        q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in layers)  # (B, H, N, d)
         return q, k, v
 
-    def project(self, y: Tensor) -> Tensor:
-        return self.through(self.attention_linears[3](y), "dropout", "layer_scale1", "drop_path")
+    def mixed(self, x: Tensor, y: Tensor) -> Tensor:
+        y = _attention_linears(self.module)[3](y)
+        return x + self.through(y, "attention.output.dropout", "dropout", "layer_scale1", "drop_path")
 
     def mlp(self, x: Tensor) -> Tensor:
-        module, x = self.module, _norms(self.module)[1](x)
-        if hasattr(module, "mlp"):
-            return self.through(module.mlp(x), "dropout", "layer_scale2", "drop_path")
-        x = module.intermediate(x)
-        return module.output.dropout(module.output.dense(x))  # ViT of transformers 4
+        y = self.through(x, "layernorm_after", "norm2", "mlp", "intermediate", "output.dense", "output.dropout")
+        return x + self.through(y, "dropout", "layer_scale2", "drop_path")
 
     @property
     def heads(self) -> int:
@@ -47,21 +50,32 @@ class HuggingFaceBlock(Block):
         return getattr(attention, "attention", attention).num_attention_heads
 
     @property
-    def attention_linears(self) -> list[nn.Linear]:
-        return _attention_linears(self.module)
+    def width(self) -> int:
+        return _attention_linears(self.module)[3].in_features
 
     @property
-    def mlp_linears(self) -> list[nn.Linear]:
-        if hasattr(self.module, "mlp"):
-            return linears(self.module.mlp)
-        return [*linears(self.module.intermediate), *linears(self.module.output)]
+    def dropout(self) -> float:
+        if isinstance(inner := getattr(self.module.attention, "attention", None), nn.Module):
+            return inner.dropout.p if isinstance(inner.dropout, nn.Dropout) else getattr(inner, "dropout_prob", 0.0)
+        return self.module.attention.attention_dropout
+
+    @property
+    def attention_weights(self) -> int:
+        return weights(*_attention_linears(self.module))
+
+    @property
+    def mlp_weights(self) -> int:
+        return weights(self.part("mlp"), self.part("intermediate"), self.part("output.dense"))
+
+    @property
+    def input_width(self) -> int:
+        return _attention_linears(self.module)[0].in_features
 
 
 def _attention_linears(module: nn.Module) -> list[nn.Linear]:
-    attention = getattr(module, "attention", None)
     for layout in _LAYOUTS:
         try:
-            layers = [attention.get_submodule(path) for path in layout]
+            layers = [module.get_submodule(path) for path in layout]
         except AttributeError:
             continue
         if all(isinstance(layer, nn.Linear) for layer in layers):
@@ -69,30 +83,8 @@ def _attention_linears(module: nn.Module) -> list[nn.Linear]:
     return []
 
 
-def _norms(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    for first, second in _NORMS:
-        if hasattr(module, first) and hasattr(module, second):
-            return getattr(module, first), getattr(module, second)
-    return None
-
-
-def _is_block(module: nn.Module) -> bool:
+def fits(module: nn.Module) -> bool:
+    """Whether a module is built like such a layer."""
     has_mlp = hasattr(module, "mlp") or (hasattr(module, "intermediate") and hasattr(module, "output"))
-    return has_mlp and bool(_attention_linears(module)) and _norms(module) is not None
-
-
-def _prefix(model: nn.Module) -> int:
-    """Class, distillation and register tokens, as the model's embeddings hold them."""
-    tokens = {
-        name.rpartition(".")[2]: parameter.shape[1]
-        for name, parameter in model.named_parameters()
-        if name.endswith(("cls_token", "distillation_token", "register_tokens"))
-    }
-    return sum(tokens.values())
-
-
-def blocks(model: nn.Module) -> list[Block] | None:
-    """The blocks of the first chain of such layers in `model`."""
-    for _, chain in chains(model, _is_block):
-        return [HuggingFaceBlock(f"block {i}", module, _prefix(model)) for i, module in enumerate(chain)]
-    return None
+    has_norms = any(all(hasattr(module, norm) for norm in norms) for norms in _NORMS)
+    return has_mlp and has_norms and bool(_attention_linears(module))

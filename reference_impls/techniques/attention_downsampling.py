@@ -154,7 +154,7 @@ class AttentionDownsampling(Technique):
         if factor == 1:
             warn_no_effect(self.id, "factor is 1")
             return Handle(target)
-        return coarse_handle(target, attentions, Coarseness(queries=factor), threshold)
+        return coarse_handle(self.id, target, attentions, Coarseness(queries=factor), threshold)
 
     def saving(self, target: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         """For each map with n instead of N queries, of C channels, with keys of K and values of V channels in H heads:

@@ -26,6 +26,7 @@ The parts stand in `layers`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -101,8 +102,8 @@ class DimensionConsistentDesign(Technique):
         attentions = _attentions(target)
         if pooled == 0:
             warn_no_effect(self.id, "pooled is 0")
-        chosen = None if threshold is None else lambda a, x: neighbour_similarity(as_map(x, a.size)) >= threshold
-        run = Substitution(dict(islice(attentions.items(), pooled)), pooled_values, chosen)
+        chosen = None if threshold is None else partial(_is_smooth, threshold)
+        run = Substitution(self.id, dict(islice(attentions.items(), pooled)), pooled_values, chosen)
         return Handle(target, undo=run.undo, trace=run.trace)
 
     def saving(self, target: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
@@ -118,6 +119,10 @@ class DimensionConsistentDesign(Technique):
             return 2 * channels * keys * tokens + (keys + values) * tokens**2
 
         return saved(_attentions(target), trace, saving)
+
+
+def _is_smooth(threshold: float, attention: TokenAttention, x: Tensor) -> Tensor:
+    return neighbour_similarity(as_map(x, attention.size)) >= threshold
 
 
 def _attentions(target: object) -> dict[str, TokenAttention]:

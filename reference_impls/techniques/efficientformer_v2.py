@@ -133,7 +133,7 @@ class EfficientFormerV2(TwoHeads):
     def fuse(self) -> EfficientFormerV2:
         """See `TwoHeads.fuse`; the last normalisation goes into the head, for it commutes with the mean over pixels."""
         network = super().fuse()
-        if network.head is not None and isinstance(network.norm, nn.BatchNorm2d):
+        if isinstance(network.head, nn.Linear) and isinstance(network.norm, nn.BatchNorm2d):
             bn, head = network.norm, network.head
             with torch.no_grad():
                 scale = bn.weight / (bn.running_var + bn.eps).sqrt()

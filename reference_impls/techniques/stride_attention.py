@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -202,13 +203,21 @@ def full_attentions(technique: str, target: object) -> dict[str, MapAttention]:
 
 
 def coarse_handle(
-    target: nn.Module, attentions: Mapping[str, MapAttention], coarse: Coarseness, threshold: float | None
+    technique: str,
+    target: nn.Module,
+    attentions: Mapping[str, MapAttention],
+    coarse: Coarseness,
+    threshold: float | None,
 ) -> Handle:
     """The target with coarse attention, on all maps or on those whose `over_resolution` reaches the threshold."""
     factor = max(coarse.queries, coarse.keys)
-    chosen = None if threshold is None else lambda _, x: over_resolution(x, factor) >= threshold
-    run = Substitution(attentions, lambda attention, x: attend_coarsely(attention, x, coarse), chosen)
+    chosen = None if threshold is None else partial(_is_over_resolved, factor, threshold)
+    run = Substitution(technique, attentions, partial(attend_coarsely, coarse=coarse), chosen)
     return Handle(target, undo=run.undo, trace=lambda: run.trace() | {"coarse": coarse})
+
+
+def _is_over_resolved(factor: int, threshold: float, attention: MapAttention, x: Tensor) -> Tensor:
+    return over_resolution(x, factor) >= threshold
 
 
 def coarse_saving(attentions: Mapping[str, MapAttention], trace: Mapping[str, Any]) -> int:
@@ -278,7 +287,7 @@ class StrideAttention(Technique):
             warn_no_effect(self.id, "stride is 1")
             return Handle(target)
         coarse = Coarseness(stride, stride, stride if local == "coarse" else 1)
-        return coarse_handle(target, attentions, coarse, threshold)
+        return coarse_handle(self.id, target, attentions, coarse, threshold)
 
     def saving(self, target: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         """For each coarsened map, what `coarse_macs` gives at full resolution minus what it gives as run.

@@ -126,6 +126,20 @@ def test_two_heads(nano: TwoHeads, version: ModuleType) -> None:
     assert isinstance(make(version, distillation=False).train()(photos()), Tensor)
 
 
+@torch.no_grad()
+def test_without_classes_the_heads_pass_on_the_features(nano: TwoHeads, version: ModuleType) -> None:
+    network, x = version.build(nano.config, num_classes=0).double().eval(), photos()
+    network.load_state_dict({key: value for key, value in nano.state_dict().items() if not key.startswith("head")})
+    features = nano.pool(nano.forward_stages(x)[-1])
+    torch.testing.assert_close(network(x), features)
+    torch.testing.assert_close(network.fuse()(x), features, rtol=1e-10, atol=1e-10)
+    with count() as tally:
+        network(x)
+    assert tally.macs == 2 * network.macs((64, 64))
+    first, second = network.train()(x)
+    assert torch.equal(first, second)
+
+
 def test_modes_return_the_module(nano: TwoHeads) -> None:
     for module in nano.modules():
         assert module.eval() is module

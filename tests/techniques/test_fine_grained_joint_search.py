@@ -341,6 +341,33 @@ def test_exponents_choose_what_the_walk_saves() -> None:
     assert latency(fast) == pytest.approx(100 * NANO.total(whole).macs / NANO.total(fast).macs)
 
 
+def test_units_scale_the_score_and_choose_nothing() -> None:
+    """The walk by plain loops, with the units of the largest network and with 3 million parameters and 1 MAC."""
+
+    def quality(subnet: Subnet) -> float:
+        return 5 * sum(map(sum, subnet.attention)) + sum(map(sum, subnet.ratios)) + 3 * sum(subnet.widths) ** 0.5
+
+    def score(subnet: Subnet, size: float, latency: float) -> float:
+        total = TINY.total(subnet)
+        return 100 * (size / total.parameters) ** 0.5 * latency / total.macs
+
+    whole, walks = TINY.total(TINY.largest()), []
+    for units in ((whole.parameters, whole.macs), (3e6, 1.0)):
+        here, by_hand = TINY.largest(), list[str]()
+        while frontier := dict(moves(TINY, here)):
+            ratios = {}
+            for name, after in frontier.items():
+                ratios[name] = (quality(here) - quality(after)) / (score(after, *units) - score(here, *units))
+            by_hand.append(min(ratios, key=lambda name: ratios[name]))
+            here = frontier[by_hand[-1]]
+        efficiency = Efficiency(TINY, TINY.macs_table(), dict(zip(("size", "latency"), units, strict=True)))
+        path = joint_search(slimmable(), efficiency, quality, math.inf)
+        assert [step.move for step in path[1:]] == by_hand
+        assert path[-1].benefit == pytest.approx(score(TINY.smallest(), *units))
+        walks.append(by_hand)
+    assert walks[0] == walks[1]
+
+
 def test_only_modules_can_be_calibrated() -> None:
     x = torch.zeros(2, 1, 16, 16)
     trial = Trial(lambda subnet: lambda x: x, SearchData(x, calibration=x))

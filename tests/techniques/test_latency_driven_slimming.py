@@ -210,7 +210,7 @@ def test_rules_hold_on_every_path(seed: int) -> None:
 
 def test_the_three_moves_by_hand() -> None:
     a = Architecture((32, 32, 64, 48), (("4d", "4d"), ("4d", "identity"), ("4d", "3d"), ("3d",)))
-    scores = {(0, 0): 3.0, (0, 1): 2.0, (1, 0): 0.5, (1, 1): 0.1, (2, 0): 4.0, (2, 1): 5.0, (3, 0): 0.7}
+    scores = {(0, 0): 3.0, (0, 1): 2.0, (1, 0): 0.5, (1, 1): 0.3, (2, 0): 4.0, (2, 1): 5.0, (3, 0): 0.7}
     found = dict(moves(a, scores))
     assert list(found) == ["remove 1.2", "3d to 4d 3.2", "narrow 2"]
     assert found["remove 1.2"].text() == "32 4. | 32 4. | 64 43 | 48 3"

@@ -105,7 +105,8 @@ def brute_force(embeddings: Tensor, epsilon: float, labels: Tensor | None, keep:
     for label in set(labels.tolist()):
         members = [i for i in range(len(z)) if labels[i] == label]
         centroid = z[members].mean(0)
-        members.sort(key=lambda i: float(z[i] @ centroid), reverse=keep == "easy")
+        members.sort(key=lambda i: float(z[i] @ centroid))
+        members = members[::-1] if keep == "easy" else members
         for position, i in enumerate(members):
             kept[i] = not any(float(z[i] @ z[j]) > 1 - epsilon for j in members[:position])
     return kept
@@ -213,10 +214,53 @@ def test_tiles_do_not_change_the_result(block: int):
     assert sum(int(tile.isfinite().sum()) for _, _, tile in tiles) == 50 * 49 // 2
 
 
-def test_of_equal_items_the_first_in_the_data_set_is_kept():
+def test_of_equal_items_the_first_in_the_data_set_is_kept_and_the_last_when_the_order_is_reversed():
     rows = torch.eye(4).repeat(3, 1)  # the centroid is equally far from all
     assert semdedup(rows, 0.5).kept.tolist() == [0, 1, 2, 3]
     assert semdedup(rows, 0.5).twin.tolist() == [0, 1, 2, 3] * 2
+    assert semdedup(rows, 0.5, keep="easy").kept.tolist() == [8, 9, 10, 11]
+    labels = torch.arange(12) % 4
+    for keep in ("hard", "easy"):
+        expected = brute_force(rows, 0.5, labels, keep).nonzero().flatten()
+        assert torch.equal(semdedup(rows, 0.5, labels, keep).kept, expected)
+
+
+@pytest.mark.parametrize("dimension", [3, 100, 384])
+def test_copies_keep_the_order_of_the_data_set_in_single_precision(dimension: int):
+    groups = torch.randint(40, (150,), generator=generator(1))
+    rows = gaussian(40, dimension).float()[groups]
+    places = {group: [i for i in range(150) if groups[i] == group] for group in set(groups.tolist())}
+    assert semdedup(rows, 1e-5).kept.tolist() == sorted(indices[0] for indices in places.values())
+    assert semdedup(rows, 1e-5, keep="easy").kept.tolist() == sorted(indices[-1] for indices in places.values())
+
+
+@pytest.mark.parametrize("keep", ["hard", "easy"])
+def test_items_are_ordered_by_the_centroids_that_k_means_returned(keep: technique.Keep):
+    rows = torch.cat([gaussian(30, 4), gaussian(30, 4) + 0.2 * gaussian(30, 4, seed=1)])
+    labels, centroids = torch.arange(60) % 3, gaussian(3, 4, seed=2)
+    z, expected = unit(rows), []
+    for label in range(3):
+        cosine = {i: float(z[i] @ centroids[label] / centroids[label].norm()) for i in range(label, 60, 3)}
+        members = sorted(cosine, key=lambda i: cosine[i])[:: -1 if keep == "easy" else 1]
+        earlier = [[float(z[i] @ z[j]) for j in members[:position]] for position, i in enumerate(members)]
+        expected += [i for i, cosines in zip(members, earlier, strict=True) if max(cosines, default=0) <= 0.9]
+    selection = semdedup(rows, 0.1, labels, keep, centroids=centroids)
+    assert selection.kept.tolist() == sorted(expected)
+    assert not torch.equal(selection.kept, semdedup(rows, 0.1, labels, keep).kept)
+    handle = SEMDEDUP.apply(range(60), embeddings=rows, labels=labels, centroids=centroids, keep=keep, epsilon=0.1)
+    assert list(handle.target) == sorted(expected)
+
+
+def test_centroids_that_do_not_fit_are_named():
+    rows, labels = torch.eye(3), torch.tensor([0, 1, 5])
+    for centroids, of_items, says in (
+        (torch.ones(6, 3), None, "labels"),
+        (torch.ones(5, 3), labels, "label 5"),
+        (torch.ones(6, 2), labels, "centroids must have shape"),
+        (torch.full((6, 3), torch.nan), labels, "centroids holds values that are not finite"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            semdedup(rows, 0.1, of_items, centroids=centroids)
 
 
 def test_closest_earlier_equals_the_upper_triangle_of_algorithm_a7():

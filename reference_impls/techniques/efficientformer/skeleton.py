@@ -92,8 +92,9 @@ class TwoHeads(nn.Module):
     """Stem, four stages, normalisation, mean over positions, and two linear heads.
 
     Images (B, C, H, W), H and W multiples of 32 -> logits (B, classes), the mean of both heads; while training, the
-    pair of logits. Without `distillation` there is one head; with `features_only` there is none, and the maps of the
-    stages are returned. `config` is the `Config` of either version.
+    pair of logits. Without `distillation` there is one head; without classes (`num_classes=0`) the heads pass on the
+    mean over positions; with `features_only` there are none, and the maps of the stages are returned as they are.
+    `config` is the `Config` of either version.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class TwoHeads(nn.Module):
         """A copy for deployment, in evaluation mode, of equal outputs: batch norm folded, the two heads one."""
         network = copy.deepcopy(self).eval()
         fold_batch_norm(network)
-        if network.head is not None and network.head_dist is not None:
+        if isinstance(network.head, nn.Linear) and isinstance(network.head_dist, nn.Linear):
             with torch.no_grad():
                 network.head.weight.add_(network.head_dist.weight).div_(2)
                 network.head.bias.add_(network.head_dist.bias).div_(2)
@@ -185,7 +186,9 @@ def _(network: TwoHeads, shape: Shape) -> Footprint:
     return sum(network.parts((shape[1], shape[2])).values(), Footprint())
 
 
-def _head(width: int, classes: int) -> nn.Linear:
+def _head(width: int, classes: int) -> nn.Module:
+    if classes == 0:
+        return nn.Identity()
     head = nn.Linear(width, classes)
     initialise_small(head)
     return head
