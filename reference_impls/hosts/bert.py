@@ -31,6 +31,7 @@ class MeanRamp(nn.Module):
 def mean_pool(x: Tensor, real: Tensor | None = None) -> Tensor:
     """Tokens (B, N, D) -> the mean of the real ones, all if None is given, (B, D). Summed in float32 at least.
 
+    Whatever padding holds is left out, NaN too, which attention leaves where it sees no real token.
     Raises: ValueError for a sample without a real token.
     """
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -39,8 +40,8 @@ def mean_pool(x: Tensor, real: Tensor | None = None) -> Tensor:
     if not bool(real.any(1).all()):
         empty = (~real.any(1)).nonzero().flatten().tolist()
         raise ValueError(f"a mean needs at least one real token, which samples {empty} do not have: all are padding")
-    weight = real.unsqueeze(-1).to(wide.dtype)
-    return ((wide * weight).sum(dim=1) / weight.sum(dim=1)).to(x.dtype)
+    kept = real.unsqueeze(-1)  # (B, N, 1)
+    return (wide.masked_fill(~kept, 0).sum(dim=1) / kept.sum(dim=1)).to(x.dtype)
 
 
 def staged_bert(model: Any, classes: int) -> Staged:

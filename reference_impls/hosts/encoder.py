@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from reference_impls.contract import UnsupportedHost, check_tensor, tensors
-from reference_impls.hosts.staged import Shared, refuse_tracing, select
+from reference_impls.contract.replacement import refuse_capture
+from reference_impls.hosts.staged import Shared, select
 
 PROBE = (3, 6)  # samples and tokens of the run that takes an encoder apart
 _PLAIN = (Tensor, bool, int, float, str, torch.dtype, torch.device, type(None))
@@ -154,7 +155,7 @@ class Front(nn.Module):
     what each layer is called with}. `left_out` names the parameters of the encoder that its last hidden state does not
     depend on, such as a pooler's.
 
-    Raises: TypeError or ValueError for bad inputs; RuntimeError while torch traces or exports.
+    Raises: TypeError or ValueError for bad inputs; NotImplementedError while a graph is captured.
     """
 
     def __init__(self, frame: nn.Module, depth: int, names: bool) -> None:
@@ -165,7 +166,7 @@ class Front(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # control flow by an exception; what is expensive is outside
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        refuse_tracing("an encoder in stages", "an exception ends its forward in front of the first layer")
+        refuse_capture("the encoder's forward ends in front of its first layer", "to the encoder with captured layers")
         ids, real = check_inputs(inputs)
         calls: list[Call] = []
         numbers: dict[int, int] = {}

@@ -123,13 +123,6 @@ def batch_size(state: State) -> int:
     return shapes[0][0]
 
 
-def refuse_tracing(what: str, why: str) -> None:
-    """RuntimeError while torch traces or exports."""
-    exporting = getattr(torch.compiler, "is_exporting", bool)()  # torch 2.6 does not tell
-    if exporting or torch.jit.is_tracing():
-        raise RuntimeError(f"{what} cannot be traced or exported, because {why}: export the model without it")
-
-
 def select(state: State, samples: Tensor) -> State:
     """The same state with only these samples, (n,) int64, in their order.
 

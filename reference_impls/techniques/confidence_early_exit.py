@@ -38,7 +38,8 @@ from reference_impls.contract import (
     tensors,
     warn_no_effect,
 )
-from reference_impls.hosts.staged import Staged, State, batch_size, count_stages, refuse_tracing, select
+from reference_impls.contract.replacement import refuse_capture
+from reference_impls.hosts.staged import Staged, State, batch_size, count_stages, select
 from reference_impls.redundancy.sufficiency import sufficiency
 
 Rule = Literal["confidence", "entropy", "patience"]
@@ -156,8 +157,8 @@ class EarlyExit(nn.Module):
 
     Raises: ValueError for a bad rule or threshold, for an empty batch, and for logits that are not finite, have fewer
         than 2 classes or another number than an earlier exit's, or no row for each sample; UnsupportedHost for a
-        network that is not in eval mode; RuntimeError while the network is traced or exported, because the shapes
-        depend on the data.
+        network that is not in eval mode; NotImplementedError while a graph is captured (`torch.export`,
+        `torch.jit.trace`), because the shapes depend on the data.
     """
 
     def __init__(self, network: Staged, rule: Rule, threshold: float) -> None:
@@ -170,7 +171,7 @@ class EarlyExit(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: State) -> Tensor:
-        refuse_tracing("early exit", "how many samples each stage computes depends on the data")
+        refuse_capture("how many samples a stage computes depends on the data", "around captured stages and heads")
         if any(part.training for part in self._parts):
             _check_mode(self.network)
         state, n, last = inputs, batch_size(inputs), len(self.network.stages) - 1
