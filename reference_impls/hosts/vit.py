@@ -81,18 +81,14 @@ class VitBlock(Block):
 
     def positions(self, tokens: int, given: Mapping[str, Any]) -> Positions:
         bias, rotary = self._own_bias(), None
-        if "attn.rel_pos" not in self._inner:
-            for shared in (given.get(name) for name in _SHARED):
-                bias = shared if bias is None else bias if shared is None else bias + shared
+        for name in _SHARED if "attn.rel_pos" not in self._inner else ():  # timm's own module overrides the model's
+            if (shared := given.get(name)) is not None:
+                shared = _with_batch(shared)
+                bias = shared if bias is None else bias + shared
         if (rope := given.get("rope")) is not None:
-            if rope.ndim < 4:  # (N, 2 d), or (H, N, 2 d)
-                rope = rope.reshape(1, -1, *rope.shape[-2:])
-            sin, cos = rope.chunk(2, -1)
-            leading = (*cos.shape[:2], tokens - cos.shape[2], cos.shape[3])
-            rotary = (
-                torch.cat((cos.new_ones(leading), cos), 2),
-                torch.cat((sin.new_zeros(leading), sin), 2),
-            )
+            sin, cos = _with_batch(rope).chunk(2, -1)
+            nowhere = (*cos.shape[:2], tokens - cos.shape[2], cos.shape[3])
+            rotary = torch.cat((cos.new_ones(nowhere), cos), 2), torch.cat((sin.new_zeros(nowhere), sin), 2)
         return Positions(bias, rotary)
 
     def _own_bias(self) -> Tensor | None:
@@ -156,6 +152,11 @@ class VitBlock(Block):
     @property
     def attention_weights(self) -> int:
         return weights(*(self.part(path) for path in ("attn.qkv", *_PROJECTIONS, "attn.gate", "attn.proj")))
+
+
+def _with_batch(x: Tensor) -> Tensor:
+    """(N, M), (H, N, M) or (B, H, N, M) -> (1 or B, 1 or H, N, M)."""
+    return x.reshape(1, -1, *x.shape[-2:]) if x.ndim < 4 else x
 
 
 def fits(module: nn.Module) -> bool:
