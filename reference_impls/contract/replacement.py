@@ -14,7 +14,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -100,6 +100,7 @@ def _run(module: nn.Module, depth: int, *args: Any, **kwargs: Any) -> Any:
 def _replaceable(kind: Any) -> Any:
     """The subclass of `kind` that runs the stack of its instance. It keeps the name, which other libraries look at."""
 
+    @wraps(kind.forward)  # for readers of its signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return _run(self, len(vars(self).get(_STACK, ())) - 1, *args, **kwargs)
 

@@ -4,7 +4,7 @@ A technique that works inside a transformer asks `transformer_blocks(id, model)`
 what they compute. Each family of models has its adapter, which goes by structure, so nothing but torch is imported:
 
 - `hosts/vit.py`: plain torch and timm vision transformers (and `reference_impls.models.vit`);
-- `hosts/transformers.py`: Hugging Face ViT, DeiT, DINOv2 and what shares their layers.
+- `hosts/transformers.py`: Hugging Face ViT, DeiT, DINOv2, DINOv3, BEiT, CLIP, SigLIP and what shares their layers.
 
 What an adapter does not account for is refused (`Block.check`).
 """
@@ -20,8 +20,9 @@ from reference_impls.hosts.block import Block, chains, checked, leading_tokens
 __all__ = ["NEEDS", "Block", "transformer_blocks"]
 
 NEEDS = (
-    "a transformer whose blocks are attention and MLP on tokens: a plain torch or timm ViT "
-    "(blocks with norm1, attn.qkv, attn.proj, attn.num_heads, norm2, mlp) or a Hugging Face ViT, DeiT or DINOv2"
+    "a transformer whose blocks are attention and MLP on tokens that all attend to each other: a plain torch or timm ViT "
+    "(blocks with norm1, attn.qkv, attn.proj, attn.num_heads, norm2, mlp) or one of Hugging Face (ViT, DeiT, DINO, "
+    "BEiT, ViT-MAE, the vision towers of CLIP and SigLIP)"
 )
 ADAPTERS = ((vit.fits, vit.VitBlock), (transformers.fits, transformers.HuggingFaceBlock))
 

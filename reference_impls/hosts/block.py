@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -93,8 +94,12 @@ class Block(ABC):
             for path, _ in module.named_modules()
             if path and not any(path == part or path.startswith(f"{part}.") for part in self._parts)
         }
-        self.in_tuple = False
-        """The block returns its tokens as a tuple of one."""
+        self.beside: tuple[None, ...] | None = None
+        """What the block returns behind its tokens; None if it returns no tuple."""
+        arguments = _arguments(module)
+        self.arguments = tuple(arguments)
+        """Names of what the block can be given by position, the tokens first."""
+        self.required = [name for name, is_required in arguments.items() if is_required][1:]
 
     def of(self, module: nn.Module) -> Self:
         """The same view of a copy or replica of the block."""
@@ -189,10 +194,11 @@ class Block(ABC):
         Raises: NotImplementedError for anything that the rebuilt block would ignore, such as a mask.
         """
         given = dict(kwargs)
-        x, *others = args if args else (given.pop(self.TOKENS), *args)
+        x, *others = args or (given.pop(self.TOKENS),)
+        given |= zip(self.arguments[1:], others, strict=False)
         wanted = {name: value for name, value in given.items() if self.takes(name)}
         unknown = [repr(name) for name, value in given.items() if name not in HARMLESS | {*wanted} and _says(value)]
-        unknown += [type(value).__name__ for value in others if _says(value)]
+        unknown += [type(value).__name__ for value in others[len(self.arguments) - 1 :] if _says(value)]
         unknown += [name for name, module in self.bypassed() if not _quiet(module)]
         if unknown:
             raise NotImplementedError(
@@ -208,11 +214,11 @@ class Block(ABC):
 
     def returned(self, x: Tensor) -> Any:
         """Tokens as the block returns them."""
-        return (x,) if self.in_tuple else x
+        return x if self.beside is None else (x, *self.beside)
 
     def tokens(self, returned: Any) -> Tensor:
         """The tokens (B, N, D) in what the block returns."""
-        x = returned[0] if isinstance(returned, tuple) else returned
+        x = _first(returned)
         return x if self.batch_first else x.transpose(0, 1)
 
     def attention(self, x: Tensor, bias: Tensor | None = None, positions: Positions = NOWHERE) -> tuple[Tensor, Tensor]:
@@ -276,14 +282,17 @@ class Block(ABC):
             return None
         shape = (1, self.grid() or max(4, self.prefix + 2), self.input_width)
         x = torch.randn(shape, generator=generator(0)).to(parameter)
-        given = self.example(x)
+        given = dict.fromkeys(self.required) | self.example(x)
         with _quietly(self.module):
             try:
                 # Some blocks have another path for batches without gradients, which hides what the parts compute.
                 expected = original_forward(self.module)(x if self.batch_first else x.transpose(0, 1), **given)
             except Exception as error:
                 return f"blocks of tokens (B, N, D), but {self.name} cannot take them: {error}"
-            self.in_tuple, expected = isinstance(expected, tuple), self.tokens(expected)
+            self.beside = expected[1:] if isinstance(expected, tuple) else None
+            if any(one is not None for one in self.beside or ()) or not isinstance(_first(expected), Tensor):
+                return f"blocks that return their tokens and nothing else, but {self.name} returns more"
+            expected = self.tokens(expected)
             y, _ = self.attention(x, positions=self.positions(x.shape[1], given))
             actual = self.mlp(y)
         limit = TOLERANCE.get(x.dtype, 1e-4) * expected.abs().max()
@@ -294,6 +303,16 @@ class Block(ABC):
     def example(self, x: Tensor) -> dict[str, Any]:
         """What else the model would give its block with tokens x: (1, N, D), by name."""
         return {}
+
+
+def _arguments(module: nn.Module) -> dict[str, bool]:
+    """What a module can be given by position, by name, and whether it must be."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    return {one.name: one.default is one.empty for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD}
+
+
+def _first(returned: Any) -> Any:
+    return returned[0] if isinstance(returned, tuple) and returned else returned
 
 
 def _at(module: Any, names: list[str]) -> Any:
@@ -368,6 +387,8 @@ def checked(technique: str, model: nn.Module, blocks: list[Block]) -> list[Block
     """The blocks, if each is what its adapter takes it for. UnsupportedHost, which names the part, otherwise."""
     if len({id(block.module) for block in blocks}) < len(blocks):
         raise UnsupportedHost(technique, model, "blocks that run once each, but some are used again")
+    if any(getattr(getattr(module, "config", None), "output_attentions", False) for module in model.modules()):
+        raise UnsupportedHost(technique, model, "not to be asked for attention maps (config.output_attentions)")
     for block in blocks:
         if others := set(replaced_by(block.module)) - {technique}:
             raise UnsupportedHost(technique, model, f"blocks that no other technique replaces ({', '.join(others)})")
@@ -386,7 +407,8 @@ LEADING = (
 def leading_tokens(model: nn.Module, chain: str) -> int | None:
     """How many leading tokens stand for no place, by the parameters of whoever owns the chain of blocks of that name.
 
-    None where a parameter looks like such a token, but has a name that nobody knows: then only the user can tell.
+    The owner is the nearest that has such parameters, or that makes tokens of patches. None where a parameter looks
+    like such a token, but has a name that nobody knows: then only the user can tell.
     """
     path = chain
     while path:
@@ -394,11 +416,20 @@ def leading_tokens(model: nn.Module, chain: str) -> int | None:
         owner = model.get_submodule(path)
         if hasattr(owner, "num_prefix_tokens"):
             return int(owner.num_prefix_tokens)
-        own = [(name, p) for name, p in owner.named_parameters() if not f"{path}.{name}".lstrip(".").startswith(chain)]
+        inside = chain.removeprefix(f"{path}.") + "."
+        own = [(name, p) for name, p in owner.named_parameters() if not name.startswith(inside)]
+        if any(_looks_leading(name, p) for name, p in own):
+            return None
         known = [p for name, p in own if name.rpartition(".")[2] in LEADING]
         if known:
             return sum(p.shape[-2] if p.ndim > 1 else 1 for p in known)
-        place = re.compile(r"pos|mask|probe|latent|query")
-        if any(p.ndim == 3 and len(p) == 1 and "." not in name and not place.search(name) for name, p in own):
-            return None
+        if any("patch" in name for name, _ in own):
+            return 0
     return 0
+
+
+def _looks_leading(name: str, parameter: Tensor) -> bool:
+    _, _, last = name.rpartition(".")
+    if last in LEADING or parameter.ndim != 3 or len(parameter) != 1 or re.search("pos|mask|probe|latent|query", last):
+        return False
+    return "." not in name or "token" in last
