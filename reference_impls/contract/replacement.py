@@ -14,7 +14,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial, wraps
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -67,6 +67,12 @@ def original_forward(module: nn.Module) -> Callable[..., Any]:
     return partial(_run, module, sum(not one.technique for one in stack) - 1)
 
 
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward that the module's class defines, below all techniques: `own_forward(module)(module, *inputs)`."""
+    kinds: Any = type(module).__mro__
+    return next(kind for kind in kinds if "_unreplaced" not in vars(kind) and "forward" in vars(kind)).forward
+
+
 def refuse_capture(why: str, how: str) -> None:
     """Raise NotImplementedError while a graph is captured that holds no decisions (`torch.export`, `torch.jit.trace`).
 
@@ -90,9 +96,7 @@ def _restore(module: nn.Module) -> None:
 def _run(module: nn.Module, depth: int, *args: Any, **kwargs: Any) -> Any:
     """What the lowest `depth + 1` replacements make of a call."""
     if depth < 0:
-        kinds: Any = type(module).__mro__
-        own = next(kind for kind in kinds if "_unreplaced" not in vars(kind) and "forward" in vars(kind))
-        return own.forward(module, *args, **kwargs)
+        return own_forward(module)(module, *args, **kwargs)
     return vars(module)[_STACK][depth].compute(module, partial(_run, module, depth - 1), *args, **kwargs)
 
 
@@ -100,7 +104,6 @@ def _run(module: nn.Module, depth: int, *args: Any, **kwargs: Any) -> Any:
 def _replaceable(kind: Any) -> Any:
     """The subclass of `kind` that runs the stack of its instance. It keeps the name, which other libraries look at."""
 
-    @wraps(kind.forward)  # for readers of its signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return _run(self, len(vars(self).get(_STACK, ())) - 1, *args, **kwargs)
 

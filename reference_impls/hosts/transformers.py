@@ -103,11 +103,11 @@ class HuggingFaceBlock(Block):
     @property
     def _on_grid(self) -> bool:
         """Whether the model tells its blocks the size of the image, and a bias as if it were a mask."""
-        return "resolution" in self.arguments
+        return self.accepts("resolution")
 
     @property
     def _rotary(self) -> bool:
-        return "position_embeddings" in self.arguments
+        return self.accepts("position_embeddings")
 
     @property
     def _patch(self) -> tuple[int, int]:
@@ -117,9 +117,9 @@ class HuggingFaceBlock(Block):
 
     def takes(self, name: str) -> bool:
         if name == "attention_mask":
-            return self._on_grid and "relative_position_bias" not in self.arguments
+            return self._on_grid and not self.accepts("relative_position_bias")
         known = ("resolution", "interpolate_pos_encoding", "relative_position_bias", "position_embeddings")
-        return name in known and name in self.arguments
+        return name in known and self.accepts(name)
 
     def positions(self, tokens: int, given: Mapping[str, Any]) -> Positions:
         if (rotary := given.get("position_embeddings")) is not None:
@@ -154,9 +154,9 @@ class HuggingFaceBlock(Block):
 
 
 def _of_all_tokens(cos: Tensor, sin: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (1, N, d) of N tokens, from those of the last (n, d): the leading ones do not turn."""
+    """Cosines and sines (1, 1, N, d) of N tokens, from those of the last (n, d): the leading ones do not turn."""
     leading = cos.new_zeros(tokens - cos.shape[-2], cos.shape[-1])
-    return torch.cat((leading + 1, cos)).unsqueeze(0), torch.cat((leading, sin)).unsqueeze(0)
+    return torch.cat((leading + 1, cos))[None, None], torch.cat((leading, sin))[None, None]
 
 
 def _attention(module: Any) -> Any:
