@@ -274,6 +274,14 @@ class Block(ABC):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.scale)
         return y.transpose(1, 2).flatten(2), k
 
+    def keys(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The keys (B, H, N, d) that logits are made of, when the model gives its block these arguments."""
+        given, extra = self.read(args, kwargs)
+        x = given if self.batch_first else given.transpose(0, 1)
+        _, k, _ = self.qkv(x)
+        rotary = self.positions(x.shape[1], extra).rotary
+        return k if rotary is None else self.rotated(k, *rotary)
+
     def rotated(self, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries or keys (B, H, N, d) turned by their positions, halves of a head as real and imaginary parts."""
         a, b = y.chunk(2, -1)
