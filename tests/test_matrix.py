@@ -216,6 +216,22 @@ def averaged(target: Any) -> Any:
     return torch.optim.swa_utils.AveragedModel(target).module
 
 
+def functional(subject: Subject, dtype: torch.dtype) -> Found:
+    """The model as a function of its weights, as meta-learning and ensembles run it: those that are given count."""
+    case, other = subject.case(dtype), subject.case(dtype)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(0.9)
+    expected = applied(subject, other)
+    with subject.apply(case) as handle:
+        weights = dict(other.model.named_parameters())
+        call = lambda model, inputs: torch.func.functional_call(model, weights, (inputs,))  # noqa: E731
+        outputs = result(
+            Case(case.model, case.inputs, lambda model, x: case.run(partial(call, model), x)), handle.target
+        )
+    yield "with other weights", outputs, expected, TOLERANCE[dtype]
+
+
 def state_dict(subject: Subject, dtype: torch.dtype) -> Found:
     """The weights are saved under the model's own names."""
     case, fresh = subject.case(dtype), subject.case(dtype)
@@ -406,6 +422,7 @@ MODES: dict[str, Callable[[Subject, torch.dtype], Found]] = {
     "deepcopy": partial(copied, copies=copy.deepcopy),
     "averaged": partial(copied, copies=averaged),
     "pickle": partial(copied, copies=pickled),
+    "functional": functional,
     "state dict": state_dict,
     "nested": nested,
     "threads": threads,
@@ -512,7 +529,7 @@ CAMERAS = ("timm resnet18", "torchvision mobilenet_v3_small", "torchvision squee
 
 def cells() -> Iterator[Cell]:
     for family in (*TRANSFORMERS, *TIMM, *OTHERS):
-        readers = ("hidden states", "hooks") if family not in OTHERS else ("hooks",)
+        readers = ("hidden states", "hooks", "functional") if family not in OTHERS else ("hooks", "functional")
         modes = (*ALWAYS, "equal parts", *TRAINING, *readers, *(("attentions",) if family in TRANSFORMERS else ()))
         yield from (Cell("token-merging", family, "float32", mode) for mode in modes)
         yield from (Cell("token-merging", family, dtype, "eval") for dtype in DTYPES)
