@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 import random
 import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
@@ -173,6 +176,11 @@ def module_state(target: Any) -> dict[str, Any]:
         state[f"{name}:class"] = type(module)
         state[f"{name}:training"] = module.training
     return state
+
+
+def tensors_of(target: Any) -> list[Tensor]:
+    """Parameters and buffers of a target that is a module."""
+    return [*target.parameters(), *target.buffers()] if isinstance(target, nn.Module) else []
 
 
 def same(a: Any, b: Any) -> bool:
@@ -346,18 +354,67 @@ def undo_restores(technique: Technique, cases: Cases, device: str) -> None:
 
 @check
 def handles_nest(technique: Technique, cases: Cases, device: str) -> None:
-    """Applied twice to one target, each undo in turn brings back what was there before."""
+    """Applied twice to one target, each undo takes out its own, whichever of the two comes first."""
     first, last = active_settings(technique)[0], active_settings(technique)[-1]
     case = cases.build("typical", SEED, device)
     plain = run(case)
-    with applied(technique, case, first) as outer:
-        alone = run(case, outer.target)
-        with applied(technique, case, last) as inner:
-            run(case, inner.target)
-        outer.reset()
-        ended = torch.equal(run(case, outer.target), alone)
-        require(ended, f"{last.name} inside {first.name} does not end with its undo")
-    require(torch.equal(run(case), plain), f"{first.name} does not end with its undo after {last.name} was inside")
+    below = applied(technique, case, first)
+    alone = run(case, below.target)
+    with applied(technique, case, last) as above:
+        run(case, above.target)
+    below.reset()
+    require(torch.equal(run(case, below.target), alone), f"{last.name} over {first.name} does not end with its undo")
+    above = applied(technique, case, first)
+    below.undo()
+    require(torch.equal(run(case, above.target), alone), f"{first.name} over itself ends with the undo of the other")
+    above.undo()
+    require(torch.equal(run(case), plain), f"{first.name} does not end with its undo once others were undone")
+
+
+@check
+def copies_are_independent(technique: Technique, cases: Cases, device: str) -> None:
+    """A deep copy of a target with the technique, and one that was pickled, work, on weights of their own."""
+    setting = active_settings(technique)[0]
+    case = cases.build("typical", SEED, device)
+    with applied(technique, case, setting) as handle:
+        expected = run(case, handle.target)
+        handle.reset()
+        copies = {"deep copy": copy.deepcopy(handle.target)}
+        try:
+            copies["unpickled copy"] = pickle.loads(pickle.dumps(handle.target))
+        except TypeError as error:
+            require(technique.id in str(error), f"the error that it cannot be pickled does not name it: {error}")
+        with torch.no_grad():
+            for tensor in tensors_of(case.target):
+                tensor.zero_()
+    for what, target in copies.items():
+        require(torch.equal(run(case, target), expected), f"the {what} gives another result than the original gave")
+
+
+@check
+def threads_do_not_mix(technique: Technique, cases: Cases, device: str) -> None:
+    """Several threads on one target each get what they would get alone; of a stateful technique, with a handle each."""
+    setting = active_settings(technique)[0]
+    case = cases.build("typical", SEED, device)
+    inputs = [cases.build("typical", SEED + n, device).inputs for n in range(4)]
+    if not isinstance(case.target, nn.Module):  # a data set: its items are not computed
+        return
+    with ExitStack() as stack:
+        number = len(inputs) if technique.stateful else 1
+        handles = [stack.enter_context(applied(technique, case, setting)) for _ in range(number)] * len(inputs)
+
+        def results(n: int, times: int) -> list[Tensor]:
+            found = []
+            for _ in range(times):
+                handles[n].reset()
+                found.append(run(case, handles[n].target, inputs[n]))
+            return found
+
+        expected = [results(n, 1)[0] for n in range(len(inputs))]
+        with ThreadPoolExecutor(len(inputs)) as pool:
+            together = list(pool.map(results, range(len(inputs)), [3] * len(inputs)))
+        right = all(torch.equal(one, got) for one, some in zip(expected, together, strict=True) for got in some)
+        require(right, "a thread gets another result than it would get alone")
 
 
 @check

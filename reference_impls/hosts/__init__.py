@@ -5,7 +5,7 @@ what they compute. Each family of models has its adapter, which goes by structur
 
 - `hosts/vit.py`: vision transformers of timm's structure (and `reference_impls.models.vit`);
 - `hosts/multihead.py`: blocks around `nn.MultiheadAttention`, of torch itself, torchvision and CLIP;
-- `hosts/transformers.py`: Hugging Face ViT, DeiT, DINOv2 and what shares their layers.
+- `hosts/transformers.py`: Hugging Face ViT, DeiT, DINOv2, DINOv3, BEiT, CLIP, SigLIP and what shares their layers.
 
 What an adapter does not account for is refused (`Block.check`).
 """
@@ -23,9 +23,10 @@ from reference_impls.hosts.block import Block, chains, checked, leading_tokens
 __all__ = ["NEEDS", "Block", "transformer_blocks"]
 
 NEEDS = (
-    "a transformer whose blocks are attention and MLP on tokens: a ViT of timm's structure (blocks with norm1, "
-    "attn.qkv, attn.proj, attn.num_heads, norm2, mlp), one around nn.MultiheadAttention (torch, torchvision, CLIP), or "
-    "a Hugging Face ViT, DeiT or DINOv2"
+    "a transformer whose blocks are attention and MLP on tokens that all attend to each other: a ViT of timm's "
+    "structure (blocks with norm1, attn.qkv, attn.proj, attn.num_heads, norm2, mlp), one around nn.MultiheadAttention "
+    "(torch, torchvision, CLIP), or one of Hugging Face (ViT, DeiT, DINO, BEiT, ViT-MAE, the vision towers of CLIP and "
+    "SigLIP)"
 )
 ADAPTERS: tuple[tuple[Callable[[nn.Module], bool], type[Block]], ...] = (
     (vit.fits, vit.VitBlock),

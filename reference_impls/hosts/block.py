@@ -105,8 +105,11 @@ class Block(ABC):
         }
         self._tensors = {path: path.split(".") for path in self.TENSORS if isinstance(_get(module, path), Tensor)}
         self.norms: Norms = self.NORMS[0]
-        self.in_tuple = False
-        """The block returns its tokens as a tuple of one."""
+        self.beside: tuple[None, ...] | None = None
+        """What the block returns behind its tokens; None if it returns no tuple."""
+        inputs = list(inspect.signature(own_forward(module)).parameters.values())[1:]  # the tokens first
+        self._positional = [one.name for one in inputs if one.kind is one.POSITIONAL_OR_KEYWORD][1:]
+        self._required = [one.name for one in inputs if one.default is one.empty and one.name in self._positional]
 
     def of(self, module: nn.Module) -> Self:
         """The same view of a copy or replica of the block."""
@@ -218,11 +221,12 @@ class Block(ABC):
         Raises: NotImplementedError for anything that the rebuilt block would ignore, such as a mask.
         """
         given = dict(kwargs)
-        x, *others = args if args else (given.pop(self.TOKENS), *args)
+        x, *others = args or (given.pop(self.TOKENS),)
+        given |= zip(self._positional, others, strict=False)
         wanted = {name: value for name, value in given.items() if self.takes(name)}
         ignored = {name: value for name, value in given.items() if name not in HARMLESS | {*wanted}}
         unknown = [repr(name) for name, value in ignored.items() if _says(value, self.HIDES)]
-        unknown += [type(value).__name__ for value in others if _says(value, self.HIDES)]
+        unknown += [type(value).__name__ for value in others[len(self._positional) :] if _says(value, self.HIDES)]
         unknown += [name for name, module in self.bypassed() if not _quiet(module)]
         if unknown:
             raise NotImplementedError(
@@ -241,11 +245,11 @@ class Block(ABC):
 
     def returned(self, x: Tensor) -> Any:
         """Tokens as the block returns them."""
-        return (x,) if self.in_tuple else x
+        return x if self.beside is None else (x, *self.beside)
 
     def tokens(self, returned: Any) -> Tensor:
         """The tokens (B, N, D) in what the block returns."""
-        x = returned[0] if isinstance(returned, tuple) else returned
+        x = _first(returned)
         return x if self.batch_first else x.transpose(0, 1)
 
     def attention(self, x: Tensor, bias: Tensor | None = None, positions: Positions = NOWHERE) -> tuple[Tensor, Tensor]:
@@ -269,6 +273,14 @@ class Block(ABC):
         bias = bias if bias is None else bias.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.scale)
         return y.transpose(1, 2).flatten(2), k
+
+    def keys(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The keys (B, H, N, d) that logits are made of, when the model gives its block these arguments."""
+        given, extra = self.read(args, kwargs)
+        x = given if self.batch_first else given.transpose(0, 1)
+        _, k, _ = self.qkv(x)
+        rotary = self.positions(x.shape[1], extra).rotary
+        return k if rotary is None else self.rotated(k, *rotary)
 
     def rotated(self, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries or keys (B, H, N, d) turned by their positions, halves of a head as real and imaginary parts."""
@@ -317,7 +329,8 @@ class Block(ABC):
         shape = (1, self.grid() or max(4, self.prefix + 2), self.input_width)
         x = torch.randn(shape, generator=generator(0)).to(parameter)
         with _quietly(self.module):
-            return functional_call(_Trial(self), _drawn(self.module), (x, self.example(x)))
+            given = dict.fromkeys(self._required) | self.example(x)
+            return functional_call(_Trial(self), _drawn(self.module), (x, given))
 
     def example(self, x: Tensor) -> dict[str, Any]:
         """What else the model would give its block with tokens x: (1, N, D), by name."""
@@ -325,7 +338,7 @@ class Block(ABC):
 
     def accepts(self, name: str) -> bool:
         """Whether the model's block has an argument of this name."""
-        return name in inspect.signature(own_forward(self.module)).parameters
+        return name in self._positional
 
 
 class _Trial(nn.Module):
@@ -342,8 +355,9 @@ class _Trial(nn.Module):
             expected = original_forward(self.block)(x if view.batch_first else x.transpose(0, 1), **given)
         except Exception as error:
             return f"blocks of tokens (B, N, D), but {block} cannot take them: {error}"
-        view.in_tuple = isinstance(expected, tuple) and len(expected) == 1
-        if not isinstance(y := expected[0] if view.in_tuple else expected, Tensor) or y.numel() != x.numel():
+        view.beside = expected[1:] if isinstance(expected, tuple) else None
+        y = _first(expected)
+        if any(one is not None for one in view.beside or ()) or not isinstance(y, Tensor) or y.numel() != x.numel():
             return f"blocks that return as many tokens as they get and nothing else, but {block} does not"
         expected = view.tokens(expected)
         limit = TOLERANCE.get(x.dtype, 1e-4) * expected.abs().max()
@@ -358,7 +372,9 @@ class _Trial(nn.Module):
             except (RuntimeError, ValueError, AttributeError, TypeError) as error:
                 why = error
                 continue
-            if actual.shape == (x.shape[0], few, x.shape[2]) and bool((actual - expected[:, order[:few]]).abs().max() <= limit):
+            if actual.shape == (x.shape[0], few, x.shape[2]) and bool(
+                (actual - expected[:, order[:few]]).abs().max() <= limit
+            ):
                 return None
         return f"blocks that compute what their parts say, but {block} computes something else: {why}"
 
@@ -385,6 +401,10 @@ def _drawn(module: nn.Module) -> dict[str, Tensor]:
         elif p[(0,) * p.ndim] == 0 and not p.any():
             drawn[f"block.{name}"] = (torch.randn(p.shape, generator=draws) * p.shape[-1] ** -0.5).to(p)
     return drawn
+
+
+def _first(returned: Any) -> Any:
+    return returned[0] if isinstance(returned, tuple) and returned else returned
 
 
 def _at(module: Any, names: list[str]) -> Any:
@@ -469,6 +489,8 @@ def checked(technique: str, model: nn.Module, blocks: list[Block]) -> list[Block
     """The blocks, if each is what its adapter takes it for. UnsupportedHost, which names the part, otherwise."""
     if len({id(block.module) for block in blocks}) < len(blocks):
         raise UnsupportedHost(technique, model, "blocks that run once each, but some are used again")
+    if any(getattr(getattr(module, "config", None), "output_attentions", False) for module in model.modules()):
+        raise UnsupportedHost(technique, model, "not to be asked for attention maps (config.output_attentions)")
     for block in blocks:
         if others := set(replaced_by(block.module)) - {technique}:
             raise UnsupportedHost(technique, model, f"blocks that no other technique replaces ({', '.join(others)})")
@@ -487,7 +509,8 @@ LEADING = (
 def leading_tokens(model: nn.Module, chain: str) -> int | None:
     """How many leading tokens stand for no place, by the parameters of whoever owns the chain of blocks of that name.
 
-    None where a parameter looks like such a token, but has a name that nobody knows: then only the user can tell.
+    The owner is the nearest that has such parameters, or that makes tokens of patches. None where a parameter looks
+    like such a token, but has a name that nobody knows: then only the user can tell.
     """
     path = chain
     while path:
@@ -495,11 +518,20 @@ def leading_tokens(model: nn.Module, chain: str) -> int | None:
         owner = model.get_submodule(path)
         if hasattr(owner, "num_prefix_tokens"):
             return int(owner.num_prefix_tokens)
-        own = [(name, p) for name, p in owner.named_parameters() if not f"{path}.{name}".lstrip(".").startswith(chain)]
+        inside = chain.removeprefix(f"{path}.") + "."
+        own = [(name, p) for name, p in owner.named_parameters() if not name.startswith(inside)]
+        if any(_looks_leading(name, p) for name, p in own):
+            return None
         known = [p for name, p in own if name.rpartition(".")[2] in LEADING]
         if known:
             return sum(p.shape[-2] if p.ndim > 1 else 1 for p in known)
-        place = re.compile(r"pos|mask|probe|latent|query")
-        if any(p.ndim == 3 and len(p) == 1 and "." not in name and not place.search(name) for name, p in own):
-            return None
+        if any("patch" in name for name, _ in own):
+            return 0
     return 0
+
+
+def _looks_leading(name: str, parameter: Tensor) -> bool:
+    _, _, last = name.rpartition(".")
+    if last in LEADING or parameter.ndim != 3 or len(parameter) != 1 or re.search("pos|mask|probe|latent|query", last):
+        return False
+    return "." not in name or "token" in last

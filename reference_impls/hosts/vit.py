@@ -117,9 +117,7 @@ class VitBlock(Block):
         draws, tokens, d = generator(1), x.shape[1], self.width // self.heads
         shapes = {name: (1, self.heads, tokens, tokens) for name in _SHARED}
         shapes |= {"rope": (tokens - getattr(self.module.attn, "num_prefix_tokens", 0), 2 * d)}
-        return {
-            name: torch.randn(shape, generator=draws).to(x) for name, shape in shapes.items() if self.accepts(name)
-        }
+        return {name: torch.randn(shape, generator=draws).to(x) for name, shape in shapes.items() if self.accepts(name)}
 
     # Shape ------------------------------------------------------------------------------------------------------------
 
