@@ -15,7 +15,7 @@ import copyreg
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -70,7 +70,8 @@ def original_forward(module: nn.Module) -> Callable[..., Any]:
 def own_forward(module: nn.Module) -> Callable[..., Any]:
     """The forward that the module's class defines, below all techniques: `own_forward(module)(module, *inputs)`."""
     kinds: Any = type(module).__mro__
-    return next(kind for kind in kinds if "_unreplaced" not in vars(kind) and "forward" in vars(kind)).forward
+    own = next(kind for kind in kinds if "_unreplaced" not in vars(kind) and "forward" in vars(kind))
+    return cast(Callable[..., Any], own.forward)
 
 
 def refuse_capture(why: str, how: str) -> None:

@@ -55,5 +55,8 @@ def transformer_blocks(technique: str, model: object, prefix: int | None = None,
                 chain, last = len(found), len(modules) - 1
                 found += [adapter(module, leading, chain, i, i == last) for i, module in enumerate(modules)]
     if not found:
-        raise UnsupportedHost(technique, model, NEEDS)
+        everything = chains(model, lambda _: True) if isinstance(model, nn.Module) else ()
+        name, others = max(everything, key=lambda chain: len(chain[1]), default=("", []))
+        kinds = ", ".join(dict.fromkeys(type(other).__name__ for other in others))
+        raise UnsupportedHost(technique, model, f"{NEEDS}, but its {name or 'modules'} are {kinds}" if kinds else NEEDS)
     return checked(technique, model, found) if check else found

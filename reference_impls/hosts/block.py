@@ -7,7 +7,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -182,6 +182,9 @@ class Block(ABC):
 
     def unfit(self) -> str | None:
         """What keeps this view from being right for reasons that its parts do not show."""
+        window = getattr(self.module, "window_size", 0)
+        if any(window) if isinstance(window, tuple | list) else window:
+            return f"attention among all tokens, but {self.name} attends within windows (window_size {window})"
         return None
 
     # What techniques use ----------------------------------------------------------------------------------------------
@@ -302,11 +305,12 @@ class Block(ABC):
         for path, names in self._inner.items():
             yield path, _at(self.module, names)
 
-    def check(self) -> str | None:
+    def check(self, compared: dict[object, Self] | None = None) -> str | None:
         """What of the block this view leaves out or computes otherwise; None if nothing.
 
         Every parameter, buffer, hook and dropout must belong to a part or be known, and on a few random tokens, or on
-        the grid of a position table, the view must give what the block gives.
+        the grid of a position table, the view must give what the block gives. That grid costs a run of the block, so of
+        blocks that are built alike, the first is compared; `compared` keeps them by how they are built.
         """
         bypassed = dict(self.bypassed())
         if (why := self.unfit()) is not None:
@@ -319,7 +323,13 @@ class Block(ABC):
                 return f"no hook inside attention, but {self.name} has one on {path!r}"
             if "drop" in type(module).__name__.lower() and path not in self.LEFT_OUT and _active(module):
                 return f"no dropout that its adapter would leave out, but {self.name} has {path!r}"
-        return self._difference()
+        if compared is None or self.grid() is None:
+            return self._difference()
+        like = compared.setdefault(_structure(self.module), self)
+        if like is self:
+            return self._difference()
+        self.norms, self.beside = like.norms, like.beside
+        return None
 
     @torch.no_grad()
     def _difference(self) -> str | None:
@@ -328,7 +338,9 @@ class Block(ABC):
             return None
         shape = (1, self.grid() or max(4, self.prefix + 2), self.input_width)
         x = torch.randn(shape, generator=generator(0)).to(parameter)
-        with _quietly(self.module):
+        # What the view computes itself is compared as in training, unless attention dropout would make it random.
+        own = [] if self.dropout else [self.module, *(module for _, module in self.bypassed())]
+        with _quietly(self.module, own):
             given = dict.fromkeys(self._required) | self.example(x)
             return functional_call(_Trial(self), _drawn(self.module), (x, given))
 
@@ -376,7 +388,9 @@ class _Trial(nn.Module):
                 (actual - expected[:, order[:few]]).abs().max() <= limit
             ):
                 return None
-        return f"blocks that compute what their parts say, but {block} computes something else: {why}"
+        return (
+            f"blocks that compute what their parts say, but {block} computes something else, or does in training: {why}"
+        )
 
     def _rebuilt(self, x: Tensor, given: dict[str, Any], order: Tensor, few: int) -> Tensor:
         """The first `few` tokens in the new order, by the view."""
@@ -401,6 +415,20 @@ def _drawn(module: nn.Module) -> dict[str, Tensor]:
         elif p[(0,) * p.ndim] == 0 and not p.any():
             drawn[f"block.{name}"] = (torch.randn(p.shape, generator=draws) * p.shape[-1] ** -0.5).to(p)
     return drawn
+
+
+def _structure(module: nn.Module) -> object:
+    """The same for modules whose forwards differ in nothing but the values of parameters and buffers."""
+
+    def told(value: Any) -> object:
+        plain = value is None or isinstance(value, bool | int | float | str | tuple | list | torch.dtype | torch.Size)
+        return repr(value) if plain else id(value)
+
+    own = vars(nn.Module()).keys()
+    return tuple(
+        (path, type(m), *((name, told(value)) for name, value in vars(m).items() if name not in own))
+        for path, m in module.named_modules()
+    ), tuple((name, p.shape, p.dtype) for name, p in (*module.named_parameters(), *module.named_buffers()))
 
 
 def _first(returned: Any) -> Any:
@@ -452,16 +480,16 @@ def _quiet(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _quietly(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode, and deaf, so that a trial run is nobody's business, without the fused layers of
-    torch, which overlook what a subclass of theirs computes."""
+def _quietly(module: nn.Module, in_training: Collection[nn.Module]) -> Iterator[None]:
+    """The module in evaluation mode but for those named, and deaf, so that a trial run is nobody's business,
+    without the fused layers of torch, which overlook what a subclass of theirs computes."""
     modules, names = list(module.modules()), ("_forward_hooks", "_forward_pre_hooks")
     before = [(m, m.training, {name: vars(m)[name] for name in names}) for m in modules]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for m in modules:
-            m.training = False
+            m.training = any(m is one for one in in_training)
             vars(m).update({name: OrderedDict() for name in names})
         with uncounted(), torch.autocast(next(module.parameters()).device.type, enabled=False):
             yield
@@ -491,10 +519,11 @@ def checked(technique: str, model: nn.Module, blocks: list[Block]) -> list[Block
         raise UnsupportedHost(technique, model, "blocks that run once each, but some are used again")
     if any(getattr(getattr(module, "config", None), "output_attentions", False) for module in model.modules()):
         raise UnsupportedHost(technique, model, "not to be asked for attention maps (config.output_attentions)")
+    compared: dict[object, Block] = {}
     for block in blocks:
         if others := set(replaced_by(block.module)) - {technique}:
             raise UnsupportedHost(technique, model, f"blocks that no other technique replaces ({', '.join(others)})")
-        if (why := block.check()) is not None:
+        if (why := block.check(compared)) is not None:
             raise UnsupportedHost(technique, model, why)
     return blocks
 
@@ -532,6 +561,8 @@ def leading_tokens(model: nn.Module, chain: str) -> int | None:
 
 def _looks_leading(name: str, parameter: Tensor) -> bool:
     _, _, last = name.rpartition(".")
-    if last in LEADING or parameter.ndim != 3 or len(parameter) != 1 or re.search("pos|mask|probe|latent|query", last):
+    if last in LEADING or re.search("pos|mask|probe|latent|query", last):
         return False
-    return "." not in name or "token" in last
+    if parameter.ndim == 3 and len(parameter) == 1:
+        return "." not in name or "token" in last
+    return parameter.ndim in (1, 2) and bool(re.search("token|cls", last)) and parameter.numel() == parameter.shape[-1]

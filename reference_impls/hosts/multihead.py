@@ -65,7 +65,7 @@ class MultiheadBlock(Block):
     def unfit(self) -> str | None:
         if type(self._attention).forward is not nn.MultiheadAttention.forward:
             return f"nn.MultiheadAttention as it is, but {self.name} has a {type(self._attention).__name__}"
-        return None
+        return super().unfit()
 
     @property
     def heads(self) -> int:

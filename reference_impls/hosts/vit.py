@@ -8,7 +8,7 @@ may have besides
 - layer scale (`ls1`, `ls2`; `gamma_1`, `gamma_2`) and stochastic depth (`drop_path1`, `drop_path2`; `drop_path`);
 - positions in attention: a table of biases for each pair of places, its own (`relative_position_bias_table`,
   `rel_pos`) or the model's (`shared_rel_pos`, `rel_pos_bias`), or rotary embeddings that the model gives (`rope`);
-- its norms behind attention and MLP instead of in front.
+- its norms behind attention and MLP, or behind the sums, instead of in front.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class VitBlock(Block):
     )
     LEFT_OUT = ("attn.attn_drop",)
     TOKENS = "x"
-    NORMS = ("before", "behind")
+    NORMS = ("before", "behind", "after")
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.in_front(x, "norm1")
@@ -108,24 +108,20 @@ class VitBlock(Block):
         return (y * cos + turned * sin).to(y.dtype)
 
     def grid(self) -> int | None:
-        return None if (bias := self._own_bias()) is None else bias.shape[-1]
+        if "attn.rel_pos" in self._inner:
+            return self.module.attn.rel_pos.window_area + self.module.attn.rel_pos.prefix_tokens
+        return None if (index := self.tensor("attn.relative_position_index")) is None else math.isqrt(index.numel())
 
     def takes(self, name: str) -> bool:
         return name == "rope" or name in _SHARED
 
     def example(self, x: Tensor) -> dict[str, Any]:
         draws, tokens, d = generator(1), x.shape[1], self.width // self.heads
-        shapes = {name: (1, self.heads, tokens, tokens) for name in _SHARED}
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_SHARED, (1, self.heads, tokens, tokens))
         shapes |= {"rope": (tokens - getattr(self.module.attn, "num_prefix_tokens", 0), 2 * d)}
         return {name: torch.randn(shape, generator=draws).to(x) for name, shape in shapes.items() if self.accepts(name)}
 
     # Shape ------------------------------------------------------------------------------------------------------------
-
-    def unfit(self) -> str | None:
-        window = getattr(self.module, "window_size", 0)
-        if any(window) if isinstance(window, tuple | list) else window:
-            return f"attention among all tokens, but {self.name} attends within windows (window_size {window})"
-        return None
 
     @property
     def heads(self) -> int:
