@@ -125,12 +125,6 @@ class VitBlock(Block):
 
     # Shape ------------------------------------------------------------------------------------------------------------
 
-    def unfit(self) -> str | None:
-        window = getattr(self.module, "window_size", 0)
-        if any(window) if isinstance(window, tuple | list) else window:
-            return f"attention among all tokens, but {self.name} attends within windows (window_size {window})"
-        return None
-
     @property
     def heads(self) -> int:
         return self.module.attn.num_heads
