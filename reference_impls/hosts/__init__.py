@@ -23,10 +23,10 @@ from reference_impls.hosts.block import Block, chains, checked, leading_tokens
 __all__ = ["NEEDS", "Block", "transformer_blocks"]
 
 NEEDS = (
-    "a transformer whose blocks are attention and MLP on tokens that all attend to each other: a ViT of timm's "
-    "structure (blocks with norm1, attn.qkv, attn.proj, attn.num_heads, norm2, mlp), one around nn.MultiheadAttention "
-    "(torch, torchvision, CLIP), or one of Hugging Face (ViT, DeiT, DINO, BEiT, ViT-MAE, the vision towers of CLIP and "
-    "SigLIP)"
+    "a transformer whose blocks are attention and MLP on tokens that all attend to each other, not within windows: "
+    "a ViT of timm's structure (blocks with norm1, attn.qkv, attn.proj, attn.num_heads, norm2, mlp), one around "
+    "nn.MultiheadAttention (torch, torchvision, CLIP), or one of Hugging Face (ViT, DeiT, DINO, BEiT, ViT-MAE, the "
+    "vision towers of CLIP and SigLIP)"
 )
 ADAPTERS: tuple[tuple[Callable[[nn.Module], bool], type[Block]], ...] = (
     (vit.fits, vit.VitBlock),

@@ -146,11 +146,9 @@ class HuggingFaceBlock(Block):
     def unfit(self) -> str | None:
         config = getattr(_attention(self.module), "config", None)
         if hasattr(config, "vocab_size") and not hasattr(config, "patch_size"):
-            return (
-                f"image tokens, but {self.name} reads text, under masks: apply it to the vision tower alone "
-                "(model.vision_model)"
-            )
-        return None
+            tower = "apply it to the vision tower alone (model.vision_model)"
+            return f"tokens of images, but {self.name} reads text, under masks: {tower}"
+        return super().unfit()
 
 
 def _of_all_tokens(cos: Tensor, sin: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
