@@ -98,6 +98,7 @@ class Block(ABC):
         self.module, self.prefix, self.chain, self.index, self.last = module, prefix, chain, index, last
         self.name = f"block {chain + index}"
         self._parts = {path: path.split(".") for path in self.PARTS if _has(module, path)}
+        self._through: dict[tuple[str, ...], list[list[str]]] = {}
         self._inner = {
             path: path.split(".")
             for path, _ in module.named_modules()
@@ -196,15 +197,16 @@ class Block(ABC):
 
     def through(self, y: Tensor, *parts: str) -> Tensor:
         """What becomes of y in the parts of these paths that the block has, one after the other."""
-        for path in parts:
-            if (names := self._parts.get(path)) is not None:
-                y = _at(self.module, names)(y)
+        if (there := self._through.get(parts)) is None:
+            there = self._through[parts] = [self._parts[path] for path in parts if path in self._parts]
+        for names in there:
+            y = _at(self.module, names)(y)
         return y
 
     def tensor(self, path: str) -> Tensor | None:
         """The parameter or buffer at a path, None if the block has none."""
         names = self._tensors.get(path)
-        return None if names is None else _at(self.module, names)
+        return None if names is None else getattr(_at(self.module, names[:-1]), names[-1])
 
     def in_front(self, x: Tensor, norm: str) -> Tensor:
         """What a branch with the norm of this path is given."""
@@ -340,7 +342,7 @@ class Block(ABC):
         x = torch.randn(shape, generator=generator(0)).to(parameter)
         # What the view computes itself is compared as in training, unless attention dropout would make it random.
         own = [] if self.dropout else [self.module, *(module for _, module in self.bypassed())]
-        with _quietly(self.module, own):
+        with quietly(self.module, own):
             given = dict.fromkeys(self._required) | self.example(x)
             return functional_call(_Trial(self), _drawn(self.module), (x, given))
 
@@ -378,7 +380,8 @@ class _Trial(nn.Module):
         order = torch.cat((order[::2], order[1::2]))
         few = min(8, len(order) // 2)
         why: object = "the results differ"
-        for view.norms in view.NORMS:
+        for norms in view.NORMS:
+            view.norms = norms
             try:
                 actual = self._rebuilt(x, given, order, few)
             except (RuntimeError, ValueError, AttributeError, TypeError) as error:
@@ -437,7 +440,7 @@ def _first(returned: Any) -> Any:
 
 def _at(module: Any, names: list[str]) -> Any:
     for name in names:
-        module = getattr(module, name)
+        module = module._modules[name]
     return module
 
 
@@ -480,7 +483,7 @@ def _quiet(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _quietly(module: nn.Module, in_training: Collection[nn.Module]) -> Iterator[None]:
+def quietly(module: nn.Module, in_training: Collection[nn.Module] = ()) -> Iterator[None]:
     """The module in evaluation mode but for those named, and deaf, so that a trial run is nobody's business,
     without the fused layers of torch, which overlook what a subclass of theirs computes."""
     modules, names = list(module.modules()), ("_forward_hooks", "_forward_pre_hooks")
