@@ -461,11 +461,16 @@ def _says(value: Any, hides: bool = False) -> bool:
     """
     if not isinstance(value, Tensor):
         return value is not None and value is not False
-    hides_nothing = (value != hides).all() if value.dtype == torch.bool else (value == 0).all()
-    if torch.compiler.is_exporting():  # Hugging Face makes a mask for every graph
-        torch._assert_async(hides_nothing, "tokens merge, so a mask must hide nothing")
-        return False
-    return not bool(hides_nothing)
+    return not hides_nothing((value != hides).all() if value.dtype == torch.bool else (value == 0).all())
+
+
+def hides_nothing(condition: Tensor) -> bool:
+    """Whether a mask hides nothing, which the condition says. An exported graph, for which Hugging Face always makes a
+    mask, checks it when it runs."""
+    if torch.compiler.is_exporting():
+        torch._assert_async(condition, "tokens merge, so a mask must hide nothing")
+        return True
+    return bool(condition)
 
 
 def _active(module: nn.Module) -> bool:
