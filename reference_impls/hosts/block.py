@@ -279,7 +279,7 @@ class Block(ABC):
         shape = (1, self.grid() or max(4, self.prefix + 2), self.input_width)
         x = torch.randn(shape, generator=generator(0)).to(parameter)
         given = self.example(x)
-        with _quietly(self.module):
+        with quietly(self.module):
             try:
                 # Some blocks have another path for batches without gradients, which hides what the parts compute.
                 expected = original_forward(self.module)(x if self.batch_first else x.transpose(0, 1), **given)
@@ -337,7 +337,7 @@ def _quiet(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _quietly(module: nn.Module) -> Iterator[None]:
+def quietly(module: nn.Module) -> Iterator[None]:
     """The module in evaluation mode, and deaf, so that a trial run is nobody's business."""
     modules, names = list(module.modules()), ("_forward_hooks", "_forward_pre_hooks")
     before = [(m, m.training, {name: vars(m)[name] for name in names}) for m in modules]

@@ -25,6 +25,7 @@ The parts stand in `layers`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
@@ -34,8 +35,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference_impls.contract import Handle, Integer, Number, Redundancy, Setting, Technique
+from reference_impls.contract import Handle, Integer, Number, Redundancy, Setting, Technique, generator
 from reference_impls.contract.errors import UnsupportedHost, warn_no_effect
+from reference_impls.hosts.probe import refuse_look_alikes
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.layout import as_map, as_tokens
@@ -96,7 +98,7 @@ class DimensionConsistentDesign(Technique):
         The formula is `spatial_similarity.neighbour_similarity`, with the mean token of each datum subtracted: 0 for
         independent tokens, 1 for equal ones. `where` holds it for each module.
         """
-        attentions, where = _attentions(target), {}
+        attentions, where = _checked(target), {}
         if normalises_by_batch(target):
             raise UnsupportedHost(self.id, target, "batch norm in evaluation mode, because measuring would move it")
         for name, x in inputs_of(attentions, target, inputs).items():
@@ -106,9 +108,10 @@ class DimensionConsistentDesign(Technique):
     def attach(self, target: nn.Module, pooled: int | None, threshold: float | None) -> Handle:
         """Mix the first `pooled` attention modules by the mean of 3x3 neighbours, see `pooled_values`.
 
-        The trace is that of `hosts.Substitution`. Raises: UnsupportedHost for a network without `TokenAttention`.
+        The trace is that of `hosts.Substitution`. Raises: UnsupportedHost for a network without `TokenAttention`,
+        or with one that computes something else.
         """
-        attentions = _attentions(target)
+        attentions = _checked(target)
         if pooled == 0:
             warn_no_effect(self.id, "pooled is 0")
         chosen = None if threshold is None else partial(_is_smooth, threshold)
@@ -139,3 +142,15 @@ def _attentions(target: object) -> dict[str, TokenAttention]:
     if not found:
         raise UnsupportedHost(DimensionConsistentDesign.id, target, "a network with `TokenAttention`")
     return found
+
+
+def _checked(target: object) -> dict[str, TokenAttention]:
+    """The same, run once on equal tokens, on which attention and pooling must agree."""
+    found = _attentions(target)
+    refuse_look_alikes(DimensionConsistentDesign.id, target, TokenAttention, found, pooled_values, _equal_tokens)
+    return found
+
+
+def _equal_tokens(attention: TokenAttention) -> Tensor:
+    token = torch.randn(1, 1, attention.qkv.in_features, generator=generator(0))
+    return token.expand(1, math.prod(attention.size), -1)

@@ -34,8 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
-from reference_impls.contract import Choice, Handle, Integer, Number, Redundancy, Setting, Technique
+from reference_impls.contract import Choice, Handle, Integer, Number, Redundancy, Setting, Technique, generator
 from reference_impls.contract.errors import UnsupportedHost, warn_no_effect
+from reference_impls.hosts.probe import refuse_look_alikes
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import ConvNorm
@@ -199,17 +200,30 @@ def cell_means(maps: Tensor, factor: int) -> Tensor:
     return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True)
 
 
-def full_attentions(technique: str, target: object, *, fixed: bool = False) -> dict[str, MapAttention]:
-    """The `MapAttention` modules of stride 1 in a network, by name.
-
-    `fixed`: batch norms must be in evaluation mode. UnsupportedHost if there is no such module, or a norm is not.
-    """
+def full_attentions(technique: str, target: object) -> dict[str, MapAttention]:
+    """The `MapAttention` modules of stride 1 in a network, by name. UnsupportedHost if there is none."""
     found = modules_of(target, MapAttention, lambda attention: attention.stride_conv is None)
     if not found:
         raise UnsupportedHost(technique, target, "a network with `MapAttention` of stride 1")
-    if fixed and isinstance(target, nn.Module) and normalises_by_batch(target):
-        raise UnsupportedHost(technique, target, FIXED)
     return found
+
+
+def checked_attentions(technique: str, target: nn.Module, *, fixed: bool) -> dict[str, MapAttention]:
+    """The same, run once to see that they compute what `attend_coarsely` rebuilds.
+
+    `fixed`: batch norms must be in evaluation mode. UnsupportedHost that says what is otherwise.
+    """
+    found = full_attentions(technique, target)
+    if fixed and normalises_by_batch(target):
+        raise UnsupportedHost(technique, target, FIXED)
+    whole = partial(attend_coarsely, coarse=Coarseness())
+    refuse_look_alikes(technique, target, MapAttention, found, whole, _few_maps)
+    return found
+
+
+def _few_maps(attention: MapAttention) -> Tensor:
+    layer = getattr(attention.q, "conv", attention.q)  # perhaps folded
+    return torch.randn(1, layer.in_channels, *attention.bias.size, generator=generator(0))
 
 
 def coarse_handle(
@@ -277,7 +291,7 @@ class StrideAttention(Technique):
         the mean over maps and modules. `where` holds it for each module ("attended blocks.2.token_mixer"), and the same
         of the module's input, which is what `threshold` compares with ("input ..."), and of its local values.
         """
-        attentions, where = full_attentions(self.id, target, fixed=True), dict[str, float]()
+        attentions, where = checked_attentions(self.id, target, fixed=True), dict[str, float]()
         for name, x in inputs_of(attentions, target, inputs).items():
             with torch.no_grad():
                 mixed, local = attentions[name].attend(x)
@@ -292,9 +306,10 @@ class StrideAttention(Technique):
         The threshold looks at the input of attention, map by map. The trace holds `coarse`, and of each module what was
         `substituted`: the shape of its input, for how many maps.
 
-        Raises: UnsupportedHost without `MapAttention` of stride 1, or for a threshold in training.
+        Raises: UnsupportedHost without `MapAttention` of stride 1, for one that computes something else, or for a
+        threshold in training.
         """
-        attentions = full_attentions(self.id, target, fixed=threshold is not None)
+        attentions = checked_attentions(self.id, target, fixed=threshold is not None)
         if stride == 1:
             warn_no_effect(self.id, "stride is 1")
             return Handle(target)

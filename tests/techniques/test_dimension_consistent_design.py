@@ -185,6 +185,17 @@ def test_tokens_of_another_square_pool_on_their_own_grid() -> None:
         network(x[:, :15])
 
 
+def test_attention_that_computes_something_else_is_refused() -> None:
+    class Gated(TokenAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 0.5
+
+    network = nn.Sequential(Gated(CHANNELS, (6, 6), heads=2, key_dim=4, ratio=2))
+    for call in (DESIGN.apply, lambda net: DESIGN.measure(net, torch.zeros(2, 36, CHANNELS))):
+        with pytest.raises(UnsupportedHost, match="compute what a plain TokenAttention does, but 0 does not"):
+            call(network)
+
+
 def tiny_like(attention: TokenAttention) -> TokenAttention:
     """Another module with the same weights."""
     made = tiny_attention()

@@ -22,7 +22,7 @@ from reference_impls.layers.residual import FeedForward, MapBlock
 from reference_impls.layers.weights import copy_sharing_weights, randomise_parameters
 from reference_impls.models.small_maps import Reconstruction, map_network
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
-from reference_impls.study import forward, run
+from reference_impls.study import fork_seed, forward, run
 from reference_impls.techniques import stride_attention as technique
 from reference_impls.techniques.attention_downsampling import AttentionDownsampling
 from reference_impls.techniques.efficientformer_v2 import build
@@ -240,6 +240,43 @@ def test_what_training_draws_at_random_is_drawn_still(technique: Technique, knob
         assert dropped == pytest.approx(0.5, abs=0.05)
         attend(x).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in (attend.q.conv.weight, attend.bias.table))
+
+
+class Gated(MapAttention):
+    """A relative that does something more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0.5
+
+
+@BOTH
+def test_modules_that_compute_something_else_are_refused(technique: Technique, knobs: dict[str, int]) -> None:
+    gated, patched = nn.Sequential(Gated(CHANNELS, (8, 8), 2, 4, 2)), nn.Sequential(attention())
+    patched[0].forward = lambda x: x
+    for network in (gated, patched):
+        with fork_seed(0):
+            randomise_parameters(network)
+        before = {name: value.clone() for name, value in network.eval().state_dict().items()}
+        for call in (partial(technique.apply, **knobs), lambda net: technique.measure(net, maps(8, 8))):
+            with pytest.raises(UnsupportedHost, match="compute what a plain"):
+                call(network)
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@BOTH
+def test_looking_at_modules_is_nobodys_business(technique: Technique, knobs: dict[str, int]) -> None:
+    """It moves no statistics and no generator, calls no hook, counts no MACs, and leaves modes as they are."""
+    network, heard = nn.Sequential(attention()).train(), []
+    network[0].talking_head1.eval()
+    network[0].q.register_forward_hook(lambda *_: heard.append(1))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state, modes = torch.get_rng_state(), [m.training for m in network.modules()]
+    with count() as tally, technique.apply(network, **knobs):
+        assert tally.macs == 0
+    assert not heard
+    assert torch.equal(state, torch.get_rng_state())
+    assert modes == [m.training for m in network.modules()]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 @BOTH
