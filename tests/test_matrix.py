@@ -481,7 +481,7 @@ def subject(id_: str, family: str) -> Subject:
         knobs = {"rule": "confidence"}
         clear = knobs | {"threshold": clear_threshold(staged(family))}
         return Subject(technique, partial(staged, family), clear, knobs | {"threshold": 0.9999})
-    return Subject(technique, CNNS[family], {"threshold": 0.0, "update": "delta"}, {"threshold": 0.0})
+    return Subject(technique, CNNS[family], {"threshold": 0.0}, {"threshold": 0.0})
 
 
 @dataclass(frozen=True)
@@ -504,12 +504,15 @@ REFUSED: dict[str, str] = {
     "token-merging | * | attentions": "output_attentions",
     "token-merging | its own | float32 | export": "with a fixed r",
     "token-merging | its own | float32 | trace": "with a fixed r",
-    "confidence-early-exit | * | export": "export the model without it",
-    "confidence-early-exit | * | trace": "export the model without it",
+    "confidence-early-exit | * | export": "depends on the data",
+    "confidence-early-exit | * | trace": "depends on the data",
     "confidence-early-exit | its own | float32 | train": r"eval mode|eval\(\)",
     "efficientformer* | its own | float32 | export": "without a tolerance",
     "efficientformer* | its own | float32 | trace": "without a tolerance",
     "delta-convolution | its own | float32 | train": "eval mode",
+    "delta-convolution | its own | float32 | export": "captured as a graph",
+    "delta-convolution | its own | float32 | trace": "captured as a graph",
+    "delta-convolution | * | threads": "a stream belongs to one network",
     "latency-driven-slimming | its own | float32 | train": "eval mode",
 }
 """Pattern of cells -> what the message of their refusal names, a regular expression."""
