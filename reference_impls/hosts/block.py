@@ -378,7 +378,8 @@ class _Trial(nn.Module):
         order = torch.cat((order[::2], order[1::2]))
         few = min(8, len(order) // 2)
         why: object = "the results differ"
-        for view.norms in view.NORMS:
+        for norms in view.NORMS:
+            view.norms = norms
             try:
                 actual = self._rebuilt(x, given, order, few)
             except (RuntimeError, ValueError, AttributeError, TypeError) as error:
