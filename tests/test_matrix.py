@@ -469,8 +469,9 @@ def own(id_: str) -> Callable[[], Case]:
 
 def subject(id_: str, family: str) -> Subject:
     technique = registry.load(id_)
-    if family == "its own":
-        off, *_, last = technique.settings()
+    if family.startswith("its own"):
+        off, *others = technique.settings()
+        last = [one for one in others if not (family == "its own, fixed" and one.adaptive)][-1]
         return Subject(technique, own(id_), last.knobs, off.knobs)
     if id_ == "token-merging":
         return Subject(
@@ -506,6 +507,8 @@ REFUSED: dict[str, str] = {
     "confidence-early-exit | * | export": "export the model without it",
     "confidence-early-exit | * | trace": "export the model without it",
     "confidence-early-exit | its own | float32 | train": r"eval mode|eval\(\)",
+    "efficientformer* | its own | float32 | export": "without a tolerance",
+    "efficientformer* | its own | float32 | trace": "without a tolerance",
     "delta-convolution | its own | float32 | train": "eval mode",
     "latency-driven-slimming | its own | float32 | train": "eval mode",
 }
@@ -550,6 +553,8 @@ def cells() -> Iterator[Cell]:
         yield from (Cell(technique, "its own", "float32", mode) for mode in ("export", "trace"))
     for technique in ("stride-attention", "attention-downsampling"):
         yield from (Cell(technique, "its own", "float32", mode) for mode in (*TRAINING, "compile"))
+    for technique in ("efficientformer", "efficientformer-v2"):
+        yield from (Cell(technique, "its own, fixed", "float32", mode) for mode in ("export", "trace"))
     for technique in ("confidence-early-exit", "delta-convolution", "latency-driven-slimming"):
         yield Cell(technique, "its own", "float32", "train")
 

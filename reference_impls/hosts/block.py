@@ -98,6 +98,7 @@ class Block(ABC):
         self.module, self.prefix, self.chain, self.index, self.last = module, prefix, chain, index, last
         self.name = f"block {chain + index}"
         self._parts = {path: path.split(".") for path in self.PARTS if _has(module, path)}
+        self._through: dict[tuple[str, ...], list[list[str]]] = {}
         self._inner = {
             path: path.split(".")
             for path, _ in module.named_modules()
@@ -196,15 +197,16 @@ class Block(ABC):
 
     def through(self, y: Tensor, *parts: str) -> Tensor:
         """What becomes of y in the parts of these paths that the block has, one after the other."""
-        for path in parts:
-            if (names := self._parts.get(path)) is not None:
-                y = _at(self.module, names)(y)
+        if (there := self._through.get(parts)) is None:
+            there = self._through[parts] = [self._parts[path] for path in parts if path in self._parts]
+        for names in there:
+            y = _at(self.module, names)(y)
         return y
 
     def tensor(self, path: str) -> Tensor | None:
         """The parameter or buffer at a path, None if the block has none."""
         names = self._tensors.get(path)
-        return None if names is None else _at(self.module, names)
+        return None if names is None else getattr(_at(self.module, names[:-1]), names[-1])
 
     def in_front(self, x: Tensor, norm: str) -> Tensor:
         """What a branch with the norm of this path is given."""
@@ -340,7 +342,7 @@ class Block(ABC):
         x = torch.randn(shape, generator=generator(0)).to(parameter)
         # What the view computes itself is compared as in training, unless attention dropout would make it random.
         own = [] if self.dropout else [self.module, *(module for _, module in self.bypassed())]
-        with _quietly(self.module, own):
+        with quietly(self.module, own):
             given = dict.fromkeys(self._required) | self.example(x)
             return functional_call(_Trial(self), _drawn(self.module), (x, given))
 
@@ -438,7 +440,7 @@ def _first(returned: Any) -> Any:
 
 def _at(module: Any, names: list[str]) -> Any:
     for name in names:
-        module = getattr(module, name)
+        module = module._modules[name]
     return module
 
 
@@ -459,11 +461,16 @@ def _says(value: Any, hides: bool = False) -> bool:
     """
     if not isinstance(value, Tensor):
         return value is not None and value is not False
-    hides_nothing = (value != hides).all() if value.dtype == torch.bool else (value == 0).all()
-    if torch.compiler.is_exporting():  # Hugging Face makes a mask for every graph
-        torch._assert_async(hides_nothing, "tokens merge, so a mask must hide nothing")
-        return False
-    return not bool(hides_nothing)
+    return not hides_nothing((value != hides).all() if value.dtype == torch.bool else (value == 0).all())
+
+
+def hides_nothing(condition: Tensor) -> bool:
+    """Whether a mask hides nothing, which the condition says. An exported graph, for which Hugging Face always makes a
+    mask, checks it when it runs."""
+    if torch.compiler.is_exporting():
+        torch._assert_async(condition, "tokens merge, so a mask must hide nothing")
+        return True
+    return bool(condition)
 
 
 def _active(module: nn.Module) -> bool:
@@ -481,7 +488,7 @@ def _quiet(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _quietly(module: nn.Module, in_training: Collection[nn.Module]) -> Iterator[None]:
+def quietly(module: nn.Module, in_training: Collection[nn.Module] = ()) -> Iterator[None]:
     """The module in evaluation mode but for those named, and deaf, so that a trial run is nobody's business,
     without the fused layers of torch, which overlook what a subclass of theirs computes."""
     modules, names = list(module.modules()), ("_forward_hooks", "_forward_pre_hooks")

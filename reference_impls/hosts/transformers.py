@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.contract import generator
-from reference_impls.hosts.block import NOWHERE, Block, Positions, weights
+from reference_impls.hosts.block import NOWHERE, Block, Positions, hides_nothing, weights
 
 _LAYOUTS = (
     ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
@@ -28,6 +28,8 @@ _BEFORE = ("layernorm_before", "norm1", "layer_norm1")
 _AFTER = ("layernorm_after", "norm2", "layer_norm2")
 """Norms in front of attention and of the MLP."""
 _TABLES = ("relative_position_bias", "attention.attention.relative_position_bias")
+_HIDDEN = -1e4
+"""Logits are masked by adding less than this, in every dtype."""
 _GRID = (2, 3)
 """Patches (height, width) on which a block with a table of relative positions is tried out."""
 
@@ -121,12 +123,25 @@ class HuggingFaceBlock(Block):
         known = ("resolution", "interpolate_pos_encoding", "relative_position_bias", "position_embeddings")
         return name in known and self.accepts(name)
 
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        x, given = super().read(args, kwargs)
+        mask = given.get("attention_mask")  # or a bias that all blocks share, or their sum
+        if mask is None:
+            return x, given
+        if not hides_nothing(mask.all() if mask.dtype == torch.bool else (mask > _HIDDEN).all()):
+            raise NotImplementedError(f"{self.name} was given an attention_mask that hides tokens, which may not merge")
+        return x, {**given, "attention_mask": None if mask.dtype == torch.bool else mask}
+
     def positions(self, tokens: int, given: Mapping[str, Any]) -> Positions:
         if (rotary := given.get("position_embeddings")) is not None:
             cos, sin = rotary
             return Positions(rotary=_of_all_tokens(cos, sin, tokens))
         bias = [given[name] for name in ("attention_mask", "relative_position_bias") if given.get(name) is not None]
         if self._tables:
+            if given.get("resolution") is None:
+                raise NotImplementedError(
+                    f"{self.name} has relative positions, but was not told the image's resolution"
+                )
             grid = tuple(side // patch for side, patch in zip(given["resolution"], self._patch, strict=True))
             interpolated = given.get("interpolate_pos_encoding", False)
             bias.append(self.part(self._tables[0])(grid, interpolated, dim_size=tokens))

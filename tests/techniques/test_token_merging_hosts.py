@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -283,6 +284,34 @@ def test_masks_are_refused_rather_than_ignored() -> None:
     mask = torch.arange(16).repeat(2, 1).lt(12).long()
     with applied(case.model, r=2), pytest.raises(NotImplementedError, match=r"block 0.*attention_mask"):
         case.model(patches, pixel_attention_mask=mask, spatial_shapes=sizes)
+
+
+@pytest.mark.transformers
+def test_a_mask_is_told_from_a_bias() -> None:
+    """BEiT gives its blocks the bias that they share as if it were a mask."""
+    case = hugging_face("BeitModel", **SHARED)
+    if "attention_mask" not in inspect.signature(case.model.forward).parameters:
+        pytest.skip("this version of BEiT takes no mask")
+    with applied(case.model, r=2):
+        merged = run(case)
+        mask = torch.ones(2, 17, dtype=torch.long)
+        assert_close(case.model(case.inputs, attention_mask=mask).last_hidden_state, merged, EXACT)
+    case.model.set_attn_implementation("eager")
+    mask[:, 9:] = 0
+    with applied(case.model, r=2), pytest.raises(NotImplementedError, match=r"block 0.*attention_mask"):
+        case.model(case.inputs, attention_mask=mask)
+
+
+@pytest.mark.transformers
+def test_a_tower_of_a_larger_model_is_merged_in_its_place() -> None:
+    """CLIP as a whole is refused, for its text is read under masks; its vision tower is not."""
+    case = VISION["CLIP"]()
+    dense = run(case)
+    with rebuilt(case.model.vision_model):
+        assert_close(run(case), dense, EXACT)
+    with applied(case.model.vision_model, r=2):
+        assert not torch.equal(run(case), dense)
+    assert torch.equal(run(case), dense)
 
 
 @pytest.mark.transformers
