@@ -38,7 +38,7 @@ from reference_impls.contract import (
     check_tensor,
     warn_no_effect,
 )
-from reference_impls.contract.precision import widened, without_autocast
+from reference_impls.contract.precision import near_one, widened, without_autocast
 from reference_impls.contract.replacement import original_forward, refuse_capture, replace
 from reference_impls.hosts import Block, transformer_blocks
 from reference_impls.hosts.block import NOWHERE, Positions
@@ -126,6 +126,7 @@ def bipartite_soft_matching(
         check_range("r", r, 0, integer=True)
     if threshold is not None:
         check_range("threshold", threshold, -1, 1)
+    metric = near_one(widened(metric), (1, 2)) if metric.numel() else metric
     return Matching(threshold, keep_order, split_behind_prefix)(metric, r, prefix)
 
 
@@ -364,7 +365,7 @@ class Step:
         if self.r != 0:
             metric = keys.mean(1)
             if not any(run.matched) and not torch.compiler.is_compiling():
-                check_tensor("keys", metric, "B N d")
+                check_tensor("norms of keys", widened(metric).norm(dim=-1), "B N")
             if (match := self.rule.match(metric, self.r, block.prefix)) is not None:
                 size = _ones(x) if size is None else size
                 x, size = self.rule.combine(x, size, match)
