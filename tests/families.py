@@ -336,11 +336,12 @@ _TORCHVISION_CNNS = (
     "fcn_resnet50",
 )  # fmt: skip
 _OPTIONS: dict[str, dict[str, Any]] = {
+    "timm vgg11_bn": {"mlp_ratio": 1 / 64},  # of the head, which holds most of the parameters
     "googlenet": {"aux_logits": False, "init_weights": False},
     "fcn_resnet50": {"weights_backbone": None},
 }
 CNNS: dict[str, Build] = {
-    **{f"timm {name}": partial(cnn, "timm", name) for name in _TIMM_CNNS},
+    **{f"timm {name}": partial(cnn, "timm", name, **_OPTIONS.get(f"timm {name}", {})) for name in _TIMM_CNNS},
     **{
         f"torchvision {name}": partial(cnn, "torchvision", name, **_OPTIONS.get(name, {})) for name in _TORCHVISION_CNNS
     },
