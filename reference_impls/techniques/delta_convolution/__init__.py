@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from reference_impls.contract import Choice, Handle, Integer, Number, Redundancy, Setting, Technique
+from reference_impls.contract import Choice, Given, Handle, Integer, Number, Redundancy, Setting, Technique
 from reference_impls.redundancy.temporal_similarity import temporal_similarity
 from reference_impls.techniques.delta_convolution.network import DeltaNetwork
 from reference_impls.techniques.delta_convolution.stages import Knobs
@@ -49,6 +49,9 @@ class DeltaConvolution(Technique):
         "update": Choice(
             "value", options=("value", "delta"), about="send changed positions with new values, or differences"
         ),
+        "frame_shape": Given(
+            None, about="shape (B, C, H, W) of the frames on which the model is checked; None: small square ones"
+        ),
     }
     waivers: ClassVar = {
         "off-warns": "Threshold 0 loses nothing, but it still leaves out whatever did not change at all."
@@ -66,7 +69,13 @@ class DeltaConvolution(Technique):
         return temporal_similarity(inputs)
 
     def attach(
-        self, target: Any, threshold: float, tile: int, min_profitable: float, update: Literal["value", "delta"]
+        self,
+        target: Any,
+        threshold: float,
+        tile: int,
+        min_profitable: float,
+        update: Literal["value", "delta"],
+        frame_shape: Sequence[int] | None,
     ) -> Handle:
         """A delta network in the place of `target`, which stays as it is; call it with a frame (B, C, H, W) at a time.
 
@@ -84,18 +93,17 @@ class DeltaConvolution(Technique):
 
         Raises: UnsupportedHost, which names the operator.
         """
-        network = DeltaNetwork(target, Knobs(threshold, tile, min_profitable, update))
+        network = DeltaNetwork(target, Knobs(threshold, tile, min_profitable, update), frame_shape)
         return Handle(network, trace=network.trace, reset=network.reset, undo=network.reset)
 
     def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
-        """Sum over layers of (positions of all frames - positions computed) x MACs per position, and over frames
-        of the head where nothing reached it.
+        """Sum over layers of (positions of all frames - positions computed) x MACs per position.
 
-        A position of a k x k convolution takes C_out C_in k^2 / groups MACs. Positions computed count
-        whole tiles, also where these reach beyond the feature map.
+        A position of a k x k convolution takes C_out C_in k^2 / groups MACs. Positions computed count whole tiles, also
+        where these reach beyond the feature map. Those of a transposed convolution are positions of its input. An
+        operator that runs as a whole is one position, and so is all that does not depend on the frame.
         """
-        saved = sum(
+        return sum(
             layer["macs_per_position"] * (layer["positions"] * len(layer["computed"]) - sum(layer["computed"]))
             for layer in trace["layers"].values()
         )
-        return int(saved) + trace["head_macs"] * trace["head"].count(0)
