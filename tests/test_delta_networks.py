@@ -24,7 +24,6 @@ from reference_impls.accounting.count import count
 from reference_impls.contract import UnsupportedHost
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.techniques.delta_convolution import DeltaConvolution
-from reference_impls.techniques.delta_convolution.graph import record
 from reference_impls.techniques.delta_convolution.network import Plan
 from reference_impls.techniques.delta_convolution.stages import Knobs
 from tests.stream_models import UNet, YoloV3Tiny
@@ -140,7 +139,7 @@ def test_a_network_follows_a_stream_exactly_and_for_less(name: str) -> None:
         assert dense - tally.macs == DELTA.saving(model, frames, handle.trace) > 0
     assert difference(results[0], expected[0]) <= 1e-6
     assert max(map(difference, results, expected)) <= 1e-4
-    differences = Plan(record(model, frames[0]), Knobs(0.0, 8, 0.0, "delta"))
+    differences = Plan(handle.target.plan.recorded, frames[0], Knobs(0.0, 8, 0.0, "delta"))
     results = [differences.begin(frames[0]), *map(differences.step, frames[1:])]
     assert differences.work()[0] == 0, "a frame that stays as it was costs nothing"
     assert max(map(difference, results, expected)) <= 1e-4

@@ -15,8 +15,10 @@ From the source of frames to the head only changed positions travel. Layers on s
 activations, additions) work on exactly those. Convolutions and pooling gather, for each tile of their output that a
 changed position can reach, the input with its halo, compute it densely, and scatter the result.
 
-The modules: `feature_maps` (what is stored, gathering and scattering), `stages` (the layers and their state), `network`
-(from any traceable module to a delta network). Below stands the class of the contract.
+The modules: `graph` (what a model really computes), `layout` (where positions and channels lie in its tensors),
+`lowering` (which stage stands for which operator), `feature_maps` (what is stored, gathering and scattering), `stages`
+and `layers` (the layers and their state), `network` (the model that follows a stream). Below stands the class of the
+contract.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from reference_impls.techniques.delta_convolution.stages import Knobs
 
 
 class DeltaConvolution(Technique):
-    """DeltaCNN (parger-2022-deltacnn) on modules of convolutions, norms, activations, additions and pooling."""
+    """DeltaCNN (parger-2022-deltacnn) on the operators that a model of images really runs."""
 
     id = "delta-convolution"
     execution = "real"
@@ -79,8 +81,11 @@ class DeltaConvolution(Technique):
     ) -> Handle:
         """A delta network in the place of `target`, which stays as it is; call it with a frame (B, C, H, W) at a time.
 
-        target: an `nn.Module` in eval mode that `torch.fx` can trace, of one input and one output, made of plain
-        convolutions, batch norms, element-wise activations, additions, pooling, and a head on vectors.
+        target: an `nn.Module` in eval mode with one input; its result is made of tensors in dicts, lists and tuples.
+        It runs once on a small frame, and what it did is lowered: convolutions (transposed ones too), batch norms,
+        element-wise functions and products, pooling, upsampling, padding, concatenation, and whatever looks at the
+        channels of a position alone work on what changed. Any other operator runs as a whole when something reached it.
+        The delta network is compared with the model on two small frames before it is handed out.
 
         The threshold's unit is the standard deviation of the frame, or of the layer's output, in the first frame. Where
         less than `min_profitable` of a layer's tiles is idle, the layer computes its whole feature map; where less of
@@ -90,6 +95,8 @@ class DeltaConvolution(Technique):
         update="delta" sends differences, as DeltaCNN; "value" sends new values, and reached tiles are recomputed from
         them, as CBinfer. "value" moves less memory and adds up no rounding; "delta" tells untouched positions of a
         computed tile from changed ones exactly, which matters at threshold 0.
+
+        Refused are models with random numbers, with decisions by the values of a frame, and with a state of their own.
 
         Raises: UnsupportedHost, which names the operator.
         """

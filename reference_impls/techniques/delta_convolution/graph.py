@@ -133,7 +133,17 @@ class Graph:
             for value in self.finished[operation]:
                 if value not in watch:
                     known.pop(value, None)
-        return pytree.tree_map(lambda leaf: _filled(leaf, known), self.result), known
+        if isinstance(self.result, Value) and self.result is not self.frame:
+            return known[self.result], known
+        return pytree.tree_map(lambda leaf: _own(_filled(leaf, known), leaf, frame), self.result), known
+
+
+def _own(tensor: Any, leaf: Any, frame: Tensor) -> Any:
+    """A tensor of the result, which shares memory neither with the frame nor with the model."""
+    if not isinstance(tensor, Tensor):
+        return tensor
+    shared = isinstance(leaf, Tensor) or tensor.untyped_storage().data_ptr() == frame.untyped_storage().data_ptr()
+    return tensor.clone() if shared else tensor
 
 
 def _filled(argument: Any, known: dict[Value, Tensor]) -> Any:
@@ -157,7 +167,6 @@ class Recording:
     """One run of a model: what it did, and the tensors that it made."""
 
     graph: Graph
-    frame: Tensor
     result: Any
     tensors: dict[Value, Tensor]
 
@@ -183,7 +192,7 @@ def record(model: nn.Module, frame: Tensor) -> Recording:
 
     graph = Graph(recorder.frame, recorder.operations, pytree.tree_map(kept, result), recorder.constant_macs)
     made = {recorder.values[id(t)]: t for t in recorder.alive if id(t) in recorder.values}
-    return Recording(graph, frame, result, made)
+    return Recording(graph, result, made)
 
 
 class _Recorder(TorchDispatchMode):

@@ -6,7 +6,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from reference_impls.accounting.count import uncounted
 from reference_impls.contract import UnsupportedHost, check_tensor, generator
 from reference_impls.techniques.delta_convolution import stages
-from reference_impls.techniques.delta_convolution.graph import Recording, Unaccounted, Value, fold_norms, record
+from reference_impls.techniques.delta_convolution.graph import Graph, Recording, Unaccounted, Value, fold_norms, record
 from reference_impls.techniques.delta_convolution.lowering import Lowering
 from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
 
@@ -31,9 +31,9 @@ TOLERANCE = {torch.float64: 1e-8}
 class Plan:
     """A delta network for frames of one shape: the model's graph and its units."""
 
-    def __init__(self, recording: Recording, knobs: Knobs) -> None:
-        self.recorded = recording.graph
-        self.first: Recording | None = recording
+    def __init__(self, recorded: Graph, frame: Tensor, knobs: Knobs, first: Recording | None = None) -> None:
+        """frame: one of them. first: the run of the stream's first frame, if it was recorded just now."""
+        self.recorded, self.first = recorded, first
         self.graph = graph = fold_norms(self.recorded)
         lowering = Lowering(self.graph, knobs)
         self.frame, self.units = lowering.frame, lowering.units
@@ -43,7 +43,9 @@ class Plan:
         )
         self.watched = {value for unit in self.units for value in unit.watched()}
         for stage in self.stages:
-            stage.allocate(recording.frame)
+            stage.allocate(frame)
+        self.busy = [unit for unit in self.units if unit.macs]
+        self.dense_work = sum(unit.macs * unit.total for unit in self.busy)
         self.constants: list[int] = []
 
     def reset(self) -> None:
@@ -70,19 +72,20 @@ class Plan:
         self.constants.append(0)
         for unit in self.units:
             unit.step()
-        return pytree.tree_map(_copied, self.result)
+        return (
+            _copied(self.result) if isinstance(self.result, stages.OfStage) else pytree.tree_map(_copied, self.result)
+        )
 
     def dense(self, frame: Tensor) -> Any:
         """A frame through the model's graph, past the stream."""
         self.constants.append(0)
         for unit in self.units:
             unit.computed.append(unit.total)
-        return pytree.tree_map(_copied, self.graph.run(frame.contiguous(memory_format=torch.channels_last))[0])
+        return self.graph.run(frame.contiguous(memory_format=torch.channels_last))[0]
 
     def work(self) -> tuple[int, int]:
         """Multiply-accumulates of the last frame, and of a dense one."""
-        done = sum(unit.macs * unit.computed[-1] for unit in self.units)
-        return done, sum(unit.macs * unit.total for unit in self.units)
+        return sum(unit.macs * unit.computed[-1] for unit in self.busy), self.dense_work
 
     def trace(self) -> dict[str, Any]:
         """Name of each unit -> work in all, and in each frame."""
@@ -111,6 +114,13 @@ class DeltaNetwork(nn.Module):
     starts a stream of its own. Streams are followed in one thread at a time.
     """
 
+    plan: Plan | None
+    key: tuple[Any, ...] | None
+    """The kind of frames that the plan is for."""
+    probed: tuple[tuple[Any, ...] | None, Graph | None]
+    """The kind of frames on which the model was checked, and its graph for them."""
+    device: torch.device | None
+
     def __init__(self, target: Any, knobs: Knobs, frame_shape: Sequence[int] | None = None) -> None:
         super().__init__()
         if not isinstance(target, nn.Module):
@@ -123,20 +133,21 @@ class DeltaNetwork(nn.Module):
         self.eval()
         self._forget()
         types = {p.dtype for p in self.model.parameters()} | {b.dtype for b in self.model.buffers()}
-        self.dtype = next((p.dtype for p in self.model.parameters()), None)
         if knobs.update == "delta" and types & {torch.float16, torch.bfloat16}:
             raise UnsupportedHost(TECHNIQUE, target, NEEDS_WIDE)
-        with uncounted(), _quiet(_device(self.model)):
-            _check(target, self.model, knobs, frame_shape)
+        with uncounted(), _quiet(self.device):
+            self.probed = _check(target, self.model, knobs, frame_shape)
 
     def _forget(self) -> None:
-        self.plan: Plan | None = None
-        self.key: tuple[Any, ...] | None = None
+        self.plan, self.key = None, None
+        self.probed = None, None
+        self.dtype = next((p.dtype for p in self.model.parameters()), None)
+        self.device = _device(self.model)
         self.lock = threading.Lock()
         self.reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("lock", "plan", "key")}
+        return {k: v for k, v in vars(self).items() if k not in ("lock", "plan", "key", "probed")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -144,7 +155,6 @@ class DeltaNetwork(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> DeltaNetwork:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.dtype = next((p.dtype for p in self.model.parameters()), None)
         self._forget()
         return self
 
@@ -185,8 +195,8 @@ class DeltaNetwork(nn.Module):
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if self.dtype not in (None, frame.dtype) and autocast is None:
             raise TypeError(f"frame must have the dtype of the model's weights, {self.dtype}, got {frame.dtype}")
-        if frame.device != (_device(self.model) or frame.device):
-            raise ValueError(f"frame must be on the model's device, {_device(self.model)}, got {frame.device}")
+        if frame.device != (self.device or frame.device):
+            raise ValueError(f"frame must be on the model's device, {self.device}, got {frame.device}")
         if self.training:
             raise ValueError("a delta network works in eval mode: call eval() on it")
         if self.frame_shape not in (None, frame.shape):
@@ -199,11 +209,11 @@ class DeltaNetwork(nn.Module):
             raise ValueError("autocast or the type of the frames changed within the stream: call reset() to start anew")
         if not self.follows:  # else the source looks at what changed
             stages.check_finite(frame)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(), torch.no_grad():
             if self.plan is None or key != self.key:
                 self._start(frame, key, autocast)
             self.frame_shape = frame.shape
-            with torch.autocast(kind, enabled=False):
+            with torch.autocast(kind, enabled=False) if autocast else nullcontext():
                 return self._follow(self.plan, frame)
 
     def _start(self, frame: Tensor, key: tuple[Any, ...], autocast: torch.dtype | None) -> None:
@@ -212,7 +222,11 @@ class DeltaNetwork(nn.Module):
         self.plan = None  # so that two of them never need memory
         with _says(self.model):
             try:
-                self.plan, self.key = Plan(record(self.model, frame), self.knobs), key
+                first, graph = None, self.probed[1]
+                if graph is None or key != self.probed[0]:
+                    first = record(self.model, frame)
+                    graph = first.graph
+                self.plan, self.key = Plan(graph, frame, self.knobs, first), key
             except RuntimeError as error:
                 raise ValueError(f"the model does not run on frames of shape {tuple(frame.shape)}: {error}") from error
 
@@ -289,7 +303,7 @@ def _quiet(device: torch.device | None) -> Iterator[None]:
 # The check
 
 
-def _check(target: nn.Module, model: nn.Module, knobs: Knobs, frame_shape: Sequence[int] | None) -> None:
+def _check(target: nn.Module, model: nn.Module, knobs: Knobs, frame_shape: Sequence[int] | None) -> tuple[Any, Graph]:
     """Two small frames through the delta network and through the model. Raises UnsupportedHost where they differ."""
     low = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     if low:  # the same graph, without the rounding
@@ -301,8 +315,8 @@ def _check(target: nn.Module, model: nn.Module, knobs: Knobs, frame_shape: Seque
                 inspect.signature(model.forward).bind(None)
             except TypeError as error:
                 raise Unaccounted(f"one input, the frame (B, C, H, W) ({error})") from error
-        recording = _probed(model, frame_shape)
-        frame, plan = recording.frame, Plan(recording, exact)
+        recording, frame = _probed(model, frame_shape)
+        plan = Plan(recording.graph, frame, exact, recording)
         results = [(recording.result, plan.graph.run(frame)[0])]
         plan.begin(frame)
         other = frame.clone()
@@ -314,10 +328,11 @@ def _check(target: nn.Module, model: nn.Module, knobs: Knobs, frame_shape: Seque
             raise Unaccounted(f"a model that does the same with every frame; its second raises {error}") from error
         for expected, actual in results:
             _compare(expected, actual)
+    return (None if low else (frame.shape, frame.dtype, frame.device, None)), recording.graph
 
 
-def _probed(model: nn.Module, frame_shape: Sequence[int] | None) -> Recording:
-    """A run of the model on the first small frame that it takes."""
+def _probed(model: nn.Module, frame_shape: Sequence[int] | None) -> tuple[Recording, Tensor]:
+    """A run of the model on the first small frame that it takes, and that frame."""
     first = next((p for p in model.parameters() if p.dim() == 4), None)
     layer = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     norm = next((m for m in model.modules() if isinstance(m, nn.BatchNorm2d)), None)
@@ -330,7 +345,7 @@ def _probed(model: nn.Module, frame_shape: Sequence[int] | None) -> Recording:
     for shape in [tuple(frame_shape)] if frame_shape else guesses:
         frame = torch.randn(shape, generator=generator(0)).to(like)
         try:
-            return record(model, frame)
+            return record(model, frame), frame
         except Unaccounted:
             raise
         except Exception as error:

@@ -343,10 +343,13 @@ class OfStage:
     def __init__(self, stage: Stage, layout: Layout) -> None:
         self.stage, self.layout = stage, layout
         self.channels = None if is_range(layout.channels, stage.channels) else layout.channels.flatten()
+        self.direct = self.channels is None and layout.is_feature_map
 
     @property
     def tensor(self) -> Tensor:
         rows = self.stage.sent.interior
+        if self.direct:
+            return rows.permute(0, 3, 1, 2)
         if self.channels is not None:
             rows = rows.index_select(3, self.channels.to(rows.device))
         return self.layout.tensor(rows)
