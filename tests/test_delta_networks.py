@@ -494,3 +494,8 @@ def test_layers_are_named_by_their_modules() -> None:
         handle.target(clip(1)[0])
         names = handle.trace["layers"]
     assert {"down.0.0", "up.0", "join.2.2", "classifier"} <= set(names)
+
+
+def test_a_frame_that_holds_nothing_is_named() -> None:
+    with pytest.raises(ValueError, match="frame holds nothing"):
+        DELTA.apply(small()).target(torch.zeros(0, 3, 32, 32))

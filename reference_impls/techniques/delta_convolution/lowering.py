@@ -1,7 +1,7 @@
 """From the graph of a model to the units of a delta network: which stage stands for which operator.
 
 Rules look at an operator and at how its operands lie in feature maps, and make a stage, or decline. An operator for
-which every rule declines runs as a whole (`stages.Whole`), so a rule only has to be right where it does not decline.
+which every rule declines runs as a whole (`whole.Whole`), so a rule only has to be right where it does not decline.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from reference_impls.techniques.delta_convolution import layers, stages
+from reference_impls.techniques.delta_convolution import layers, stages, whole
 from reference_impls.techniques.delta_convolution.feature_maps import Axis, Shape, TransposedAxis
 from reference_impls.techniques.delta_convolution.graph import (
     CONVOLUTIONS,
@@ -28,13 +27,18 @@ from reference_impls.techniques.delta_convolution.graph import (
     norm_parts,
 )
 from reference_impls.techniques.delta_convolution.layout import CHANNEL, Layout, feature_map, fresh, moved
+from reference_impls.techniques.delta_convolution.operators import (
+    channel_function,
+    filled,
+    function_of,
+    is_pointwise,
+    pairs_of,
+    position,
+    shape_of,
+)
 from reference_impls.techniques.delta_convolution.stages import Knobs, Output, Stage, Unit
 
-POINTWISE_TOO = (aten.hardswish.default, aten._to_copy.default)
-"""Element-wise operators that torch does not mark as such."""
 SUMS = (aten.add.Tensor, aten.sub.Tensor, aten.neg.default)
-SOFTMAXES = (aten._softmax.default, aten._log_softmax.default)
-REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
 RESAMPLINGS = (
     *(aten.upsample_nearest2d.default, aten._upsample_nearest_exact2d.default, aten.upsample_bilinear2d.default),
     *(aten.reflection_pad2d.default, aten.replication_pad2d.default),
@@ -47,14 +51,14 @@ class Lowering:
 
     def __init__(self, graph: Graph, knobs: Knobs) -> None:
         self.graph, self.knobs = graph, knobs
-        self.frame = stages.Frame()
+        self.frame = whole.Frame()
         self.units: list[Unit] = []
         self.maps: dict[Value, Source] = {}
-        self.parts: dict[Value, stages.Part] = {}
+        self.parts: dict[Value, whole.Part] = {}
         self.padded: dict[Value, tuple[Value, list[int]]] = {}
         self.names: Counter[str] = Counter()
         self.taken: set[Operation] = set()
-        layout = feature_map(_shape(graph.frame), graph.frame.shape[1])
+        layout = feature_map(shape_of(graph.frame), graph.frame.shape[1])
         self._add(stages.Compared(Output("frame", graph.frame, layout), knobs, self.frame), with_activation=False)
         for operation in graph.operations:
             if operation not in self.taken and not any(rule(operation) for rule in self._rules()):
@@ -62,7 +66,7 @@ class Lowering:
 
     def given(self, value: Value) -> stages.Given:
         """A value as a whole tensor."""
-        return self.parts[value] if value in self.parts else stages.OfStage(*self.maps[value])
+        return self.parts[value] if value in self.parts else whole.OfStage(*self.maps[value])
 
     def _rules(self) -> Sequence[Callable[[Operation], bool]]:
         return (
@@ -85,20 +89,20 @@ class Lowering:
         self.units.append(stage)
         self.maps[stage.value_of] = stage, stage.layout
         reader = stage.value_of.only_reader if with_activation else None
-        if reader is not None and reader.inputs() == [stage.value_of] and _is_pointwise(reader):
+        if reader is not None and reader.inputs() == [stage.value_of] and is_pointwise(reader):
             value = reader.outputs[0]
             places = [i for i, a in enumerate(reader.args) if isinstance(a, Tensor | Value)]
             if value.shape == stage.value_of.shape and value.dtype == stage.dtype and len(places) == 1:
-                stage.activation = _function(reader, places)
+                stage.activation = function_of(reader, places)
                 self.maps[value] = stage, stage.layout
                 self.taken.add(reader)
         return True
 
     def _whole(self, operation: Operation) -> None:
         sources = {value: self.given(value) for value in operation.inputs()}
-        unit = stages.Whole(self._name(operation), operation, sources)
+        unit = whole.Whole(self._name(operation), operation, sources)
         self.units.append(unit)
-        self.parts |= {v: stages.Part(unit, i) for i, v in enumerate(operation.outputs) if v is not None}
+        self.parts |= {v: whole.Part(unit, i) for i, v in enumerate(operation.outputs) if v is not None}
 
     def _source(self, argument: Any) -> Source | None:
         """The stage behind an argument; a tensor (B, C, H, W) that was computed as a whole becomes one."""
@@ -110,7 +114,7 @@ class Lowering:
             return None
         if argument in self.padded:  # zeros around a feature map that another operator than a convolution reads
             return None
-        layout = feature_map(_shape(argument), argument.shape[1])
+        layout = feature_map(shape_of(argument), argument.shape[1])
         name = f"what {self.parts[argument].unit.name} gives"
         stage = stages.Compared(Output(name, argument, layout), self.knobs, self.parts[argument])
         self.units.append(stage)
@@ -141,7 +145,7 @@ class Lowering:
 
     def _output(self, operation: Operation, layout: Layout | None = None) -> Output:
         value = operation.outputs[0]
-        return Output(self._name(operation), value, layout or feature_map(_shape(value), value.shape[1]))
+        return Output(self._name(operation), value, layout or feature_map(shape_of(value), value.shape[1]))
 
     # Rules: True where a stage now stands for the operator ----------------------------------------------------------
 
@@ -183,7 +187,7 @@ class Lowering:
                 self._whole(next(o for o in self.graph.operations if x in o.outputs))
             return False
         kernel = weight.shape[2:]
-        pairs = [_pairs(kernel, stride, padding, dilation)[i] for i in (0, 1)]
+        pairs = [pairs_of(kernel, stride, padding, dilation)[i] for i in (0, 1)]
         if transposed:
             axes = [TransposedAxis(*pair) for pair in pairs]
             if any(axis.lead < 0 or axis.dilation * (axis.kernel - 1) < axis.stride - 1 for axis in axes):
@@ -215,20 +219,20 @@ class Lowering:
         source = self._map(operation.args[0])
         if source is None or math.prod(out.shape[2:]) == 1 or indices.readers or indices.returned:
             return False
-        kernel, stride, padding, dilation, _ = _filled(operation.args[1:], ([], 0, 1, False))
-        pairs = _pairs(kernel, stride or kernel, padding, dilation)
+        kernel, stride, padding, dilation, _ = filled(operation.args[1:], ([], 0, 1, False))
+        pairs = pairs_of(kernel, stride or kernel, padding, dilation)
         sizes = zip(pairs, out.shape[2:], operation.args[0].shape[2:], strict=True)
         reach = [(n - 1) * s + d * (k - 1) + 1 - size - p for (k, s, p, d), n, size in sizes]
         axes = [Axis(k, s, p, d, max(0, beyond)) for (k, s, p, d), beyond in zip(pairs, reach, strict=True)]
-        whole = layers.applied(aten.max_pool2d.default, operation.args, operation.kwargs, [0])
-        return self._add(layers.MaxPool(self._output(operation), source, self.knobs, (axes[0], axes[1]), whole))
+        operator = layers.applied(aten.max_pool2d.default, operation.args, operation.kwargs, [0])
+        return self._add(layers.MaxPool(self._output(operation), source, self.knobs, (axes[0], axes[1]), operator))
 
     def _average_pool(self, operation: Operation) -> bool:
         if operation.func is not aten.avg_pool2d.default:
             return False
         out, source = operation.outputs[0], self._map(operation.args[0])
-        kernel, stride, padding, _, count_padding, divisor = _filled(operation.args[1:], ([], 0, False, True, None))
-        pairs = _pairs(kernel, stride or kernel, padding, 1)
+        kernel, stride, padding, _, count_padding, divisor = filled(operation.args[1:], ([], 0, False, True, None))
+        pairs = pairs_of(kernel, stride or kernel, padding, 1)
         sizes = zip(pairs, out.shape[2:], operation.args[0].shape[2:], strict=True)
         beyond = any((n - 1) * s + k > size + (2 * p if count_padding else 0) for (k, s, p, _), n, size in sizes)
         uneven = beyond or divisor or (not count_padding and any(p for _, _, p, _ in pairs))
@@ -246,9 +250,9 @@ class Lowering:
         spatial = {name for name, size in (("H", stage.shape.height), ("W", stage.shape.width)) if size > 1}
         if set(averaged) != spatial or len(averaged) != len(spatial) or "B" in kept[1:] or not spatial:
             return False
-        average = stages.GlobalAverage(self._name(operation), stage, layout, operation.outputs[0], self.knobs.update)
+        average = whole.GlobalAverage(self._name(operation), stage, layout, operation.outputs[0], self.knobs.update)
         self.units.append(average)
-        self.parts[operation.outputs[0]] = stages.Part(average)
+        self.parts[operation.outputs[0]] = whole.Part(average)
         return True
 
     def _product(self, operation: Operation) -> bool:
@@ -291,12 +295,12 @@ class Lowering:
         source, out = self._map(x), operation.outputs[0]
         if source is None or math.prod(out.shape[2:]) == 1:
             return False
-        whole = layers.applied(function, operation.args, operation.kwargs, [0])
+        operator = layers.applied(function, operation.args, operation.kwargs, [0])
         fill = (*operation.args[2:], 0)[0] if outside else 0
-        ramp = layers.applied(function, [x, operation.args[1]], {}, [0]) if outside else whole
+        ramp = layers.applied(function, [x, operation.args[1]], {}, [0]) if outside else operator
         found = layers.taps(ramp, (source.shape.height, source.shape.width), outside)
         output = self._output(operation)
-        return self._add(layers.Resampling(output, source, self.knobs, whole, found, fill), with_activation=False)
+        return self._add(layers.Resampling(output, source, self.knobs, operator, found, fill), with_activation=False)
 
     def _concatenation(self, operation: Operation) -> bool:
         if operation.func is not aten.cat.default:
@@ -339,7 +343,7 @@ class Lowering:
         return self._add_pointwise(operation, [layers.FromStage(stage, layout.channels)], function, False, new)
 
     def _pointwise(self, operation: Operation) -> bool:
-        if not _is_pointwise(operation):
+        if not is_pointwise(operation):
             return False
         out = operation.outputs[0]
         places = [
@@ -357,7 +361,7 @@ class Lowering:
         varying = [not isinstance(operand, layers.Constant) for operand in operands]
         scales = operation.func is aten.mul.Tensor or (operation.func is aten.div.Tensor and varying[0])
         linear = operation.func in SUMS or (scales and sum(varying) == 1)
-        return self._add_pointwise(operation, operands, _function(operation, places), linear, layout)
+        return self._add_pointwise(operation, operands, function_of(operation, places), linear, layout)
 
     # Operands that lie alike ----------------------------------------------------------------------------------------
 
@@ -413,10 +417,10 @@ class Lowering:
         if isinstance(argument, Value) and argument in self.maps:
             stage, its = self.maps[argument]
             padded = [""] * (len(dims) - len(its.dims)) + list(its.dims)
-            if any(_position(a) != _position(b) or (a == CHANNEL != b) for a, b in zip(padded, dims, strict=True)):
+            if any(position(a) != position(b) or (a == CHANNEL != b) for a, b in zip(padded, dims, strict=True)):
                 return None
             return layers.FromStage(stage, its.channels.reshape(own).expand(sizes))
-        positions = {d: n for n, d in zip(shape, dims, strict=True) if _position(d) and n > 1}
+        positions = {d: n for n, d in zip(shape, dims, strict=True) if position(d) and n > 1}
         if not isinstance(argument, Value) and positions:
             return layers.Constant(layout.rows(argument.expand(layout.sizes)))
         if set(positions) - {"B"} or (positions and next(filter(None, dims)) != "B"):
@@ -429,70 +433,3 @@ class Lowering:
         if isinstance(argument, Value):
             return layers.Gate(self.given(argument), rows, layout.shape.height * layout.shape.width)
         return layers.Constant(rows(argument.detach()))
-
-
-def channel_function(operation: Operation, layout: Layout) -> tuple[stages.Function, list[str], list[int]] | None:
-    """A function over channels alone as one of (..., C), with dimensions and channel sizes of its result."""
-    sizes, dims, args = list(layout.channels.shape), list(layout.dims), operation.args
-    if operation.func is aten.native_layer_norm.default:
-        _, normalised, weight, bias, eps = args
-        if dims[-len(normalised) :] != [CHANNEL] * len(normalised):
-            return None
-
-        def norm(rows: Tensor) -> Tensor:
-            return F.layer_norm(rows.unflatten(-1, sizes), normalised, weight, bias, eps).flatten(-len(sizes))
-
-        return norm, dims, sizes
-    if operation.func not in (*SOFTMAXES, *REDUCTIONS) or operation.kwargs:
-        return None
-    reduces, given = operation.func in REDUCTIONS, args[1]
-    over = [d % len(dims) for d in ([given] if isinstance(given, int) else given or ())]
-    if not over or any(dims[d] != CHANNEL for d in over):
-        return None
-    axes = [sum(d == CHANNEL for d in dims[:i]) - len(sizes) for i in over]
-    kept = [n for axis, n in enumerate(sizes, -len(sizes)) if not reduces or axis not in axes]
-    if reduces:
-        keeps = len(args) > 2 and args[2]
-        dims = ["" if i in over else d for i, d in enumerate(dims) if keeps or i not in over]
-
-    def function(rows: Tensor) -> Tensor:
-        values = rows.unflatten(-1, sizes)
-        values = operation.func(values, axes) if reduces else operation.func(values, axes[0], *args[2:])
-        return values.flatten(-len(kept)) if kept else values.unsqueeze(-1)
-
-    return function, dims, kept
-
-
-def _position(dim: str) -> str:
-    return "" if dim == CHANNEL else dim
-
-
-def _is_pointwise(operation: Operation) -> bool:
-    """Whether it is an element-wise function of floating point tensors with one result."""
-    marked = torch.Tag.pointwise in operation.func.tags or operation.func in POINTWISE_TOO
-    moves = operation.kwargs.get("device") is not None
-    tensors = [*operation.inputs(), *operation.outputs]
-    return marked and not moves and len(operation.outputs) == 1 and all(v.dtype.is_floating_point for v in tensors)
-
-
-def _function(operation: Operation, places: Sequence[int]) -> stages.Function:
-    if operation.func is aten._to_copy.default:
-        dtype = operation.outputs[0].dtype
-        return lambda x: x.to(dtype)
-    return layers.applied(operation.func, operation.args, operation.kwargs, places)
-
-
-def _shape(value: Value) -> Shape:
-    batch, _, height, width = value.shape
-    return Shape(batch, height, width)
-
-
-def _pairs(*parts: Any) -> list[tuple[int, ...]]:
-    """Kernel, stride, ... of both axes: [(kernel, stride, ...) down, (...) across]."""
-    both = [(part, part) if isinstance(part, int) else (*part, *part)[:2] for part in parts]
-    return [tuple(part[i] for part in both) for i in (0, 1)]
-
-
-def _filled(given: Sequence[Any], defaults: Sequence[Any]) -> list[Any]:
-    """Arguments, the last ones by their defaults."""
-    return [*given, *defaults[len(given) - 1 :]]

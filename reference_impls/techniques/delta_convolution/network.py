@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from reference_impls.accounting.count import uncounted
 from reference_impls.contract import UnsupportedHost, check_tensor, generator
-from reference_impls.techniques.delta_convolution import stages
+from reference_impls.techniques.delta_convolution import stages, whole
 from reference_impls.techniques.delta_convolution.graph import Graph, Recording, Unaccounted, Value, fold_norms, record
 from reference_impls.techniques.delta_convolution.lowering import Lowering
 from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
@@ -72,9 +72,7 @@ class Plan:
         self.constants.append(0)
         for unit in self.units:
             unit.step()
-        return (
-            _copied(self.result) if isinstance(self.result, stages.OfStage) else pytree.tree_map(_copied, self.result)
-        )
+        return _copied(self.result) if isinstance(self.result, whole.OfStage) else pytree.tree_map(_copied, self.result)
 
     def dense(self, frame: Tensor) -> Any:
         """A frame through the model's graph, past the stream."""
@@ -197,6 +195,8 @@ class DeltaNetwork(nn.Module):
             raise TypeError(f"frame must have the dtype of the model's weights, {self.dtype}, got {frame.dtype}")
         if frame.device != (self.device or frame.device):
             raise ValueError(f"frame must be on the model's device, {self.device}, got {frame.device}")
+        if not frame.numel():
+            raise ValueError(f"frame holds nothing: its shape is {tuple(frame.shape)}")
         if self.training:
             raise ValueError("a delta network works in eval mode: call eval() on it")
         if self.frame_shape not in (None, frame.shape):
@@ -242,8 +242,8 @@ class DeltaNetwork(nn.Module):
         except BaseException:
             self.reset()  # what is stored belongs to no frame
             raise
-        done, whole = plan.work()
-        if done > (1 - self.knobs.min_profitable) * whole:
+        done, dense = plan.work()
+        if done > (1 - self.knobs.min_profitable) * dense:
             self.follows = False
             self.rest, self.next_rest = self.next_rest, min(2 * self.next_rest, LONGEST_REST)
         else:
