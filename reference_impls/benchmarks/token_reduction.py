@@ -21,11 +21,12 @@ from reference_impls.contract import Technique, generator
 from reference_impls.data import images
 from reference_impls.data.controls import shuffled_pixels, uniform_noise
 from reference_impls.data.splits import TITLES, Labelled, split
-from reference_impls.hosts import Block, transformer_blocks
+from reference_impls.hosts import transformer_blocks
+from reference_impls.hosts.tokens import rows
 from reference_impls.layers.weights import copy_sharing_weights
 from reference_impls.models import vit
 from reference_impls.study import BASELINE, TECHNIQUE, Plan, Scenario, Study, measured, over_items, table, training
-from reference_impls.techniques.token_merging import Combine, Match, Merging, merge, rows, tokens_left
+from reference_impls.techniques.token_merging import Combine, Match, Merging, merge, tokens_left
 
 ID = "token-reduction"
 task = partial(Scenario, benchmark=ID)
@@ -44,16 +45,16 @@ class Method:
     """What differs from the technique, for a control."""
 
 
-def chance_match(draws: torch.Generator) -> Callable[[Tensor, int | None, Block], Match]:
+def chance_match(draws: torch.Generator) -> Callable[[Tensor, int | None, int], Match]:
     """Pairs of two halves of the tokens drawn at random, as many as token merging takes."""
 
-    def match(metric: Tensor, r: int | None, block: Block) -> Match:
+    def match(metric: Tensor, r: int | None, prefix: int) -> Match:
         batch, tokens = metric.shape[:2]
-        half = (tokens - block.prefix) // 2
+        half = (tokens - prefix) // 2
         r = half if r is None else min(r, half)
-        a = torch.rand(batch, tokens - block.prefix - half, generator=draws).topk(r, dim=1).indices
+        a = torch.rand(batch, tokens - prefix - half, generator=draws).topk(r, dim=1).indices
         b = torch.randint(half, (batch, r), generator=draws)
-        source, partner = ((block.prefix + 2 * i + j).to(metric.device) for j, i in enumerate((a, b)))
+        source, partner = ((prefix + 2 * i + j).to(metric.device) for j, i in enumerate((a, b)))
         return Match.of(source, partner, tokens)
 
     return match
@@ -65,8 +66,7 @@ def drop(x: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor]:
 
 
 def _by_chance(model: nn.Module, r: int, combine: Combine) -> Merging:
-    blocks = transformer_blocks(model)
-    assert blocks is not None
+    blocks = transformer_blocks(ID, model)
     return Merging(blocks, [r] * len(blocks), match=chance_match(generator(0)), combine=combine)
 
 

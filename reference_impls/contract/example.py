@@ -6,7 +6,8 @@ memo functions (Michie 1968, doi 10.1038/218019a0); it is not an entry of the at
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from reference_impls.contract.errors import UnsupportedHost, check_tensor, warn_no_effect
 from reference_impls.contract.knobs import Switch
+from reference_impls.contract.replacement import replace
 from reference_impls.contract.technique import Case, Cases, Expectation, Handle, Invalid, Redundancy, Setting, Technique
 
 
@@ -45,23 +47,20 @@ class RowSharing(Technique):
         if not share:
             warn_no_effect(self.id, "share is off")
         trace: dict[str, int] = {}
-        dense, own = target.forward, vars(target).get("forward")
-
-        def forward(x: Tensor) -> Tensor:
-            rows, index = distinct_rows(x) if share else (x, slice(None))
-            trace.update(rows=len(x), distinct=len(rows))
-            return dense(rows)[index]
-
-        def undo() -> None:
-            del target.forward
-            if own is not None:  # another technique's
-                target.forward = own  # type: ignore[method-assign]
-
-        target.forward = forward  # type: ignore[method-assign, assignment]
+        undo = replace(target, partial(_shared, share, trace), self.id)
         return Handle(target, undo=undo, trace=lambda: trace)
 
     def saving(self, target: nn.Linear, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         return int(trace["rows"] - trace["distinct"]) * target.in_features * target.out_features
+
+
+def _shared(
+    share: bool, trace: dict[str, int], layer: nn.Module, dense: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    """In the place of the layer's forward `dense`."""
+    rows, index = distinct_rows(x) if share else (x, slice(None))
+    trace.update(rows=len(x), distinct=len(rows))
+    return dense(rows)[index]
 
 
 class RowSharingCases(Cases):

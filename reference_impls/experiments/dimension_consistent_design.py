@@ -49,7 +49,7 @@ def unmixed_values(attention: TokenAttention, x: Tensor) -> Tensor:
 
 def substitute(model: nn.Module, cheap: Callable[[TokenAttention, Tensor], Tensor], which: slice) -> None:
     """Put `cheap` in the place of some of the attention modules of a model, for good."""
-    Substitution(dict(list(modules_of(model, TokenAttention).items())[which]), cheap)
+    Substitution(DESIGN.id, dict(list(modules_of(model, TokenAttention).items())[which]), cheap)
 
 
 def run_pooling(study: fm.FeatureMapStudy) -> Record:

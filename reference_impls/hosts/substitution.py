@@ -3,57 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from reference_impls.contract.replacement import refuse_capture, replace
+
 M = TypeVar("M", bound=nn.Module)
+
+
+Choose = Callable[[Any, Tensor], Tensor]
+"""`chosen(module, x)` tells of each datum of a batch x (B, ...) whether it takes the substitute: (B,) bool."""
 
 
 class Substitution(Generic[M]):
     """Runs `cheap(module, x)` in the place of each module's forward, until `undo()`. The modules stay where they are.
 
-    `chosen(module, x)` tells of each datum of a batch x (B, ...) whether it takes the substitute: (B,) bool; None: all.
-    Both give outputs of the same shape.
+    `chosen`: for which data of a batch; None: for all. Both ways give outputs of the same shape.
     """
 
     def __init__(
         self,
+        technique: str,
         modules: Mapping[str, M],
-        cheap: Callable[[M, Tensor], Tensor],
-        chosen: Callable[[M, Tensor], Tensor] | None = None,
+        cheap: Callable[[Any, Tensor], Tensor],
+        chosen: Choose | None = None,
     ) -> None:
-        self.modules, self.cheap, self.chosen = modules, cheap, chosen
         self._runs: dict[str, tuple[torch.Size, int]] = {}
-        self._own = {name: vars(module).get("forward") for name, module in modules.items()}  # another technique's
-        for name, module in modules.items():
-            module.forward = lambda x, name=name, dense=module.forward: self._forward(name, dense, x)
+        self._undo = [
+            replace(module, partial(_either, cheap, chosen, self._runs, name), technique)
+            for name, module in modules.items()
+        ]
 
     def undo(self) -> None:
         """Give the modules back the forward that they had."""
-        for name, module in self.modules.items():
-            del module.forward
-            if (own := self._own[name]) is not None:
-                module.forward = own
+        for undo in self._undo:
+            undo()
 
     def trace(self) -> dict[str, Any]:
         """Of the last run, `substituted`: of each module the shape of its input, and for how many data of the batch."""
         return {"substituted": dict(self._runs)}
 
-    def _forward(self, name: str, dense: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        module = self.modules[name]
-        chosen = torch.ones(len(x), dtype=torch.bool) if self.chosen is None else self.chosen(module, x)
-        number = int(chosen.sum())
-        self._runs[name] = (x.shape, number)
-        if number == 0:
-            return dense(x)
-        if number == len(x):
-            return self.cheap(module, x)
-        cheap, y = self.cheap(module, x[chosen]), dense(x[~chosen])
-        out = cheap.new_empty(len(x), *cheap.shape[1:])
-        out[chosen], out[~chosen] = cheap, y
-        return out
+
+def _either(
+    cheap: Callable[[Any, Tensor], Tensor],
+    chosen: Choose | None,
+    runs: dict[str, tuple[torch.Size, int]],
+    name: str,
+    module: nn.Module,
+    dense: Callable[[Tensor], Tensor],
+    x: Tensor,
+) -> Tensor:
+    """The substitute for the chosen data of x, what the module computed before for the others."""
+    if chosen is None:
+        runs[name] = (x.shape, len(x))
+        return cheap(module, x)
+    refuse_capture("which data take the substitute depends on them", "without a threshold")
+    takes = chosen(module, x)
+    number = int(takes.sum())
+    runs[name] = (x.shape, number)
+    if number == 0:
+        return dense(x)
+    if number == len(x):
+        return cheap(module, x)
+    substitute, y = cheap(module, x[takes]), dense(x[~takes])
+    out = substitute.new_empty(len(x), *substitute.shape[1:])
+    out[takes], out[~takes] = substitute, y
+    return out
 
 
 def saved(modules: Mapping[str, M], trace: Mapping[str, Any], saving: Callable[[M, torch.Size], int]) -> int:

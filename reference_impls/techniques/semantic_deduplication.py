@@ -24,12 +24,14 @@ from collections.abc import Mapping, Sequence, Sized
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from reference_impls.contract import Handle, Redundancy, Setting, Technique
-from reference_impls.contract.errors import UnsupportedHost, check_range, warn_no_effect
+from reference_impls.contract.errors import UnsupportedHost, check_range, check_tensor, warn_no_effect
 from reference_impls.contract.knobs import Choice, Given, Integer, Number
+from reference_impls.contract.precision import near_one, widened
 from reference_impls.redundancy import cross_sample_similarity as pairs
 from reference_impls.redundancy.cross_sample_similarity import BLOCK, clusters
 
@@ -50,16 +52,21 @@ class Selection(NamedTuple):
     """(R,) cosine of the removed item and its twin, above 1 - epsilon."""
 
 
-def cluster_order(z: Tensor, keep: Keep = "hard", generator: torch.Generator | None = None) -> Tensor:
+def cluster_order(
+    z: Tensor, keep: Keep = "hard", generator: torch.Generator | None = None, centroid: Tensor | None = None
+) -> Tensor:
     """Order (n,) in which the items of one cluster are looked at; the earlier one of two duplicates is kept.
 
-    z: (n, D) unit vectors. `hard` starts with the lowest cosine with the centroid, `easy` with the highest, `random`
-    with any (abbas-2023-semdedup, section 6.3). Equal cosines stay in the order of the data set.
+    z: (n, D) unit vectors; centroid: (D,), their mean if None. `hard` starts with the lowest cosine with the centroid,
+    `easy` with the highest, `random` with any (abbas-2023-semdedup, section 6.3). Equal cosines stay in the order of
+    the data set for `hard`; `easy` is the same order backwards, as in the official code.
     """
     if keep == "random":
         return torch.randperm(len(z), generator=generator).to(z.device)
-    to_centroid = z @ z.mean(0)  # (n,) the cosine but for the centroid's length, which does not change the order
-    return to_centroid.argsort(descending=keep == "easy", stable=True)
+    centroid = near_one(widened(z.mean(0) if centroid is None else centroid), 0)
+    distance = 1 - F.cosine_similarity(z, centroid.unsqueeze(0))  # (n,) row by row: a product rounds equal rows apart
+    hard = distance.argsort(descending=True, stable=True)
+    return hard.flip(0) if keep == "easy" else hard
 
 
 def closest_earlier(z: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
@@ -71,6 +78,7 @@ def closest_earlier(z: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     return pairs.row_maxima(pairs.earlier_similarities(z, block), z)
 
 
+@torch.no_grad()
 def semdedup(
     embeddings: Tensor,
     epsilon: float,
@@ -78,35 +86,51 @@ def semdedup(
     keep: Keep = "hard",
     seed: int = 0,
     block: int = BLOCK,
+    centroids: Tensor | None = None,
 ) -> Selection:
     """Select the items to keep (abbas-2023-semdedup, section 3 and Algorithm A7).
 
     Args:
-        embeddings: (N, D) floating point, scaled to length 1 here; a row of zeros is refused.
-        epsilon: an item goes when its cosine with an item before it exceeds 1 - epsilon; 0 removes nothing. In float32
-            a cosine is exact to about 1e-7, so epsilons below 1e-6 do not reliably find even equal items.
+        embeddings: (N, D) floating point, scaled to length 1 here, in float32 or wider; a row of zeros is refused.
+        epsilon: an item goes when its cosine with an item before it exceeds 1 - epsilon; 0 removes nothing. Below about
+            1e-6 (float64: 1e-15) not even equal items are found reliably, so such epsilons are refused.
         labels: (N,) integer cluster of each item; None compares all pairs.
         keep, seed: which one of two duplicates is kept; see `cluster_order`.
         block: side of a tile of similarities.
+        centroids: (K, D) of the clusters, the row of each being its label, as k-means returned them; None takes the
+            mean of a cluster's unit vectors.
 
     Raises: ValueError, TypeError for bad shapes, dtypes, knobs or values.
     """
-    check_range("epsilon", epsilon, 0, 1)
     check_range("block", block, 1, integer=True)
     if keep not in ("hard", "easy", "random"):
         raise ValueError(f"keep must be 'hard', 'easy' or 'random', got {keep!r}")
     z = pairs.unit(embeddings)
+    pairs.check_epsilon(epsilon, embeddings.dtype)
+    if centroids is not None:
+        check_tensor("centroids", centroids, f"K {z.shape[1]}")
     generator = torch.Generator().manual_seed(seed)
     similarity = z.new_full((len(z),), -torch.inf)
     twin = torch.arange(len(z), device=z.device)
     for members in clusters(labels, len(z)):
         members = members.to(z.device)
-        members = members[cluster_order(z[members], keep, generator)]
+        centroid = None if centroids is None else _centroid(centroids, labels, members).to(z)
+        members = members[cluster_order(z[members], keep, generator, centroid)]
         similarity[members], position = closest_earlier(z[members], block)
         twin[members] = members[position]
     goes = similarity > 1 - epsilon  # (N,)
     removed = goes.nonzero().flatten()
     return Selection((~goes).nonzero().flatten(), removed, twin[removed], similarity[removed])
+
+
+def _centroid(centroids: Tensor, labels: Tensor | None, members: Tensor) -> Tensor:
+    """The row (D,) of `centroids` (K, D) that belongs to the cluster of these items."""
+    if labels is None:
+        raise ValueError("centroids need the labels of the items: the row of a cluster is its label")
+    label = int(labels[members[0].item()])
+    if not 0 <= label < len(centroids):
+        raise ValueError(f"centroids must have a row for every label, got {len(centroids)} rows and the label {label}")
+    return centroids[label]
 
 
 def representatives(selection: Selection) -> Tensor:
@@ -118,18 +142,17 @@ def representatives(selection: Selection) -> Tensor:
     return stands
 
 
-def macs(sizes: Sequence[int], dimension: int, keep: Keep = "hard", block: int = BLOCK) -> int:
-    """Multiply-accumulates of `semdedup` over clusters of these sizes.
+def macs(sizes: Sequence[int], dimension: int, block: int = BLOCK) -> int:
+    """Multiply-accumulates of `semdedup` over clusters of these sizes: those of `earlier_similarities`.
 
-    For each cluster of n items, n D for the cosines with the centroid (none for keep="random") and the tiles of
-    `earlier_similarities`. Scaling to length 1 and the centroid's mean are additions over N D, not counted.
+    Scaling to length 1, the centroid's mean and the cosines with it are element-wise over N D, not counted.
     """
-    order = 0 if keep == "random" else dimension * sum(sizes)
-    return order + sum(pairs.earlier_similarities_macs(n, dimension, block) for n in sizes)
+    return sum(pairs.earlier_similarities_macs(n, dimension, block) for n in sizes)
 
 
 def check_one_each(items: Sized, embeddings: Tensor) -> None:
-    """Raise ValueError unless there are as many embeddings (N, D) as items."""
+    """Raise TypeError or ValueError unless there are as many embeddings (N, D) as items."""
+    check_tensor("embeddings", embeddings, "N D", finite=False)
     if len(items) != len(embeddings):
         raise ValueError(f"there must be one embedding per item: {len(items)} items, {len(embeddings)} embeddings")
 
@@ -164,6 +187,7 @@ class SemanticDeduplication(Technique):
         ),
         "embeddings": Given(None, about="(N, D), a row for each item; None: the target's own"),
         "labels": Given(None, about="(N,) cluster of each item, an integer; None: the target's own, or one cluster"),
+        "centroids": Given(None, about="(K, D), the row of a cluster is its label; None: the mean of its unit vectors"),
         "keep": Choice(
             "hard",
             options=("hard", "easy", "random"),
@@ -190,6 +214,7 @@ class SemanticDeduplication(Technique):
         epsilon: float,
         embeddings: Tensor | None,
         labels: Tensor | None,
+        centroids: Tensor | None,
         keep: Keep,
         seed: int,
         block: int,
@@ -198,15 +223,15 @@ class SemanticDeduplication(Technique):
 
         The trace holds the `Selection` and the sizes of the clusters.
 
-        Raises: UnsupportedHost for a target without a length, items or embeddings; ValueError, TypeError for embeddings
-        or labels that do not fit it.
+        Raises: UnsupportedHost for a target without a length, items or embeddings; ValueError, TypeError for
+        embeddings, labels or centroids that do not fit it.
         """
         embeddings, labels = self._inputs_of(target, embeddings, labels)
-        selection = semdedup(embeddings, epsilon, labels, keep, seed, block)
+        selection = semdedup(embeddings, epsilon, labels, keep, seed, block, centroids)
         if not len(selection.removed):
             warn_no_effect(self.id, f"no two items of a cluster have a cosine above {1 - epsilon:g}")
         sizes = [len(members) for members in clusters(labels, len(target))]
-        shape = {"cluster_sizes": sizes, "dimension": embeddings.shape[1], "keep": keep, "block": block}
+        shape = {"cluster_sizes": sizes, "dimension": embeddings.shape[1], "block": block}
         trace = {**selection._asdict(), **shape}
         return Handle(Subset(target, selection.kept.tolist()), trace=lambda: trace)
 
@@ -216,7 +241,7 @@ class SemanticDeduplication(Technique):
         c is the target's `macs_per_item` (0 when it does not say). Embedding and clustering happen before `apply`
         and are not in it.
         """
-        overhead = macs(trace["cluster_sizes"], trace["dimension"], trace["keep"], trace["block"])
+        overhead = macs(trace["cluster_sizes"], trace["dimension"], trace["block"])
         return len(trace["removed"]) * getattr(target, "macs_per_item", 0) - overhead
 
     def _inputs_of(

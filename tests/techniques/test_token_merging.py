@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from reference_impls.accounting.count import count
 from reference_impls.benchmarks.token_reduction import RANDOM_DROPPING, RANDOM_MERGING, attached, chance_match
@@ -73,12 +77,14 @@ class TokenMergingCases(Cases):
         for tokens, prefix in product((5, 8, 9, 17), (0, 1, 2, 3)):
             metric = torch.randn(3, tokens, 5, generator=draws).to(device)
             for r in (1, tokens // 4 + 1, tokens):
-                groups = torch.tensor([brute_force_groups(m.tolist(), r, prefix) for m in metric], device=device)
+                kept, groups = zip(*(brute_force(m.tolist(), r, prefix) for m in metric), strict=True)
                 match = bipartite_soft_matching(metric, r, prefix=prefix)
-                yield Expectation(f"groups of {tokens} tokens at r={r}, prefix {prefix}", groups, match.group)
+                of = f"of {tokens} tokens at r={r}, prefix {prefix}"
+                yield Expectation(f"order {of}", torch.tensor(kept, device=device), match.kept)
+                yield Expectation(f"groups {of}", torch.tensor(groups, device=device), match.group)
         x = torch.eye(6, device=device).unsqueeze(0)
         x[0, 2], x[0, 4] = x[0, 3], x[0, 1] + 0.5 * x[0, 3]  # 2 equals 3, 4 is nearest to 1
-        for r, by_hand in ((1, [[0, 1, 2, 2, 3, 4]]), (2, [[0, 1, 2, 2, 1, 3]])):
+        for r, by_hand in ((1, [[1, 2, 3, 3, 0, 4]]), (2, [[0, 1, 2, 2, 1, 3]])):  # 4 stays as the closer one of A
             groups = torch.tensor(by_hand, device=device)
             yield Expectation(f"the most similar pairs at r={r}", groups, bipartite_soft_matching(x, r).group)
 
@@ -111,18 +117,27 @@ class TokenMergingCases(Cases):
             yield Invalid(type(other).__name__, partial(TOME.apply, other, r=2), "needs a transformer whose blocks")
 
 
-def brute_force_groups(metric: list[list[float]], r: int, prefix: int) -> list[int]:
-    """Bipartite soft matching of one datum by plain loops: for each token, the index of its group after the merge."""
+def brute_force(metric: list[list[float]], r: int, prefix: int) -> tuple[list[int], list[int]]:
+    """One datum by plain loops over the official rule: positions of the tokens that stay, in their new order, and for
+    each token the index of its group among them.
+
+    Tokens at even positions form A, the others B. A class token (position 0) never merges, nothing merges into a
+    distillation token (position 1), and at most half of the others merge. What is left of A comes first, by position
+    where there is a class token and else by falling cosine, then all of B; protected tokens come before all.
+    """
 
     def cosine(u: list[float], v: list[float]) -> float:
         dot, norms = sum(map(float.__mul__, u, v)), [sum(map(float.__mul__, w, w)) ** 0.5 for w in (u, v)]
         return dot / (norms[0] * norms[1])
 
-    a, b = range(prefix, len(metric), 2), range(prefix + 1, len(metric), 2)
-    edges = [max((cosine(metric[i], metric[j]), i, j) for j in b) for i in a]
-    into = {i: j for _, i, j in sorted(edges, reverse=True)[: min(r, len(b))]}
-    kept = [i for i in range(len(metric)) if i not in into]
-    return [kept.index(into.get(i, i)) for i in range(len(metric))]
+    tokens = range(len(metric))
+    a = [i for i in tokens if i % 2 == 0 and i >= prefix]
+    b = [j for j in tokens if j % 2 == 1 and j >= prefix]
+    edges = sorted((max((cosine(metric[i], metric[j]), j, i) for j in b) for i in a), reverse=True) if b else []
+    into = {i: j for _, j, i in edges[: min(r, (len(metric) - prefix) // 2)]}
+    left = [i for _, _, i in edges if i not in into] if b else a
+    kept = [*range(prefix), *(sorted(left) if prefix else left), *b]
+    return kept, [kept.index(into.get(i, i)) for i in tokens]
 
 
 CASES = TokenMergingCases()
@@ -152,6 +167,18 @@ def test_threshold_merges_what_the_datum_with_the_fewest_similar_pairs_allows() 
     assert bipartite_soft_matching(batch, threshold=0.99).source.shape == (2, 1)
     assert bipartite_soft_matching(batch[:1], 2, threshold=0.99).source.shape == (1, 2)
     assert bipartite_soft_matching(torch.eye(6)[None], threshold=0.01) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_and_any_scale_choose_the_same_pairs(dtype: torch.dtype, draws: torch.Generator) -> None:
+    metric = torch.randn(4, 40, 16, generator=draws).to(dtype)
+    expected = bipartite_soft_matching(metric.float(), 9, prefix=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        matches = [bipartite_soft_matching(metric * scale, 9, prefix=1) for scale in (1, 2.0**-10, 2.0**10)]
+    matches += [bipartite_soft_matching(metric.float() * scale, 9, prefix=1) for scale in (1e-30, 1e30)]
+    for match in matches:
+        assert torch.equal(match.order, expected.order)
+        assert torch.equal(match.target, expected.target)
 
 
 # --- Merging
@@ -189,7 +216,7 @@ def test_exact_duplicates_merge_and_unmerge_without_loss(draws: torch.Generator)
 
 def test_proportional_attention_equals_attention_over_the_duplicates(draws: torch.Generator) -> None:
     model = tiny_vit(0).double()
-    block = transformer_blocks(model)[1]
+    block = transformer_blocks("token-merging", model)[1]
     few = torch.randn(1, 4, 32, generator=draws, dtype=torch.float64)
     sizes = torch.tensor([[1, 5, 2, 3]])
     many = few[:, torch.repeat_interleave(torch.arange(4), sizes[0])]
@@ -200,6 +227,158 @@ def test_proportional_attention_equals_attention_over_the_duplicates(draws: torc
     of_first = torch.tensor([0, 1, 6, 8])  # the first copy of each token
     torch.testing.assert_close(proportional, dense[:, of_first], rtol=1e-12, atol=1e-12)
     assert (plain - dense[:, of_first]).abs().max() > 1e-3
+
+
+# --- The whole of a transformer, against plain loops
+
+
+def by_loops(blocks: nn.Sequential, x: Tensor, r: int, prefix: int) -> tuple[Tensor, list[float], list[int]]:
+    """One datum x: (N, D) through blocks that merge by the official rule: tokens, sizes, and each patch's token."""
+    tokens, sizes, group = list(x), [1.0] * len(x), list(range(len(x)))
+    for block in blocks:
+        n, heads = len(tokens), block.attn.num_heads
+        q, k, v = block.attn.qkv(block.norm1(torch.stack(tokens))).reshape(n, 3, heads, -1).permute(1, 2, 0, 3)
+        mixed = []
+        for i in range(n):
+            logits = [
+                [q[h, i] @ k[h, j] * block.attn.scale + math.log(sizes[j]) for j in range(n)] for h in range(heads)
+            ]
+            weights = [torch.stack(row).softmax(0) for row in logits]
+            mixed.append(torch.cat([sum(w[j] * v[h, j] for j in range(n)) for h, w in enumerate(weights)]))
+        tokens = [t + block.attn.proj(m) for t, m in zip(tokens, mixed, strict=True)]
+        kept, into = brute_force(k.mean(0).tolist(), r, prefix)
+        members = [[i for i in range(n) if into[i] == g] for g in range(len(kept))]
+        tokens = [sum(sizes[i] * tokens[i] for i in some) / sum(sizes[i] for i in some) for some in members]
+        sizes = [sum(sizes[i] for i in some) for some in members]
+        group = [into[g] for g in group]
+        tokens = [t + block.mlp(block.norm2(t)) for t in tokens]
+    return torch.stack(tokens), sizes, group
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", range(4))
+@pytest.mark.parametrize("r", [1, 2, 3, 20])
+def test_a_transformer_makes_the_official_decisions(prefix: int, r: int, draws: torch.Generator) -> None:
+    blocks = tiny_vit(0).blocks.double()
+    x = torch.randn(2, 9, DIM, generator=draws, dtype=torch.float64)
+    with TOME.apply(blocks, r=r, prefix=prefix) as handle:
+        whole = blocks(x)
+        trace = handle.trace
+    for image, got, groups in zip(x, whole, trace["group"], strict=True):
+        tokens, _, group = by_loops(blocks, image, r, prefix)
+        assert groups.tolist() == group
+        torch.testing.assert_close(got, tokens[group], rtol=1e-10, atol=1e-12)
+
+
+def test_options_keep_the_order_and_split_behind_the_prefix(draws: torch.Generator) -> None:
+    metric = torch.randn(2, 10, 4, generator=draws)
+    kept = bipartite_soft_matching(metric, 3, prefix=1, keep_order=True).kept
+    assert torch.equal(kept, kept.sort(1).values)
+    behind = bipartite_soft_matching(metric, 3, prefix=1, split_behind_prefix=True)
+    alone = bipartite_soft_matching(metric[:, 1:], 3)
+    assert torch.equal(behind.source, alone.source + 1)
+    assert torch.equal(behind.group[:, 1:] == behind.group[:, -1:], alone.group == alone.group[:, -1:])
+    case = CASES.build("typical", 0, "cpu")
+    with TOME.apply(case.target, r=4, keep_order=True, split_behind_prefix=True) as handle, count() as merged:
+        run(case.target, case.inputs)
+    with count() as dense:
+        run(case.target, case.inputs)
+    assert dense.macs - merged.macs == TOME.saving(case.target, case.inputs, handle.trace)
+
+
+# --- In other people's hands
+
+
+class Logits(nn.Module):
+    """Checkpoints each block, as training with little memory does."""
+
+    def __init__(self, model: VisionTransformer, reentrant: bool) -> None:
+        super().__init__()
+        self.model, self.reentrant = model, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.model.embed(x)
+        for block in self.model.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.model.forward_head(self.model.norm(x))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_activations_give_the_same_gradients(reentrant: bool) -> None:
+    case = CASES.build("typical", 0, "cpu")
+    gradients = []
+    for model in (case.target, Logits(case.target, reentrant)):
+        case.target.zero_grad()
+        with TOME.apply(case.target, r=3):
+            model(case.inputs).square().sum().backward()
+        gradients.append([p.grad.clone() for p in case.target.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
+@torch.no_grad()
+def test_readers_between_blocks_see_every_token() -> None:
+    case, seen = CASES.build("typical", 0, "cpu"), []
+    for block in case.target.blocks:
+        block.register_forward_hook(lambda module, args, output: seen.append((args[0] + 0, output + 0)))
+    with TOME.apply(case.target, r=4) as handle:
+        case.target(case.inputs)
+        group = handle.trace["group"]
+    assert [tuple(t.shape) for pair in seen for t in pair] == [(3, 17, DIM)] * 6
+    for (_, output), (given, _) in itertools.pairwise(seen):
+        assert torch.equal(output, given)
+    last = seen[-1][1]
+    assert all(torch.equal(t[g == i], t[g == i][:1].expand_as(t[g == i])) for t, g in zip(last, group) for i in g)  # noqa: B905
+
+
+def test_tokens_changed_between_blocks_are_refused() -> None:
+    blocks = tiny_vit(0).blocks
+    stack = nn.Sequential(blocks[0], nn.Dropout(0.0), blocks[1])
+    with TOME.apply(blocks, r=2), pytest.raises(NotImplementedError, match="something between the blocks"):
+        stack(torch.zeros(1, 9, DIM))
+
+
+@torch.no_grad()
+def test_graphs_of_a_fixed_r_are_right_for_other_data_and_batches() -> None:
+    case, other = (CASES.build("typical", seed, "cpu").inputs for seed in (0, 1))
+    case = CASES.build("typical", 0, "cpu")
+    x, other = case.inputs[:2], torch.cat([case.inputs, other])
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with TOME.apply(case.target, r=3):
+        expected = case.target(other)
+        exported = torch.export.export(case.target, (x,), dynamic_shapes={"x": {0: batch}})
+        torch.testing.assert_close(exported.module()(other), expected)
+        torch._dynamo.reset()
+        compiled = torch.compile(case.target, backend="eager", fullgraph=True)  # no graph break
+        torch.testing.assert_close(compiled(other), expected)
+        traced = torch.jit.trace(case.target, x[:1], check_trace=False)
+        torch.testing.assert_close(traced(other), expected)
+    with TOME.apply(case.target, r=None, threshold=0.5):
+        for capture in (torch.export.export, partial(torch.jit.trace, check_trace=False)):
+            with pytest.raises(NotImplementedError, match="with a fixed r"):
+                capture(case.target, (x,))
+
+
+@torch.no_grad()
+def test_onnx_runs_the_merged_model(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    case, other = (CASES.build("typical", seed, "cpu") for seed in (0, 1))
+    with TOME.apply(case.target, r=3):
+        torch.onnx.export(case.target, (case.inputs,), tmp_path / "vit.onnx", dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(tmp_path / "vit.onnx")
+        (got,) = session.run(None, {session.get_inputs()[0].name: other.inputs.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), case.target(other.inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_degenerate_batches() -> None:
+    blocks = tiny_vit(0).blocks
+    for shape in ((1, 1, DIM), (0, 9, DIM), (2, 2, DIM), (2, 3, DIM)):
+        x = torch.ones(shape)
+        with TOME.apply(blocks, r=2, prefix=1):
+            assert run(blocks, x).shape == shape
+    with TOME.apply(blocks, r=2):  # equal tokens, of which none is a direction
+        assert bool(run(blocks, torch.zeros(1, 5, DIM)).isfinite().all())
+    assert bipartite_soft_matching(torch.zeros(1, 4, 3), 1).target.shape == (1, 1)
 
 
 # --- On a transformer
@@ -254,6 +433,7 @@ def test_the_macs_of_vit_small_fall_by_the_closed_form() -> None:
     left = tokens_left(197, 13, 12)
     before = [197, *left[:-1]]
     trace = {"batch": 2, "tokens": tuple(zip(before, left, strict=True)), "matched": (True,) * 12}
+    trace |= {"prefix": None, "split_behind_prefix": False}
     terms = 0
     for n, m in trace["tokens"]:
         terms += 4 * (197 - n) * d**2 + 2 * (197**2 - n**2) * d + 2 * (197 - m) * d * hidden
@@ -279,8 +459,7 @@ def test_controls_lose_as_many_tokens(control) -> None:
 
 
 def test_chance_pairs_are_pairs_of_a_and_b(draws: torch.Generator) -> None:
-    block = transformer_blocks(tiny_vit(0))[0]
-    match = chance_match(draws)(torch.zeros(5, 17, 4), 6, block)
+    match = chance_match(draws)(torch.zeros(5, 17, 4), 6, 1)
     assert bool((match.source % 2 == 1).all())
     assert match.kept.shape == (5, 11)
     assert bool((match.kept.gather(1, match.target) % 2 == 0).all())
@@ -333,6 +512,7 @@ HUGGING_FACE = {  # arguments of its configuration, and its number of leading to
 }
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_hugging_face_hosts(name: str, draws: torch.Generator) -> None:
     transformers = pytest.importorskip("transformers")
@@ -361,7 +541,6 @@ def test_hugging_face_hosts(name: str, draws: torch.Generator) -> None:
 
 
 def test_a_mask_is_refused_rather_than_ignored() -> None:
-    block = transformer_blocks(tiny_vit(0))[0]
-    block.replace(lambda x: x)
-    with pytest.raises(NotImplementedError, match="block 0"):
-        block.module(torch.zeros(1, 3, 32), torch.ones(3, 3))
+    model = tiny_vit(0)
+    with TOME.apply(model, r=2), pytest.raises(NotImplementedError, match="block 0"):
+        model.blocks[0](torch.zeros(1, 3, 32), torch.ones(3, 3))

@@ -287,7 +287,7 @@ def random_cells(model: nn.Module, coarse: Coarseness) -> None:
 
 def coarse_attention(model: nn.Module, coarse: Coarseness) -> None:
     """Attach coarse attention on cells of neighbours, for good."""
-    coarse_handle(model, full_attentions("coarse-attention", model), coarse, None)
+    coarse_handle("coarse-attention", model, full_attentions("coarse-attention", model), coarse, None)
 
 
 RANDOM_CELLS, RANDOM_QUERIES, FEWER_KEYS = "cells of random positions", "queries of random cells", "fewer keys"

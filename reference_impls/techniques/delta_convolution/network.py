@@ -131,7 +131,8 @@ class DeltaNetwork(nn.Module):
         self.eval()
         self._forget()
         types = {p.dtype for p in self.model.parameters()} | {b.dtype for b in self.model.buffers()}
-        if knobs.update == "delta" and types & {torch.float16, torch.bfloat16}:
+        autocast = torch.is_autocast_enabled(self.device.type if self.device else "cpu")
+        if knobs.update == "delta" and (autocast or types & {torch.float16, torch.bfloat16}):
             raise UnsupportedHost(TECHNIQUE, target, NEEDS_WIDE)
         with uncounted(), _quiet(self.device):
             self.probed = _check(target, self.model, knobs, frame_shape)

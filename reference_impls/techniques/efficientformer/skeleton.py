@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
 from reference_impls.contract import Handle, Number, Redundancy, Setting, Switch, Technique
 from reference_impls.contract.errors import UnsupportedHost, check_tensor, warn_no_effect
+from reference_impls.contract.replacement import refuse_capture
 from reference_impls.layers.layout import Flatten, Size, as_map
 from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.layers.weights import initialise_small
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.over_resolution import coarsen, coarsest
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 
@@ -92,8 +94,9 @@ class TwoHeads(nn.Module):
     """Stem, four stages, normalisation, mean over positions, and two linear heads.
 
     Images (B, C, H, W), H and W multiples of 32 -> logits (B, classes), the mean of both heads; while training, the
-    pair of logits. Without `distillation` there is one head; with `features_only` there is none, and the maps of the
-    stages are returned. `config` is the `Config` of either version.
+    pair of logits. Without `distillation` there is one head; without classes (`num_classes=0`) the heads pass on the
+    mean over positions; with `features_only` there are none, and the maps of the stages are returned as they are.
+    `config` is the `Config` of either version.
     """
 
     def __init__(
@@ -172,7 +175,7 @@ class TwoHeads(nn.Module):
         """A copy for deployment, in evaluation mode, of equal outputs: batch norm folded, the two heads one."""
         network = copy.deepcopy(self).eval()
         fold_batch_norm(network)
-        if network.head is not None and network.head_dist is not None:
+        if isinstance(network.head, nn.Linear) and isinstance(network.head_dist, nn.Linear):
             with torch.no_grad():
                 network.head.weight.add_(network.head_dist.weight).div_(2)
                 network.head.bias.add_(network.head_dist.bias).div_(2)
@@ -185,7 +188,9 @@ def _(network: TwoHeads, shape: Shape) -> Footprint:
     return sum(network.parts((shape[1], shape[2])).values(), Footprint())
 
 
-def _head(width: int, classes: int) -> nn.Linear:
+def _head(width: int, classes: int) -> nn.Module:
+    if classes == 0:
+        return nn.Identity()
     head = nn.Linear(width, classes)
     initialise_small(head)
     return head
@@ -264,6 +269,8 @@ class Resolved(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """The network's result on the images at the chosen size."""
+        if self.tolerance is not None:
+            refuse_capture("how small an image may be depends on it", "without a tolerance")
         self.size = size = fitted(self.network.check_images(x), self.scale)
         if self.tolerance is not None:
             self.size = size = coarsest(x, smaller_sizes(size), self.tolerance)
@@ -272,7 +279,7 @@ class Resolved(nn.Module):
 
 def fitted(size: Size, scale: float) -> Size:
     """The multiples of 32 nearest to `scale` times a height and width."""
-    height, width = (max(1, round(n * scale / STRIDES[-1])) * STRIDES[-1] for n in size)
+    height, width = (max(1, round(int(n) * scale / STRIDES[-1])) * STRIDES[-1] for n in size)
     return height, width
 
 
@@ -313,7 +320,7 @@ class ResolutionTechnique(Technique):
         """
         self._check(target)
         maps = {"image": inputs} | {f"stage {j}": x for j, x in enumerate(target.forward_stages(inputs))}
-        where = {name: neighbour_similarity(x).mean().item() for name, x in maps.items()}
+        where = {name: mean_share(neighbour_similarity(x)) for name, x in maps.items()}
         return Redundancy(where["image"], "likeness of neighbouring pixels", where)
 
     def attach(self, target: TwoHeads, /, fuse: bool, scale: float, tolerance: float | None) -> Handle:
