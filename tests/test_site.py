@@ -29,7 +29,7 @@ from tests import site_fixture as fixture
 from tools.export.bibtex import bibtex
 from tools.knowledge import Knowledge, load
 from tools.knowledge.schema import Paper, Statements
-from tools.site import build, evidence, figures, home, links, markup, notebooks, relations
+from tools.site import build, evidence, figures, guides, home, links, markup, notebooks, relations
 from tools.site.figures import Axis, Mark, Series
 from tools.site.model import Atlas, Material, Result, gather, of_entry
 from tools.site.pages import navigation, pages
@@ -870,6 +870,19 @@ def test_the_server_takes_the_next_free_port_and_serves_the_folder(tmp_path: Pat
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/index.html", timeout=10) as answer:
             assert answer.read() == b"hello"
         first.shutdown()
+
+
+def test_the_guide_shows_every_family_with_its_versions(real: Atlas) -> None:
+    atlas = Atlas(real.knowledge, gather(real.knowledge, {}))
+    (page,) = guides.pages(atlas)
+    assert guides.FAMILIES not in page.markdown
+    for technique, families in atlas.material.families.techniques.items():
+        table = page.markdown.partition(f"### {real.knowledge.entries[technique].name}")[2].partition("</table>")[0]
+        assert [row.count("<tr>") for row in table.split("<tbody>")] == [1, len(families)]
+        for one in families:
+            assert f'<th scope="row">{markup.escape(one.family)}</th>' in table
+            assert one.status == "exact" or f"refused: {markup.escape(one.because)}" in table
+    assert guides.pages(Atlas(real.knowledge, Material())) == []
 
 
 @pytest.mark.parametrize("name", ["apply", "contract"])

@@ -354,6 +354,7 @@ def hugging_face_bert() -> nn.Module:
     return transformers.BertModel(transformers.BertConfig(**sizes, intermediate_size=48)).eval()
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("build", [small_minilm, hugging_face_bert])
 @torch.no_grad()
 def test_a_bert_in_stages_is_the_bert(build: Callable[[], nn.Module]) -> None:

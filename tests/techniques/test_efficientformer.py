@@ -23,7 +23,8 @@ from reference_impls.redundancy.over_resolution import coarsen, coarsest, kept_d
 from reference_impls.techniques import efficientformer, efficientformer_v2
 from reference_impls.techniques.efficientformer.skeleton import TwoHeads, fitted, smaller_sizes
 from tests.network_cases import NetworkCases, check_counts
-from tests.support import assert_close, generator, noise, parameters, timm_network
+from tests.other_models import timm_network
+from tests.support import assert_close, generator, noise, parameters
 
 CASES = NetworkCases(experiment.TECHNIQUE, lambda: efficientformer.build(experiment.NANO, 10, img_size=128))
 VERSIONS = {"v1": (efficientformer, experiment), "v2": (efficientformer_v2, experiment_v2)}
@@ -313,7 +314,9 @@ def test_equals_timm(variant: str) -> None:
     ours = efficientformer.build(variant).eval()
     efficientformer.load_timm(ours, randomise_parameters(theirs).state_dict())
     x = photos(224, batch=1)
-    assert_close(ours(x.float()), theirs(x.float()), 1e-5)
+    if variant != "l1":  # the same layers, more of them
+        assert_close(ours(x.float()), theirs(x.float()), 1e-5)
+        return
     ours, theirs = ours.double(), theirs.double()
     assert_close(ours(x), theirs(x), 1e-10)
     theirs.set_distilled_training(True)

@@ -17,7 +17,8 @@ from reference_impls.techniques import efficientformer_v2
 from reference_impls.techniques.efficientformer_v2 import Config, build, load_timm
 from reference_impls.techniques.stride_attention import MapAttention
 from tests.network_cases import NetworkCases, check_counts
-from tests.support import assert_close, noise, parameters, timm_network
+from tests.other_models import timm_network
+from tests.support import assert_close, noise, parameters
 
 CASES = NetworkCases(TECHNIQUE, lambda: build(NANO, 10, img_size=128))
 

@@ -344,6 +344,7 @@ HUGGING_FACE = {  # arguments of its configuration, and its number of leading to
 }
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_hugging_face_hosts(name: str, draws: torch.Generator) -> None:
     transformers = pytest.importorskip("transformers")

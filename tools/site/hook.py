@@ -36,6 +36,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages, whose "edit" leads to the file that a page comes from, and the data."""
     for page in _PAGES:
+        if written := files.get_file_from_path(page.path):  # the guide that the page was filled in from
+            files.remove(written)
         file = File.generated(config, page.path, content=page.markdown)
         file.edit_uri = page.source
         files.append(file)

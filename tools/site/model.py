@@ -10,10 +10,12 @@ from typing import Any
 from reference_impls.accounting.record import Point, Record
 from tools.knowledge import Knowledge
 from tools.knowledge.schema import Entry, Paper
-from tools.site.hosts import Host, hosts
+from tools.site.hosts import Families, Host, families, hosts
 from tools.site.notebooks import Notebook
 
 NavItem = str | dict[str, Any]
+DOCS = "tools/site/docs"
+"""Hand-written pages."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Material:
     """Adapters of each implementation, by id."""
     notebooks: Mapping[str, Notebook] = field(default_factory=dict)
     """Executed notebooks, by id."""
+    families: Families = field(default_factory=Families)
+    """What techniques give on families of other people's models."""
+    guides: Mapping[str, str] = field(default_factory=dict)
+    """Hand-written pages that may show something generated, by their path on the site."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,9 @@ class Atlas:
 
 
 def gather(knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
-    """Read the source files of every implementation."""
+    """Read the source files of every implementation, and what guides show."""
     root, sources = knowledge.root, knowledge.sources
     texts = {file: (root / file).read_text(encoding="utf-8") for s in sources.values() for file in s.files}
-    return Material(texts, {id_: hosts(root, s.files) for id_, s in sources.items()}, notebooks)
+    adapters = {id_: hosts(root, s.files) for id_, s in sources.items()}
+    guides = {path.name: path.read_text(encoding="utf-8") for path in sorted((root / DOCS).glob("*.md"))}
+    return Material(texts, adapters, notebooks, families(root), guides)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tools.knowledge import Knowledge
 from tools.knowledge.references import resolved
-from tools.site import catalogue, entry, home, papers, relations, statements
+from tools.site import catalogue, entry, guides, home, papers, relations, statements
 from tools.site.markup import escape
 from tools.site.model import Atlas, Material, NavItem, Page
 
@@ -29,6 +29,7 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
         statements.open_problems(atlas),
         papers.papers(atlas),
         *(papers.paper(atlas, p) for p in atlas.papers),
+        *guides.pages(atlas),
     ]
 
 

@@ -1,0 +1,34 @@
+"""Hand-written guides that show something generated: a line of the guide says what stands in its place."""
+
+from __future__ import annotations
+
+from tools.site.hosts import Family
+from tools.site.markup import Html, escape
+from tools.site.model import DOCS, Atlas, Page
+from tools.site.templates import render
+
+APPLY = "apply.md"
+FAMILIES = "<!-- families -->"
+"""The line of the guide in whose place the tables of families stand."""
+
+
+def pages(atlas: Atlas) -> list[Page]:
+    """The guides, each in the place of the file that was written by hand."""
+    text, families = atlas.material.guides.get(APPLY, ""), atlas.material.families
+    if FAMILIES not in text:
+        return []
+    known = atlas.knowledge.entries
+    tables = [(known[id_].name, [_row(atlas, one) for one in ones]) for id_, ones in families.techniques.items()]
+    every = [one for ones in families.techniques.values() for one in ones]
+    exact = sum(one.status == "exact" for one in every)
+    filled = render("families.md", tables=tables, exact=exact, refused=len(every) - exact)
+    return [Page(APPLY, "Apply a technique", text.replace(FAMILIES, filled), f"{DOCS}/{APPLY}")]
+
+
+def _row(atlas: Atlas, one: Family) -> tuple[Html, ...]:
+    """Family, models, what the technique gives, and the versions with which it was tried."""
+    models = Html(", ").join(Html("<code>{}</code>").format(name) for name in one.models)
+    status = Html("refused: {}" if one.because else "{}").format(one.because or one.status)
+    versions = ", ".join(atlas.material.families.tried(one))
+    absent = f" (not there in {', '.join(one.not_there)})" if one.not_there else ""
+    return escape(one.family), models, status, escape(f"{one.library} {versions}{absent}")
