@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-from tools.cli.common import Failure
+from .common import Failure, clone
 
 
 @click.group()
@@ -15,14 +15,15 @@ def site() -> None:
 
 
 def calling(name: str) -> Callable[[], None]:
-    """What the command of that name does: call the function of that name in `tools.site.build`."""
+    """What the command of that name does: call the function of that name in `site.build`."""
 
     @click.pass_context
     def call(ctx: click.Context) -> None:
-        from tools.site import build
+        root = clone(ctx)
+        from ..site import build
 
         try:
-            getattr(build, name)(ctx.obj)
+            getattr(build, name)(root)
         except build.SiteError as error:
             raise Failure(str(error)) from error
 
