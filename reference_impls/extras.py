@@ -21,8 +21,6 @@ EXTRAS = {
     "nbformat": "notebooks",
     "jinja2": "site",
     "latex2mathml": "site",
-    "markdown": "site",
-    "markupsafe": "site",
     "mkdocs": "site",
     "pygments": "site",
     "transformers": "hf",
