@@ -201,8 +201,8 @@ def test_every_requirement_of_an_extra_is_named_with_it(extra: str) -> None:
         name = canonicalize_name(Requirement(text).name)
         if name not in (DISTRIBUTION, "mkdocs-material"):  # a theme is not imported
             offered = {file.parts[0].removesuffix(".py") for file in metadata.distribution(name).files or ()}
-            assert len(found := offered & modules) == 1, name
-            modules -= found
+            assert len(offered & modules) == 1, name
+            modules -= offered
     assert not modules
 
 
