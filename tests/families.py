@@ -264,7 +264,7 @@ def encoder(name: str, **options: Any) -> Case:
     """A text encoder of transformers by the name of its class."""
     kind = transformers_class(name)
     sizes = HUGGING_FACE | {"vocab_size": VOCABULARY, "max_position_embeddings": TOKENS + 4, "pad_token_id": 1}
-    config = kind.config_class(**sizes | {"attn_implementation": "eager"} | options)
+    config = kind.config_class(**sizes | options)
     return Case(randomised(kind(config)), text_inputs(), _encode)
 
 
@@ -335,11 +335,12 @@ _TORCHVISION_CNNS = (
     "fcn_resnet50",
 )  # fmt: skip
 _OPTIONS: dict[str, dict[str, Any]] = {
+    "timm vgg11_bn": {"mlp_ratio": 1 / 64},  # of the head, which holds most of the parameters
     "googlenet": {"aux_logits": False, "init_weights": False},
     "fcn_resnet50": {"weights_backbone": None},
 }
 CNNS: dict[str, Build] = {
-    **{f"timm {name}": partial(cnn, "timm", name) for name in _TIMM_CNNS},
+    **{f"timm {name}": partial(cnn, "timm", name, **_OPTIONS.get(f"timm {name}", {})) for name in _TIMM_CNNS},
     **{
         f"torchvision {name}": partial(cnn, "torchvision", name, **_OPTIONS.get(name, {})) for name in _TORCHVISION_CNNS
     },

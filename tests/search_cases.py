@@ -12,7 +12,7 @@ from torch import nn
 
 from reference_impls.accounting.count import count
 from reference_impls.accounting.latency import LatencyTable
-from reference_impls.contract import Case, Cases, Invalid, Technique
+from reference_impls.contract import Case, Cases, Invalid, NoEffectWarning, Technique
 from reference_impls.layers.search_space import Choice, Part, SearchSpace
 from reference_impls.techniques.latency_driven_slimming import SearchData
 from tests.support import generator, parameters
@@ -76,3 +76,69 @@ def check_contender(experiment: ModuleType, found: str, space: SearchSpace, choi
     drawn = [choice(contender.at_random(seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert all(space.total(one).macs <= space.total(experiment.FOUND).macs for one in drawn)
+
+
+def check_extraction(technique: Technique, planted: Callable[[Kind, int], Any], choices: Iterable[Choice]) -> None:
+    """Extracted networks take dtype and device of the supernet, and give its outputs; the generators stay."""
+    choices = list(choices)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        supernet = planted("typical", 0).to(dtype)
+        before = torch.get_rng_state()
+        networks = [supernet.extract(choice) for choice in choices]
+        assert torch.equal(before, torch.get_rng_state())
+        for network in networks:
+            assert {x.dtype for x in network.state_dict().values() if x.is_floating_point()} == {dtype}
+        x = torch.randn(2, 1, supernet.space.size, supernet.space.size, generator=generator(0)).to(dtype)
+        assert torch.equal(networks[0](x), supernet(x))
+    placed = planted("typical", 0).to("meta").extract(choices[-1])
+    assert {x.device.type for x in placed.state_dict().values()} == {"meta"}
+
+
+def check_search_follows(technique: Technique, planted: Callable[[Kind, int], Any], target: float) -> None:
+    """A supernet in double precision searches on data in single precision, and finds the same."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        supernet = planted("typical", 0).to(dtype)
+        x = torch.randn(4, 1, supernet.space.size, supernet.space.size, generator=generator(0))
+        supernet.search = SearchData(x, torch.arange(4) % 3, x)
+        with technique.apply(supernet, target=target) as handle:
+            found.append(handle.trace["found"])
+            assert next(handle.target.parameters()).dtype == dtype
+    assert found[0] == found[1] != supernet.space.largest()
+
+
+def check_degenerate_searches(technique: Technique, planted: Callable[[Kind, int], Any]) -> None:
+    """What leaves nothing to choose by is named when the search is applied, or when it is measured."""
+
+    def applied(change: Callable[[Any], object] = lambda supernet: None, **how: Any) -> Callable[[], object]:
+        supernet = planted("typical", 0)
+        space = supernet.space
+        draw = torch.randn(4, 1, space.size, space.size, generator=generator(0))
+        supernet.search = SearchData(draw, how.pop("y", None))
+        change(supernet)
+        return lambda: technique.apply(supernet, **how)
+
+    def not_finite(supernet: Any) -> None:
+        next(supernet.parameters()).data[0] = torch.nan
+
+    def constant(supernet: Any) -> None:
+        for module in supernet.modules():
+            if isinstance(module, nn.Linear) and module.out_features == supernet.space.classes:
+                module.weight.data.zero_()
+
+    supernet = planted("typical", 0)
+    free = LatencyTable(dict.fromkeys(supernet.space.every_part(), 0.0))
+    for says, call in {
+        "class 5, but there are 5 classes": applied(y=torch.tensor([0, 1, 2, 5])),
+        "not finite": applied(not_finite),
+        "the same for all inputs": applied(constant),
+        "predicts no latency": applied(table=free),
+        "must be a LatencyTable": applied(table={"stem": 1.0}),
+        "at least two inputs": lambda: technique.measure(supernet, torch.zeros(1, 1, 16, 16)),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=says):
+            call()
+    needed = planted("null", 0)
+    needed.search = SearchData(torch.randn(4, 1, needed.space.size, needed.space.size, generator=generator(0)))
+    with pytest.warns(NoEffectWarning, match="no move"):
+        technique.apply(needed, tolerance=1e-3)

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from reference_impls.contract import Handle, Redundancy, Setting, conformance, replacement
+from reference_impls.contract import Handle, Redundancy, Setting, UnsupportedHost, conformance, replacement
 from reference_impls.contract.example import RowSharing, RowSharingCases
 from reference_impls.contract.replacement import replace, replaced_by
 
@@ -21,7 +21,7 @@ def failures(technique: RowSharing, cases: RowSharingCases | None = None) -> set
 def test_the_example_passes_every_check() -> None:
     report = conformance.check_technique(RowSharing(), RowSharingCases())
     report.raise_for_failures()
-    assert len(report.passed) == len(conformance.CHECKS) == 18
+    assert len(report.passed) == len(conformance.CHECKS) == 21
 
 
 def test_failures_are_raised_with_their_reasons() -> None:
@@ -130,6 +130,79 @@ class CannotTrain(RowSharing):
         return handle
 
 
+class AnswersInFloat32(RowSharing):
+    """Gives float32 whatever the precision of the layer and its rows."""
+
+    def attach(self, target, share):
+        handle, inner = super().attach(target, share), target.forward
+        target.forward = lambda x: inner(x).float()
+        return handle
+
+
+class RunsOutOfRange(RowSharing):
+    """Adds up squares in the rows' own dtype; the sums overflow in float16 only, and tell which rows count as equal."""
+
+    def attach(self, target, share):
+        handle, dense = super().attach(target, share), type(target).forward
+
+        def forward(x):
+            size = (1000 * x).square().sum(1)
+            rows = x[size.isfinite()].unique(dim=0)
+            handle.trace.update(rows=len(x), distinct=len(rows) if share else len(x))
+            return dense(target, x)
+
+        target.forward = forward
+        return handle
+
+
+class FailsInTheRun(RowSharing):
+    def attach(self, target, share):
+        handle, inner = super().attach(target, share), target.forward
+
+        def forward(x):
+            if x.dtype == torch.bfloat16:
+                raise RuntimeError("not implemented for 'BFloat16'")
+            return inner(x)
+
+        target.forward = forward
+        return handle
+
+
+class Refuses(RowSharing):
+    """Says at once what it needs, measuring and applying alike."""
+
+    needs = "a layer of float32 parameters"
+
+    def measure(self, target, inputs):
+        self._check(target)
+        return super().measure(target, inputs)
+
+    def attach(self, target, share):
+        self._check(target)
+        return super().attach(target, share)
+
+    def _check(self, target):
+        if getattr(getattr(target, "weight", None), "dtype", None) == torch.bfloat16:
+            raise UnsupportedHost(self.id, target, self.needs)
+
+
+class RefusesInTheRun(RowSharing):
+    def attach(self, target, share):
+        handle, inner = super().attach(target, share), target.forward
+
+        def forward(x):
+            if x.dtype == torch.bfloat16:
+                raise UnsupportedHost(self.id, target, "a layer of float32 parameters")
+            return inner(x)
+
+        target.forward = forward
+        return handle
+
+
+class RefusesWithoutReason(Refuses):
+    needs = "another layer"
+
+
 class SilentWhenOff(RowSharing):
     def apply(self, target, /, **knobs):
         with warnings.catch_warnings():
@@ -152,6 +225,11 @@ class SilentWhenOff(RowSharing):
         (UndoesTooMuch(), "handles-nest"),
         (CannotTrain(), "gradients-flow"),
         (SilentWhenOff(), "off-warns"),
+        (AnswersInFloat32(), "low-precision-keeps-decisions"),
+        (RunsOutOfRange(), "low-precision-keeps-decisions"),
+        (FailsInTheRun(), "low-precision-keeps-decisions"),
+        (RefusesInTheRun(), "low-precision-keeps-decisions"),
+        (RefusesWithoutReason(), "low-precision-keeps-decisions"),
         (damaged_forward(lambda f, target: lambda x: f(x) + 1e-3), "off-equals-baseline"),
         (damaged_forward(lambda f, target: lambda x: f(x.mul_(1.0).add_(1e-3))), "inputs-are-not-mutated"),
     ],
@@ -159,6 +237,10 @@ class SilentWhenOff(RowSharing):
 )
 def test_damage_is_caught(technique: RowSharing, caught_by: str) -> None:
     assert caught_by in failures(technique)
+
+
+def test_a_refusal_that_says_what_is_needed_is_right() -> None:
+    assert "low-precision-keeps-decisions" not in failures(Refuses())
 
 
 def test_a_waiver_is_counted_and_must_name_a_check() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ import reference_impls
 from reference_impls.contract import Handle, NoEffectWarning, Technique, UnsupportedHost, registry
 from reference_impls.hosts.bert import staged_bert
 from tests.families import CNNS, ENCODERS, VISION, Case, equal_tokens, randomised
+from tests.other_models import accelerate, transformers
 
 EXACT = 1e-5
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -122,12 +124,20 @@ def train(subject: Subject, dtype: torch.dtype) -> Found:
     """Training mode without dropout: the result of evaluation, and gradients for every parameter that has one."""
     case = subject.case(dtype)
     expected = applied(subject, case)
-    case.model.train()
+    training(case.model)
     dense = reached(case, case.model)
     with subject.apply(case) as handle:
         yield "result", result(case, handle.target), expected, TOLERANCE[dtype]
         missing = dense - reached(case, handle.target)
         yield f"without a gradient: {sorted(missing)}", torch.tensor(float(len(missing))), torch.zeros(()), 0.0
+
+
+def training(model: nn.Module) -> None:
+    """Training mode, but for the statistics of batch norms, which are frozen."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def reached(case: Case, target: Any) -> set[str]:
@@ -147,7 +157,7 @@ def gradients(case: Case, target: Any, run: Callable[[Any, Any], Tensor] | None 
 def checkpointed(subject: Subject, dtype: torch.dtype, *, reentrant: bool) -> Found:
     """Gradient checkpointing, as the model offers it or around the whole: the same gradients."""
     case = subject.case(dtype)
-    case.model.train()
+    training(case.model)
     with subject.apply(case) as handle:
         expected = gradients(case, handle.target)
         run = case.run
@@ -206,6 +216,22 @@ def averaged(target: Any) -> Any:
     return torch.optim.swa_utils.AveragedModel(target).module
 
 
+def functional(subject: Subject, dtype: torch.dtype) -> Found:
+    """The model as a function of its weights, as meta-learning and ensembles run it: those that are given count."""
+    case, other = subject.case(dtype), subject.case(dtype)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(0.9)
+    expected = applied(subject, other)
+    with subject.apply(case) as handle:
+        weights = dict(other.model.named_parameters())
+        call = lambda model, inputs: torch.func.functional_call(model, weights, (inputs,))  # noqa: E731
+        outputs = result(
+            Case(case.model, case.inputs, lambda model, x: case.run(partial(call, model), x)), handle.target
+        )
+    yield "with other weights", outputs, expected, TOLERANCE[dtype]
+
+
 def state_dict(subject: Subject, dtype: torch.dtype) -> Found:
     """The weights are saved under the model's own names."""
     case, fresh = subject.case(dtype), subject.case(dtype)
@@ -259,6 +285,39 @@ def threads(subject: Subject, dtype: torch.dtype) -> Found:
     for i in range(2):
         for one in actual[i]:
             yield f"thread {i}", one, expected[i], TOLERANCE[dtype]
+
+
+def trainer(subject: Subject, dtype: torch.dtype) -> Found:
+    """Two steps of the trainer of transformers: with neutral knobs those of the dense model, and others with active."""
+    accelerate(), transformers()
+    trained = {}
+    for name, knobs in (("dense", None), ("neutral", subject.neutral), ("active", subject.active)):
+        case = subject.case(dtype)
+        with Handle(case.model) if knobs is None else subject.apply(case, knobs):
+            trained[name] = two_steps(case)
+    assert trained["active"].keys() == trained["dense"].keys()
+    for name, weight in trained["dense"].items():
+        yield name, trained["neutral"][name], weight, TOLERANCE[dtype]
+    moved = [name for name, weight in trained["dense"].items() if not torch.equal(trained["active"][name], weight)]
+    yield "weights that the merging moves", torch.tensor(float(len(moved) > 0)), torch.ones(()), 0.0
+
+
+def two_steps(case: Case) -> dict[str, Tensor]:
+    """The weights after two steps; the trainer passes labels and `num_items_in_batch` to the model."""
+    from transformers import Trainer, TrainingArguments
+
+    data = [{"pixel_values": x, "labels": torch.tensor(i % 5)} for i, x in enumerate(case.inputs.repeat(2, 1, 1, 1))]
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"output_dir": folder, "max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3}
+        quiet = {
+            "report_to": [],
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "logging_strategy": "no",
+        }
+        Trainer(model=case.model, args=TrainingArguments(**options, **quiet), train_dataset=data).train()
+    return {name: value.detach().clone() for name, value in case.model.state_dict().items()}
 
 
 # --- readers of what lies between
@@ -363,9 +422,11 @@ MODES: dict[str, Callable[[Subject, torch.dtype], Found]] = {
     "deepcopy": partial(copied, copies=copy.deepcopy),
     "averaged": partial(copied, copies=averaged),
     "pickle": partial(copied, copies=pickled),
+    "functional": functional,
     "state dict": state_dict,
     "nested": nested,
     "threads": threads,
+    "trainer": trainer,
     "hidden states": hidden_states,
     "hooks": hooks,
     "attentions": attentions,
@@ -387,6 +448,14 @@ def staged(family: str) -> Case:
     return Case(network, case.inputs, lambda network, inputs: network(inputs))
 
 
+def clear_threshold(case: Case) -> float:
+    """A confidence from which every sample at every exit is far, and which some exceed."""
+    with torch.no_grad():
+        sure = case.model.exits(case.inputs).softmax(-1).amax(-1).flatten().sort().values
+    gap = int(sure.diff().argmax())
+    return float(sure[gap : gap + 2].mean())
+
+
 def own(id_: str) -> Callable[[], Case]:
     """The case of the conformance checks."""
 
@@ -400,8 +469,9 @@ def own(id_: str) -> Callable[[], Case]:
 
 def subject(id_: str, family: str) -> Subject:
     technique = registry.load(id_)
-    if family == "its own":
-        off, *_, last = technique.settings()
+    if family.startswith("its own"):
+        off, *others = technique.settings()
+        last = [one for one in others if not (family == "its own, fixed" and one.adaptive)][-1]
         return Subject(technique, own(id_), last.knobs, off.knobs)
     if id_ == "token-merging":
         return Subject(
@@ -409,8 +479,9 @@ def subject(id_: str, family: str) -> Subject:
         )  # every pair merges
     if id_ == "confidence-early-exit":
         knobs = {"rule": "confidence"}
-        return Subject(technique, partial(staged, family), knobs | {"threshold": 0.6}, knobs | {"threshold": 0.9999})
-    return Subject(technique, CNNS[family], {"threshold": 0.0, "update": "delta"}, {"threshold": 0.0})
+        clear = knobs | {"threshold": clear_threshold(staged(family))}
+        return Subject(technique, partial(staged, family), clear, knobs | {"threshold": 0.9999})
+    return Subject(technique, CNNS[family], {"threshold": 0.0}, {"threshold": 0.0})
 
 
 @dataclass(frozen=True)
@@ -429,7 +500,21 @@ class Cell:
         return next((says for pattern, says in REFUSED.items() if fnmatchcase(str(self), pattern)), None)
 
 
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+    "token-merging | * | attentions": "output_attentions",
+    "token-merging | its own | float32 | export": "with a fixed r",
+    "token-merging | its own | float32 | trace": "with a fixed r",
+    "confidence-early-exit | * | export": "depends on the data",
+    "confidence-early-exit | * | trace": "depends on the data",
+    "confidence-early-exit | its own | float32 | train": r"eval mode|eval\(\)",
+    "efficientformer* | its own | float32 | export": "without a tolerance",
+    "efficientformer* | its own | float32 | trace": "without a tolerance",
+    "delta-convolution | its own | float32 | train": "eval mode",
+    "delta-convolution | its own | float32 | export": "captured as a graph",
+    "delta-convolution | its own | float32 | trace": "captured as a graph",
+    "delta-convolution | * | threads": "a stream belongs to one network",
+    "latency-driven-slimming | its own | float32 | train": "eval mode",
+}
 """Pattern of cells -> what the message of their refusal names, a regular expression."""
 MODULES = (
     "token-merging", "confidence-early-exit", "delta-convolution", "stride-attention", "attention-downsampling",
@@ -450,10 +535,11 @@ CAMERAS = ("timm resnet18", "torchvision mobilenet_v3_small", "torchvision squee
 
 def cells() -> Iterator[Cell]:
     for family in (*TRANSFORMERS, *TIMM, *OTHERS):
-        readers = ("hidden states", "hooks") if family not in OTHERS else ("hooks",)
+        readers = ("hidden states", "hooks", "functional") if family not in OTHERS else ("hooks", "functional")
         modes = (*ALWAYS, "equal parts", *TRAINING, *readers, *(("attentions",) if family in TRANSFORMERS else ()))
         yield from (Cell("token-merging", family, "float32", mode) for mode in modes)
         yield from (Cell("token-merging", family, dtype, "eval") for dtype in DTYPES)
+    yield Cell("token-merging", "ViT classifier", "float32", "trainer")
     for family in ("ViT", "our ViT"):
         yield from (Cell("token-merging", family, "float32", mode) for mode in CAPTURED)
     yield from (Cell("token-merging", "timm ViT", "float32", mode) for mode in ("export", "trace"))
@@ -465,11 +551,15 @@ def cells() -> Iterator[Cell]:
         yield from (Cell("delta-convolution", family, "float32", mode) for mode in ALWAYS)
         yield from (Cell("delta-convolution", family, dtype, "eval") for dtype in DTYPES)
     for technique in MODULES:
-        yield from (Cell(technique, "its own", "float32", mode) for mode in (*ALWAYS, "train"))
+        yield from (Cell(technique, "its own", "float32", mode) for mode in ALWAYS)
         yield from (Cell(technique, "its own", dtype, "eval") for dtype in DTYPES)
         yield from (Cell(technique, "its own", "float32", mode) for mode in ("export", "trace"))
     for technique in ("stride-attention", "attention-downsampling"):
-        yield from (Cell(technique, "its own", "float32", mode) for mode in (*TRAINING[1:], "compile"))
+        yield from (Cell(technique, "its own", "float32", mode) for mode in (*TRAINING, "compile"))
+    for technique in ("efficientformer", "efficientformer-v2"):
+        yield from (Cell(technique, "its own, fixed", "float32", mode) for mode in ("export", "trace"))
+    for technique in ("confidence-early-exit", "delta-convolution", "latency-driven-slimming"):
+        yield Cell(technique, "its own", "float32", "train")
 
 
 CELLS = list(cells())

@@ -16,7 +16,9 @@ _CODE = re.compile(r"reference_impls/.*|notebooks/[^/]*\.py|tests/(?:.*/)?(?!con
 _KNOWLEDGE = re.compile(r"(?:taxonomy|papers)/.*\.yml")
 _PROSE = re.compile(r"[^/]*\.(?:md|cff)|LICENSE.*|\.github/.*|\.gitignore|tools/site/docs/.*\.md")
 KNOWLEDGE_TESTS = ("tests/test_knowledge.py", "tests/test_layout.py", "tests/test_cli.py", "tests/test_site.py")
-ENTRY_TESTS = ("tests/test_contract.py", "tests/test_experiments.py", "tests/test_notebooks.py", TESTS)
+ENTRY_TESTS = (
+    "tests/test_contract.py", "tests/test_experiments.py", "tests/test_matrix.py", "tests/test_notebooks.py", TESTS,
+)  # fmt: skip
 SHARED_TESTS = ("tests/test_scaffold.py", "tests/test_contributing.py")
 """Run what new techniques are made of, which stands in templates and not in imports."""
 

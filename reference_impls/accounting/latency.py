@@ -10,6 +10,7 @@ operation counts serves where results must not depend on a machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,15 @@ from reference_impls.accounting.timing import REPETITIONS, repeat
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What each part costs; the parts of a network add up."""
+    """What each part costs; the parts of a network add up. Raises ValueError for a cost that is none."""
 
     costs: Mapping[Hashable, float]
     unit: str = "ms"
+
+    def __post_init__(self) -> None:
+        for part, cost in self.costs.items():
+            if not (math.isfinite(cost) and cost >= 0):
+                raise ValueError(f"the cost of {part!r} must be finite and not negative, got {cost!r}")
 
     def __call__(self, parts: Iterable[Hashable]) -> float:
         """Predicted cost of a network made of these parts. Raises: ValueError that names a part not in the table."""

@@ -99,7 +99,7 @@ class Trained:
 
     def macs(self, lefts: Sequence[Tensor]) -> float:
         """MACs per test sample when samples leave at `lefts`."""
-        return float(np.mean([self.network.costs.spent(left) / len(left) for left in lefts]))
+        return float(np.mean([self.network.costs().spent(left) / len(left) for left in lefts]))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def report(
     _measure(study, on, methods)
     singly = Study[Any](study.owner, study.scenario, study.context)
     _time(singly, on, alone, on.singles)
-    stages = on.network.costs.stages
+    stages = on.network.costs().stages
     by_exit = [(e + 1, float(np.mean(on.accuracies_at(e)))) for e in range(len(stages))]
     wanted = max(float(np.mean([fold.plain for fold in on.folds])), *(right for _, right in by_exit)) - 0.01
     good = [v.knobs for v in study.series(TECHNIQUE) if np.mean(v.scores) >= wanted]
@@ -212,7 +212,7 @@ def _time(study: Study[Any], on: Trained, methods: Sequence[Method], batches: Se
         spent, counted = 0, study.cost(TECHNIQUE, **method.knobs).macs
         for batch in batches:
             runner(batch)
-            spent += on.network.costs.spent(runner.left)
+            spent += on.network.costs().spent(runner.left)
         if round(spent / units) != counted:
             raise RuntimeError(f"{dict(method.knobs)}: {counted} MACs counted, {spent / units} by the closed form")
 

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 import random
 import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
@@ -32,6 +35,12 @@ from reference_impls.contract.technique import Case, Cases, Expectation, Handle,
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 """Largest error allowed where arithmetic cannot be equal bit for bit, relative to the largest magnitude."""
+PRECISIONS = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16, "autocast": None}
+"""What a technique is tried in besides float32; None: a float32 target under autocast to bfloat16."""
+SLACK = 4
+"""How many times the target's own error in a low precision the technique's may be."""
+NOISE, NOISE_DRAWS = 2.0**-4, 3
+"""Relative noise, well above bfloat16's rounding, under which a decision must not change to be compared at all."""
 DRIFT_FRAMES = 60
 SEED = 20
 
@@ -115,9 +124,14 @@ def require_close(a: Tensor, b: Tensor, what: str) -> None:
     """The largest difference, relative to the largest magnitude of `a`, is within tolerance."""
     require(a.shape == b.shape, f"{what}: shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
     if not torch.equal(a, b):
-        tolerance = TOLERANCE.get(a.dtype, 0.0)
-        error = (a.double() - b.double()).abs().max().item() / max(a.double().abs().max().item(), 1e-30)
+        tolerance, error = TOLERANCE.get(a.dtype, 0.0), relative_error(a, b)
         require(error <= tolerance, f"{what}: relative error {error:.3g} is above {tolerance:g}")
+
+
+def relative_error(expected: Tensor, actual: Tensor) -> float:
+    """The largest difference, relative to the largest magnitude expected."""
+    expected, actual = expected.double(), actual.double()
+    return (expected - actual).abs().max().item() / max(expected.abs().max().item(), 1e-30)
 
 
 def applied(technique: Technique, case: Case, setting: Setting) -> Handle:
@@ -175,6 +189,11 @@ def module_state(target: Any) -> dict[str, Any]:
     return state
 
 
+def tensors_of(target: Any) -> list[Tensor]:
+    """Parameters and buffers of a target that is a module."""
+    return [*target.parameters(), *target.buffers()] if isinstance(target, nn.Module) else []
+
+
 def same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and torch.equal(a, b)
@@ -185,6 +204,71 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and np.array_equal(a, b)
     return bool(a == b)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a target or of inputs with every floating point tensor changed, as `nn.Module.to(dtype)` does."""
+
+    def floats(x: Tensor) -> Tensor:
+        return change(x) if x.is_floating_point() else x
+
+    if isinstance(value, Tensor):
+        return floats(value)
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value)._apply(floats)
+    if isinstance(value, Mapping):
+        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(item, change) for item in value)
+    made = copy.copy(value)  # a data set or the like, which keeps its tensors in attributes
+    vars(made).update({name: floats(x) for name, x in vars(value).items() if isinstance(x, Tensor)})
+    return made
+
+
+def recast(case: Case, change: Callable[[Tensor], Tensor]) -> Case:
+    """A copy of the case, the floating point tensors of its target and inputs changed."""
+    return Case(mapped(case.target, change), mapped(case.inputs, change), case.run)
+
+
+def decisions(trace: Any, name: str = "") -> dict[str, Any]:
+    """What a trace tells, by name: the rows of tensors, and values. What is floating point may differ by rounding."""
+    if isinstance(trace, Tensor) and trace.ndim > 0:
+        rows = {} if trace.is_floating_point() else {f"{name}[{i}]": row.tolist() for i, row in enumerate(trace)}
+        return {f"shape of {name}": tuple(trace.shape)} | rows
+    if isinstance(trace, Mapping | list | tuple):
+        parts = trace.items() if isinstance(trace, Mapping) else enumerate(trace)
+        found = {f"parts of {name}": len(trace)}
+        for key, value in parts:
+            found |= decisions(value, f"{name}[{key}]" if name else str(key))
+        return found
+    floating = isinstance(trace, float) or (isinstance(trace, Tensor) and trace.is_floating_point())
+    return {} if floating else {name: trace.item() if isinstance(trace, Tensor) else trace}
+
+
+def decided(technique: Technique, case: Case, setting: Setting) -> tuple[dict[str, Any], Tensor]:
+    """What the technique decides on a case, and its result."""
+    with applied(technique, case, setting) as handle:
+        try:
+            result = run(case, handle.target)
+        except UnsupportedHost as error:
+            raise CheckFailed(f"{setting.name} is refused in the run and not by apply: {error}") from error
+        return decisions(handle.trace), result
+
+
+def firm(technique: Technique, case: Case, setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the decisions `found` that noise in all weights and inputs, well above bfloat16's rounding, leaves.
+
+    Equal values get equal noise, so that what repeats still does.
+    """
+    kept = dict(found)
+    for draw in range(NOISE_DRAWS):
+
+        def noisy(x: Tensor) -> Tensor:
+            return x * (1 + NOISE * torch.sin((1e4 + 4e3 * draw) * x))  # noqa: B023
+
+        other, _ = decided(technique, recast(case, noisy), setting)
+        kept = {name: value for name, value in kept.items() if name in other and other[name] == value}
+    return kept
 
 
 def global_generators() -> tuple[Any, ...]:
@@ -346,18 +430,67 @@ def undo_restores(technique: Technique, cases: Cases, device: str) -> None:
 
 @check
 def handles_nest(technique: Technique, cases: Cases, device: str) -> None:
-    """Applied twice to one target, each undo in turn brings back what was there before."""
+    """Applied twice to one target, each undo takes out its own, whichever of the two comes first."""
     first, last = active_settings(technique)[0], active_settings(technique)[-1]
     case = cases.build("typical", SEED, device)
     plain = run(case)
-    with applied(technique, case, first) as outer:
-        alone = run(case, outer.target)
-        with applied(technique, case, last) as inner:
-            run(case, inner.target)
-        outer.reset()
-        ended = torch.equal(run(case, outer.target), alone)
-        require(ended, f"{last.name} inside {first.name} does not end with its undo")
-    require(torch.equal(run(case), plain), f"{first.name} does not end with its undo after {last.name} was inside")
+    below = applied(technique, case, first)
+    alone = run(case, below.target)
+    with applied(technique, case, last) as above:
+        run(case, above.target)
+    below.reset()
+    require(torch.equal(run(case, below.target), alone), f"{last.name} over {first.name} does not end with its undo")
+    above = applied(technique, case, first)
+    below.undo()
+    require(torch.equal(run(case, above.target), alone), f"{first.name} over itself ends with the undo of the other")
+    above.undo()
+    require(torch.equal(run(case), plain), f"{first.name} does not end with its undo once others were undone")
+
+
+@check
+def copies_are_independent(technique: Technique, cases: Cases, device: str) -> None:
+    """A deep copy of a target with the technique, and one that was pickled, work, on weights of their own."""
+    setting = active_settings(technique)[0]
+    case = cases.build("typical", SEED, device)
+    with applied(technique, case, setting) as handle:
+        expected = run(case, handle.target)
+        handle.reset()
+        copies = {"deep copy": copy.deepcopy(handle.target)}
+        try:
+            copies["unpickled copy"] = pickle.loads(pickle.dumps(handle.target))
+        except TypeError as error:
+            require(technique.id in str(error), f"the error that it cannot be pickled does not name it: {error}")
+        with torch.no_grad():
+            for tensor in tensors_of(case.target):
+                tensor.zero_()
+    for what, target in copies.items():
+        require(torch.equal(run(case, target), expected), f"the {what} gives another result than the original gave")
+
+
+@check
+def threads_do_not_mix(technique: Technique, cases: Cases, device: str) -> None:
+    """Several threads on one target each get what they would get alone; of a stateful technique, with a handle each."""
+    setting = active_settings(technique)[0]
+    case = cases.build("typical", SEED, device)
+    inputs = [cases.build("typical", SEED + n, device).inputs for n in range(4)]
+    if not isinstance(case.target, nn.Module):  # a data set: its items are not computed
+        return
+    with ExitStack() as stack:
+        number = len(inputs) if technique.stateful else 1
+        handles = [stack.enter_context(applied(technique, case, setting)) for _ in range(number)] * len(inputs)
+
+        def results(n: int, times: int) -> list[Tensor]:
+            found = []
+            for _ in range(times):
+                handles[n].reset()
+                found.append(run(case, handles[n].target, inputs[n]))
+            return found
+
+        expected = [results(n, 1)[0] for n in range(len(inputs))]
+        with ThreadPoolExecutor(len(inputs)) as pool:
+            together = list(pool.map(results, range(len(inputs)), [3] * len(inputs)))
+        right = all(torch.equal(one, got) for one, some in zip(expected, together, strict=True) for got in some)
+        require(right, "a thread gets another result than it would get alone")
 
 
 @check
@@ -421,6 +554,40 @@ def seeds_are_respected(technique: Technique, cases: Cases, device: str) -> None
                 results.append((measured.value, output, dict(handle.trace)))
             require(same(before, global_generators()), f"{setting.name} moves a global random generator")
         require(same(results[0], results[1]), f"{setting.name}: two runs with the same seed differ")
+
+
+@check
+def low_precision_keeps_decisions(technique: Technique, cases: Cases, device: str) -> None:
+    """In float16, bfloat16, float64 and under autocast, what float32 decides on the same values, or a refusal."""
+    drawn = cases.build("typical", SEED, device)
+    case = recast(drawn, lambda x: x.half().bfloat16().to(x.dtype))  # values that every precision holds
+    settings = {s.name: s for s in (active_settings(technique)[0], active_settings(technique)[-1])}
+    expected = {name: decided(technique, case, setting) for name, setting in settings.items()}
+    plain, measured = run(case), technique.measure(case.target, case.inputs).value
+    for precision, dtype in PRECISIONS.items():
+        low = case if dtype is None else recast(case, lambda x: x.to(dtype))  # noqa: B023
+        tolerance = TOLERANCE[torch.float32 if dtype is torch.float64 else dtype or torch.bfloat16]
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype is None):
+            dense = run(low)
+            allowed = SLACK * relative_error(plain, dense) + tolerance
+            try:
+                value = technique.measure(low.target, low.inputs).value
+                found = {name: decided(technique, low, setting) for name, setting in settings.items()}
+            except UnsupportedHost as error:
+                require("float" in str(error), f"{precision}: the refusal does not say which precision is needed")
+                continue
+        require(abs(value - measured) <= allowed, f"{precision}: measures {value:g} instead of {measured:g}")
+        for name, (made, result) in found.items():
+            due, result32 = expected[name]
+            if other := {key for key in due if key not in made or made[key] != due[key]}:
+                other &= firm(technique, case, settings[name], due).keys()
+            wrong = [f"{key} {made.get(key)} instead of {due[key]}" for key in sorted(other)]
+            require(not wrong, f"{precision}, {name}: decides {'; '.join(wrong[:3])}")
+            require(
+                result.dtype == dense.dtype, f"{precision}, {name}: the result is {result.dtype}, not {dense.dtype}"
+            )
+            off = relative_error(result32, result) if made == due else 0.0  # other decisions, other results
+            require(off <= allowed, f"{precision}, {name}: the result is off by {off:.3g}, {allowed:.3g} is allowed")
 
 
 @check

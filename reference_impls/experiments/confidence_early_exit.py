@@ -69,7 +69,7 @@ def calibrations(on: Trained, rules: Sequence[Rule]) -> Table:
         last, kept = on.accuracies_at(-1), on.accuracies(lefts)
         threshold, held = np.mean([(c.threshold, c.loss) for c in found], axis=0).tolist()
         within = sum(a - b <= budget for a, b in zip(last, kept, strict=True))
-        share = on.macs(lefts) / on.network.costs.plain
+        share = on.macs(lefts) / on.network.costs().plain
         rows.append([rule, budget, delta is not None, threshold, held, paired(last, kept), within, share])
     return table(
         "Thresholds calibrated on held-out data to a budget of loss, tried on test data. Losses are against the last "

@@ -1,6 +1,7 @@
-"""BERT encoders as stages with off-ramps: the project's own MiniLM and Hugging Face's `BertModel`, told by structure.
+"""Encoders of text as stages with off-ramps: the project's own MiniLM, and those of Hugging Face's `transformers`.
 
-The state between layers is a dict, so that the padding mask leaves a batch together with its tokens.
+`hosts/encoder.py` takes them apart. Tried with BERT, RoBERTa, XLM-R, CamemBERT, DistilBERT, ELECTRA, MPNet, ALBERT,
+DeBERTa and ModernBERT; an encoder that cannot be run layer by layer is refused.
 """
 
 from __future__ import annotations
@@ -11,26 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reference_impls.contract import UnsupportedHost
+from reference_impls.contract import check_range, check_tensor
+from reference_impls.hosts.encoder import check_inputs, take_apart
 from reference_impls.hosts.staged import Staged
-
-
-class BertStage(nn.Module):
-    """One layer (the first stage: the embeddings too), on a state of tokens and of which of them are real.
-
-    Inputs of the first stage: {"ids": (B, N) int64, "real": (B, N) bool}. State: {"x": (B, N, D), "real": (B, N)}.
-    """
-
-    def __init__(self, layer: nn.Module, embeddings: nn.Module | None = None) -> None:
-        super().__init__()
-        self.layer, self.embeddings = layer, embeddings
-
-    def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        real = state["real"]
-        x = state["x"] if self.embeddings is None else self.embeddings(state["ids"])
-        mask = torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, torch.finfo(x.dtype).min)
-        out = self.layer(x, mask[:, None, None, :])  # (B, 1, 1, N): added to the scores of the keys
-        return {"x": out[0] if isinstance(out, tuple) else out, "real": real}
 
 
 class MeanRamp(nn.Module):
@@ -40,31 +24,42 @@ class MeanRamp(nn.Module):
         super().__init__()
         self.classifier = nn.Linear(dim, classes)
 
-    def forward(self, state: dict[str, Tensor]) -> Tensor:
-        return self.classifier(mean_pool(**state))
+    def forward(self, state: Mapping[str, Any]) -> Tensor:
+        return self.classifier(mean_pool(state["x"], state["real"]))
 
 
 def mean_pool(x: Tensor, real: Tensor | None = None) -> Tensor:
-    """Tokens (B, N, D) -> the mean of the real ones, all if None is given, (B, D)."""
+    """Tokens (B, N, D) -> the mean of the real ones, all if None is given, (B, D). Summed in float32 at least.
+
+    Whatever padding holds is left out, NaN too, which attention leaves where it sees no real token.
+    Raises: ValueError for a sample without a real token.
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if real is None:
-        return x.mean(dim=1)
-    weight = real.unsqueeze(-1).to(x.dtype)
-    return (x * weight).sum(dim=1) / weight.sum(dim=1)
+        return wide.mean(dim=1).to(x.dtype)
+    if not bool(real.any(1).all()):
+        empty = (~real.any(1)).nonzero().flatten().tolist()
+        raise ValueError(f"a mean needs at least one real token, which samples {empty} do not have: all are padding")
+    kept = real.unsqueeze(-1)  # (B, N, 1)
+    return (wide.masked_fill(~kept, 0).sum(dim=1) / kept.sum(dim=1)).to(x.dtype)
 
 
 def staged_bert(model: Any, classes: int) -> Staged:
-    """A BERT encoder with a new off-ramp after each layer, in eval mode; it shares the encoder's weights.
+    """An encoder of text with a new off-ramp after each layer, in eval mode; it shares the encoder's weights.
 
-    Inputs: {"ids": (B, N) int64, "real": (B, N) bool, False on padding}.
-    Raises: UnsupportedHost for a model without `.embeddings` and `.layers` (or `.encoder.layer`).
+    The tokens after the last stage are the model's last hidden state. What the model computes from that, such as a
+    pooler, is left out; `network.stages[0].front.left_out` names those parameters. Off-ramps take the dtype and the
+    device of the tokens that they see.
+
+    Inputs of the network: {"ids": (B, N) int64, "real": (B, N) bool, False on padding}, and "token_type_ids" or
+    "position_ids" (B, N) where the model takes them.
+    Raises: UnsupportedHost for a model that cannot be run layer by layer, with the part that stands in the way.
+        ValueError for fewer than 2 classes.
     """
-    layers = getattr(model, "layers", None) or getattr(getattr(model, "encoder", None), "layer", None)
-    embeddings = getattr(model, "embeddings", None)
-    if layers is None or embeddings is None:
-        raise UnsupportedHost("staged_bert", model, "an encoder with .embeddings and .layers or .encoder.layer")
-    norms = [m for m in layers[0].modules() if isinstance(m, nn.LayerNorm)]
-    stages = [BertStage(layer, embeddings if i == 0 else None) for i, layer in enumerate(layers)]
-    return Staged(stages, [MeanRamp(norms[0].normalized_shape[0], classes) for _ in layers]).eval()
+    check_range("classes", classes, 2, integer=True)
+    stages, tokens = take_apart(model, "staged_bert")
+    ramps = [MeanRamp(x.shape[-1], classes).to(device=x.device, dtype=x.dtype) for x in tokens]
+    return Staged(stages, ramps).eval()
 
 
 @torch.no_grad()
@@ -72,22 +67,30 @@ def ramp_features(
     network: Staged, inputs: Mapping[str, Tensor], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Tensor:
     """What each off-ramp sees of each text: (N, E, D), on the CPU. The inputs may be on another device."""
-    parts, n = [], len(inputs["ids"])
+    parts, n = [], len(check_inputs(inputs)[0])
     device = next(network.parameters()).device
     for start in range(0, n, 64):
         progress(start, n)
-        state = {name: x[start : start + 64].to(device) for name, x in inputs.items()}
-        parts.append(torch.stack([mean_pool(**(state := stage(state))) for stage in network.stages], 1).cpu())
+        state: Any = {name: x[start : start + 64].to(device) for name, x in inputs.items()}
+        seen = [mean_pool((state := stage(state))["x"], state["real"]) for stage in network.stages]
+        parts.append(torch.stack(seen, 1).cpu())
     return torch.cat(parts)
 
 
 class Ramps(nn.Module):
-    """The off-ramps alone, on features that were computed once and are standardised here: (B, E, D) -> (E, B, C)."""
+    """The off-ramps alone, on features that were computed once and are standardised here: (B, E, D) -> (E, B, C).
+
+    Raises: ValueError for features of fewer than 2 samples, or fewer than 2 classes.
+    """
 
     def __init__(self, features: Tensor, classes: int = 2) -> None:
         super().__init__()
+        check_range("classes", classes, 2, integer=True)
+        features = check_tensor("features", features, "N E D").float()
+        check_range("the number of samples in features", len(features), 2, integer=True)
         self.linears = nn.ModuleList(nn.Linear(features.shape[2], classes) for _ in range(features.shape[1]))
-        self.mean, self.std = features.mean(0), features.std(0)  # (E, D)
+        self.mean, std = features.mean(0), features.std(0)  # (E, D)
+        self.std = torch.where(std > 0, std, torch.ones_like(std))  # a feature that is always the same tells nothing
 
     def forward(self, features: Tensor) -> Tensor:
         x = ((features - self.mean) / self.std).unbind(1)

@@ -88,6 +88,7 @@ class Block(ABC):
         self.module, self.prefix, self.chain, self.index, self.last = module, prefix, chain, index, last
         self.name = f"block {chain + index}"
         self._parts = {path: path.split(".") for path in self.PARTS if _has(module, path)}
+        self._through: dict[tuple[str, ...], list[list[str]]] = {}
         self._inner = {
             path: path.split(".")
             for path, _ in module.named_modules()
@@ -178,9 +179,10 @@ class Block(ABC):
 
     def through(self, y: Tensor, *parts: str) -> Tensor:
         """What becomes of y in the parts of these paths that the block has, one after the other."""
-        for path in parts:
-            if (names := self._parts.get(path)) is not None:
-                y = _at(self.module, names)(y)
+        if (there := self._through.get(parts)) is None:
+            there = self._through[parts] = [self._parts[path] for path in parts if path in self._parts]
+        for names in there:
+            y = _at(self.module, names)(y)
         return y
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -277,7 +279,7 @@ class Block(ABC):
         shape = (1, self.grid() or max(4, self.prefix + 2), self.input_width)
         x = torch.randn(shape, generator=generator(0)).to(parameter)
         given = self.example(x)
-        with _quietly(self.module):
+        with quietly(self.module):
             try:
                 # Some blocks have another path for batches without gradients, which hides what the parts compute.
                 expected = original_forward(self.module)(x if self.batch_first else x.transpose(0, 1), **given)
@@ -298,7 +300,7 @@ class Block(ABC):
 
 def _at(module: Any, names: list[str]) -> Any:
     for name in names:
-        module = getattr(module, name)
+        module = module._modules[name]
     return module
 
 
@@ -335,7 +337,7 @@ def _quiet(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _quietly(module: nn.Module) -> Iterator[None]:
+def quietly(module: nn.Module) -> Iterator[None]:
     """The module in evaluation mode, and deaf, so that a trial run is nobody's business."""
     modules, names = list(module.modules()), ("_forward_hooks", "_forward_pre_hooks")
     before = [(m, m.training, {name: vars(m)[name] for name in names}) for m in modules]

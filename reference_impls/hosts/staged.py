@@ -2,7 +2,7 @@
 
 A stage takes the state that its predecessor left (the first one takes the inputs), a head turns a state into logits.
 A state is a tensor or a nested tuple, list or dict of tensors, whose first axis is always the batch, so that samples
-can leave it.
+can leave it. What is the same for all samples stands in a `Shared`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ from reference_impls.contract import tensors
 
 State = Any
 """A tensor, or a nested tuple, list or dict of tensors; the first axis of each is the batch."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A part of a state that is the same for all samples, and stays as it is when some of them leave."""
+
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,6 @@ class Staged(nn.Module):
         self.stages, self.heads = nn.ModuleList(stages), nn.ModuleList(heads)
         self.macs = macs
 
-    @property
     def costs(self) -> StageMacs:
         """The cost of each part. ValueError if it is not known."""
         if self.macs is None:
@@ -104,15 +110,24 @@ def first_exits(network: Staged, depth: int) -> nn.Sequential:
 
 
 def batch_size(state: State) -> int:
-    """Number of samples in a state. ValueError unless it holds a tensor and the first axes of all are equal."""
-    sizes = {t.shape[0] if t.ndim else 0 for t in tensors(state)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"the first axis of every tensor of a state must be the batch, got sizes {sorted(sizes)}")
-    return sizes.pop()
+    """Number of samples in a state. ValueError unless it holds a tensor and the first axes of all are equal.
+
+    A batch without samples is a ValueError too: nothing can be decided or counted on it.
+    """
+    shapes = [tuple(t.shape) for t in tensors(state)]
+    sizes = {shape[0] if shape else None for shape in shapes}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(f"the first axis of every tensor of a state must be the batch, got shapes {shapes}")
+    if sizes == {0}:
+        raise ValueError(f"the batch is empty: its tensors have shapes {shapes}")
+    return shapes[0][0]
 
 
 def select(state: State, samples: Tensor) -> State:
-    """The same state with only these samples, (n,) int64, in their order."""
+    """The same state with only these samples, (n,) int64, in their order.
+
+    Raises: TypeError for a part of which it is unknown how samples leave it.
+    """
     return _map(state, lambda t: t.index_select(0, samples))
 
 
@@ -122,13 +137,22 @@ def _map(state: State, function: Callable[[Tensor], Tensor]) -> State:
     if isinstance(state, Mapping):
         return {name: _map(part, function) for name, part in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(_map(part, function) for part in state)
-    return state
+        parts = [_map(part, function) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    if state is None or isinstance(state, Shared | str | bool | int | float):
+        return state
+    raise TypeError(
+        f"a state is made of tensors, tuples, lists and dicts, got a {type(state).__name__}: put what is the same for "
+        "all samples into hosts.staged.Shared"
+    )
 
 
 @torch.no_grad()
 def count_stages(network: Staged, inputs: State) -> StageMacs:
-    """What each stage and head costs, counted on `inputs`. The shapes of later inputs must be the same but for B."""
+    """What each stage and head costs, counted on `inputs`. The shapes of later inputs must be the same but for B.
+
+    Raises: ValueError for an empty batch.
+    """
     n, state = batch_size(inputs), inputs
     stages, heads = [], []
     for stage, head in zip(network.stages, network.heads, strict=True):

@@ -109,7 +109,8 @@ def _like(marked: ReducedTokens, x: Tensor) -> Tensor:
 
 
 def _spread(x: Tensor, reduction: Reduction, batch_first: bool) -> Tensor:
-    x = x if reduction.group is None else rows(x, reduction.group.to(x.device))
+    group = reduction.group
+    x = x if group is None else rows(x, group.to(x.device))
     return x if batch_first else x.transpose(0, 1)
 
 

@@ -42,7 +42,8 @@ class VitBlock(Block):
 
     @property
     def scale(self) -> float:
-        return getattr(self.module.attn, "scale", super().scale)
+        scale = getattr(self.module.attn, "scale", None)
+        return super().scale if scale is None else scale
 
     @property
     def dropout(self) -> float:

@@ -62,11 +62,19 @@ class TokenAttention(nn.Module):
         self.bias = PositionBias(heads, size)
         initialise_small(self.qkv, self.proj)
 
+    def grid(self, tokens: int) -> Size:
+        """Size of the feature map of this many tokens. Raises ValueError unless they are `size` or a square."""
+        if tokens == math.prod(self.size):
+            return self.size
+        side = math.isqrt(tokens)
+        if side**2 != tokens or not tokens:
+            raise ValueError(f"{tokens} tokens make no feature map: {math.prod(self.size)} or a square are needed")
+        return side, side
+
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, 2 * key_dim + value_dim)
         q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
-        size = self.size if x.shape[1] == math.prod(self.size) else (math.isqrt(x.shape[1]),) * 2
-        scores = q @ k.transpose(2, 3) * self.key_dim**-0.5 + self.bias(size)
+        scores = q @ k.transpose(2, 3) * self.key_dim**-0.5 + self.bias(self.grid(x.shape[1]))
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import torch
@@ -16,14 +17,29 @@ def fold_batch_norm(network: nn.Module) -> None:
     """
     for name, child in network.named_children():
         if isinstance(child, ConvNorm):
-            setattr(network, name, nn.utils.fuse_conv_bn_eval(child.conv, child.bn))
+            setattr(network, name, folded(child.conv, child.bn))
         else:
             fold_batch_norm(child)
     if isinstance(network, nn.Sequential):
         for (name, conv), (after, norm) in pairwise(list(network.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(network, name, nn.utils.fuse_conv_bn_eval(conv, norm))
+                setattr(network, name, folded(conv, norm))
                 delattr(network, after)
+
+
+def normalises_by_batch(network: nn.Module) -> bool:
+    """Whether a batch norm in the network takes its statistics from the batch: which data are in it matters then."""
+    norms = (m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(norm.training or norm.running_mean is None for norm in norms)
+
+
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution for both, computed in float32 or wider, of the dtype of `conv`."""
+    dtype = conv.weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    if wide != dtype:
+        conv, norm = copy.deepcopy(conv).to(wide), copy.deepcopy(norm).to(wide)
+    return nn.utils.fuse_conv_bn_eval(conv, norm).to(dtype)
 
 
 @torch.no_grad()
@@ -31,7 +47,10 @@ def recalibrate(network: nn.Module, x: Tensor, batch_size: int = 256) -> None:
     """Estimate the statistics of every batch norm again, as the mean over batches of x (N, ...); in place.
 
     Narrowed layers, or images of another size, give other sums than those of training, whose statistics are wrong then.
+    Raises ValueError for empty x.
     """
+    if not len(x):
+        raise ValueError("x is empty: there is nothing to estimate the statistics of batch norms from")
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -43,6 +43,7 @@ class SearchSpace(ABC):
 
     size: int
     in_channels: int
+    classes: int
     patch: int
     depths: tuple[int, ...]
     act: ClassVar[type[nn.Module]]
@@ -99,11 +100,15 @@ class SearchSpace(ABC):
         return side, side
 
     def check_stages(self, widths: Sequence[object]) -> None:
-        """Raise ValueError unless there are four stages, each of a block or more."""
+        """Raise ValueError unless there are four stages, each of a block or more, and images and classes for them."""
         if len(widths) != STAGES or len(self.depths) != STAGES:
             raise ValueError(f"{STAGES} widths and depths are needed, got {widths} and {self.depths}")
         for depth in self.depths:
             check_range("a depth", depth, 1, integer=True)
+        for name in ("size", "in_channels", "classes"):
+            check_range(name, getattr(self, name), 1, integer=True)
+        if self.patch not in (2, 4):
+            raise ValueError(f"patch must be 2 or 4, got {self.patch!r}")
 
     def _stem(self, width: int) -> nn.Module:
         if self.patch == 4:

@@ -138,7 +138,7 @@ def on_tokens(block: MapBlock, size: Size, *, norms: bool) -> TokenBlock:
     `norms`: with a layer normalisation in front of either part, as blocks on tokens have; then the result differs.
     """
     first, second = (conv for conv in block.mlp.modules() if isinstance(conv, nn.Conv2d))
-    made = TokenBlock(first.in_channels, TokenPooling(size), first.out_channels)
+    made = TokenBlock(first.in_channels, TokenPooling(size), first.out_channels).to(first.weight)
     assert block.ls1 is not None
     made.ls1, made.ls2 = block.ls1, block.ls2
     for linear, conv in ((made.mlp.fc1, first), (made.mlp.fc2, second)):

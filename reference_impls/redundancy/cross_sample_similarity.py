@@ -6,29 +6,36 @@ the graph that joins every pair of duplicates. Of each group one item would do, 
 that could go, (N - groups) / (N - 1): 0 when no two items are alike, 1 when all are. It is an upper bound of what
 `techniques.semantic_deduplication` removes, which keeps both ends of a chain whose ends are not alike.
 
-All pairs are visited in tiles of block x block, so memory does not grow with the square of the data set.
+Cosines are computed in float32 or wider, whatever the dtype of the embeddings, and rows are scaled before their norm is
+taken, so that it neither overflows nor vanishes. All pairs are visited in tiles of block x block, so memory does not
+grow with the square of the data set.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from reference_impls.contract import Redundancy, check_range, check_tensor
+from reference_impls.contract.precision import near_one, widened, without_autocast
 
 BLOCK = 1024
 """Rows and columns of a tile of similarities: 4 MiB in float32."""
 
 
 def unit(embeddings: Tensor, name: str = "embeddings") -> Tensor:
-    """Rows of `embeddings` (N, D) scaled to length 1.
+    """Rows of `embeddings` (N, D) scaled to length 1, in float32 or wider.
 
     Raises: TypeError, ValueError for anything else than a finite floating point matrix, and for a row of zeros, which
     has no direction and so no cosine with anything.
     """
     check_tensor(name, embeddings, "N D")
+    if embeddings.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one column, got shape {tuple(embeddings.shape)}")
+    embeddings = near_one(widened(embeddings), 1)
     length = embeddings.norm(dim=1, keepdim=True)  # (N, 1)
     if zero := (length == 0).flatten().nonzero().flatten().tolist():
         raise ValueError(
@@ -38,15 +45,34 @@ def unit(embeddings: Tensor, name: str = "embeddings") -> Tensor:
     return embeddings / length
 
 
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines (N, M) of unit vectors a: (N, D) with b: (M, D), cut at 1, which rounding may exceed."""
+    with without_autocast(a):
+        return (a @ b.T).clamp_(max=1)
+
+
+def check_epsilon(epsilon: float, dtype: torch.dtype) -> None:
+    """Raise ValueError unless epsilon lies in [0, 1], and is 0 or larger than the rounding of cosines of this dtype."""
+    check_range("epsilon", epsilon, 0, 1)
+    least = 8 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    if 0 < epsilon < least:
+        wider = ", or embeddings in float64" if dtype != torch.float64 else ""
+        raise ValueError(
+            f"epsilon must be 0 or at least {least:.2g} for {dtype} embeddings, got {epsilon:g}: cosines are no more "
+            f"exact than that; take a larger epsilon{wider}"
+        )
+
+
 def clusters(labels: Tensor | None, n: int) -> list[Tensor]:
     """Indices of the items of each cluster, ascending; one cluster of all `n` items when `labels` is None.
 
-    Raises: ValueError unless `labels` is (N,) integers with one label per item.
+    Labels are any integers; a negative one is a cluster as any other.
+    Raises: TypeError, ValueError unless `labels` is (N,) integers with one label per item.
     """
     if labels is None:
         return [torch.arange(n)] if n else []
     check_tensor("labels", labels, "N", floating=False)
-    if len(labels) != n or labels.is_floating_point():
+    if len(labels) != n or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         got = f"labels {tuple(labels.shape)} {labels.dtype}"
         raise ValueError(f"labels must hold one integer per item: {n} items, {got}")
     _, inverse, sizes = labels.cpu().unique(return_inverse=True, return_counts=True)
@@ -57,11 +83,11 @@ def earlier_similarities(z: Tensor, block: int = BLOCK) -> Iterator[tuple[int, i
     """Cosines of every item with the items before it, tile by tile.
 
     z: (N, D) unit vectors. Yields (i, j, tile): `tile[a, b]` is the cosine of item i + a and item j + b, or minus
-    infinity where j + b does not come before i + a. Cosines are cut at 1, which rounding may exceed.
+    infinity where j + b does not come before i + a.
     """
     for i in range(0, len(z), block):
         for j in range(0, i + 1, block):
-            tile = (z[i : i + block] @ z[j : j + block].T).clamp_(max=1)  # (<= block, <= block)
+            tile = cosines(z[i : i + block], z[j : j + block])  # (<= block, <= block)
             if i == j:
                 tile.masked_fill_(torch.ones_like(tile, dtype=torch.bool).triu_(), -torch.inf)
             yield i, j, tile
@@ -95,7 +121,7 @@ def nearest(queries: Tensor, references: Tensor, block: int = BLOCK) -> tuple[Te
     if not len(references):
         raise ValueError("references is empty, so nothing is nearest")
     tiles = (
-        (i, j, (queries[i : i + block] @ references[j : j + block].T).clamp_(max=1))
+        (i, j, cosines(queries[i : i + block], references[j : j + block]))
         for i in range(0, len(queries), block)
         for j in range(0, len(references), block)
     )
@@ -112,18 +138,20 @@ def nearest_other(embeddings: Tensor, block: int = BLOCK) -> Tensor:
 def exact_groups(items: Sequence[Hashable] | Tensor) -> Tensor:
     """(N,) index of the first item that equals each item: by hash, or row by row for a tensor (N, ...)."""
     if isinstance(items, Tensor):
-        items = [row.numpy().tobytes() for row in items.detach().cpu().contiguous()]
+        rows = items.detach().cpu().reshape(len(items), math.prod(items.shape[1:])).contiguous()
+        items = [row.numpy().tobytes() for row in rows.view(torch.uint8)]  # numpy knows no bfloat16
     first: dict[Hashable, int] = {}
     return torch.tensor([first.setdefault(item, i) for i, item in enumerate(items)], dtype=torch.long)
 
 
+@torch.no_grad()
 def near_groups(embeddings: Tensor, epsilon: float, labels: Tensor | None = None, block: int = BLOCK) -> Tensor:
     """(N,) lowest index in the group of each item, where chains of cosines above 1 - epsilon make a group.
 
     embeddings: (N, D), normalised here. With `labels` (N,), pairs are only sought inside a cluster.
     """
-    check_range("epsilon", epsilon, 0, 1)
     z = unit(embeddings)
+    check_epsilon(epsilon, embeddings.dtype)
     root = torch.arange(len(z))
     for members in clusters(labels, len(z)):
         for i, j, tile in earlier_similarities(z[members.to(z.device)], block):

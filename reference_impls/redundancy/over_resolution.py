@@ -15,19 +15,24 @@ of white noise is (n - 1) / (N - 1) for n coarse and N fine positions, sizes div
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reference_impls.contract.errors import check_range, check_tensor
+from reference_impls.contract.errors import check_range
+from reference_impls.contract.precision import near_one, widened
+from reference_impls.redundancy.inputs import measurable
 
 
 def coarsen(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (B, C, H, W) sampled at `size` = (h, w), without aliasing: (B, C, h, w)."""
-    same = maps.shape[2:] == size
-    return maps if same else F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
+    """Maps (B, C, H, W) sampled at `size` = (h, w), without aliasing, in float32 or wider: (B, C, h, w), same dtype."""
+    if maps.shape[2:] == size:
+        return maps
+    small = F.interpolate(widened(maps), size=size, mode="bilinear", align_corners=False, antialias=True)
+    return small.to(maps.dtype)
 
 
 def kept_detail(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -35,14 +40,14 @@ def kept_detail(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
     K = max(0, 1 - sum (x - x')^2 / sum (x - mean x)^2) with x' the map after the round trip, the mean over positions,
     and the sums over channels and positions; a constant map keeps everything.
-    Raises ValueError for a wrong shape or values that are not finite.
+    Raises ValueError for a wrong shape, no positions, or values that are not finite.
     """
-    check_tensor("maps", maps, "B C H W")
+    maps = near_one(measurable("maps", maps, "B C H W"), (1, 2, 3))
     back = F.interpolate(coarsen(maps, size), size=maps.shape[2:], mode="bilinear", align_corners=False)
     lost = (maps - back).square().sum((1, 2, 3))
     total = (maps - maps.mean((2, 3), keepdim=True)).square().sum((1, 2, 3))
     # What rounding leaves of a constant map is no detail.
-    noise = maps[0].numel() * (8 * torch.finfo(maps.dtype).eps * maps.abs().amax((1, 2, 3))).square()
+    noise = math.prod(maps.shape[1:]) * (8 * torch.finfo(maps.dtype).eps * maps.abs().amax((1, 2, 3))).square()
     return torch.where(total <= noise, torch.ones_like(total), (1 - lost / total.clamp(min=1e-30)).clamp(0, 1))
 
 
@@ -61,9 +66,9 @@ def over_resolution(maps: Tensor, factor: int = 2) -> Tensor:
     """Scaled share of energy of each of maps (B, C, H, W) that a grid `factor` times coarser holds: (B,) in [0, 1].
 
     Energy is that of the Fourier coefficients, summed over channels and without the mean of each.
-    Raises TypeError or ValueError for a wrong shape, values that are not finite, or a factor below 2.
+    Raises TypeError or ValueError for a wrong shape, no positions, values that are not finite, or a factor below 2.
     """
-    check_tensor("maps", maps, "B C H W")
+    maps = near_one(measurable("maps", maps, "B C H W"), (1, 2, 3))
     check_range("factor", factor, 2, integer=True)
     energy = spectrum(maps)
     held = held_frequencies(maps.shape[2], factor)[:, None] * held_frequencies(maps.shape[3], factor)
@@ -75,11 +80,13 @@ def over_resolution(maps: Tensor, factor: int = 2) -> Tensor:
 
 def spectrum(maps: Tensor) -> Tensor:
     """Energy of maps (B, C, H, W) at each frequency, summed over channels, 0 for the mean: (B, H, W)."""
+    maps = widened(maps)
+    if not len(maps):  # which Fourier transforms refuse
+        return maps.new_zeros(0, *maps.shape[2:])
     scale = maps.abs().amax((2, 3), keepdim=True)
     detail = maps - maps.mean((2, 3), keepdim=True)
     # What rounding leaves of a constant channel is no detail.
     detail = detail.masked_fill(detail.abs() <= 8 * torch.finfo(maps.dtype).eps * scale, 0)
-    detail = detail.to(torch.promote_types(maps.dtype, torch.float32))
     return torch.fft.fft2(detail, norm="forward").abs().square().sum(1)
 
 

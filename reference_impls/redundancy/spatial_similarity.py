@@ -6,6 +6,8 @@ are mutually orthogonal (or opposed), 1 when every part has an identical twin.
 A mean shared by all parts raises every cosine without making any part replaceable, so the measure comes in two forms:
 raw, which is what techniques that match by cosine see, and centred, with the mean part of the datum subtracted first.
 
+All of it is computed in float32 or wider, whatever the dtype of the parts.
+
 Where parts lie on a grid, `neighbour_similarity` asks less: whether a position looks like those beside it.
 """
 
@@ -15,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reference_impls.contract.errors import check_tensor
+from reference_impls.contract.precision import near_one, without_autocast
+from reference_impls.redundancy.inputs import measurable
 
 
 def centre(tokens: Tensor) -> Tensor:
-    """Tokens (B, N, D) without their mean over N."""
+    """Tokens (B, N, D) of float32 or wider, not empty, without their mean over N; each datum scaled to about 1."""
+    tokens = near_one(tokens, (1, 2))
     scale = tokens.abs().amax((1, 2), keepdim=True)
     tokens = tokens - tokens.mean(1, keepdim=True)
     # Identical tokens leave rounding errors, not directions.
@@ -30,11 +34,10 @@ def directions(tokens: Tensor, *, centred: bool = False) -> Tensor:
     """Unit vectors of tokens (B, N, D), optionally with the mean over N subtracted first: (B, N, D + 1).
 
     The last coordinate is 1 for a zero vector, else 0, so that a zero vector is identical to zero vectors and
-    orthogonal to all others.
+    orthogonal to all others. Raises TypeError or ValueError for a wrong shape, no values, or values not finite.
     """
-    check_tensor("tokens", tokens, "B N D")
-    if centred:
-        tokens = centre(tokens)
+    tokens = measurable("tokens", tokens, "B N D")
+    tokens = near_one(centre(tokens) if centred else tokens, 2)
     zero = (tokens == 0).all(-1, keepdim=True).to(tokens.dtype)
     return torch.cat([F.normalize(tokens, dim=-1, eps=torch.finfo(tokens.dtype).tiny), zero], dim=-1)
 
@@ -46,8 +49,9 @@ def best_match(tokens: Tensor, *, centred: bool = False) -> Tensor:
     """
     unit = directions(tokens, centred=centred)
     if unit.shape[1] < 2:
-        return tokens.new_zeros(tokens.shape[:2])
-    cosine = unit @ unit.transpose(1, 2)  # (B, N, N)
+        return unit.new_zeros(unit.shape[:2])
+    with without_autocast(unit):
+        cosine = unit @ unit.transpose(1, 2)  # (B, N, N)
     cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     return cosine.amax(2).clamp(-1, 1)
 
@@ -63,12 +67,11 @@ def neighbour_similarity(maps: Tensor, *, centred: bool = True) -> Tensor:
     1 where the map is constant or changes slowly, 0 for independent noise; a negative mean counts as 0. `centred`
     subtracts the mean position of the map first. Raises ValueError for a wrong shape or values that are not finite.
     """
-    check_tensor("maps", maps, "B C H W")
+    maps = measurable("maps", maps, "B C H W")
     if maps.shape[2] * maps.shape[3] < 2:
         return maps.new_zeros(maps.shape[0])
     tokens = maps.flatten(2).transpose(1, 2)  # (B, H * W, C)
-    if centred:
-        tokens = centre(tokens)
+    tokens = centre(tokens) if centred else near_one(tokens, (1, 2))  # sums of neighbours do not overflow then
     grid = F.pad(tokens.transpose(1, 2).view_as(maps), (1, 1, 1, 1))
     beside = grid[..., :-2, 1:-1] + grid[..., 2:, 1:-1] + grid[..., 1:-1, :-2] + grid[..., 1:-1, 2:]
     beside = beside.flatten(2).transpose(1, 2)  # the sum of the neighbours points where their mean does

@@ -19,8 +19,13 @@ def settled(answers: Tensor) -> Tensor:
     """The earliest exit from which on every exit gives the last exit's answer.
 
     answers: (E, B) integers, the predicted class at each exit. Returns (B,) int64 in [0, E - 1].
+    Raises: TypeError for answers that are not integers; ValueError for another shape, or without an exit or a sample.
     """
     answers = check_tensor("answers", answers, "E B", floating=False)
+    if answers.is_floating_point() or answers.is_complex():
+        raise TypeError(f"answers must hold integers, the class that each exit predicts, got {answers.dtype}")
+    if 0 in answers.shape:
+        raise ValueError(f"answers must hold at least one exit and one sample, got shape {tuple(answers.shape)}")
     agrees = answers == answers[-1]  # (E, B)
     return len(answers) - agrees.flip(0).long().cumprod(0).sum(0)
 
@@ -33,14 +38,15 @@ def sufficiency(answers: Tensor, macs: Sequence[int]) -> Redundancy:
     answer has settled by each exit.
 
     answers: (E, B) integers, the predicted class at each exit. macs: cost $c_e$ of each of the E stages, in any unit.
-    Raises: ValueError for fewer than two exits, or for costs that do not fit them.
+    Raises: TypeError for answers that are not integers; ValueError for fewer than two exits, no sample, or costs that
+        do not fit the exits.
     """
     exits = settled(answers)
     costs = torch.tensor([float(c) for c in macs], dtype=torch.float64)
     if len(answers) < 2 or len(costs) != len(answers):
         raise ValueError(f"sufficiency needs at least 2 exits and a cost for each, got {len(answers)} and {len(costs)}")
-    if bool((costs < 0).any()) or costs[1:].sum() <= 0:
-        raise ValueError(f"costs must not be negative and must not all be 0 after the first, got {list(macs)}")
+    if not bool((costs >= 0).all() & costs.isfinite().all()) or costs[1:].sum() <= 0:
+        raise ValueError(f"costs must be finite, not negative, and not all 0 after the first, got {list(macs)}")
     after = costs.sum() - costs.cumsum(0)  # (E,) cost after each exit
     shares = after[exits.cpu()] / after[0]  # (B,)
     where = {f"exit {e + 1}": (exits <= e).double().mean().item() for e in range(len(answers))}

@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reference_impls.contract import Redundancy, check_range, check_tensor
+from reference_impls.contract import Redundancy, check_range
+from reference_impls.contract.precision import near_one, widened
+from reference_impls.redundancy.inputs import measurable
 
 
 def tile_maximum(x: Tensor, tile: int) -> Tensor:
@@ -32,9 +35,10 @@ def tile_maximum(x: Tensor, tile: int) -> Tensor:
 def changed_tiles(previous: Tensor, current: Tensor, *, tile: int, threshold: float) -> Tensor:
     """Tiles of which some value differs by more than `threshold` (in units of the values).
 
-    previous, current: (B, C, H, W). Returns a mask (B, ceil(H / tile), ceil(W / tile)), true where changed.
+    previous, current: (B, C, H, W). Returns a mask (B, ceil(H / tile), ceil(W / tile)), true where changed. Differences
+    are taken in float32 or wider.
     """
-    difference = (current - previous).abs_().permute(0, 2, 3, 1)  # (B, H, W, C)
+    difference = (widened(current) - widened(previous)).abs_().permute(0, 2, 3, 1)  # (B, H, W, C)
     return tile_maximum(difference, tile) > threshold
 
 
@@ -44,16 +48,20 @@ def temporal_similarity(frames: Tensor | Sequence[Tensor], *, tile: int = 8, thr
     S = 1/(T-1) sum_t mean_tiles [ max_tile |x_t - x_(t-1)| <= threshold * s ], with s the standard deviation of the
     first frame, so that the threshold has no unit. `where` gives each transition on its own.
 
-    frames: (T, C, H, W), or T tensors (B, C, H, W). Raises ValueError for fewer than two frames or different shapes.
+    frames: (T, C, H, W), or T tensors (B, C, H, W). Raises TypeError or ValueError for fewer than two frames, different
+    shapes, empty frames, or a frame that is not finite.
     """
     check_range("tile", tile, 1, integer=True)
     check_range("threshold", threshold, 0)
-    stream = [check_tensor(f"frame {i}", x[None] if x.ndim == 3 else x, "B C H W") for i, x in enumerate(frames)]
+    stream = [measurable(f"frame {i}", x[None] if x.ndim == 3 else x, "B C H W") for i, x in enumerate(frames)]
     if len(stream) < 2:
         raise ValueError(f"temporal similarity compares successive frames: at least 2 are needed, got {len(stream)}")
     if shapes := {tuple(x.shape) for x in stream if x.shape != stream[0].shape}:
         raise ValueError(f"every frame must have the shape of the first, {tuple(stream[0].shape)}; got {shapes}")
-    limit = threshold * stream[0].std(correction=0).item()
+    if not len(stream[0]):
+        raise ValueError("the frames are empty batches: each must hold at least one picture")
+    every = near_one(torch.stack(stream), (0, 1, 2, 3, 4))
+    stream, limit = list(every), threshold * every[0].std(correction=0).item()
     masks = [changed_tiles(before, after, tile=tile, threshold=limit) for before, after in pairwise(stream)]
     changed = [mask.double().mean().item() for mask in masks]
     measure = f"share of {tile} x {tile} tiles that stay within {threshold:g} deviations of the frame before"
@@ -71,4 +79,4 @@ def shift_compensated(previous: Tensor, current: Tensor, *, reach: int = 4) -> T
     padded = F.pad(previous, (reach, reach, reach, reach), mode="replicate")
     shifts = [(dy, dx) for dy in range(2 * reach + 1) for dx in range(2 * reach + 1)]
     moved = (padded[..., dy : dy + height, dx : dx + width] for dy, dx in shifts)
-    return min(moved, key=lambda x: (x - current).square_().mean().item())
+    return min(moved, key=lambda x: (widened(x) - widened(current)).square_().mean().item())

@@ -34,8 +34,15 @@ from reference_impls.hosts.substitution import inputs_of
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.layout import Size
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.over_resolution import over_resolution
-from reference_impls.techniques.stride_attention import Coarseness, coarse_handle, coarse_saving, full_attentions
+from reference_impls.techniques.stride_attention import (
+    Coarseness,
+    checked_attentions,
+    coarse_handle,
+    coarse_saving,
+    full_attentions,
+)
 
 
 class LocalQuery(nn.Module):
@@ -134,12 +141,12 @@ class AttentionDownsampling(Technique):
         each module ("queries blocks.2.token_mixer"), and the same of the keys, and of the module's input, which is what
         `threshold` compares with.
         """
-        attentions, where = full_attentions(self.id, target), dict[str, float]()
+        attentions, where = checked_attentions(self.id, target, fixed=True), dict[str, float]()
         for name, x in inputs_of(attentions, target, inputs).items():
             with torch.no_grad():
                 queries, keys = attentions[name].q(x), attentions[name].k(x)
             for what, maps in (("queries", queries), ("keys", keys), ("input", x)):
-                where[f"{what} {name}".strip()] = over_resolution(maps).mean().item()
+                where[f"{what} {name}".strip()] = mean_share(over_resolution(maps))
         value = sum(share for what, share in where.items() if what.startswith("queries")) / len(attentions)
         return Redundancy(value, "share of query energy below half resolution", where)
 
@@ -148,9 +155,10 @@ class AttentionDownsampling(Technique):
 
         The threshold looks at the input of attention, map by map. The trace is that of `coarse_handle`.
 
-        Raises: UnsupportedHost without `MapAttention` of stride 1.
+        Raises: UnsupportedHost without `MapAttention` of stride 1, for one that computes something else, or for a
+        threshold in training.
         """
-        attentions = full_attentions(self.id, target)
+        attentions = checked_attentions(self.id, target, fixed=threshold is not None)
         if factor == 1:
             warn_no_effect(self.id, "factor is 1")
             return Handle(target)

@@ -8,6 +8,8 @@ Classifiers ("exits") sit between the stages of a network. A sample leaves at th
 - patience: the last `t` exits gave the same answer as the exit before them
   (PABEE: zhou-2020-bert, arXiv 2006.04152; the counter of agreements must reach the patience t).
 
+Probabilities, entropies and answers are computed in float32, whatever the dtype of the logits.
+
 What makes it pay beyond a batch of one is compaction: samples that left are taken out of the batch, so the next stage
 runs on a smaller dense tensor. `EarlyExit` runs a network so. `exit_decisions` takes the same decisions from the logits
 of all exits, computed once, which is how thresholds are swept and calibrated.
@@ -36,6 +38,7 @@ from reference_impls.contract import (
     tensors,
     warn_no_effect,
 )
+from reference_impls.contract.replacement import refuse_capture
 from reference_impls.hosts.staged import Staged, State, batch_size, count_stages, select
 from reference_impls.redundancy.sufficiency import sufficiency
 
@@ -47,29 +50,34 @@ Rule = Literal["confidence", "entropy", "patience"]
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Largest class probability. logits (..., C) -> (...) in [1 / C, 1]."""
-    return logits.softmax(-1).amax(-1)
+    """Largest class probability. logits (..., C) -> (...) float32, in [1 / C, 1]."""
+    return logits.float().softmax(-1).amax(-1)
 
 
 def entropy(logits: Tensor, *, normalised: bool = False) -> Tensor:
-    """Entropy of the class probabilities, the score of BranchyNet and DeeBERT. logits (..., C) -> (...).
+    """Entropy of the class probabilities, the score of BranchyNet and DeeBERT. logits (..., C) -> (...) float32.
 
     In nats, from 0 to log C; as a share of log C if `normalised`.
     """
-    logp = logits.log_softmax(-1)
+    logp = logits.float().log_softmax(-1)
     nats = -(logp.exp() * logp).sum(-1)
     return nats / math.log(logits.shape[-1]) if normalised else nats
 
 
 def never(rule: Rule, exits: int) -> float:
     """The threshold at which the rule sends every sample to the last of `exits` exits."""
+    _check_name(rule)
     return {"confidence": 1.0, "entropy": 0.0, "patience": exits}[rule]
+
+
+def _check_name(rule: Rule) -> None:
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule must be 'confidence', 'entropy' or 'patience', got {rule!r}")
 
 
 def check_rule(rule: Rule, threshold: float) -> None:
     """ValueError or TypeError unless the rule exists and the threshold is one of its own."""
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule must be 'confidence', 'entropy' or 'patience', got {rule!r}")
+    _check_name(rule)
     high = 1.0 if rule == "confidence" else math.inf
     check_range(f"threshold of the {rule} rule", threshold, 0, high, integer=rule == "patience")
 
@@ -87,6 +95,23 @@ def trusts(rule: Rule, threshold: float, logits: Tensor, agreements: Tensor | No
     return agreements >= threshold
 
 
+def check_logits(name: str, logits: Any, shape: str) -> Tensor:
+    """Return logits of this shape in float32, in which everything is decided; (..., C) is its last axis.
+
+    Raises: TypeError or ValueError for another shape or dtype, for fewer than 2 classes, for an empty batch, and for
+    values that are not finite.
+    """
+    logits = check_tensor(name, logits, shape).float()
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name} must tell at least 2 classes apart, got {logits.shape[-1]}: by one class, every rule is sure of "
+            "every sample (for a single logit z of two classes, give the logits 0 and z)"
+        )
+    if 0 in logits.shape:
+        raise ValueError(f"{name} must hold at least one sample and one exit, got shape {tuple(logits.shape)}")
+    return logits
+
+
 def count_agreements(answers: Tensor, previous: Tensor | None, agreements: Tensor | None) -> Tensor:
     """PABEE's counter: one more where the answer is the previous exit's, else 0. All (B,)."""
     if previous is None or agreements is None:
@@ -97,10 +122,11 @@ def count_agreements(answers: Tensor, previous: Tensor | None, agreements: Tenso
 def exit_decisions(logits: Tensor, rule: Rule, threshold: float) -> Tensor:
     """At which exit each sample leaves, (B,) int64 in [0, E - 1], from the logits of all exits (E, B, C).
 
-    Raises: ValueError for a bad rule, threshold or shape, or for logits that are not finite.
+    Raises: ValueError for a bad rule, threshold or shape, for fewer than 2 classes or no sample, or for logits that are
+    not finite.
     """
     check_rule(rule, threshold)
-    logits = check_tensor("logits", logits, "E B C")
+    logits = check_logits("logits", logits, "E B C")
     left = torch.full(logits.shape[1:2], len(logits) - 1, device=logits.device)
     previous = agreements = None
     inside = torch.ones_like(left, dtype=torch.bool)
@@ -126,9 +152,13 @@ class EarlyExit(nn.Module):
     """Runs a staged network and lets samples leave at its exits. Called like the network, it gives logits (B, C).
 
     After each exit the samples that left are taken out of the batch. The logits come back in the order of the inputs.
-    Each decision waits for the device. `left` holds the exit of every sample of the last run.
+    Each decision waits for the device. `left` holds the exit of every sample of the last run that ended; runs at the
+    same time in several threads do not disturb one another.
 
-    Raises: ValueError for a bad rule or threshold, for a network in training mode, or for logits that are not finite.
+    Raises: ValueError for a bad rule or threshold, for an empty batch, and for logits that are not finite, have fewer
+        than 2 classes or another number than an earlier exit's, or no row for each sample; UnsupportedHost for a
+        network that is not in eval mode; NotImplementedError while a graph is captured (`torch.export`,
+        `torch.jit.trace`), because the shapes depend on the data.
     """
 
     def __init__(self, network: Staged, rule: Rule, threshold: float) -> None:
@@ -137,28 +167,28 @@ class EarlyExit(nn.Module):
         self.network, self.rule, self.threshold = network, rule, threshold
         self.left: Tensor | None = None
         self.training = network.training
+        self._parts = list(network.modules())  # to walk through them in each run would take as long as a small stage
 
     @torch.no_grad()
     def forward(self, inputs: State) -> Tensor:
-        if self.network.training:
-            raise ValueError(
-                "early exit runs a network in eval mode: in training mode the batch-norm statistics would depend on "
-                "which samples have left. Call network.eval() first"
-            )
+        refuse_capture("how many samples a stage computes depends on the data", "around captured stages and heads")
+        if any(part.training for part in self._parts):
+            _check_mode(self.network)
         state, n, last = inputs, batch_size(inputs), len(self.network.stages) - 1
         waiting = torch.arange(n, device=next(tensors(inputs)).device)  # (b,) where the samples still inside belong
         answered: list[tuple[Tensor, Tensor]] = []  # at each exit taken: places and logits
         exits: list[int] = []
         previous = agreements = None
+        classes = "C"
         for e, (stage, head) in enumerate(zip(self.network.stages, self.network.heads, strict=True)):
             state = stage(state)
             logits = head(state)  # (b, C)
-            if not math.isfinite(logits.sum().item()):  # the full check costs several kernels more
-                check_tensor(f"the logits of exit {e + 1}", logits, "B C")
+            decided = _logits_of_exit(e, logits, len(waiting), classes)
+            classes = str(decided.shape[1])
             if self.rule == "patience":
-                answers = logits.argmax(-1)
+                answers = decided.argmax(-1)
                 agreements, previous = count_agreements(answers, previous, agreements), answers
-            leaves = trusts(self.rule, self.threshold, logits, agreements)
+            leaves = trusts(self.rule, self.threshold, decided, agreements)
             number = len(waiting) if e == last else int(leaves.sum())
             exits += [e] * number
             if number == 0:
@@ -173,12 +203,37 @@ class EarlyExit(nn.Module):
             state, waiting = select(state, stay), waiting[stay]
             if previous is not None and agreements is not None:
                 previous, agreements = previous[stay], agreements[stay]
-        self.left = torch.tensor(exits, device=waiting.device)
+        left = torch.tensor(exits, device=waiting.device)
         if len(answered) == 1:  # all left together, in order
+            self.left = left
             return answered[0][1]
         places = torch.cat([place for place, _ in answered]).argsort()  # (B,)
-        self.left = self.left[places]
+        self.left = left[places]
         return torch.cat([logits for _, logits in answered])[places]
+
+
+def _logits_of_exit(e: int, logits: Tensor, samples: int, classes: str) -> Tensor:
+    """The logits of an exit in float32. Raises as `check_logits`, and for another number of samples or classes."""
+    name = f"the logits of exit {e + 1}"
+    fits = isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] > 1 and logits.is_floating_point()
+    if fits and classes in ("C", str(logits.shape[1])) and len(logits) == samples:
+        decided = logits.float()
+        if math.isfinite(decided.sum().item()):  # the full check costs several kernels more
+            return decided
+    decided = check_logits(name, logits, "B C")
+    return check_tensor(name, decided, f"{samples} {classes}")
+
+
+def _check_mode(network: Staged) -> None:
+    """UnsupportedHost unless every module of the network is in eval mode."""
+    for name, module in network.named_modules():
+        if module.training:
+            raise UnsupportedHost(
+                ConfidenceEarlyExit.id,
+                network,
+                f"every module in eval mode, but {name or 'the network'} is in training mode, where dropout is random "
+                "and batch norm depends on which samples have left. Call network.eval() first",
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -225,6 +280,25 @@ def grid(rule: Rule, exits: int, classes: int) -> list[float]:
     return (careful * math.log(classes) * 1.0001).tolist()
 
 
+def check_targets(targets: Any, samples: int, classes: int) -> Tensor:
+    """Return right classes (B,) if there is one for each sample, in [0, classes).
+
+    Raises: TypeError for another dtype than integers; ValueError for another shape or range.
+    """
+    targets = check_tensor("targets", targets, "B", floating=False)
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise TypeError(f"targets must hold integers, the right class of each sample, got {targets.dtype}")
+    if len(targets) != samples:
+        raise ValueError(f"targets must hold the right class of each of {samples} samples, got {len(targets)}")
+    outside = (targets < 0) | (targets >= classes)
+    if bool(outside.any()):
+        raise ValueError(
+            f"targets must lie in [0, {classes}), got {int(targets[outside][0])} for sample {int(outside.nonzero()[0])}"
+            f": leave out the {int(outside.sum())} samples that have no right class"
+        )
+    return targets
+
+
 def calibrate(
     logits: Tensor, targets: Tensor | None, rule: Rule, budget: float, *, delta: float | None = None
 ) -> Calibration:
@@ -237,12 +311,14 @@ def calibrate(
 
     Args:
         logits: (E, B, C) of all exits on held-out data that trained nothing.
-        targets: (B,) right classes; None to hold to the last exit's answers instead (then the loss counts changes).
+        targets: (B,) right classes, integers in [0, C); None to hold to the last exit's answers instead (then the loss
+            counts changes).
         budget: largest loss, as a share of the samples.
-    Raises: ValueError for a bad budget, or if B is so small that no bound can meet it.
+    Raises: TypeError or ValueError for bad logits (as `exit_decisions`), targets or budget; ValueError if B is so small
+        that no bound can meet the budget.
     """
     check_rule(rule, never(rule, 1))
-    check_tensor("logits", logits, "E B C")
+    logits = check_logits("logits", logits, "E B C")
     check_range("budget", budget, 0, 1)
     exits, n, classes = logits.shape
     if delta is not None:
@@ -253,7 +329,7 @@ def calibrate(
                 f"{n} samples cannot show a loss of at most {budget:g} at confidence {1 - delta:g}, even if none is "
                 f"harmed: {needed} samples are needed"
             )
-    targets = logits[-1].argmax(-1) if targets is None else targets
+    targets = logits[-1].argmax(-1) if targets is None else check_targets(targets, n, classes).to(logits.device)
     right = logits.argmax(-1) == targets  # (E, B)
     best = Calibration(rule, never(rule, exits), 0.0, 0.0, 0.0, exits - 1.0)  # never leaving loses nothing
     for threshold in grid(rule, exits, classes):
@@ -297,20 +373,30 @@ class ConfidenceEarlyExit(Technique):
 
     @torch.no_grad()
     def measure(self, target: Staged, inputs: State) -> Redundancy:
-        """Share of the computation after the answer has settled (`redundancy.sufficiency`), weighted by MACs."""
-        self._check(target)
+        """Share of the computation after the answer has settled (`redundancy.sufficiency`), weighted by MACs.
+
+        Raises: as `apply` and as the run: UnsupportedHost, and ValueError for inputs or logits that cannot be decided.
+        """
+        check_target(target)
+        n, state, answers, classes = batch_size(inputs), inputs, [], "C"
+        for e, (stage, head) in enumerate(zip(target.stages, target.heads, strict=True)):
+            state = stage(state)
+            logits = _logits_of_exit(e, head(state), n, classes)
+            classes = str(logits.shape[1])
+            answers.append(logits.argmax(-1))
         costs = target.macs or count_stages(target, inputs)
-        return sufficiency(target.exits(inputs).argmax(-1), costs.stages)
+        return sufficiency(torch.stack(answers), costs.stages)
 
     def attach(self, target: Staged, rule: Rule, threshold: float) -> Handle:
         """Let samples leave. The target itself is not changed: the handle's target is an `EarlyExit` that runs it.
 
         The trace holds `left`, the exit of every sample of the last run, (B,) int64.
 
-        Raises: UnsupportedHost for anything but a `Staged` classifier with its batch norm in eval mode; ValueError or
-        TypeError for a threshold that is none of the rule's.
+        Raises: UnsupportedHost for anything but a `Staged` classifier in eval mode, and for heads whose last linear
+        layer gives one class, or other classes than another head's; ValueError or TypeError for a threshold that is
+        none of the rule's.
         """
-        self._check(target)
+        check_target(target)
         runner = EarlyExit(target, rule, threshold)
         last = len(target.stages) - 1
         lets = {"confidence": threshold < 1, "entropy": threshold > 0, "patience": threshold < last}
@@ -323,11 +409,26 @@ class ConfidenceEarlyExit(Technique):
 
         Raises: ValueError if the target does not say its MACs; set them with `hosts.staged.count_stages`.
         """
-        return len(trace["left"]) * target.costs.plain - target.costs.spent(trace["left"])
+        return len(trace["left"]) * target.costs().plain - target.costs().spent(trace["left"])
 
-    def _check(self, target: Any) -> None:
-        if not isinstance(target, Staged):
-            raise UnsupportedHost(self.id, target, "a hosts.staged.Staged classifier: stages with a head after each")
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in target.modules()):
-            needs = "batch norm in eval mode, because its statistics would depend on which samples have left"
-            raise UnsupportedHost(self.id, target, needs)
+
+def check_target(target: Any) -> None:
+    """UnsupportedHost for what no run can decide on, as far as the target tells without being run."""
+    if not isinstance(target, Staged):
+        needs = "a hosts.staged.Staged classifier: stages with a head after each"
+        raise UnsupportedHost(ConfidenceEarlyExit.id, target, needs)
+    _check_mode(target)
+    classes = {e + 1: layer.out_features for e, head in enumerate(target.heads) if (layer := _last_linear(head))}
+    for e, number in classes.items():
+        if number < 2:
+            needs = f"heads of at least 2 classes, of which exit {e} has {number}: by one, every rule is always sure"
+            raise UnsupportedHost(ConfidenceEarlyExit.id, target, needs)
+    if len(set(classes.values())) > 1:
+        needs = f"heads of the same number of classes, got (exit: classes) {classes}"
+        raise UnsupportedHost(ConfidenceEarlyExit.id, target, needs)
+
+
+def _last_linear(head: nn.Module) -> nn.Linear | None:
+    """The layer that gives a head's logits, where that is plain to see."""
+    modules = [m for m in head.modules() if not list(m.children())]
+    return modules[-1] if isinstance(modules[-1], nn.Linear) else None

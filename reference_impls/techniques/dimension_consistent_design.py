@@ -25,6 +25,7 @@ The parts stand in `layers`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
@@ -34,12 +35,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference_impls.contract import Handle, Integer, Number, Redundancy, Setting, Technique
+from reference_impls.contract import Handle, Integer, Number, Redundancy, Setting, Technique, generator
 from reference_impls.contract.errors import UnsupportedHost, warn_no_effect
+from reference_impls.hosts.probe import refuse_look_alikes
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.layout import as_map, as_tokens
+from reference_impls.layers.norm import normalises_by_batch
 from reference_impls.layers.pooling import neighbourhood_mean
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 
 
@@ -51,13 +55,18 @@ def pooled_values(attention: TokenAttention, x: Tensor) -> Tensor:
     """
     value = value_rows(attention)
     values = F.linear(x, attention.qkv.weight[value], attention.qkv.bias[value])
-    return attention.proj(as_tokens(neighbourhood_mean(as_map(values, attention.size))))
+    return attention.proj(as_tokens(neighbourhood_mean(as_map(values, attention.grid(x.shape[1])))))
 
 
 def value_rows(attention: TokenAttention) -> Tensor:
     """Which rows of the joint projection make values, head by head: bool, one for each row."""
     one_head = torch.arange(2 * attention.key_dim + attention.value_dim) >= 2 * attention.key_dim
     return one_head.repeat(attention.heads)
+
+
+def likeness(attention: TokenAttention, x: Tensor) -> Tensor:
+    """`neighbour_similarity` of the tokens x: (B, N, C) that reach an attention module: (B,)."""
+    return neighbour_similarity(as_map(x, attention.grid(x.shape[1])))
 
 
 class DimensionConsistentDesign(Technique):
@@ -89,17 +98,20 @@ class DimensionConsistentDesign(Technique):
         The formula is `spatial_similarity.neighbour_similarity`, with the mean token of each datum subtracted: 0 for
         independent tokens, 1 for equal ones. `where` holds it for each module.
         """
-        attentions, where = _attentions(target), {}
+        attentions, where = _checked(target), {}
+        if normalises_by_batch(target):
+            raise UnsupportedHost(self.id, target, "batch norm in evaluation mode, because measuring would move it")
         for name, x in inputs_of(attentions, target, inputs).items():
-            where[name or "attention"] = neighbour_similarity(as_map(x, attentions[name].size)).mean().item()
+            where[name or "attention"] = mean_share(likeness(attentions[name], x))
         return Redundancy(sum(where.values()) / len(where), "cosine of a token with its neighbours' mean", where)
 
     def attach(self, target: nn.Module, pooled: int | None, threshold: float | None) -> Handle:
         """Mix the first `pooled` attention modules by the mean of 3x3 neighbours, see `pooled_values`.
 
-        The trace is that of `hosts.Substitution`. Raises: UnsupportedHost for a network without `TokenAttention`.
+        The trace is that of `hosts.Substitution`. Raises: UnsupportedHost for a network without `TokenAttention`,
+        or with one that computes something else.
         """
-        attentions = _attentions(target)
+        attentions = _checked(target)
         if pooled == 0:
             warn_no_effect(self.id, "pooled is 0")
         chosen = None if threshold is None else partial(_is_smooth, threshold)
@@ -122,7 +134,7 @@ class DimensionConsistentDesign(Technique):
 
 
 def _is_smooth(threshold: float, attention: TokenAttention, x: Tensor) -> Tensor:
-    return neighbour_similarity(as_map(x, attention.size)) >= threshold
+    return likeness(attention, x) >= threshold
 
 
 def _attentions(target: object) -> dict[str, TokenAttention]:
@@ -130,3 +142,15 @@ def _attentions(target: object) -> dict[str, TokenAttention]:
     if not found:
         raise UnsupportedHost(DimensionConsistentDesign.id, target, "a network with `TokenAttention`")
     return found
+
+
+def _checked(target: object) -> dict[str, TokenAttention]:
+    """The same, run once on equal tokens, on which attention and pooling must agree."""
+    found = _attentions(target)
+    refuse_look_alikes(DimensionConsistentDesign.id, target, TokenAttention, found, pooled_values, _equal_tokens)
+    return found
+
+
+def _equal_tokens(attention: TokenAttention) -> Tensor:
+    token = torch.randn(1, 1, attention.qkv.in_features, generator=generator(0))
+    return token.expand(1, math.prod(attention.size), -1)

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from reference_impls.contract.precision import widened
 from reference_impls.layers.conv import ConvNorm, Downsample, Stem
 from reference_impls.layers.pooling import Pooling
 from reference_impls.layers.residual import FeedForward, MapBlock
@@ -136,9 +137,10 @@ class EfficientFormerV2(TwoHeads):
         if isinstance(network.head, nn.Linear) and isinstance(network.norm, nn.BatchNorm2d):
             bn, head = network.norm, network.head
             with torch.no_grad():
-                scale = bn.weight / (bn.running_var + bn.eps).sqrt()
-                head.bias.add_((head.weight * (bn.bias - bn.running_mean * scale)).sum(1))
-                head.weight *= scale
+                mean, weight = widened(bn.running_mean), widened(head.weight)
+                scale = bn.weight / (widened(bn.running_var) + bn.eps).sqrt()
+                head.bias.copy_(head.bias + (weight * (bn.bias - mean * scale)).sum(1))
+                head.weight.copy_(weight * scale)
             network.norm = nn.Identity()
         return network
 

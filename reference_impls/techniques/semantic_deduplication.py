@@ -31,6 +31,7 @@ from torch.utils.data import Dataset, Subset
 from reference_impls.contract import Handle, Redundancy, Setting, Technique
 from reference_impls.contract.errors import UnsupportedHost, check_range, check_tensor, warn_no_effect
 from reference_impls.contract.knobs import Choice, Given, Integer, Number
+from reference_impls.contract.precision import near_one, widened
 from reference_impls.redundancy import cross_sample_similarity as pairs
 from reference_impls.redundancy.cross_sample_similarity import BLOCK, clusters
 
@@ -62,7 +63,7 @@ def cluster_order(
     """
     if keep == "random":
         return torch.randperm(len(z), generator=generator).to(z.device)
-    centroid = z.mean(0) if centroid is None else centroid
+    centroid = near_one(widened(z.mean(0) if centroid is None else centroid), 0)
     distance = 1 - F.cosine_similarity(z, centroid.unsqueeze(0))  # (n,) row by row: a product rounds equal rows apart
     hard = distance.argsort(descending=True, stable=True)
     return hard.flip(0) if keep == "easy" else hard
@@ -77,6 +78,7 @@ def closest_earlier(z: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     return pairs.row_maxima(pairs.earlier_similarities(z, block), z)
 
 
+@torch.no_grad()
 def semdedup(
     embeddings: Tensor,
     epsilon: float,
@@ -89,9 +91,9 @@ def semdedup(
     """Select the items to keep (abbas-2023-semdedup, section 3 and Algorithm A7).
 
     Args:
-        embeddings: (N, D) floating point, scaled to length 1 here; a row of zeros is refused.
-        epsilon: an item goes when its cosine with an item before it exceeds 1 - epsilon; 0 removes nothing. In float32
-            a cosine is exact to about 1e-7, so epsilons below 1e-6 do not reliably find even equal items.
+        embeddings: (N, D) floating point, scaled to length 1 here, in float32 or wider; a row of zeros is refused.
+        epsilon: an item goes when its cosine with an item before it exceeds 1 - epsilon; 0 removes nothing. Below about
+            1e-6 (float64: 1e-15) not even equal items are found reliably, so such epsilons are refused.
         labels: (N,) integer cluster of each item; None compares all pairs.
         keep, seed: which one of two duplicates is kept; see `cluster_order`.
         block: side of a tile of similarities.
@@ -100,11 +102,11 @@ def semdedup(
 
     Raises: ValueError, TypeError for bad shapes, dtypes, knobs or values.
     """
-    check_range("epsilon", epsilon, 0, 1)
     check_range("block", block, 1, integer=True)
     if keep not in ("hard", "easy", "random"):
         raise ValueError(f"keep must be 'hard', 'easy' or 'random', got {keep!r}")
     z = pairs.unit(embeddings)
+    pairs.check_epsilon(epsilon, embeddings.dtype)
     if centroids is not None:
         check_tensor("centroids", centroids, f"K {z.shape[1]}")
     generator = torch.Generator().manual_seed(seed)
@@ -149,7 +151,8 @@ def macs(sizes: Sequence[int], dimension: int, block: int = BLOCK) -> int:
 
 
 def check_one_each(items: Sized, embeddings: Tensor) -> None:
-    """Raise ValueError unless there are as many embeddings (N, D) as items."""
+    """Raise TypeError or ValueError unless there are as many embeddings (N, D) as items."""
+    check_tensor("embeddings", embeddings, "N D", finite=False)
     if len(items) != len(embeddings):
         raise ValueError(f"there must be one embedding per item: {len(items)} items, {len(embeddings)} embeddings")
 

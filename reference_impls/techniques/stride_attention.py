@@ -34,12 +34,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
-from reference_impls.contract import Choice, Handle, Integer, Number, Redundancy, Setting, Technique
+from reference_impls.contract import Choice, Handle, Integer, Number, Redundancy, Setting, Technique, generator
 from reference_impls.contract.errors import UnsupportedHost, warn_no_effect
+from reference_impls.hosts.probe import refuse_look_alikes
 from reference_impls.hosts.substitution import Substitution, inputs_of, modules_of, saved
 from reference_impls.layers.attention import PositionBias
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.layout import Size
+from reference_impls.layers.norm import normalises_by_batch
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.over_resolution import over_resolution
 
 
@@ -119,6 +122,9 @@ def _(attention: MapAttention, shape: Shape) -> Footprint:
 
 # --------------------------------------------------------------------------------------------------------------------
 # On a network whose attention was trained at full resolution
+
+
+FIXED = "batch norm in evaluation mode: its statistics would depend on which maps are coarse, and measuring moves them"
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,24 @@ def full_attentions(technique: str, target: object) -> dict[str, MapAttention]:
     return found
 
 
+def checked_attentions(technique: str, target: nn.Module, *, fixed: bool) -> dict[str, MapAttention]:
+    """The same, run once to see that they compute what `attend_coarsely` rebuilds.
+
+    `fixed`: batch norms must be in evaluation mode. UnsupportedHost that says what is otherwise.
+    """
+    found = full_attentions(technique, target)
+    if fixed and normalises_by_batch(target):
+        raise UnsupportedHost(technique, target, FIXED)
+    whole = partial(attend_coarsely, coarse=Coarseness())
+    refuse_look_alikes(technique, target, MapAttention, found, whole, _few_maps)
+    return found
+
+
+def _few_maps(attention: MapAttention) -> Tensor:
+    layer = getattr(attention.q, "conv", attention.q)  # perhaps folded
+    return torch.randn(1, layer.in_channels, *attention.bias.size, generator=generator(0))
+
+
 def coarse_handle(
     technique: str,
     target: nn.Module,
@@ -217,6 +241,8 @@ def coarse_handle(
 
 
 def _is_over_resolved(factor: int, threshold: float, attention: MapAttention, x: Tensor) -> Tensor:
+    if normalises_by_batch(attention):  # the mode was changed since `apply`
+        raise RuntimeError(f"a threshold needs {FIXED}")
     return over_resolution(x, factor) >= threshold
 
 
@@ -265,12 +291,12 @@ class StrideAttention(Technique):
         the mean over maps and modules. `where` holds it for each module ("attended blocks.2.token_mixer"), and the same
         of the module's input, which is what `threshold` compares with ("input ..."), and of its local values.
         """
-        attentions, where = full_attentions(self.id, target), dict[str, float]()
+        attentions, where = checked_attentions(self.id, target, fixed=True), dict[str, float]()
         for name, x in inputs_of(attentions, target, inputs).items():
             with torch.no_grad():
                 mixed, local = attentions[name].attend(x)
             for what, maps in (("attended", mixed), ("input", x), ("local", local)):
-                where[f"{what} {name}".strip()] = over_resolution(maps).mean().item()
+                where[f"{what} {name}".strip()] = mean_share(over_resolution(maps))
         value = sum(share for what, share in where.items() if what.startswith("attended")) / len(attentions)
         return Redundancy(value, "share of attended energy below half resolution", where)
 
@@ -280,9 +306,10 @@ class StrideAttention(Technique):
         The threshold looks at the input of attention, map by map. The trace holds `coarse`, and of each module what was
         `substituted`: the shape of its input, for how many maps.
 
-        Raises: UnsupportedHost without `MapAttention` of stride 1.
+        Raises: UnsupportedHost without `MapAttention` of stride 1, for one that computes something else, or for a
+        threshold in training.
         """
-        attentions = full_attentions(self.id, target)
+        attentions = checked_attentions(self.id, target, fixed=threshold is not None)
         if stride == 1:
             warn_no_effect(self.id, "stride is 1")
             return Handle(target)

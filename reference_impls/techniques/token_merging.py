@@ -37,6 +37,7 @@ from reference_impls.contract import (
     check_tensor,
     warn_no_effect,
 )
+from reference_impls.contract.precision import widened, without_autocast
 from reference_impls.contract.replacement import original_forward, refuse_capture, replace
 from reference_impls.hosts import Block, transformer_blocks
 from reference_impls.hosts.block import NOWHERE, Positions
@@ -151,16 +152,15 @@ class Matching:
             if r == 0:
                 return None
         edges = best.argsort(dim=1, descending=True)  # (B, |A|)
-        a, partner = first_a + 2 * edges, partner.gather(1, edges[:, :r])
-        source, unmerged = a[:, :r], a[:, r:]
+        partner = partner.gather(1, edges[:, :r])
+        source, unmerged = (first_a + 2 * edges).split([r, edges.shape[1] - r], 1)
         if self.keep_order:
             return Match.of(source, first_b + 2 * partner, tokens)
         if prefix:
             unmerged = unmerged.sort(dim=1).values
-        leading, b = (
-            torch.arange(*part, device=a.device).expand(a.shape[0], -1) for part in ((prefix,), (first_b, tokens, 2))
-        )
-        return Match(torch.cat((leading, unmerged, b, source), 1), prefix + unmerged.shape[1] + partner)
+        positions = torch.arange(tokens, device=edges.device).expand(edges.shape[0], -1)
+        order = torch.cat((positions[:, :prefix], unmerged, positions[:, first_b::2], source), 1)
+        return Match(order, partner + (prefix + unmerged.shape[1]))
 
 
 def _first(prefix: int, split_behind_prefix: bool) -> tuple[int, int]:
@@ -170,11 +170,10 @@ def _first(prefix: int, split_behind_prefix: bool) -> tuple[int, int]:
     return prefix + prefix % 2, prefix + 1 - prefix % 2
 
 
-@torch.no_grad()
 def _best_cosines(metric: Tensor, first_a: int, first_b: int) -> tuple[Tensor, Tensor]:
     """Highest cosine of each token of A with any of B, and which of B that is: (B, |A|) each."""
-    with torch.autocast(metric.device.type, enabled=False):
-        metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
+    with without_autocast(metric):
+        metric = widened(metric.detach())
         unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         best, partner = (unit[:, first_a::2] @ unit[:, first_b::2].transpose(1, 2)).max(-1)
     return best, partner

@@ -44,7 +44,7 @@ class AttentionDownsamplingCases(Cases):
         by_value = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 8], [2, 1, 0, 5, 4, 3, 8, 7, 6],
                                  [6, 7, 8, 3, 4, 5, 0, 1, 2], [8, 7, 6, 5, 4, 3, 2, 1, 0]])  # fmt: skip
         yield Expectation("distances from 4 corners to 9 keys", by_value, PositionBias(1, (3, 3), stride=2).index)
-        with DOWN.apply(tiny_attention().to(device), factor=2, threshold=0.5) as handle:
+        with DOWN.apply(tiny_attention().eval().to(device), factor=2, threshold=0.5) as handle:
             forward(handle.target, waves().to(device))()
             _, chosen = handle.trace["substituted"][""]
         yield Expectation("waves of 3 cycles, not of 4, with fewer queries", torch.tensor(1), torch.tensor(chosen))

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, generator
+from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, UnsupportedHost, generator
 from reference_impls.hosts.bert import Ramps, ramp_features, staged_bert
-from reference_impls.hosts.staged import AllExits, Staged, StageMacs, batch_size, count_stages, joint_loss, select
+from reference_impls.hosts.staged import (
+    AllExits,
+    Shared,
+    Staged,
+    StageMacs,
+    batch_size,
+    count_stages,
+    joint_loss,
+    select,
+)
 from reference_impls.models.minilm import MiniLM
 from reference_impls.models.residual_cnn import residual_cnn
 from reference_impls.redundancy.sufficiency import settled, sufficiency
@@ -53,6 +65,13 @@ def ring(exits: int, classes: int) -> Staged:
 def ring_inputs(logits: Tensor) -> Tensor:
     """Inputs with which `ring` gives these logits at its exits: (E, B, C) -> (B, E * C)."""
     return logits.transpose(0, 1).flatten(1).contiguous()
+
+
+def does(function: Callable) -> nn.Module:
+    """A module that does what a function does."""
+    module = nn.Identity()
+    module.forward = function
+    return module
 
 
 def decided_cnn(seed: int) -> Staged:
@@ -117,7 +136,11 @@ class EarlyExitCases(Cases):
         beyond = partial(EARLY_EXIT.apply, network, threshold=1.5)
         yield Invalid("above 1", beyond, "threshold of the confidence rule must")
         yield Invalid("half a step of patience", partial(beyond, rule="patience"), "must be an integer")
-        yield Invalid("NaN", lambda: EarlyExit(network, "confidence", 0.5)(bad), "not finite")
+        yield Invalid("NaN", lambda: EarlyExit(network, "confidence", 0.5)(bad), "exit 1 holds values that are not fin")
+        yield Invalid("NaN measured", lambda: EARLY_EXIT.measure(network, bad), "exit 1 holds values that are not fin")
+        yield Invalid("an empty batch", lambda: EarlyExit(network, "confidence", 0.5)(x[:0]), "the batch is empty")
+        yield Invalid("nothing measured", lambda: EARLY_EXIT.measure(network, x[:0]), "the batch is empty")
+        yield Invalid("nothing counted", lambda: count_stages(network, x[:0]), "the batch is empty")
         yield Invalid("no batch", lambda: EarlyExit(network, "confidence", 0.5)(()), "first axis")
         yield Invalid("logits without exits", lambda: exit_decisions(x, "entropy", 0.5), "must have shape (E, B, C)")
         training = self.build("typical", 0, device).target.train()
@@ -127,7 +150,7 @@ class EarlyExitCases(Cases):
         training.macs = None
         yield Invalid("unknown MACs", lambda: EARLY_EXIT.saving(training, images, {"left": images}), "count_stages")
         yield Invalid("one head for two stages", lambda: Staged([nn.Identity()] * 2, [nn.Identity()]), "a head is due")
-        yield Invalid("no encoder", lambda: staged_bert(nn.Linear(2, 2), classes=2), "an encoder with .embeddings")
+        yield Invalid("no encoder", lambda: staged_bert(nn.Linear(2, 2), classes=2), "an encoder with a list of layers")
 
 
 CASES = EarlyExitCases()
@@ -207,13 +230,6 @@ def test_select_keeps_the_structure_of_a_state() -> None:
         batch_size({"x": x, "table": torch.zeros(5)})
 
 
-def does(function: Callable) -> nn.Module:
-    """A module that does what a function does."""
-    module = nn.Identity()
-    module.forward = function
-    return module
-
-
 @pytest.mark.parametrize(
     ("stage", "read", "says"),
     [
@@ -225,6 +241,109 @@ def test_a_state_whose_first_axis_is_not_the_batch_is_refused(stage: Callable, r
     target = Staged([does(stage), nn.Identity()], [does(read), does(read)]).eval()
     with pytest.raises(ValueError, match=says):
         EarlyExit(target, "confidence", 0.8)(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))
+
+
+class State(NamedTuple):
+    x: Tensor
+    scale: Shared
+
+
+@dataclass
+class Opaque:
+    x: Tensor
+
+
+def test_what_is_shared_stays_and_what_is_unknown_is_refused() -> None:
+    x = torch.arange(6).view(3, 2)
+    picked = select(State(x, Shared(torch.zeros(5))), torch.tensor([1]))
+    assert (picked.x.tolist(), picked.scale.value.shape) == ([[2, 3]], (5,))
+    with pytest.raises(
+        TypeError, match=r"got a Opaque: put what is the same for all samples into hosts\.staged\.Shared"
+    ):
+        select((x, Opaque(x)), torch.tensor([1]))
+
+
+# --- Degenerate classes, logits and modes
+
+
+HEADS = {
+    "one class": ([1, 1], "heads of at least 2 classes, of which exit 1 has 1"),
+    "no class": ([0, 0], "heads of at least 2 classes, of which exit 1 has 0"),
+    "one class at the end": ([3, 1], "of which exit 2 has 1"),
+    "other classes": ([3, 4], "the same number of classes"),
+}
+
+
+@pytest.mark.parametrize("what", HEADS)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_heads_that_nothing_can_be_decided_on_are_refused_before_a_run(what: str) -> None:
+    classes, says = HEADS[what]
+    target = Staged([nn.Tanh(), nn.Tanh()], [nn.Sequential(nn.Flatten(), nn.Linear(8, n)) for n in classes]).eval()
+    x = torch.randn(6, 8, generator=generator(0))
+    for refused in (lambda: EARLY_EXIT.apply(target, threshold=0.9), lambda: EARLY_EXIT.measure(target, x)):
+        with pytest.raises(UnsupportedHost, match=says):
+            refused()
+
+
+LOGITS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any], str]] = {
+    "one class": (lambda x: x[:, :1], lambda x: x[:, :1], "exit 1 must tell at least 2 classes apart, got 1"),
+    "no class": (lambda x: x[:, :0], lambda x: x[:, :0], "exit 1 must tell at least 2 classes apart, got 0"),
+    "other classes": (lambda x: x, lambda x: x[:, :2], r"exit 2 must have shape \(\d, 3\)"),
+    "one for all samples": (lambda x: x[:1], lambda x: x, r"exit 1 must have shape \(4, C\)"),
+    "sequences": (lambda x: x.unsqueeze(1), lambda x: x, r"exit 1 must have shape \(B, C\)"),
+    "integers": (lambda x: x.long(), lambda x: x, "exit 1 must hold floating point numbers"),
+    "no tensor": (lambda x: (x,), lambda x: x, "exit 1 must be a tensor"),
+    "infinity": (lambda x: x, lambda x: x / 0, "exit 2 holds values that are not finite"),
+}
+
+
+@pytest.mark.parametrize("what", LOGITS)
+@pytest.mark.parametrize("run", ["run", "measure"])
+def test_logits_that_nothing_can_be_decided_on_are_refused_at_the_exit(what: str, run: str) -> None:
+    first, last, says = LOGITS[what]
+    target = Staged([nn.Identity(), nn.Identity()], [does(first), does(last)], StageMacs((1, 1), (1, 1))).eval()
+    x = torch.tensor([[0.0, 0.1, 0.2]]).repeat(4, 1)
+    with pytest.raises((TypeError, ValueError), match=says):
+        EARLY_EXIT.apply(target, threshold=0.9).target(x) if run == "run" else EARLY_EXIT.measure(target, x)
+
+
+@pytest.mark.parametrize("bend", [lambda n: n.train(), lambda n: n.stages[1].train(), lambda n: n.heads[0].train()])
+def test_apply_measure_and_run_want_every_module_in_eval_mode(bend: Callable[[Staged], object]) -> None:
+    target = decided_cnn(0)
+    runner, x = EARLY_EXIT.apply(target, threshold=0.9).target, torch.zeros(2, 1, 8, 8)
+    bend(target)
+    for refused in (
+        lambda: EARLY_EXIT.apply(target, threshold=0.9),
+        lambda: EARLY_EXIT.measure(target, x),
+        lambda: runner(x),
+    ):
+        with pytest.raises(UnsupportedHost, match=r"every module in eval mode.*Call network\.eval\(\) first"):
+            refused()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("rule", "threshold"), [("confidence", 0.8), ("entropy", 0.5), ("patience", 1)])
+def test_decisions_are_those_of_float32(logits: Tensor, dtype: torch.dtype, rule: str, threshold: float) -> None:
+    given = logits.to(dtype)
+    runner = EarlyExit(ring(EXITS, 5).eval().to(dtype), rule, threshold)
+    assert runner(ring_inputs(given)).dtype == dtype
+    assert runner.left.tolist() == exit_decisions(given.float(), rule, threshold).tolist()
+    assert exit_decisions(given, rule, threshold).tolist() == runner.left.tolist()
+    assert calibrate(given, None, rule, 0.01) == calibrate(given.float(), None, rule, 0.01)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda runner: pickle.loads(pickle.dumps(runner))])
+def test_copies_of_a_runner_are_independent(copied: Callable[[EarlyExit], EarlyExit]) -> None:
+    runner, x = EarlyExit(decided_cnn(0), "confidence", 0.8), torch.randn(8, 1, 8, 8, generator=generator(0))
+    expected, left = runner(x), runner.left
+    twin = copied(runner)
+    for p in runner.network.parameters():
+        p.data.zero_()
+    runner(x)
+    torch.testing.assert_close(twin(x), expected, rtol=0, atol=0)
+    assert twin.left.tolist() == left.tolist() != runner.left.tolist()
+    twin.network.train()
+    runner(x)
 
 
 # --- Cost
@@ -244,9 +363,17 @@ def test_sufficiency_by_hand() -> None:
     found = sufficiency(answers, macs=(50, 30, 10))
     assert found.value == pytest.approx((40 / 40 + 10 / 40 + 0) / 3)
     assert found.where == pytest.approx({"exit 1": 1 / 3, "exit 2": 2 / 3, "exit 3": 1.0})
-    for costs in ((1, 2), (1, 0, 0), (1, -1, 3)):
+    for costs in ((1, 2), (1, 0, 0), (1, -1, 3), (1, math.nan, 1), (1, math.inf, 1)):
         with pytest.raises(ValueError, match=r"cost"):
             sufficiency(answers, costs)
+
+
+def test_sufficiency_of_nothing_is_refused() -> None:
+    for answers in (torch.zeros(3, 0).long(), torch.zeros(0, 3).long()):
+        with pytest.raises(ValueError, match="at least one exit and one sample"):
+            sufficiency(answers, (1, 1, 1))
+    with pytest.raises(TypeError, match="answers must hold integers"):
+        sufficiency(torch.zeros(3, 4), (1, 1, 1))
 
 
 def test_settled_by_brute_force_and_no_rule_saves_more_without_changing_an_answer(logits: Tensor) -> None:
@@ -327,6 +454,51 @@ def test_calibration_says_how_many_samples_a_bound_needs(easy) -> None:
         calibrate(logits, y, "confidence", -0.1)
 
 
+TARGETS = {
+    "none has": (torch.full((100,), -100), r"\[0, 3\), got -100 for sample 0: leave out the 100 samples"),
+    "one too many": (torch.arange(100) % 4, r"\[0, 3\), got 3 for sample 3: leave out the 25 samples"),
+    "one for all": (torch.zeros(1).long(), "each of 100 samples, got 1"),
+    "a column": (torch.zeros(100, 1).long(), r"must have shape \(B\)"),
+    "one hot": (torch.zeros(100, 3).long(), r"must have shape \(B\)"),
+    "floats": (torch.zeros(100), "targets must hold integers"),
+    "bools": (torch.zeros(100).bool(), "targets must hold integers"),
+    "a list": ([0] * 100, "targets must be a tensor"),
+}
+
+
+@pytest.mark.parametrize("what", TARGETS)
+def test_calibration_refuses_targets_that_are_no_classes(what: str) -> None:
+    targets, says = TARGETS[what]
+    with pytest.raises((TypeError, ValueError), match=says):
+        calibrate(torch.randn(4, 100, 3, generator=generator(0)), targets, "confidence", 0.0)
+
+
+@pytest.mark.parametrize(
+    "decide", [lambda x: calibrate(x, None, "entropy", 0.0), lambda x: exit_decisions(x, "patience", 1)]
+)
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((4, 100, 1), "at least 2 classes"),
+        ((4, 100, 0), "at least 2 classes"),
+        ((4, 0, 3), "at least one sample"),
+        ((0, 100, 3), "one exit"),
+        ((100, 3), "must have shape"),
+    ],
+)
+def test_logits_without_classes_samples_or_exits_are_refused(
+    decide: Callable, shape: tuple[int, ...], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        decide(torch.zeros(shape))
+
+
+def test_an_unknown_rule_is_named() -> None:
+    for call in (lambda: calibrate(torch.zeros(2, 3, 2), None, "sure", 0.0), lambda: technique.never("sure", 3)):
+        with pytest.raises(ValueError, match="rule must be 'confidence', 'entropy' or 'patience', got 'sure'"):
+            call()
+
+
 def test_upper_bound_is_clopper_pearson() -> None:
     assert technique.upper_bound(0, 50, 0.05) == pytest.approx(1 - 0.05 ** (1 / 50))
     assert technique.upper_bound(50, 50, 0.05) == 1
@@ -346,26 +518,6 @@ def bert_inputs(vocabulary: int) -> dict[str, Tensor]:
 
 def small_minilm() -> MiniLM:
     return MiniLM(vocabulary=50, positions=16, dim=24, depth=3, num_heads=2, hidden=48).eval()
-
-
-def hugging_face_bert() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    sizes = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
-    return transformers.BertModel(transformers.BertConfig(**sizes, intermediate_size=48)).eval()
-
-
-@pytest.mark.transformers
-@pytest.mark.parametrize("build", [small_minilm, hugging_face_bert])
-@torch.no_grad()
-def test_a_bert_in_stages_is_the_bert(build: Callable[[], nn.Module]) -> None:
-    state = inputs = bert_inputs(50)
-    ids, real = inputs.values()
-    network = staged_bert(model := seeded(0, build), classes=3)
-    for stage in network.stages:
-        state = stage(state)
-    expected = model(ids, real) if build is small_minilm else model(ids, real.long()).last_hidden_state
-    torch.testing.assert_close(state["x"][real], expected[real], rtol=1e-4, atol=1e-5)
-    assert network.exits(inputs).shape == (3, 6, 3)
 
 
 @torch.no_grad()
@@ -390,6 +542,19 @@ def test_joint_loss_reaches_every_exit() -> None:
     loss = joint_loss(AllExits(network)(torch.zeros(4, 1, 8, 8)), torch.tensor([0, 1, 2, 3]))
     loss.backward()
     assert all(head[-1].bias.grad.abs().sum() > 0 for head in network.heads)
+
+
+def test_ramps_leave_features_that_never_change_alone() -> None:
+    features = torch.randn(8, 3, 4, generator=generator(0))
+    features[..., 0] = 7
+    assert Ramps(features)(features).isfinite().all()
+    for bad, says in (
+        (features[:1], "number of samples"),
+        (features[0], "must have shape"),
+        (features / 0, "not finite"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Ramps(bad)
 
 
 @torch.no_grad()

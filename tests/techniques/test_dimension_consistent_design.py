@@ -11,18 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
-from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.contract import Case, Cases, Expectation, Invalid, UnsupportedHost
 from reference_impls.data.controls import white_noise
 from reference_impls.data.masking import photo_crops
 from reference_impls.layers.attention import TokenAttention
-from reference_impls.layers.layout import Flatten, ToMap, as_map
+from reference_impls.layers.layout import Flatten, ToMap, as_map, as_tokens
 from reference_impls.layers.pooling import neighbourhood_mean
 from reference_impls.layers.residual import TokenBlock
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.models.small_maps import STAGES, ThereAndBack, four_blocks, layouts, stages
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 from reference_impls.study import fork_seed, forward
-from reference_impls.techniques.dimension_consistent_design import DimensionConsistentDesign, pooled_values, value_rows
+from reference_impls.techniques.dimension_consistent_design import (
+    DimensionConsistentDesign,
+    likeness,
+    pooled_values,
+    value_rows,
+)
 from tests.feature_map_cases import CHANNELS, three_maps
 from tests.support import noise
 
@@ -147,6 +152,66 @@ def test_the_threshold_pools_the_smooth_and_spares_the_noise() -> None:
         assert [number for _, number in handle.trace["substituted"].values()] == [2, 2, 2]
     torch.testing.assert_close(mixed[0], plain[0])
     assert (mixed - plain)[1:].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, None], ids=str)
+def test_the_threshold_compares_in_float32(dtype: torch.dtype | None) -> None:
+    network = nn.Sequential(tiny_attention()).to(dtype or torch.float32)
+    smooth = nn.functional.interpolate(noise(24, CHANNELS, 2, 2), size=(6, 6), mode="bilinear")
+    strength = torch.logspace(-3, 0, 24, dtype=torch.float64).view(-1, 1, 1, 1)
+    x = as_tokens(smooth + strength * noise(24, CHANNELS, 6, 6, seed=2)).to(dtype or torch.float32)
+    shares = likeness(network[0], x.float())
+    for threshold in (0.5, *shares.sort().values[[4, 12, 20]].tolist()):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype is None),
+            DESIGN.apply(network, threshold=min(threshold, 1.0)) as handle,
+        ):
+            forward(network, x)()
+            _, number = handle.trace["substituted"]["0"]
+        assert number == int((likeness(network[0], x) >= threshold).sum())
+        assert abs(number - int((shares >= threshold).sum())) <= (dtype == torch.float64)  # one may lie at it
+
+
+def test_tokens_of_another_square_pool_on_their_own_grid() -> None:
+    network, x = nn.Sequential(tiny_attention()).eval(), noise(2, 16, CHANNELS, dtype=torch.float32)
+    equal = x[:, :1].expand_as(x)
+    network[0].bias.table.data.zero_()
+    with DESIGN.apply(network) as handle:
+        torch.testing.assert_close(forward(network, equal)(), forward(tiny_like(network[0]), equal)())
+        assert forward(network, x)().shape == x.shape
+        assert handle.trace["substituted"] == {"0": (x.shape, 2)}
+    assert 0 <= DESIGN.measure(network, x).value <= 1
+    with DESIGN.apply(network), pytest.raises(ValueError, match="15 tokens make no feature map"):
+        network(x[:, :15])
+
+
+def test_attention_that_computes_something_else_is_refused() -> None:
+    class Gated(TokenAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 0.5
+
+    network = nn.Sequential(Gated(CHANNELS, (6, 6), heads=2, key_dim=4, ratio=2))
+    for call in (DESIGN.apply, lambda net: DESIGN.measure(net, torch.zeros(2, 36, CHANNELS))):
+        with pytest.raises(UnsupportedHost, match="compute what a plain TokenAttention does, but 0 does not"):
+            call(network)
+
+
+def tiny_like(attention: TokenAttention) -> TokenAttention:
+    """Another module with the same weights."""
+    made = tiny_attention()
+    made.load_state_dict(attention.state_dict())
+    return made
+
+
+def test_an_empty_batch_runs_and_cannot_be_measured_nor_can_batch_norm_that_trains() -> None:
+    network, none = nn.Sequential(tiny_attention()).eval(), torch.zeros(0, 36, CHANNELS)
+    for threshold in (None, 0.5):
+        with DESIGN.apply(network, threshold=threshold):
+            assert forward(network, none)().shape == none.shape
+    with pytest.raises(ValueError, match="the batch is empty"):
+        DESIGN.measure(network, none)
+    with pytest.raises(UnsupportedHost, match="batch norm in evaluation mode"):
+        DESIGN.measure(nn.Sequential(nn.BatchNorm1d(36), tiny_attention()), torch.zeros(2, 36, CHANNELS))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 from types import ModuleType
@@ -347,6 +348,38 @@ def test_each_batch_is_seen_as_coarsely_as_it_allows(version: ModuleType, nano: 
         torch.testing.assert_close(handle.target(detailed), nano(detailed), rtol=1e-10, atol=1e-10)
     with technique.apply(nano, scale=0.5, fuse=False) as handle:
         torch.testing.assert_close(handle.target(detailed), nano(coarsen(detailed, (32, 32))))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, None], ids=str)
+def test_half_precision_sees_images_at_the_size_of_float32_and_folds_near_it(
+    version: ModuleType, dtype: torch.dtype | None
+) -> None:
+    technique = next(e.TECHNIQUE for v, e in VERSIONS.values() if v is version)
+    nano = make(version).to(dtype or torch.float32)
+    sizes = set()
+    for cells, tolerance in ((3, 0.02), (12, 0.2), (24, 0.1), (48, 0.02)):
+        x = nn.functional.interpolate(photos(cells, 1), size=(96, 96), mode="bilinear").to(dtype or torch.float32)
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype is None),
+            technique.apply(nano, tolerance=tolerance, fuse=False) as handle,
+        ):
+            logits = handle.target(x)
+        assert handle.trace["size"] == coarsest(x.float(), smaller_sizes((96, 96)), tolerance)
+        assert logits.dtype == (dtype or torch.bfloat16)
+        sizes.add(handle.trace["size"])
+    assert len(sizes) == 3
+    assert_close(nano.fuse()(x).double(), copy.deepcopy(nano).double()(x.double()), 0.05)
+
+
+@torch.no_grad()
+def test_an_empty_batch_has_no_logits_and_nothing_to_measure(version: ModuleType, nano: TwoHeads) -> None:
+    technique = next(e.TECHNIQUE for v, e in VERSIONS.values() if v is version)
+    none = photos(batch=1)[:0]
+    for knobs in ({}, {"scale": 0.5}, {"tolerance": 0.1}):
+        assert technique.apply(nano, **knobs).target(none).shape == (0, 10)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        technique.measure(nano, none)
 
 
 def test_unsupported_hosts() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from reference_impls.accounting.closed_form import closed_form
-from reference_impls.contract import Expectation, Invalid
+from reference_impls.contract import Expectation, Invalid, NoEffectWarning
 from reference_impls.experiments import fine_grained_joint_search as experiment
 from reference_impls.show import committed
 from reference_impls.study import Recipe, fork_seed, seeded, train
@@ -27,7 +27,15 @@ from reference_impls.techniques.fine_grained_joint_search import (
 )
 from reference_impls.techniques.fine_grained_joint_search.networks import Network, Sandwich, Slimmable, Space, Subnet
 from reference_impls.techniques.latency_driven_slimming.search import SearchData, Trial, random_path
-from tests.search_cases import SearchCases, check_contender, check_costs, check_parts
+from tests.search_cases import (
+    SearchCases,
+    check_contender,
+    check_costs,
+    check_degenerate_searches,
+    check_extraction,
+    check_parts,
+    check_search_follows,
+)
 from tests.support import generator, parameters
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -366,6 +374,30 @@ def test_units_scale_the_score_and_choose_nothing() -> None:
         assert path[-1].benefit == pytest.approx(score(TINY.smallest(), *units))
         walks.append(by_hand)
     assert walks[0] == walks[1]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Precision, place and degenerate input
+
+
+def test_extracted_networks_take_dtype_and_device_of_the_supernet() -> None:
+    check_extraction(CASES.technique, planted, [SMALL.largest(), SMALL.smallest()])
+
+
+def test_the_search_follows_the_dtype_of_the_supernet() -> None:
+    check_search_follows(CASES.technique, planted, 1.05)
+
+
+def test_exponents_that_are_none_or_weigh_nothing_are_named() -> None:
+    supernet = CASES.build("typical", 0, "cpu").target
+    with pytest.raises(TypeError, match="exponents must be a mapping"):
+        CASES.technique.apply(supernet, exponents=1.0)
+    with pytest.warns(NoEffectWarning, match="no move"):
+        CASES.technique.apply(supernet, exponents={"size": 0.0, "latency": 0.0})
+
+
+def test_what_leaves_nothing_to_choose_by_is_named() -> None:
+    check_degenerate_searches(CASES.technique, planted)
 
 
 def test_only_modules_can_be_calibrated() -> None:

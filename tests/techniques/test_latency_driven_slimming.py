@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterable
@@ -26,12 +27,21 @@ from reference_impls.techniques.latency_driven_slimming import LatencyDrivenSlim
 from reference_impls.techniques.latency_driven_slimming.networks import (
     Architecture,
     Network,
+    Noise,
     Space,
     Supernet,
     path_weights,
 )
 from reference_impls.techniques.latency_driven_slimming.search import SearchData, Trial, change, greedy, random_path
-from tests.search_cases import SearchCases, check_contender, check_costs, check_parts
+from tests.search_cases import (
+    SearchCases,
+    check_contender,
+    check_costs,
+    check_degenerate_searches,
+    check_extraction,
+    check_parts,
+    check_search_follows,
+)
 from tests.support import generator, parameters
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -365,6 +375,9 @@ def test_spaces_say_what_is_wrong() -> None:
             Space(widths, depths)
     with pytest.raises(ValueError, match="depth"):
         Space((16,) * 4, (1, 1, 0, 1))
+    for name, value in (("size", 0), ("in_channels", 0), ("classes", 0), ("patch", 3)):
+        with pytest.raises(ValueError, match=name):
+            replace(SMALL, **{name: value})
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -416,7 +429,73 @@ def test_recalibration_estimates_the_statistics_and_nothing_else() -> None:
 def test_search_data_say_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="calibration of the search data"):
         SearchData(torch.zeros(3, 1, 2, 2), calibration=torch.zeros(3, 1))
-    assert SearchData(torch.zeros(3, 1, 2, 2), calibration=torch.zeros(5, 1, 2, 2)).samples() == 8
+    x = torch.zeros(3, 1, 2, 2)
+    assert SearchData(x, calibration=torch.zeros(5, 1, 2, 2)).samples() == 8
+    with pytest.raises(ValueError, match="calibration of the search data is empty"):
+        SearchData(x, calibration=x[:0])
+    with pytest.raises(ValueError, match="x of the search data is empty"):
+        SearchData(x[:0], torch.zeros(0).long())
+    with pytest.raises(ValueError, match="two inputs or more"):
+        SearchData(x[:1])
+    for y, says in ((torch.zeros(3), "integers"), (torch.zeros(3, 1).long(), "must have shape"),
+                    (torch.tensor([0, -100, 1]), "from 0 on, got -100"), ([0, 0, 0], "must be a tensor")):  # fmt: skip
+        with pytest.raises((TypeError, ValueError), match=says):
+            SearchData(x, y)
+
+
+def test_trials_on_one_class_say_that_it_tells_nothing() -> None:
+    x = torch.randn(4, 1, 1, 1, generator=generator(0))
+    one_class = Trial(lambda scale: lambda x: scale * x.flatten(1), SearchData(x, torch.zeros(4).long()))
+    with pytest.raises(ValueError, match="one class"):
+        one_class(1.0)
+
+
+@pytest.mark.parametrize("cost", [math.nan, math.inf, -1.0])
+def test_tables_name_costs_that_are_none(cost: float) -> None:
+    with pytest.raises(ValueError, match="the cost of 'stem' must be finite and not negative"):
+        LatencyTable({"stem": cost})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("noise", ["gumbel", "uniform"])
+def test_mixing_weights_are_finite_in_half_precision(dtype: torch.dtype, noise: Noise) -> None:
+    importance = torch.randn(4000, 3, generator=generator(0)).to(dtype)
+    half, single = (path_weights(x, 0.5, noise, generator(1)) for x in (importance, importance.float()))
+    assert half.dtype == dtype
+    assert torch.equal(half, single.to(dtype))
+    assert half.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_channels_kept_are_those_of_float32_on_the_same_weights(dtype: torch.dtype) -> None:
+    """Sums of squares in half precision tie, and overflow for large weights."""
+    for scale in (1.0, 3000.0):
+        supernet = planted("typical", 0)
+        for parameter in supernet.parameters():
+            parameter.data.mul_(scale)
+        half = supernet.to(dtype)
+        single = copy.deepcopy(half).float()
+        narrow = SMALL.largest().narrowed(0)
+        weights, expected = half.extract(narrow).state_dict(), single.extract(narrow).state_dict()
+        assert all(torch.equal(weights[name].float(), value.float()) for name, value in expected.items())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Precision, place and degenerate input
+
+
+def test_extracted_networks_take_dtype_and_device_of_the_supernet() -> None:
+    check_extraction(
+        CASES.technique, planted, [SMALL.largest(), SMALL.largest().replaced(0, 1, "identity").narrowed(0)]
+    )
+
+
+def test_the_search_follows_the_dtype_of_the_supernet() -> None:
+    check_search_follows(CASES.technique, planted, 0.9)
+
+
+def test_what_leaves_nothing_to_choose_by_is_named() -> None:
+    check_degenerate_searches(CASES.technique, planted)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -316,6 +316,146 @@ def test_a_row_without_a_direction_is_named():
         semdedup(torch.tensor([[1.0, 0], [0, 0]]), 0.1)
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# Precision, scale, and data sets with little in them
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def twice(n: int = 100, dimension: int = 256) -> Tensor:
+    """`n` vectors that have nothing to do with one another, each twice: (2 n, D), float32."""
+    return gaussian(n, dimension).float().repeat(2, 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-4, 1e-3, 0.05])
+def test_copies_are_found_in_every_precision_even_where_1_minus_epsilon_rounds_to_1(dtype: torch.dtype, epsilon: float):
+    rows = twice().to(dtype)
+    selection = semdedup(rows, epsilon)
+    assert len(selection.removed) == 100
+    assert (selection.removed % 100).tolist() == (selection.twin % 100).tolist()
+    assert duplicates(rows, epsilon).where == {"exact": 100 / 199, "near": 0}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(semdedup(rows, epsilon).kept, selection.kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("keep", ["hard", "easy", "random"])
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 0.3])
+def test_half_precision_selects_what_float32_does_on_the_same_values(dtype: torch.dtype, keep: str, epsilon: float):
+    rows = torch.cat([gaussian(60, 6), gaussian(60, 6) + 0.1 * gaussian(60, 6, seed=1)]).to(dtype)
+    labels = torch.arange(120) % 3
+    for one, other in zip(semdedup(rows, epsilon, labels, keep), semdedup(rows.float(), epsilon, labels, keep),
+                          strict=True):  # fmt: skip
+        assert torch.equal(one, other)
+    assert torch.equal(near_groups(rows, epsilon, labels), near_groups(rows.float(), epsilon, labels))
+    half, single = (SEMDEDUP.measure(EmbeddedDataset(range(120), z, labels)) for z in (rows, rows.float()))
+    assert half == single
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float16, 10_000.0), (torch.float16, 1e-6), (torch.bfloat16, 1e30), (torch.float32, 1e20),
+     (torch.float32, 1e-30), (torch.float32, 1e-41), (torch.float64, 1e200), (torch.float64, 1e-200)],
+)  # fmt: skip
+def test_norms_neither_overflow_nor_vanish(dtype: torch.dtype, scale: float):
+    rows = (twice().double() * scale).to(dtype)
+    assert len(semdedup(rows, 0.05).removed) == 100
+    assert duplicates(rows, 0.05).value == 100 / 199
+    mixed = torch.cat([twice().double()[:100], rows[100:].double()]).to(dtype)  # the copies are `scale` times as long
+    assert len(semdedup(mixed, 0.05).removed) == 100
+
+
+@pytest.mark.parametrize(
+    ("dtype", "least"), [(torch.bfloat16, 9.5e-7), (torch.float32, 9.5e-7), (torch.float64, 1e-15)]
+)
+def test_epsilons_that_rounding_hides_are_refused(dtype: torch.dtype, least: float):
+    rows = twice(4).to(dtype)
+    for call in (semdedup, duplicates):
+        with pytest.raises(ValueError, match="epsilon must be 0 or at least") as refusal:
+            call(rows, least / 2)
+        assert ("float64" in str(refusal.value).rpartition("than that")[2]) == (dtype != torch.float64)
+        call(rows, 0.0)
+        call(rows, 2 * least)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_rows_are_equal_bit_for_bit_in_every_dtype(dtype: torch.dtype):
+    rows = torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 2.0], [-0.0, 2.0]], dtype=dtype)
+    assert exact_groups(rows).tolist() == [0, 0, 2, 3]
+    assert exact_groups(rows[:, 0]).tolist() == [0, 0, 2, 3]
+    assert exact_groups(rows[:0]).tolist() == []
+    assert exact_groups(rows[:, None, ::2].requires_grad_(True)).tolist() == [0, 0, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_empty_data_set_and_a_single_item_lose_nothing(dtype: torch.dtype):
+    for n in (0, 1):
+        target = EmbeddedDataset(list(range(n)), torch.ones(n, 3, dtype=dtype))
+        assert SEMDEDUP.measure(target).value == 0
+        with pytest.warns(NoEffectWarning):
+            handle = SEMDEDUP.apply(target)
+        assert list(handle.target) == list(range(n))
+        assert SEMDEDUP.saving(target, None, handle.trace) == -3 * n  # the tile of the only item
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_zeros_and_values_that_are_not_finite_are_named_in_every_dtype(dtype: torch.dtype):
+    rows = torch.eye(4, dtype=dtype)
+    for bad, says in ((0.0, "row 2"), (torch.nan, "not finite"), (torch.inf, "not finite")):
+        wrong = rows.index_fill(0, torch.tensor(2), bad)
+        for call in (SEMDEDUP.apply, SEMDEDUP.measure):
+            with pytest.raises(ValueError, match=says):
+                call(EmbeddedDataset(range(4), wrong))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [torch.zeros(4), torch.zeros(4, dtype=torch.bool), torch.zeros(3, dtype=torch.long), torch.zeros(4, 1).long(),
+     torch.zeros(4, dtype=torch.complex64), [0, 0, 0, 0]],
+    ids=["floats", "bools", "too few", "a column", "complex", "a list"],
+)  # fmt: skip
+def test_labels_that_are_not_one_integer_an_item_are_named(labels: Tensor):
+    for call in (SEMDEDUP.apply, SEMDEDUP.measure):
+        with pytest.raises((TypeError, ValueError), match="labels must"):
+            call(EmbeddedDataset(range(4), torch.eye(4), labels))
+
+
+def test_labels_of_any_integer_dtype_make_the_same_clusters():
+    rows = twice(8)
+    expected = semdedup(rows, 0.05, torch.arange(16) % 2 - 1)
+    assert len(expected.removed) == 8
+    for dtype in (torch.int8, torch.int16, torch.int32):
+        assert torch.equal(semdedup(rows, 0.05, (torch.arange(16) % 2 - 1).to(dtype)).kept, expected.kept)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 1e20, 1e-30])
+def test_centroids_of_any_dtype_and_scale_order_a_cluster_alike(dtype: torch.dtype, scale: float):
+    rows, labels = gaussian(60, 6).float(), torch.arange(60) % 2
+    rows = torch.cat([rows, rows + 0.05 * gaussian(60, 6, seed=1).float()])
+    centroids = torch.tensor([[1.0, 0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0, 0]])
+    expected = semdedup(rows, 0.05, labels.repeat(2), centroids=centroids)
+    assert len(expected.removed) > 0
+    if dtype != torch.float16 or scale == 1:
+        scaled = (centroids * scale).to(dtype)
+        assert torch.equal(semdedup(rows, 0.05, labels.repeat(2), centroids=scaled).kept, expected.kept)
+
+
+def test_embeddings_that_require_grad_leave_no_graph():
+    rows = twice(8).requires_grad_(True)
+    selection = semdedup(rows, 0.05)
+    assert len(selection.removed) == 8
+    assert not selection.similarity.requires_grad
+    assert duplicates(rows, 0.05).value == 8 / 15
+
+
+@pytest.mark.parametrize("embeddings", [torch.tensor(1.0), torch.ones(3, 0), [[1.0], [1.0], [1.0]]])
+def test_embeddings_that_are_no_matrix_of_values_are_named(embeddings: Tensor):
+    with pytest.raises((TypeError, ValueError), match="embeddings must"):
+        SEMDEDUP.apply(range(3), embeddings=embeddings)
+
+
 def test_knobs_are_checked_without_the_class_too():
     for knobs in ({"epsilon": 1.5}, {"epsilon": 0.1, "keep": "best"}, {"epsilon": 0.1, "block": 0}):
         with pytest.raises(ValueError, match=list(knobs)[-1]):

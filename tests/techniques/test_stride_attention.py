@@ -14,19 +14,21 @@ from torch import Tensor, nn
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.benchmarks.compact_networks import feature_maps as fm
-from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.contract import Case, Cases, Expectation, Invalid, Technique, UnsupportedHost
 from reference_impls.data.masking import masked, photo_crops
 from reference_impls.experiments.stride_attention import OTHER_MIXERS, swap_order
 from reference_impls.layers.norm import fold_batch_norm
+from reference_impls.layers.residual import FeedForward, MapBlock
 from reference_impls.layers.weights import copy_sharing_weights, randomise_parameters
 from reference_impls.models.small_maps import Reconstruction, map_network
 from reference_impls.redundancy.over_resolution import over_resolution, spectrum
-from reference_impls.study import forward, run
+from reference_impls.study import fork_seed, forward, run
 from reference_impls.techniques import stride_attention as technique
+from reference_impls.techniques.attention_downsampling import AttentionDownsampling
 from reference_impls.techniques.efficientformer_v2 import build
 from reference_impls.techniques.stride_attention import Coarseness, MapAttention, attend_coarsely, cell_means
 from tests.feature_map_cases import CHANNELS, coarse_scores_are_means, energy_share, map_case, tiny_attention, waves
-from tests.support import noise
+from tests.support import assert_close, noise
 
 STRIDE = technique.StrideAttention()
 
@@ -157,6 +159,151 @@ def test_a_threshold_decides_for_each_map_and_leaves_the_others_bit_for_bit() ->
     coarse = attend_coarsely(attend, x[chosen], Coarseness(2, 2, 2)).detach()
     torch.testing.assert_close(mixed[chosen], coarse)
     assert (mixed - plain)[chosen].abs().amax((1, 2, 3)).min() > 1e-3
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Precision, training and degenerate input, of both techniques on feature maps
+
+BOTH = pytest.mark.parametrize(
+    ("technique", "knobs"),
+    [(STRIDE, {"stride": 2}), (AttentionDownsampling(), {"factor": 2})],
+    ids=lambda v: str(v)[:24],
+)
+
+
+def graded(number: int = 24) -> Tensor:
+    """Maps (number, 12, 8, 8) of which coarser grids hold from all to little, float32."""
+    wave = torch.cos(2 * torch.pi * torch.arange(8, dtype=torch.float64) / 8).expand(number, CHANNELS, 8, 8)
+    strength = torch.logspace(-2.5, 0.5, number, dtype=torch.float64).view(-1, 1, 1, 1)
+    return (wave + strength * noise(number, CHANNELS, 8, 8)).float()
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, None], ids=str)
+def test_thresholds_choose_the_maps_that_float32_chooses(
+    technique: Technique, knobs: dict[str, int], dtype: torch.dtype | None
+) -> None:
+    """Also thresholds that lie closer to 1 than half precision can tell."""
+    attend, x = attention().to(dtype or torch.float32), graded().to(dtype or torch.float32)
+    shares = over_resolution(x.float())
+    numbers = set()
+    for threshold in (0.3, 0.9, 0.99, 0.999, 0.9999):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype is None),
+            technique.apply(attend, threshold=threshold, **knobs) as handle,
+        ):
+            y = forward(attend, x)()
+            _, number = handle.trace["substituted"][""]
+        assert number == int((shares >= threshold).sum())
+        assert y.dtype == (dtype or torch.bfloat16)
+        assert y.isfinite().all()
+        numbers.add(number)
+    assert len(numbers) == 5
+
+
+@BOTH
+def test_a_threshold_is_refused_where_batch_norm_sees_chosen_maps_alone(
+    technique: Technique, knobs: dict[str, int]
+) -> None:
+    network = nn.Sequential(attention()).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for call in (
+        lambda: technique.apply(network, threshold=0.5, **knobs),
+        lambda: technique.measure(network, maps(8, 8)),
+    ):
+        with pytest.raises(UnsupportedHost, match="batch norm in evaluation mode"):
+            call()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with technique.apply(network.eval(), threshold=0.5, **knobs):
+        network.train()
+        with pytest.raises(RuntimeError, match="evaluation mode"):
+            network(maps(8, 8))
+    folded = nn.Sequential(attention())
+    fold_batch_norm(folded[0])
+    with technique.apply(folded.train(), threshold=0.5, **knobs):
+        assert folded(maps(8, 8)).isfinite().all()
+
+
+@BOTH
+def test_what_training_draws_at_random_is_drawn_still(technique: Technique, knobs: dict[str, int]) -> None:
+    """Dropout inside attention, and dropped branches around it."""
+    attend = attention()
+    attend.act = nn.Sequential(nn.GELU(), nn.Dropout(0.5))
+    block = MapBlock(CHANNELS, attend, FeedForward(CHANNELS, 24), drop_path=0.5, layer_scale=1.0).double().eval()
+    x = maps(8, 8)
+    with technique.apply(block, **knobs):
+        assert torch.equal(block(x), block(x))
+        block.train()
+        for random in (block, attend):
+            assert not torch.equal(random(x), random(x))
+        dropped = sum(float((attend.act(torch.ones(1000)) == 0).double().mean()) for _ in range(10)) / 10
+        assert dropped == pytest.approx(0.5, abs=0.05)
+        attend(x).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in (attend.q.conv.weight, attend.bias.table))
+
+
+class Gated(MapAttention):
+    """A relative that does something more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0.5
+
+
+@BOTH
+def test_modules_that_compute_something_else_are_refused(technique: Technique, knobs: dict[str, int]) -> None:
+    gated, patched = nn.Sequential(Gated(CHANNELS, (8, 8), 2, 4, 2)), nn.Sequential(attention())
+    patched[0].forward = lambda x: x
+    for network in (gated, patched):
+        with fork_seed(0):
+            randomise_parameters(network)
+        before = {name: value.clone() for name, value in network.eval().state_dict().items()}
+        for call in (partial(technique.apply, **knobs), lambda net: technique.measure(net, maps(8, 8))):
+            with pytest.raises(UnsupportedHost, match="compute what a plain"):
+                call(network)
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@BOTH
+def test_looking_at_modules_is_nobodys_business(technique: Technique, knobs: dict[str, int]) -> None:
+    """It moves no statistics and no generator, calls no hook, counts no MACs, and leaves modes as they are."""
+    network, heard = nn.Sequential(attention()).train(), []
+    network[0].talking_head1.eval()
+    network[0].q.register_forward_hook(lambda *_: heard.append(1))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state, modes = torch.get_rng_state(), [m.training for m in network.modules()]
+    with count() as tally, technique.apply(network, **knobs):
+        assert tally.macs == 0
+    assert not heard
+    assert torch.equal(state, torch.get_rng_state())
+    assert modes == [m.training for m in network.modules()]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@BOTH
+def test_one_position_and_an_empty_batch(technique: Technique, knobs: dict[str, int]) -> None:
+    attend = attention((1, 1))
+    one, none = maps(1, 1), torch.zeros(0, CHANNELS, 8, 8, dtype=torch.float64)
+    plain = forward(attend, one)()
+    assert technique.measure(attend, one).value == 1
+    for threshold in (None, 0.9):
+        with technique.apply(attend, threshold=threshold, **knobs):
+            torch.testing.assert_close(forward(attend, one)(), plain, rtol=1e-12, atol=1e-12)
+            assert forward(attend, none)().shape == none.shape
+    with pytest.raises(ValueError, match="the batch is empty"):
+        technique.measure(attend, none)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
+def test_attention_on_a_coarser_grid_works_in_half_precision(dtype: torch.dtype, size: tuple[int, int]) -> None:
+    """With position biases that are averaged, and stretched to another size."""
+    attend, x = attention().to(dtype), maps(*size).to(dtype)
+    for coarse in (Coarseness(2, 2, 2), Coarseness(2, 2, 1), Coarseness(2)):
+        with torch.no_grad():
+            half, exact = attend_coarsely(attend, x, coarse), attend_coarsely(attend.double(), x.double(), coarse)
+        attend.to(dtype)
+        assert half.dtype == dtype
+        assert_close(half.double(), exact, 16 * torch.finfo(dtype).eps)
 
 
 def test_a_folded_network_is_a_host_as_well() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from reference_impls.accounting.count import count
 from reference_impls.benchmarks.token_reduction import RANDOM_DROPPING, RANDOM_MERGING, attached, chance_match
@@ -211,6 +215,158 @@ def test_proportional_attention_equals_attention_over_the_duplicates(draws: torc
     of_first = torch.tensor([0, 1, 6, 8])  # the first copy of each token
     torch.testing.assert_close(proportional, dense[:, of_first], rtol=1e-12, atol=1e-12)
     assert (plain - dense[:, of_first]).abs().max() > 1e-3
+
+
+# --- The whole of a transformer, against plain loops
+
+
+def by_loops(blocks: nn.Sequential, x: Tensor, r: int, prefix: int) -> tuple[Tensor, list[float], list[int]]:
+    """One datum x: (N, D) through blocks that merge by the official rule: tokens, sizes, and each patch's token."""
+    tokens, sizes, group = list(x), [1.0] * len(x), list(range(len(x)))
+    for block in blocks:
+        n, heads = len(tokens), block.attn.num_heads
+        q, k, v = block.attn.qkv(block.norm1(torch.stack(tokens))).reshape(n, 3, heads, -1).permute(1, 2, 0, 3)
+        mixed = []
+        for i in range(n):
+            logits = [
+                [q[h, i] @ k[h, j] * block.attn.scale + math.log(sizes[j]) for j in range(n)] for h in range(heads)
+            ]
+            weights = [torch.stack(row).softmax(0) for row in logits]
+            mixed.append(torch.cat([sum(w[j] * v[h, j] for j in range(n)) for h, w in enumerate(weights)]))
+        tokens = [t + block.attn.proj(m) for t, m in zip(tokens, mixed, strict=True)]
+        kept, into = brute_force(k.mean(0).tolist(), r, prefix)
+        members = [[i for i in range(n) if into[i] == g] for g in range(len(kept))]
+        tokens = [sum(sizes[i] * tokens[i] for i in some) / sum(sizes[i] for i in some) for some in members]
+        sizes = [sum(sizes[i] for i in some) for some in members]
+        group = [into[g] for g in group]
+        tokens = [t + block.mlp(block.norm2(t)) for t in tokens]
+    return torch.stack(tokens), sizes, group
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", range(4))
+@pytest.mark.parametrize("r", [1, 2, 3, 20])
+def test_a_transformer_makes_the_official_decisions(prefix: int, r: int, draws: torch.Generator) -> None:
+    blocks = tiny_vit(0).blocks.double()
+    x = torch.randn(2, 9, DIM, generator=draws, dtype=torch.float64)
+    with TOME.apply(blocks, r=r, prefix=prefix) as handle:
+        whole = blocks(x)
+        trace = handle.trace
+    for image, got, groups in zip(x, whole, trace["group"], strict=True):
+        tokens, _, group = by_loops(blocks, image, r, prefix)
+        assert groups.tolist() == group
+        torch.testing.assert_close(got, tokens[group], rtol=1e-10, atol=1e-12)
+
+
+def test_options_keep_the_order_and_split_behind_the_prefix(draws: torch.Generator) -> None:
+    metric = torch.randn(2, 10, 4, generator=draws)
+    kept = bipartite_soft_matching(metric, 3, prefix=1, keep_order=True).kept
+    assert torch.equal(kept, kept.sort(1).values)
+    behind = bipartite_soft_matching(metric, 3, prefix=1, split_behind_prefix=True)
+    alone = bipartite_soft_matching(metric[:, 1:], 3)
+    assert torch.equal(behind.source, alone.source + 1)
+    assert torch.equal(behind.group[:, 1:] == behind.group[:, -1:], alone.group == alone.group[:, -1:])
+    case = CASES.build("typical", 0, "cpu")
+    with TOME.apply(case.target, r=4, keep_order=True, split_behind_prefix=True) as handle, count() as merged:
+        run(case.target, case.inputs)
+    with count() as dense:
+        run(case.target, case.inputs)
+    assert dense.macs - merged.macs == TOME.saving(case.target, case.inputs, handle.trace)
+
+
+# --- In other people's hands
+
+
+class Logits(nn.Module):
+    """Checkpoints each block, as training with little memory does."""
+
+    def __init__(self, model: VisionTransformer, reentrant: bool) -> None:
+        super().__init__()
+        self.model, self.reentrant = model, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.model.embed(x)
+        for block in self.model.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.model.forward_head(self.model.norm(x))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_activations_give_the_same_gradients(reentrant: bool) -> None:
+    case = CASES.build("typical", 0, "cpu")
+    gradients = []
+    for model in (case.target, Logits(case.target, reentrant)):
+        case.target.zero_grad()
+        with TOME.apply(case.target, r=3):
+            model(case.inputs).square().sum().backward()
+        gradients.append([p.grad.clone() for p in case.target.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
+@torch.no_grad()
+def test_readers_between_blocks_see_every_token() -> None:
+    case, seen = CASES.build("typical", 0, "cpu"), []
+    for block in case.target.blocks:
+        block.register_forward_hook(lambda module, args, output: seen.append((args[0] + 0, output + 0)))
+    with TOME.apply(case.target, r=4) as handle:
+        case.target(case.inputs)
+        group = handle.trace["group"]
+    assert [tuple(t.shape) for pair in seen for t in pair] == [(3, 17, DIM)] * 6
+    for (_, output), (given, _) in itertools.pairwise(seen):
+        assert torch.equal(output, given)
+    last = seen[-1][1]
+    assert all(torch.equal(t[g == i], t[g == i][:1].expand_as(t[g == i])) for t, g in zip(last, group) for i in g)  # noqa: B905
+
+
+def test_tokens_changed_between_blocks_are_refused() -> None:
+    blocks = tiny_vit(0).blocks
+    stack = nn.Sequential(blocks[0], nn.Dropout(0.0), blocks[1])
+    with TOME.apply(blocks, r=2), pytest.raises(NotImplementedError, match="something between the blocks"):
+        stack(torch.zeros(1, 9, DIM))
+
+
+@torch.no_grad()
+def test_graphs_of_a_fixed_r_are_right_for_other_data_and_batches() -> None:
+    case, other = (CASES.build("typical", seed, "cpu").inputs for seed in (0, 1))
+    case = CASES.build("typical", 0, "cpu")
+    x, other = case.inputs[:2], torch.cat([case.inputs, other])
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with TOME.apply(case.target, r=3):
+        expected = case.target(other)
+        exported = torch.export.export(case.target, (x,), dynamic_shapes={"x": {0: batch}})
+        torch.testing.assert_close(exported.module()(other), expected)
+        torch._dynamo.reset()
+        compiled = torch.compile(case.target, backend="eager", fullgraph=True)  # no graph break
+        torch.testing.assert_close(compiled(other), expected)
+        traced = torch.jit.trace(case.target, x[:1], check_trace=False)
+        torch.testing.assert_close(traced(other), expected)
+    with TOME.apply(case.target, r=None, threshold=0.5):
+        for capture in (torch.export.export, partial(torch.jit.trace, check_trace=False)):
+            with pytest.raises(NotImplementedError, match="with a fixed r"):
+                capture(case.target, (x,))
+
+
+@torch.no_grad()
+def test_onnx_runs_the_merged_model(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    case, other = (CASES.build("typical", seed, "cpu") for seed in (0, 1))
+    with TOME.apply(case.target, r=3):
+        torch.onnx.export(case.target, (case.inputs,), tmp_path / "vit.onnx", dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(tmp_path / "vit.onnx")
+        (got,) = session.run(None, {session.get_inputs()[0].name: other.inputs.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), case.target(other.inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_degenerate_batches() -> None:
+    blocks = tiny_vit(0).blocks
+    for shape in ((1, 1, DIM), (0, 9, DIM), (2, 2, DIM), (2, 3, DIM)):
+        x = torch.ones(shape)
+        with TOME.apply(blocks, r=2, prefix=1):
+            assert run(blocks, x).shape == shape
+    with TOME.apply(blocks, r=2):  # equal tokens, of which none is a direction
+        assert bool(run(blocks, torch.zeros(1, 5, DIM)).isfinite().all())
+    assert bipartite_soft_matching(torch.zeros(1, 4, 3), 1).target.shape == (1, 1)
 
 
 # --- On a transformer

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from reference_impls.accounting.closed_form import Footprint, Shape, chained, closed_form
 from reference_impls.contract import Handle, Number, Redundancy, Setting, Switch, Technique
 from reference_impls.contract.errors import UnsupportedHost, check_tensor, warn_no_effect
+from reference_impls.contract.replacement import refuse_capture
 from reference_impls.layers.layout import Flatten, Size, as_map
 from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.layers.weights import initialise_small
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.over_resolution import coarsen, coarsest
 from reference_impls.redundancy.spatial_similarity import neighbour_similarity
 
@@ -267,6 +269,8 @@ class Resolved(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """The network's result on the images at the chosen size."""
+        if self.tolerance is not None:
+            refuse_capture("how small an image may be depends on it", "without a tolerance")
         self.size = size = fitted(self.network.check_images(x), self.scale)
         if self.tolerance is not None:
             self.size = size = coarsest(x, smaller_sizes(size), self.tolerance)
@@ -275,7 +279,7 @@ class Resolved(nn.Module):
 
 def fitted(size: Size, scale: float) -> Size:
     """The multiples of 32 nearest to `scale` times a height and width."""
-    height, width = (max(1, round(n * scale / STRIDES[-1])) * STRIDES[-1] for n in size)
+    height, width = (max(1, round(int(n) * scale / STRIDES[-1])) * STRIDES[-1] for n in size)
     return height, width
 
 
@@ -316,7 +320,7 @@ class ResolutionTechnique(Technique):
         """
         self._check(target)
         maps = {"image": inputs} | {f"stage {j}": x for j, x in enumerate(target.forward_stages(inputs))}
-        where = {name: neighbour_similarity(x).mean().item() for name, x in maps.items()}
+        where = {name: mean_share(neighbour_similarity(x)) for name, x in maps.items()}
         return Redundancy(where["image"], "likeness of neighbouring pixels", where)
 
     def attach(self, target: TwoHeads, /, fuse: bool, scale: float, tolerance: float | None) -> Handle:

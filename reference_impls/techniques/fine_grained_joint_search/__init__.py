@@ -165,7 +165,7 @@ class FineGrainedJointSearch(SearchTechnique):
         The frontier holds every block, attention, expansion step and width step of the largest network; the change of
         the logits y is |y' - y| / |y - mean y| over the inputs (B, C, H, W), one move at a time.
         """
-        self._check(supernet)
+        self._check_measurable(supernet, inputs)
         before, frontier = supernet(inputs), dict(moves(supernet.space, supernet.space.largest()))
         where = {name: 1 - min(1.0, change(before, supernet(inputs, subnet))) for name, subnet in frontier.items()}
         return Redundancy(sum(where.values()) / len(where), "mean indifference of the output to a move", where)
@@ -185,10 +185,13 @@ class FineGrainedJointSearch(SearchTechnique):
         Raises: UnsupportedHost; ValueError for a supernet without `search` data, or bad exponents.
         """
         data = self._search_data(supernet)
-        if target == 1:
-            warn_no_effect(self.id, "the target is the score of the largest sub-network")
+        if not isinstance(exponents, Mapping):
+            raise TypeError(f"exponents must be a mapping from metric to weight, got {exponents!r}")
         # Without batch norms to estimate again, a candidate can run inside the supernet.
         trial = Trial(supernet.view if data.calibration is None else supernet.extract, data)
-        efficiency = Efficiency.of(supernet.space, table or supernet.space.macs_table(), exponents)
+        efficiency = Efficiency.of(supernet.space, self._table(supernet, table), exponents)
         limit = math.inf if tolerance is None else tolerance
-        return found(supernet, joint_search(supernet, efficiency, trial, target * SCORE, tolerance=limit), trial)
+        path = joint_search(supernet, efficiency, trial, target * SCORE, tolerance=limit)
+        if len(path) == 1:
+            warn_no_effect(self.id, "no move is called for by the target and allowed by the tolerance")
+        return found(supernet, path, trial)

@@ -254,7 +254,7 @@ class Slimmable(nn.Module):
     def extract(self, subnet: Subnet) -> Network:
         """The plain network of a choice with a copy of its weights, in eval mode."""
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are written over
-            network = Network(self.space, subnet).to(self.largest.head.linear.weight.device)
+            network = Network(self.space, subnet).to(self.largest.head.linear.weight)
         weights = self.weights(subnet)
         network.load_state_dict({name: weights[name] for name in network.state_dict()})
         return network.eval()

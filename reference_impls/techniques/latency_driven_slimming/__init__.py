@@ -155,7 +155,7 @@ class LatencyDrivenSlimming(SearchTechnique):
 
         The change is that of the logits y, |y' - y| / |y - mean y| over the inputs (B, C, H, W), one block at a time.
         """
-        self._check(supernet)
+        self._check_measurable(supernet, inputs)
         whole = supernet.space.largest()
         before = supernet(inputs)
         without = {f"stage {j + 1} block {i + 1}": whole.replaced(j, i, "identity") for j, i, _ in whole.positions()}
@@ -171,9 +171,9 @@ class LatencyDrivenSlimming(SearchTechnique):
         Raises: UnsupportedHost; ValueError for a supernet without `search` data.
         """
         data = self._search_data(supernet)
-        if target == 1:
-            warn_no_effect(self.id, "the target is the latency of the whole network")
         trial = Trial(supernet.extract, data)
         limit = math.inf if tolerance is None else tolerance
-        path = slim(supernet, table or supernet.space.macs_table(), trial, target, tolerance=limit)
+        path = slim(supernet, self._table(supernet, table), trial, target, tolerance=limit)
+        if len(path) == 1:
+            warn_no_effect(self.id, "no move is called for by the target and allowed by the tolerance")
         return found(supernet, path, trial)

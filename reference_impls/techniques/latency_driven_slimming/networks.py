@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import Shape
 from reference_impls.contract import check_range, check_tensor
+from reference_impls.contract.precision import widened
 from reference_impls.layers.attention import TokenAttention
 from reference_impls.layers.conv import ConvNorm
 from reference_impls.layers.layout import as_map, as_tokens
@@ -188,15 +189,16 @@ def path_weights(
     `gumbel`: noise -log(-log U), with which the largest entry is drawn with probability softmax(importance).
     `uniform`: noise U itself, as the formula is printed; a choice that is 1 or more behind is then never the largest.
 
-    Raises: ValueError for a temperature that is not positive or an unknown noise.
+    It is drawn in float32 or wider. Raises: ValueError for a temperature that is not positive or an unknown noise.
     """
     check_range("temperature", temperature, 0, low_open=True)
     if noise not in ("gumbel", "uniform"):
         raise ValueError(f"noise must be 'gumbel' or 'uniform', got {noise!r}")
-    u = torch.rand(importance.shape, generator=generator).to(importance)
+    logits = widened(importance)
+    u = torch.rand(importance.shape, generator=generator).to(logits)
     if noise == "gumbel":
         u = -torch.log(-torch.log(u.clamp(1e-20, 1 - 1e-7)))
-    return ((importance + u) / temperature).softmax(-1)
+    return ((logits + u) / temperature).softmax(-1).to(importance.dtype)
 
 
 class MetaPath(nn.Module):
@@ -273,7 +275,7 @@ class Supernet(nn.Module):
         readers = [b.mlp.fc1.conv if isinstance(b, MapBlock) else b.mlp.fc1 for b in blocks]
         readers += [b.token_mixer.qkv for b in blocks if isinstance(b, TokenBlock)]
         readers.append(self.head.linear if stage == STAGES - 1 else self.downs[stage].conv.conv)
-        squares = [reader.weight.detach().square().transpose(0, 1).flatten(1).sum(1) for reader in readers]
+        squares = [widened(reader.weight.detach()).square().transpose(0, 1).flatten(1).sum(1) for reader in readers]
         return torch.stack(squares).sum(0).argsort(descending=True, stable=True)
 
     def extract(self, architecture: Architecture) -> Network:
@@ -283,7 +285,7 @@ class Supernet(nn.Module):
         units of the largest weights.
         """
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, which are written over
-            network = Network(self.space, architecture).to(self.head.linear.weight.device)
+            network = Network(self.space, architecture).to(self.head.linear.weight)
         keep = [self.channel_order(j)[:width].sort().values for j, width in enumerate(architecture.widths)]
         by_size = [{width: index} for width, index in zip(self.space.widths, keep, strict=True)]
         _inherit(network.stem, self.stem, by_size[0], {})
@@ -317,7 +319,8 @@ def _inherit(target: nn.Module, source: nn.Module, out: Mapping[int, Tensor], in
 
 def _hidden_order(block: nn.Module) -> Tensor:
     """Hidden units of a block's MLP, those of the largest weights in and out first."""
-    fc1, fc2 = ((fc.conv if isinstance(fc, ConvNorm) else fc).weight.detach() for fc in (block.mlp.fc1, block.mlp.fc2))
+    layers = (fc.conv if isinstance(fc, ConvNorm) else fc for fc in (block.mlp.fc1, block.mlp.fc2))
+    fc1, fc2 = (widened(layer.weight.detach()) for layer in layers)
     size = fc1.flatten(1).norm(dim=1) * fc2.flatten(1).norm(dim=0)
     return size.argsort(descending=True, stable=True)
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.latency import LatencyTable
 from reference_impls.contract import Handle, Technique, UnsupportedHost, check_range, check_tensor
 from reference_impls.layers.norm import recalibrate
 
@@ -99,8 +100,26 @@ class SearchData:
         for name, inputs in (("x", self.x), ("calibration", self.calibration)):
             if inputs is not None:
                 check_tensor(f"{name} of the search data", inputs, "N C H W")
-        if self.y is not None and self.y.shape != self.x.shape[:1]:
-            raise ValueError(f"as many labels as inputs are needed, got {tuple(self.y.shape)} for {len(self.x)} inputs")
+                if not len(inputs):
+                    raise ValueError(f"{name} of the search data is empty: there is nothing to judge candidates by")
+        if self.y is None and len(self.x) < 2:
+            raise ValueError("x of the search data must hold two inputs or more where there are no labels, got one")
+        if self.y is not None:
+            self._check_labels(self.y)
+
+    def _check_labels(self, y: Tensor) -> None:
+        check_tensor("y of the search data", y, "N", floating=False)
+        if len(y) != len(self.x):
+            raise ValueError(f"as many labels as inputs are needed, got {len(y)} for {len(self.x)} inputs")
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            raise TypeError(f"y of the search data must hold integers, the classes of x, got {y.dtype}")
+        if int(y.min()) < 0:
+            raise ValueError(f"y of the search data must hold classes from 0 on, got {int(y.min())}")
+
+    def to(self, like: Tensor) -> SearchData:
+        """The same on the device of `like`, and the inputs in its dtype."""
+        y = None if self.y is None else self.y.to(like.device)
+        return SearchData(self.x.to(like), y, None if self.calibration is None else self.calibration.to(like))
 
     def samples(self) -> int:
         """Inputs that the evaluation of one candidate runs through it."""
@@ -112,6 +131,8 @@ class Trial(Generic[State]):
 
     With labels the score is the accuracy on the validation inputs; without, 1 - |y - y'| / |y - mean y| for the outputs
     y of the first state that was scored and y' of this one.
+    Raises ValueError for outputs that are not finite, labels that are none of the classes, or outputs of the first
+    state that are the same for every input (one class, for example), for then nothing tells candidates apart.
     """
 
     def __init__(self, build: Callable[[State], Callable[[Tensor], Tensor]], data: SearchData) -> None:
@@ -128,10 +149,27 @@ class Trial(Generic[State]):
             recalibrate(network, self.data.calibration)
         with torch.no_grad():
             outputs = torch.cat([network(part) for part in self.data.x.split(256)])
+        if not bool(outputs.isfinite().all()):
+            advice = "search in float32" if outputs.dtype == torch.float16 else "look for NaN in the weights"
+            raise ValueError(f"the outputs of a candidate in {outputs.dtype} are not finite: {advice}")
         if self.data.y is not None:
+            self._check_labels(self.data.y, outputs.shape[-1])
             return (outputs.argmax(-1) == self.data.y).double().mean().item()
-        self._reference = outputs if self._reference is None else self._reference
+        if self._reference is None:
+            self._reference = outputs
+            spread = (outputs.double() - outputs.double().mean(0)).norm()
+            if spread <= 8 * torch.finfo(outputs.dtype).eps * outputs.double().norm():
+                raise ValueError("the whole network's outputs are the same for all inputs, so they judge no candidate")
         return 1 - change(self._reference, outputs)
+
+    @staticmethod
+    def _check_labels(y: Tensor, classes: int) -> None:
+        if classes < 2:
+            raise ValueError(
+                "every candidate is right where there is one class: two are needed, or data without labels"
+            )
+        if (largest := int(y.max())) >= classes:
+            raise ValueError(f"y of the search data holds class {largest}, but there are {classes} classes, from 0 on")
 
 
 def change(before: Tensor, after: Tensor) -> float:
@@ -150,6 +188,15 @@ class SearchTechnique(Technique):
 
     supernet: ClassVar[type[nn.Module]]
 
+    def _table(self, supernet: Any, table: Any) -> LatencyTable:
+        """The table of the knob, or exact MACs. TypeError or ValueError unless it gives the whole network a latency."""
+        table = supernet.space.macs_table() if table is None else table
+        if not isinstance(table, LatencyTable):
+            raise TypeError(f"table must be a LatencyTable or None, got {type(table).__name__}")
+        if table(supernet.space.largest().parts()) == 0:
+            raise ValueError("the table predicts no latency for the largest network, so nothing can save any")
+        return table
+
     def saving(self, supernet: Any, inputs: Tensor, trace: Mapping[str, Any]) -> int:
         """B (largest - found) - V (sum over evaluated networks), for B inputs and V images of the search data."""
         macs = [supernet.space.total(one).macs for one in (supernet.space.largest(), trace["found"])]
@@ -161,11 +208,16 @@ class SearchTechnique(Technique):
             home = type(self).__module__.rpartition(".")[2]
             raise UnsupportedHost(self.id, target, f"a {home}.{self.supernet.__name__} in eval mode")
 
+    def _check_measurable(self, target: Any, inputs: Tensor) -> None:
+        self._check(target)
+        if len(inputs) < 2:
+            raise ValueError(f"at least two inputs are needed to measure how much outputs change, got {len(inputs)}")
+
     def _search_data(self, target: Any) -> SearchData:
         self._check(target)
         if not isinstance(target.search, SearchData):
             raise ValueError("there is nothing to evaluate candidates on: set supernet.search = SearchData(x, y)")
-        return target.search
+        return target.search.to(next(target.parameters()))
 
 
 def found(supernet: Any, path: Sequence[Step[State]], trial: Trial[State]) -> Handle:
