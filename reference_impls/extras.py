@@ -37,4 +37,4 @@ def advice(error: BaseException) -> str | None:
     module = error.name.partition(".")[0]
     if module not in EXTRAS:
         return None
-    return f'it needs {module}, which is not installed here: pip install "{DISTRIBUTION}[{EXTRAS[module]}]"'
+    return f'{module} is needed and not installed: pip install "{DISTRIBUTION}[{EXTRAS[module]}]"'

@@ -158,13 +158,16 @@ def test_the_core_works_in_an_empty_folder(installed: Environment, tmp_path: Pat
     )
     assert "minilm" in installed.run("redundancy", "assets", "list", folder=tmp_path)
     assert "works on a clone" in installed.run("redundancy", "check", folder=tmp_path, code=2)
+    assert "usage: python -m reference_impls" in installed.run("python", "-m", "reference_impls", "--help", folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_an_extra_brings_is_named_and_works_once_it_is_installed(
-    installed: Environment, wheel: Path, theirs: Path
+    installed: Environment, clone: Path, wheel: Path, theirs: Path
 ) -> None:
     path = str(theirs)
+    checked = installed.run("redundancy", "check", folder=clone, path=path, code=2)
+    assert 'pip install "redundancy-atlas[site]"' in checked
     refused = installed.run("redundancy", "run", "token-merging", folder=theirs, path=path, code=2)
     assert 'pip install "redundancy-atlas[data]"' in refused
     installed.link(needed(requirements(wheel), ["data"]))
