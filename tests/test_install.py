@@ -158,7 +158,9 @@ def test_the_core_works_in_an_empty_folder(installed: Environment, tmp_path: Pat
     )
     assert "minilm" in installed.run("redundancy", "assets", "list", folder=tmp_path)
     assert "works on a clone" in installed.run("redundancy", "check", folder=tmp_path, code=2)
-    assert "usage: python -m reference_impls" in installed.run("python", "-m", "reference_impls", "--help", folder=tmp_path)
+    assert "usage: python -m reference_impls" in installed.run(
+        "python", "-m", "reference_impls", "--help", folder=tmp_path
+    )
     assert not list(tmp_path.iterdir())
 
 
