@@ -9,6 +9,7 @@ Every parameter is random, scales and biases included: one that is left at 0 or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +87,7 @@ def equal_tokens(case: Case, dim: int = 1) -> Case:
     """
     with torch.no_grad():
         for name, parameter in case.model.named_parameters():
-            if "pos" in name:
+            if re.search("pos(?!t)", name):
                 parameter.zero_()
     inputs = case.inputs
     if inputs.ndim == 3:
