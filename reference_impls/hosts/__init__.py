@@ -55,8 +55,13 @@ def transformer_blocks(technique: str, model: object, prefix: int | None = None,
                 chain, last = len(found), len(modules) - 1
                 found += [adapter(module, leading, chain, i, i == last) for i, module in enumerate(modules)]
     if not found:
-        everything = chains(model, lambda _: True) if isinstance(model, nn.Module) else ()
-        name, others = max(everything, key=lambda chain: len(chain[1]), default=("", []))
-        kinds = ", ".join(dict.fromkeys(type(other).__name__ for other in others))
-        raise UnsupportedHost(technique, model, f"{NEEDS}, but its {name or 'modules'} are {kinds}" if kinds else NEEDS)
+        raise UnsupportedHost(technique, model, NEEDS + _instead(model))
     return checked(technique, model, found) if check else found
+
+
+def _instead(model: object) -> str:
+    """What the longest chain of modules of one class consists of, for an error."""
+    everything = chains(model, lambda _: True) if isinstance(model, nn.Module) else ()
+    alike = [(name, modules) for name, modules in everything if len({type(module) for module in modules}) == 1]
+    name, modules = max(alike, key=lambda chain: len(chain[1]), default=("", []))
+    return f", but {name!r} holds {type(modules[0]).__name__}" if name else ""

@@ -183,7 +183,8 @@ class Block(ABC):
 
     def unfit(self) -> str | None:
         """What keeps this view from being right for reasons that its parts do not show."""
-        window = getattr(self.module, "window_size", 0)
+        attention = getattr(self.module, "attn", None)  # some, without windows, have a table for a `window_size`
+        window = getattr(attention if hasattr(attention, "shift_size") else self.module, "window_size", 0)
         if any(window) if isinstance(window, tuple | list) else window:
             return f"attention among all tokens, but {self.name} attends within windows (window_size {window})"
         return None

@@ -27,6 +27,8 @@ _LAYOUTS = (
 _BEFORE = ("layernorm_before", "norm1", "layer_norm1")
 _AFTER = ("layernorm_after", "norm2", "layer_norm2")
 """Norms in front of attention and of the MLP."""
+_DROPOUTS = ("attention_dropout", "dropout_prob", "dropout")
+"""Names of attention dropout, a share or a module; the first that is there counts."""
 _TABLES = ("relative_position_bias", "attention.attention.relative_position_bias")
 _HIDDEN = -1e4
 """Logits are masked by adding less than this, in every dtype."""
@@ -85,7 +87,7 @@ class HuggingFaceBlock(Block):
     @property
     def dropout(self) -> float:
         attention = _attention(self.module)
-        dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
+        dropout = next((getattr(attention, name) for name in _DROPOUTS if hasattr(attention, name)), 0.0)
         return dropout.p if isinstance(dropout, nn.Dropout) else dropout
 
     @property
@@ -139,9 +141,7 @@ class HuggingFaceBlock(Block):
         bias = [given[name] for name in ("attention_mask", "relative_position_bias") if given.get(name) is not None]
         if self._tables:
             if given.get("resolution") is None:
-                raise NotImplementedError(
-                    f"{self.name} has relative positions, but was not told the image's resolution"
-                )
+                raise NotImplementedError(f"{self.name} needs the image's resolution for its positions, but got none")
             grid = tuple(side // patch for side, patch in zip(given["resolution"], self._patch, strict=True))
             interpolated = given.get("interpolate_pos_encoding", False)
             bias.append(self.part(self._tables[0])(grid, interpolated, dim_size=tokens))
