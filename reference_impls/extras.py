@@ -30,11 +30,14 @@ EXTRAS = {
 """Top-level module -> the extra that brings it."""
 
 
-def advice(error: BaseException) -> str | None:
-    """What to install where an import failed because an extra is missing; None for every other error."""
+def advice(error: BaseException, extra: str | None = None) -> str | None:
+    """What to install where an import failed because an extra is missing; None for every other error.
+
+    `extra` is one that brings the missing module and whatever else is needed there.
+    """
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     module = error.name.partition(".")[0]
     if module not in EXTRAS:
         return None
-    return f'{module} is needed and not installed: pip install "{DISTRIBUTION}[{EXTRAS[module]}]"'
+    return f'{module} is needed and not installed: pip install "{DISTRIBUTION}[{extra or EXTRAS[module]}]"'

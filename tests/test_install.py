@@ -170,6 +170,8 @@ def test_what_an_extra_brings_is_named_and_works_once_it_is_installed(
     path = str(theirs)
     checked = installed.run("redundancy", "check", folder=clone, path=path, code=2)
     assert 'pip install "redundancy-atlas[site]"' in checked
+    built = installed.run("redundancy", "site", "build", folder=clone, path=path, code=2)
+    assert 'pip install "redundancy-atlas[site]"' in built
     refused = installed.run("redundancy", "run", "token-merging", folder=theirs, path=path, code=2)
     assert 'pip install "redundancy-atlas[data]"' in refused
     installed.link(needed(requirements(wheel), ["data"]))

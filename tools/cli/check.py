@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,7 @@ def affected(ctx: click.Context, base: str | None, run_them: bool) -> None:
         for argument in arguments:
             click.echo(argument)
     elif arguments:
+        importlib.import_module("pytest")  # in an extra
         ctx.exit(subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=root, check=False).returncode)
     else:
         click.echo("no test is concerned", err=True)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import click
 
-from .common import Failure, clone
+from reference_impls.extras import advice
+
+from .common import Failure, clone, wrong_usage
 
 
 @click.group()
@@ -20,8 +22,12 @@ def calling(name: str) -> Callable[[], None]:
     @click.pass_context
     def call(ctx: click.Context) -> None:
         root = clone(ctx)
-        from ..site import build
-
+        try:
+            from ..site import build
+        except ModuleNotFoundError as error:
+            if missing := advice(error, "site"):
+                wrong_usage(missing)
+            raise
         try:
             getattr(build, name)(root)
         except build.SiteError as error:
