@@ -142,7 +142,8 @@ def test_knowledge_selects_the_tests_of_the_knowledge() -> None:
 @pytest.mark.parametrize("file", [MODULE, EXPERIMENTS, NOTEBOOK, TEST, RESULT])
 def test_files_of_an_entry_select_its_tests(file: str) -> None:
     *paths, k, expression = selected(ROOT, file)
-    importing = {"tests/test_families.py"} if file == MODULE else set()
+    others = ("families", "hosts_timm", "hosts_transformers")
+    importing = {f"tests/test_{name}.py" for name in others} if file == MODULE else set()
     assert paths == sorted({*changed.KNOWLEDGE_TESTS, *changed.ENTRY_TESTS, *importing})
     assert k == "-k"
     assert {"token-merging", "token_merging", "test_knowledge"} <= set(expression.split(" or "))
