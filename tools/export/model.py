@@ -14,6 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from reference_impls.accounting.record import Record
+from tools.headlines import Saves
 from tools.knowledge.schema import (
     ID,
     KEY,
@@ -58,6 +59,8 @@ class EntryOut(Entry):
     """Claims about it."""
     results: tuple[ResultId, ...] = Field(default=(), examples=[["token-merging/vit-small-latency"]])
     """What was measured of it."""
+    saves: tuple[Saves, ...] = Field(default=(), examples=[[]])
+    """What it saves at a small loss, a kind of work each."""
     page: Path = Field(examples=["techniques/token-merging.html"])
     """Its page, relative to the root of the site."""
     file: Path = Field(examples=["taxonomy/techniques/token-merging.yml"])
@@ -104,9 +107,11 @@ class ClaimOut(Claim):
     because: str = Field(examples=["Within the tolerance: we measure 1.6, the target is 1.64 ± 0.15."])
     """The reason of the verdict."""
     measured: Number | None = Field(default=None, examples=[1.6])
-    """What we measured; absent as long as nothing was."""
+    """What we measured, in the unit of the check; absent as long as nothing was."""
     result: ResultId | None = Field(default=None, examples=["token-merging/vit-small-latency"])
     """The result that `measured` was taken from."""
+    page: Path = Field(examples=["papers/bolya-2023-token.html#c1"])
+    """Its address, relative to the root of the site."""
 
 
 class ResultOut(Record):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reference_impls.accounting.record import Point, Record
+from tools.headlines import own_part
 from tools.knowledge import Knowledge
 from tools.knowledge.schema import Entry, Paper
 from tools.site.hosts import Families, Host, families, hosts
@@ -74,8 +75,8 @@ def of_entry(record: Record, entry_id: str) -> Result:
     whose: dict[str, list[Point]] = {}
     for point in record.points:
         whose.setdefault(point.technique or "", []).append(point)
-    own = record.model_copy(update={"points": tuple(whose.pop(entry_id, ()))})
-    return Result(own, entry_id, {id_: tuple(points) for id_, points in whose.items()})
+    whose.pop(entry_id, None)
+    return Result(own_part(record, entry_id), entry_id, {id_: tuple(points) for id_, points in whose.items()})
 
 
 @dataclass(frozen=True)
