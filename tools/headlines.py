@@ -5,6 +5,7 @@ What counts is found by `reference_impls.accounting.saving`; here it is only sai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -180,7 +181,7 @@ def _left_out(one: Headline) -> list[str]:
     size = amounts([left_out(best.record) for best in there], "MACs")
     said = f"Left out: {_preparations(there)}, {size}"
     if pays := [uses for best in there for p in best.found if (uses := uses_to_pay(best.record, p))]:
-        units = dict.fromkeys(best.record.unit.removeprefix("one ").partition(",")[0] for best in there)
+        units = dict.fromkeys(re.split(r",| in a batch", best.record.unit.removeprefix("one "))[0] for best in there)
         said += f", as much as it saves on {spread(pays, '')} units ({' or '.join(units)})"
     return [said]
 

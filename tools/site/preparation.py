@@ -7,7 +7,7 @@ from typing import Final
 from reference_impls.accounting.record import Point, Record
 from reference_impls.accounting.saving import cheapest, end_to_end, left_out, uses_to_pay, work_to_pay
 from tools.headlines import knobs
-from tools.numbers import number, quantity
+from tools.numbers import number, prefix, quantity
 from tools.site import figures
 from tools.site.figures import Axis, Mark, Series
 from tools.site.markup import Html
@@ -21,8 +21,9 @@ USES, WORK = "shared by so many units", "a unit so many times as large"
 def block(record: Record, name: str) -> Html:
     """The preparations of a record, and for what its figures leave out the curve of the saving from end to end; empty
     where there are none. `name` prefixes the ids of the figure."""
-    if not (record.counted or record.excluded or record.shared):
-        return Html()
+    if not (record.counted or record.excluded or any(one.macs for one in record.shared)):
+        beforehand = "; ".join(one.what for one in record.shared)
+        return Html("<p>Beforehand, and no cost of the technique: {}.</p>").format(beforehand) if beforehand else Html()
     rows = [
         *(("left out", one.what, quantity(one.macs, "MACs")) for one in record.excluded),
         *(("in every point", one.what, quantity(one.macs, "MACs")) for one in record.counted),
@@ -58,7 +59,9 @@ def _curve(record: Record, point: Point, name: str) -> Html:
                 marks.append(Mark(x=x, y=100 * saved, tooltip=f"{number(x)}: {number(100 * saved)} % saved"))
             found.append(Series(what, "technique", marks))
     starts = ", ".join(f"{series.name}: {number(series.marks[STEPS.index(1.0)].x)}" for series in found)
+    divisor, _ = prefix(min(mark.x for series in found for mark in series.marks))
+    label = {1e3: "thousands of times", 1e6: "millions of times", 1e9: "billions of times"}.get(divisor, "times")
     return figures.trade_off(
-        found, Axis("times", positive=True), Axis("MACs saved from end to end, %"),
+        found, Axis(label, divisor, positive=True), Axis("MACs saved from end to end, %"),
         title=f"When it pays: {record.title}", description=f"Nothing is saved below, {starts}.", name=name,
     )  # fmt: skip
