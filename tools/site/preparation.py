@@ -59,7 +59,7 @@ def _curve(record: Record, point: Point, name: str) -> Html:
                 marks.append(Mark(x=x, y=100 * saved, tooltip=f"{number(x)}: {number(100 * saved)} % saved"))
             found.append(Series(what, "technique", marks))
     starts = ", ".join(f"{series.name}: {number(series.marks[STEPS.index(1.0)].x)}" for series in found)
-    divisor, _ = prefix(min(mark.x for series in found for mark in series.marks))
+    divisor, _ = prefix(max(mark.x for series in found for mark in series.marks))
     label = {1e3: "thousands of times", 1e6: "millions of times", 1e9: "billions of times"}.get(divisor, "times")
     return figures.trade_off(
         found, Axis(label, divisor, positive=True), Axis("MACs saved from end to end, %"),
