@@ -17,8 +17,9 @@ from reference_impls.accounting.saving import (
     rivals,
     speed_up,
 )
-from tools.headlines import own_part
-from tools.knowledge import Knowledge
+
+from .headlines import own_part
+from .knowledge import Knowledge
 
 
 class Saving(Model):

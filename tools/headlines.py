@@ -24,8 +24,9 @@ from reference_impls.accounting.saving import (
     rivals,
     uses_to_pay,
 )
-from tools.knowledge import Knowledge
-from tools.numbers import amounts, number, quantity, spread
+
+from .knowledge import Knowledge
+from .numbers import amounts, number, quantity, spread
 
 PERCENT: Final = "\u00a0%"
 SMALL_LOSS_TEXT: Final = f"{100 * SMALL_LOSS:g}{PERCENT}"

@@ -14,8 +14,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from reference_impls.accounting.record import Record
-from tools.headlines import Saves
-from tools.knowledge.schema import (
+
+from ..headlines import Saves
+from ..knowledge.schema import (
     ID,
     KEY,
     TERM,

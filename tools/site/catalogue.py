@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tools import headlines
-from tools.knowledge.schema import Entry
-from tools.site.model import Atlas, Page
-from tools.site.parts import STATUS, Facet, View, facet_of_axis, plain
+from .. import headlines
+from ..knowledge.schema import Entry
+from .model import Atlas, Page
+from .parts import STATUS, Facet, View, facet_of_axis, plain
 
 FACETS = ("relation", "location", "exploitation", "stage", "data_kind", "adaptation")
 """Axes that the table of techniques can be filtered by."""

@@ -8,13 +8,14 @@ from itertools import groupby
 
 from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
 from reference_impls.accounting.saving import macs_saved, speed_up
-from tools.headlines import WORK, knobs, shown, told
-from tools.numbers import number, prefix, quantity, spread
-from tools.site import figures, preparation
-from tools.site.figures import Axis, Mark, Series, duration
-from tools.site.markup import Html
-from tools.site.model import Result
-from tools.site.templates import render
+
+from ..headlines import WORK, knobs, shown, told
+from ..numbers import number, prefix, quantity, spread
+from . import figures, preparation
+from .figures import Axis, Mark, Series, duration
+from .markup import Html
+from .model import Result
+from .templates import render
 
 MAX_GROUPS = 4
 """A sweep over further knobs is drawn as one line per value of these, up to so many lines."""

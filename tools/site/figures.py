@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from tools.numbers import number
-from tools.site.markup import Html, escape
+from ..numbers import number
+from .markup import Html, escape
 
 WIDTH, HEIGHT = 360, 280
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 30, 46

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reference_impls.accounting.record import Point, Record
-from tools.headlines import own_part
-from tools.knowledge import Knowledge
-from tools.knowledge.schema import Entry, Paper
-from tools.site.hosts import Families, Host, families, hosts
-from tools.site.notebooks import Notebook
+
+from ..headlines import own_part
+from ..knowledge import Knowledge
+from ..knowledge.schema import Entry, Paper
+from .hosts import Families, Host, families, hosts
+from .notebooks import Notebook
 
 NavItem = str | dict[str, Any]
 DOCS = "tools/site/docs"

@@ -6,12 +6,13 @@ from typing import Final
 
 from reference_impls.accounting.record import Point, Record
 from reference_impls.accounting.saving import cheapest, end_to_end, left_out, uses_to_pay, work_to_pay
-from tools.headlines import knobs
-from tools.numbers import number, prefix, quantity
-from tools.site import figures
-from tools.site.figures import Axis, Mark, Series
-from tools.site.markup import Html
-from tools.site.templates import render
+
+from ..headlines import knobs
+from ..numbers import number, prefix, quantity
+from . import figures
+from .figures import Axis, Mark, Series
+from .markup import Html
+from .templates import render
 
 STEPS: Final = (0.6, 0.7, 0.8, 1.0, 1.3, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 """Places of the curve, as multiples of where it begins to pay."""

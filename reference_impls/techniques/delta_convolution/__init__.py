@@ -67,8 +67,13 @@ class DeltaConvolution(Technique):
         ]
 
     def measure(self, target: Any, inputs: Sequence[Tensor]) -> Redundancy:
-        """Temporal similarity of successive frames, each (B, C, H, W)."""
-        return temporal_similarity(inputs)
+        """Temporal similarity of successive frames, each (B, C, H, W).
+
+        Raises: UnsupportedHost for a target that `apply` refuses.
+        """
+        found = temporal_similarity(inputs)
+        self.apply(target, frame_shape=tuple(inputs[0].shape))
+        return found
 
     def attach(
         self,

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from reference_impls.accounting.count import uncounted
 from reference_impls.contract import UnsupportedHost, check_tensor, generator
+from reference_impls.contract.replacement import refuse_capture
 from reference_impls.techniques.delta_convolution import stages, whole
 from reference_impls.techniques.delta_convolution.graph import Graph, Recording, Unaccounted, Value, fold_norms, record
 from reference_impls.techniques.delta_convolution.lowering import Lowering
@@ -178,6 +179,7 @@ class DeltaNetwork(nn.Module):
 
     def forward(self, frame: Tensor) -> Any:
         """frame: (B, C, H, W), the next frame of B streams. Returns what the model returns for it."""
+        refuse_capture("what a frame costs depends on the frames before it", "to a model that runs eagerly")
         if not self.lock.acquire(blocking=False):
             raise RuntimeError(
                 "this delta network is at work on another frame: a stream belongs to one network, and its frames come "
