@@ -119,6 +119,8 @@ print(f"Test mails with a near-duplicate among the training mails: {seen:.1%}")
 # %%
 for part, macs in full.tables["MACs of the parts"].rows:
     print(f"{part:>9}: {macs / 1e9:10.1f} x 10^9 MACs")
+for left_out in full.excluded:
+    print(f"{left_out.kind:>9}: {left_out.macs / 1e9:10.1f} x 10^9 MACs, left out")
 
 # %% [markdown]
 # So here the technique costs more than it saves. It pays before an expensive training. One step of training costs about

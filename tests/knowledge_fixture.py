@@ -103,6 +103,8 @@ claims:
       field: baseline.wall_ms.median / points[r=4].wall_ms.median
       target: 1.3
       tolerance: 0.1
+      unit: times
+      differs: [data]
       better: higher
   - id: c2
     technique: token-merging

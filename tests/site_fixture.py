@@ -164,6 +164,8 @@ PAPER = Paper.model_validate(
                     "field": SPEED_UP,
                     "target": 2.0,
                     "tolerance": 0.2,
+                    "unit": "times",
+                    "differs": ["data"],
                     "better": "higher",
                 },
             },

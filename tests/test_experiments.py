@@ -10,12 +10,19 @@ import torch
 from torch import nn
 
 from reference_impls.accounting.record import Record
+from reference_impls.accounting.saving import has_random_weights
 from reference_impls.contract import registry
 from reference_impls.data import assets
 from reference_impls.study import Recipe, contenders, scenarios, train
 from tools import runner
+from tools.knowledge import Knowledge, load
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def atlas() -> Knowledge:
+    return load(ROOT, check=False)
 
 
 @pytest.mark.parametrize("name", registry.ids())
@@ -30,6 +37,19 @@ def test_smoke_run(name: str, asset: Callable[[str], Path]) -> None:
     assert len(record.points) >= 2, "a sweep has at least two points"
     assert record.controls, "an experiment shows at least one null case"
     assert any(point.macs < record.baseline.macs for point in record.points)
+    committed = ROOT / "reference_impls" / "results" / name / f"{scenario.name}.json"
+    full = Record.model_validate_json(committed.read_text(encoding="utf-8"))
+    assert accounts(full) == accounts(record), "the committed record accounts for what the experiment prepares"
+
+
+def accounts(record: Record) -> dict[str, set[tuple[str | None, str | None]]]:
+    """What a record says of its preparations: the kinds that are counted, left out, and shared."""
+    return {
+        "counted": {(one.kind, one.technique) for one in record.counted},
+        "excluded": {(one.kind, one.technique) for one in record.excluded},
+        "shared": {(one.kind, None) for one in record.shared},
+        "work": {(record.work, None)},
+    }
 
 
 @pytest.mark.parametrize("task", scenarios("compact-networks"))
@@ -41,6 +61,8 @@ def test_techniques_meet(task: str) -> None:
     assert {point.technique for point in record.points} == set(contenders("compact-networks", task))
     assert len({point.technique for point in record.points}) >= 2
     assert record.controls
+    committed = ROOT / "reference_impls" / "results" / "compact-networks" / f"{task}.json"
+    assert accounts(Record.model_validate_json(committed.read_text(encoding="utf-8"))) == accounts(record)
 
 
 COMMITTED = sorted((ROOT / "reference_impls" / "results").glob("*/*.json"))
@@ -54,6 +76,19 @@ def test_every_committed_record_has_a_null_case(file: Path) -> None:
     record = Record.model_validate_json(file.read_text(encoding="utf-8"))
     shown = bool(record.controls or record.redundancy.null)
     assert shown is (f"{file.parent.name}/{file.stem}" not in WITHOUT_CONTROL)
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_committed_record_accounts_for_what_its_entry_prepares(file: Path, atlas: Knowledge) -> None:
+    """An entry that is calibrated or trained, by its place in the taxonomy, says so in every record with a quality."""
+    record = Record.model_validate_json(file.read_text(encoding="utf-8"))
+    if record.technique is None or has_random_weights(record) or record.work == "layer":
+        return
+    adaptation = atlas.entries[record.technique].axes["adaptation"]
+    if adaptation.primary in ("finetune", "from_scratch"):
+        assert "training" in record.prepared
+    if adaptation.primary == "calibration":
+        assert record.prepared
 
 
 @pytest.mark.parametrize("name", registry.ids())

@@ -25,7 +25,7 @@ from tools.knowledge.claims import FieldAbsent, FieldError, judge, parse_field
 from tools.knowledge.codes import CODES, FAMILIES
 from tools.knowledge.findings import did_you_mean, finding, render
 from tools.knowledge.reader import MAX_BYTES, Document, parse_yaml, read_json, read_yaml
-from tools.knowledge.schema import Claim
+from tools.knowledge.schema import Claim, Quantity
 from tools.knowledge.source import scenarios
 from tools.knowledge.text import text_problems
 
@@ -345,6 +345,8 @@ def test_the_axes_of_the_atlas() -> None:
         (PAPER, "locator: {section: abstract}", "locator: {section: 4.1}", "E203", 0, 'write it in quotes: "4.1"'),
         (PAPER, "      tolerance: 0.1\n", "", "E202", -4, ""),
         (PAPER, "tolerance: 0.1", "tolerance: -1", "E205", 0, ""),
+        (PAPER, "differs: [data]", "differs: [dates]", "E204", 0, ""),
+        (PAPER, "value: 1.3,", 'value: 1.3, printed: "1.31",', "E205", 0, ""),
         (PAPER, "https://github.com", "javascript:alert", "E205", 0, ""),
         (ENTRY, "[Few tokens.]", "['<script>alert(1)</script>']", "E210", 0, ""),
         (ENTRY, "[Few tokens.]", "['[x](java&#115;cript:alert(1))']", "E210", 0, ""),
@@ -441,6 +443,8 @@ def test_an_empty_folder_is_no_crash(tmp_path: Path) -> None:
         (PAPER, "scenario: photos", "scenario: photo", "E501"),
         (PAPER, "field: baseline", "field: basline", "E503"),
         (PAPER, "points[r=4]", "points[r=5]", "E503"),
+        (PAPER, "      unit: times\n", "", "E509"),
+        (PAPER, "      differs: [data]\n", "", "E509"),
         (PAPER, "points[r=4].wall_ms.median", "with.[r=4]", "E502"),
         (PAPER, "    quantity: {metric: throughput, value: 1.3, unit: times}\n", "", "E505"),
         (PAPER, CODE, "code: []\n", "E507"),
@@ -697,6 +701,50 @@ def test_a_plain_number_falls_short_only_where_the_check_says_what_no_effect_is(
     assert judge(_claim(check=check), [record()]).verdict == "contradicted"
     assert judge(_claim(check=check | {"neutral": 0}), [record()]).verdict == "partly"
     assert judge(_claim(check=check | {"neutral": 4.5e9}), [record()]).verdict == "contradicted"
+
+
+def test_where_task_data_and_model_differ_the_verdict_says_so() -> None:
+    check = {"scenario": "photos", "field": SPEED_UP, "target": 1.0, "tolerance": 0.1, "better": "higher"}
+    for differs, verdict in (
+        (["task", "data"], "reproduced"),
+        (["task", "data", "model"], "same effect in another setting"),
+    ):
+        judgement = judge(_claim(check=check | {"differs": differs}), [record()])
+        assert judgement.verdict == verdict
+        assert judgement.attempted
+    assert "task, data and model are others than the paper's" in judgement.because
+    short = check | {"target": 2.0, "differs": ["task", "data", "model"]}
+    assert judge(_claim(check=short), [record()]).verdict == "partly"
+
+
+def test_both_sides_have_the_unit_of_the_check() -> None:
+    check = {"scenario": "photos", "field": LOSS, "target": -10, "tolerance": 0.5, "unit": "percentage points"}
+    judgement = judge(_claim(check=check), [record()])
+    assert (judgement.verdict, judgement.value) == ("reproduced", pytest.approx(-10))
+    assert "we measure -10 percentage points, the target is -10 ± 0.5" in judgement.because
+    saved = check | {
+        "field": "1 - points[r=4].macs / baseline.macs",
+        "target": 30,
+        "unit": "percent",
+        "better": "higher",
+    }
+    assert judge(_claim(check=saved), [record()]).verdict == "partly", "a share of 0 is no effect"
+    with pytest.raises(FieldError, match="a ratio is due"):
+        parse_field("1 - baseline.macs")
+
+
+@pytest.mark.parametrize(
+    ("value", "printed", "text"),
+    [
+        (68.27, None, "68.27"),
+        (0.4, "0.40", "0.40"),
+        (33792, None, "33792"),
+        (-2.11, None, "-2.11"),
+        (1e-7, None, "0.0000001"),
+    ],
+)
+def test_a_number_of_a_paper_keeps_its_digits(value: float, printed: str | None, text: str) -> None:
+    assert Quantity(metric="m", value=float(value), unit="percent", printed=printed).text == text
 
 
 def test_no_verdict_without_a_check_or_a_result() -> None:

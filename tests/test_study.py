@@ -12,6 +12,8 @@ import torch
 
 from reference_impls import show
 from reference_impls.accounting import pictures
+from reference_impls.accounting.count import count
+from reference_impls.accounting.preparation import heard, listening, prepares
 from reference_impls.accounting.record import Interval, Record
 from reference_impls.contract import Redundancy
 from reference_impls.study import (
@@ -20,6 +22,7 @@ from reference_impls.study import (
     Context,
     Cost,
     Plan,
+    Recipe,
     Scenario,
     Study,
     contenders,
@@ -32,7 +35,10 @@ from reference_impls.study import (
     run,
     scenarios,
     table,
+    train,
+    training_macs,
 )
+from reference_impls.study.registry import measure
 
 NOTHING = measured([Redundancy(0.5, "made up")])
 
@@ -193,3 +199,70 @@ def test_the_commit_of_whoever_installed_the_atlas_is_not_taken_for_ours(
     module.touch()
     monkeypatch.setattr(machine, "__file__", str(module))
     assert re.fullmatch(r"release .+", machine.versions()["commit"])
+
+
+# --- preparations
+
+
+@prepares("clustering")
+def clustered(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+@pytest.mark.parametrize("held", ["counted", "excluded", "shared"])
+def test_a_preparation_that_nobody_accounts_for_is_refused(held: str) -> None:
+    study = swept(study_of())
+    with listening():
+        clustered(torch.ones(1))
+        with pytest.raises(ValueError, match=r"runs a clustering, and nothing says .* study\.prepare\("):
+            record_of(study)
+        study.prepare("clustering", "clustering the rows", 7, held=held)  # type: ignore[arg-type]
+        record = record_of(study)
+    (told,) = getattr(record, held)
+    assert (told.kind, told.what, told.macs) == ("clustering", "clustering the rows", 7)
+    assert record.prepared == {"clustering"}
+
+
+def test_what_is_no_shared_preparation_has_a_size() -> None:
+    with pytest.raises(ValueError, match="say how many MACs the search takes"):
+        study_of().prepare("search", "the search")
+    study_of().prepare("search", "the search", held="shared")
+
+
+def test_only_what_runs_inside_a_study_is_heard() -> None:
+    clustered(torch.ones(1))
+    assert heard() == frozenset()
+    with listening() as outer:
+        with listening():
+            clustered(torch.ones(1))
+        assert outer == set()
+        assert clustered.__name__ == "clustered"
+
+
+def test_an_experiment_that_clusters_and_does_not_say_so_is_refused() -> None:
+    """By the way that every experiment runs, whichever module it stands in."""
+
+    def forgetful(study: Study[Plan]) -> Record:
+        clustered(torch.ones(1))
+        return record_of(swept(study))
+
+    plan = Plan(repetitions=2, seeds=(0, 1, 2))
+    with pytest.raises(ValueError, match="runs a clustering"):
+        measure("made-up", Scenario("a-task", "A task", forgetful, plan, plan), Context())
+
+
+def test_the_cost_of_a_training_is_what_the_counter_finds() -> None:
+    x, y, recipe = torch.randn(10, 3), torch.zeros(10).long(), Recipe(2, batch_size=4)
+
+    def network() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
+
+    with count() as tally:
+        train(network(), x, y, recipe, seed=0)
+    assert training_macs(network, x, y, recipe) == tally.macs
+    assert training_macs(network, x, y, recipe, steps=2) == tally.macs
+
+
+def test_a_control_on_other_input_is_marked() -> None:
+    (control,) = record_of(swept(study_of()), other_input=["at random"]).controls
+    assert control.other_input

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from reference_impls.accounting.record import Interval, Knob, Model, Quality, Record, Variant
+from reference_impls.accounting.record import Interval, Knob, Model, Point, Quality, Record
 from reference_impls.accounting.saving import (
+    ONCE,
     SMALL_LOSS,
-    best_control,
-    best_point,
+    best,
+    end_to_end,
     has_random_weights,
+    is_exact,
+    left_out,
     macs_saved,
+    rivals,
     speed_up,
 )
 
+from .headlines import own_part
 from .knowledge import Knowledge
 
 
@@ -27,7 +32,9 @@ class Saving(Model):
     quality: Quality
     """What it delivers."""
     macs_saved: float
-    """Share of the baseline's MACs."""
+    """Share of the baseline's MACs; from end to end where the work is done once."""
+    exact: bool
+    """Whether nothing is lost but by rounding."""
     speed_up: Interval
     """Time of the baseline over its time."""
     paired: bool
@@ -53,6 +60,8 @@ class Row(Model):
     """The best control at the same loss; absent where there is none."""
     controls: int
     """Number of the controls that were tried."""
+    left_out: int
+    """MACs of preparations that `best` does not hold: work that repeats, and needs them once."""
 
 
 class Group(Model):
@@ -93,33 +102,38 @@ def _key(record: Record) -> tuple[str, str | None, str, str]:
 
 
 def _rows(record: Record, allowed: float) -> list[Row]:
-    control = best_control(record, allowed)
-    beside = _saving(record, control[0].name, control[1].knobs, control[1]) if control else None
+    """A row for each technique of a record, and for each input that its sweep knows."""
     techniques = [record.technique] if record.technique else list(dict.fromkeys(p.technique for p in record.points))
     rows = []
     for technique in filter(None, techniques):
-        best = best_point(record, allowed, None if record.technique else technique)
-        rows.append(
-            Row(
-                technique=technique,
-                scenario=record.scenario,
-                device=record.device,
-                baseline=record.baseline.quality,
-                random_weights=has_random_weights(record),
-                best=_saving(record, technique, best.knobs, best) if best else None,
-                control=beside,
-                controls=len(record.controls),
+        own = own_part(record, technique)
+        found = best(own, allowed)
+        for point, control in zip(found.points, found.controls, strict=True):
+            rows.append(
+                Row(
+                    technique=technique,
+                    scenario=record.scenario,
+                    device=record.device,
+                    baseline=record.baseline.quality,
+                    random_weights=has_random_weights(record),
+                    best=_saving(own, technique, point, whole=True) if point else None,
+                    control=_saving(record, control[0].name, control[1]) if control else None,
+                    controls=len(rivals(record)),
+                    left_out=0 if own.work in ONCE else left_out(own),
+                )
             )
-        )
     return rows
 
 
-def _saving(record: Record, name: str, knobs: dict[str, Knob], variant: Variant) -> Saving:
+def _saving(record: Record, name: str, point: Point, *, whole: bool = False) -> Saving:
+    """What a point saves; `whole`: with its preparation, where the work is done once."""
+    saved = end_to_end(record, point) if whole and record.work in ONCE else macs_saved(record, point)
     return Saving(
         name=name,
-        knobs=knobs,
-        quality=variant.quality,
-        macs_saved=macs_saved(record, variant),
-        speed_up=speed_up(record, variant),
-        paired=variant.speed_up is not None,
+        knobs=point.knobs,
+        quality=point.quality,
+        macs_saved=saved,
+        exact=is_exact(record, point),
+        speed_up=speed_up(record, point),
+        paired=point.speed_up is not None,
     )

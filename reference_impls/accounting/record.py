@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Knob = bool | int | Finite | str
+Work = Literal["network", "training", "selection", "layer"]
+"""What a unit of work is, in the order of headlines: a whole network's run, a training with the selection of its data,
+a selection alone, a part of a network."""
+Preparing = Literal["training", "embedding", "clustering", "calibration", "search"]
 SLUG = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 VERSION: Literal[2] = 2
 """Of the schema. Records of version 1 were converted once, in the commit that brought version 2."""
@@ -118,6 +122,9 @@ class Control(Model):
     """What differs from the technique's own points."""
     points: tuple[Point, ...] = Field(min_length=1, examples=[[]])
     """The control's points, over the same knobs where that makes sense."""
+    other_input: bool = Field(default=False, examples=[False])
+    """Whether it works on other input, such as noise: then it is no rival, and what it saves is compared with nothing.
+    """
 
 
 class Table(Model):
@@ -142,6 +149,30 @@ class Table(Model):
     def records(self) -> list[dict[str, Any]]:
         """The rows as mappings from column to cell."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+class Preparation(Model):
+    """Work that is done before the first unit: a training, an embedding, a clustering, a calibration, a search."""
+
+    what: str = Field(examples=["embedding 4,837 mails with MiniLM"])
+    """What is done, in words that follow "left out:"."""
+    macs: Count = Field(examples=[6_722_693_228_160])
+    """Multiply-accumulates of all of it, once."""
+    kind: Preparing | None = Field(default=None, examples=["embedding"])
+    """What sort of work it is."""
+    technique: str | None = Field(default=None, pattern=SLUG, examples=["semantic-deduplication"])
+    """Whose it is, in the record of a benchmark where several techniques meet; absent where it is everybody's."""
+
+
+class Shared(Model):
+    """A preparation that the baseline needs as well, so that it is no cost of the technique."""
+
+    what: str = Field(examples=["training the network once, without the technique"])
+    """What is done, and why the baseline needs it too."""
+    macs: Count | None = Field(default=None, examples=[2_779_000_000_000])
+    """Multiply-accumulates of all of it, once; absent where nobody needs the number."""
+    kind: Preparing | None = Field(default=None, examples=["training"])
+    """What sort of work it is."""
 
 
 class Measured(Interval):
@@ -193,14 +224,28 @@ class Record(Model):
     """The model, where there is one."""
     unit: str = Field(examples=["one image"])
     """The unit of work that `macs`, `bytes` and `wall_ms` refer to."""
+    work: Work = Field(default="network", examples=["network"])
+    """What kind of work the unit is. A headline never spans two kinds."""
     knobs: tuple[str, ...] = Field(min_length=1, examples=[["r"]])
     """Names of the knobs that the sweep moves, the main one first."""
+    given: tuple[str, ...] = Field(default=(), examples=[["changed"]])
+    """Those of the knobs that describe the input, so that nobody can choose them."""
     baseline: Variant = Field(examples=[{}])
     """The best native dense way to get the result, without the technique."""
     points: tuple[Point, ...] = Field(min_length=1, examples=[[]])
     """The technique, point by point over its knobs."""
     controls: tuple[Control, ...] = Field(default=(), examples=[[]])
     """Null cases."""
+    counted: tuple[Preparation, ...] = Field(default=(), examples=[[]])
+    """Preparations that are in the MACs of every point, once a unit."""
+    excluded: tuple[Preparation, ...] = Field(
+        default=(), examples=[[{"what": "embedding 4,837 mails with MiniLM", "macs": 6_722_693_228_160}]]
+    )
+    """Preparations that the technique needs and that no MACs and no time of a point hold."""
+    shared: tuple[Shared, ...] = Field(default=(), examples=[[]])
+    """Preparations that the baseline needs as well."""
+    grows: dict[str, Finite] = Field(default_factory=dict, examples=[{"epochs": 5}])
+    """Quantities with which the unit grows while its preparation does not, as they are here: epochs, parameters."""
     redundancy: Measured = Field(examples=[{"measure": "mean best-match cosine of keys", "value": 0.87}])
     """How much redundancy the data hold, by the technique's own measure."""
     tables: dict[str, Table] = Field(default_factory=dict, examples=[{}])
@@ -242,12 +287,20 @@ class Record(Model):
                 raise ValueError("either the record names the technique, or each of its points does")
         if self.technique is None and self.benchmark is None:
             raise ValueError("name the technique, or the benchmark in which several meet")
+        if unknown := set(self.given) - set(self.knobs):
+            raise ValueError(f"`given` names {', '.join(sorted(unknown))}, which the sweep does not move")
         return self
 
     @property
     def owner(self) -> str:
         """Id of the entry, or of the benchmark where several techniques meet: the folder of the record."""
         return self.technique or self.benchmark or ""
+
+    @property
+    def prepared(self) -> set[Preparing]:
+        """The kinds of preparation that the record accounts for: counted, left out or shared."""
+        said: tuple[Preparation | Shared, ...] = (*self.counted, *self.excluded, *self.shared)
+        return {one.kind for one in said if one.kind}
 
     @property
     def arrays(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
+from reference_impls.accounting.preparation import prepares
 from reference_impls.accounting.record import Measured, Record, Table
 from reference_impls.contract import Redundancy, Technique, generator
 from reference_impls.data.text import Mail, legible_mails, normalised
@@ -76,6 +77,7 @@ def embedded_mails(folders: Mapping[str, int] | None, context: Context) -> Embed
     return Embedded(mails, embeddings([mail.text for mail in mails], context), y)
 
 
+@prepares("embedding")
 def embeddings(texts: Sequence[str], context: Context) -> Tensor:
     """MiniLM embeddings (N, D) of the texts, from the cache. Equal texts have equal embeddings, bit for bit."""
     distinct = list(dict.fromkeys(texts))
@@ -91,15 +93,16 @@ def embeddings(texts: Sequence[str], context: Context) -> Tensor:
     return z[[position[text] for text in texts]].to(context.device)
 
 
-def embedding_macs(mails: Sequence[Mail]) -> int:
-    """MACs of embedding the mails, estimated from 16 of them."""
+def embedding_macs(texts: Sequence[str]) -> int:
+    """MACs of embedding the texts, estimated from 16 of them."""
     model, tokenizer = load_minilm()
-    sample = [mails[i].text for i in range(0, len(mails), len(mails) // 16)][:16]
+    sample = texts[:: max(1, len(texts) // 16)][:16]
     with count() as tally:
         embed(model, tokenizer, sample, max_tokens=MAX_TOKENS, batch_size=1)
-    return round(tally.macs / len(sample) * len(mails))
+    return round(tally.macs / len(sample) * len(texts))
 
 
+@prepares("clustering")
 def k_means(z: Tensor, seed: int) -> tuple[Tensor, int]:
     """Cluster labels (N,) from scikit-learn's k-means, and the multiply-accumulates of its distances.
 
@@ -180,10 +183,15 @@ def mail_split(data: Embedded, seed: int) -> MailSplit:
     return MailSplit(training, x, x_test, test.y, nearest(test.z, training.z)[0] > 1 - LEAK)
 
 
+def perceptron(features: int) -> nn.Module:
+    """The filter, untrained."""
+    return nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
+
+
 def fit(part: MailSplit, select: Callable[..., Tensor], seed: int) -> tuple[nn.Module, Tensor]:
     """A perceptron trained on the mails of `select(part, seed)`, always for as many epochs; and which these are."""
     kept = select(part, seed)
-    model = seeded(seed, lambda: nn.Sequential(nn.Linear(part.x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2)))
+    model = seeded(seed, lambda: perceptron(part.x.shape[1]))
     return train(model.to(part.x.device), part.x[kept], part.train.y[kept], RECIPE, seed=seed), kept
 
 
@@ -224,6 +232,10 @@ def training(
             study.add(series, knobs, partial(fit, part, select, seed), samples=len(kept), redundancy=share)
         return len(kept)
 
+    texts = [mail.text for mail in data.mails]
+    embedding = round(embedding_macs(texts) / len(data.mails) * len(every))
+    study.prepare("embedding", f"embedding {len(every):,} mails with MiniLM (estimated from 16)", embedding)
+    study.prepare("training", "training the filter: the unit itself", held="shared")
     for seed in plan.seeds:
         part = first if seed == plan.seeds[0] else mail_split(data, seed)
         seen.append(float(part.seen.double().mean()))
@@ -236,8 +248,13 @@ def training(
                     add(part, seed, RANDOM, knobs, partial(random_subset, size=size))
         study.progress("training on splits", len(seen), len(plan.seeds))
     study.measure()
+    parameters = sum(p.numel() for p in perceptron(first.x.shape[1]).parameters())
     for method in methods:
         macs = method.macs_elsewhere(first, plan.seeds[0])
+        if method.name == TECHNIQUE:
+            with count() as selecting:
+                method.select(first, plan.seeds[0], **study.series(TECHNIQUE)[-1].knobs)
+            study.prepare("clustering", "clustering and matching the mails", selecting.macs + macs, held="counted")
         for variant in study.series(method.name):
             variant.cost = study.cost(method.name, **variant.knobs).plus(macs)
     folders = Counter(mail.source for mail in data.mails)
@@ -246,6 +263,8 @@ def training(
         f"({', '.join(f'{source} {n:,}' for source, n in folders.items())}), a fifth for testing",
         model=f"perceptron of {HIDDEN} hidden units on {first.x.shape[1]:,} TF-IDF features; MiniLM-L6-v2 embeddings",
         unit=f"selecting among {len(every):,} mails and training once ({RECIPE.epochs} epochs)",
+        work="training",
+        grows={"epochs": RECIPE.epochs, "parameters of the filter": parameters},
         knobs=(knob,),
         metric="accuracy on all test mails",
         controls={

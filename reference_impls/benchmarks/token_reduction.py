@@ -182,6 +182,7 @@ def classification(study: Study[ClassificationPlan], technique: Technique, metho
         model = trained_vit(study, seed)
         _sweep(study, model, methods, batch, lambda model: {"score": training.accuracy(model, *test)})
     null = {"white noise": uniform_noise(batch), "shuffled pixels": shuffled_pixels(batch)}
+    study.prepare("training", "training the models, without the technique", held="shared")
     return study.record(
         **_measured(study, technique, methods, model, batch, null),
         data=f"{TITLES[plan.data]}, {batch.shape[-1]} x {batch.shape[-1]} pixels: {len(parts.train.x):,} to train, "

@@ -166,6 +166,7 @@ def clips(
             SHUFFLED: "The same frames in random order: each is compared with one that is not its neighbour in time.",
             HELD: "Without the technique: the dense network on every n-th frame, its result repeated in between.",
         },
+        other_input=(other_clip, SHUFFLED),
         redundancy=_similarity(plan, fixed, moving, shuffled),
         notes=(
             "Agreement with the dense network, not accuracy: the clips have no labels.",
@@ -278,10 +279,13 @@ def convolution(study: Study[ConvolutionPlan]) -> Record:
         data="normal noise: two frames that alternate and differ in one blob (mean of 3 places) or scattered",
         model=f"one convolution {plan.channels} -> {plan.channels}, kernel 3, padding 1",
         unit="one frame, detection, gathering and scattering included",
+        work="layer",
         knobs=("changed",),
+        given=("changed",),
         metric="largest error of the output",
         higher_is_better=False,
         controls={method.name: method.about for method in plan.methods if method.name != TECHNIQUE},
+        other_input=[method.name for method in plan.methods if method.changes != "blob"],
         redundancy=measured(
             [Redundancy(nothing_moves(pair).value, about) for pair in blobs[CONTROLS_AT]],
             {"scattered": nothing_moves(scattered).value},

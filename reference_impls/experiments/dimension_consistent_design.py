@@ -157,6 +157,7 @@ def run_layout(study: Study[Plan]) -> Record:
         data="random maps of 96 channels and 28 x 28 pixels",
         model="4 blocks as in the second stage of EfficientFormer-L1, batch norm folded, random weights",
         unit="one map, in a batch of 1",
+        work="layer",
         knobs=("layout",),
         metric="largest difference of the result",
         higher_is_better=False,

@@ -20,7 +20,7 @@ from reference_impls.benchmarks.compact_networks import searches
 from reference_impls.benchmarks.compact_networks.networks_fashion import found_by_search
 from reference_impls.contract import generator
 from reference_impls.data.splits import Split
-from reference_impls.study import TECHNIQUE, Recipe, Study, table
+from reference_impls.study import TECHNIQUE, Recipe, Study, seeded, table, training_macs
 from reference_impls.techniques import fine_grained_joint_search as joint
 from reference_impls.techniques.fine_grained_joint_search import SCORE, Efficiency, Space, Subnet
 from reference_impls.techniques.latency_driven_slimming.search import greedy
@@ -55,11 +55,17 @@ class JointPlan(searches.SearchPlan):
     def network(self, state: Subnet) -> joint.Network:
         return joint.Network(self.space, state)
 
+    def sandwich(self) -> joint.Sandwich:
+        """The supernet, untrained, with the sub-networks that a step trains."""
+        return joint.Sandwich(joint.Slimmable(self.space))
+
     def trained_supernet(self, part: Split, seed: int) -> joint.Slimmable:
-        sandwich: joint.Sandwich = self.fitted(
-            "supernet", part, seed, lambda: joint.Sandwich(joint.Slimmable(self.space)), sandwich_loss
-        )
+        sandwich: joint.Sandwich = self.fitted("supernet", part, seed, self.sandwich, sandwich_loss)
         return sandwich.supernet
+
+    def supernet_macs(self, part: Split) -> int:
+        build = partial(seeded, 0, self.sandwich)
+        return training_macs(build, *part.train, self.recipe, loss=sandwich_loss, steps=8)
 
 
 def search(plan: JointPlan, latencies: LatencyTable, seed: int) -> searches.Fold[Subnet]:
@@ -69,7 +75,7 @@ def search(plan: JointPlan, latencies: LatencyTable, seed: int) -> searches.Fold
     efficiency, most = Efficiency.of(space, latencies), max(plan.targets) * SCORE
     score, draws = searches.trial(supernet), generator(seed)
     path = joint.joint_search(supernet, efficiency, score, most)
-    evaluations = len(score.evaluated)
+    evaluations, macs = len(score.evaluated), searches.evaluation_macs(score, space)
     alone = Efficiency.of(space, latencies, {"size": 0.0, "latency": 1.0})
     fast = greedy(whole, lambda s: () if efficiency(s) >= most else moves(s), searches.trial(supernet), alone, 1e12)
     paths = {
@@ -81,7 +87,7 @@ def search(plan: JointPlan, latencies: LatencyTable, seed: int) -> searches.Fold
     validation = {s: score(s) for target in plan.targets for s in found[RANDOM, target]}
     for target in plan.targets:
         found[BEST, target] = [max(found[RANDOM, target], key=lambda s: validation[s])]
-    return searches.Fold(part, supernet, path, found, evaluations, validation)
+    return searches.Fold(part, supernet, path, found, macs, evaluations, validation)
 
 
 def run(study: Study[JointPlan]) -> Record:
@@ -189,6 +195,7 @@ CONTENDERS = {
             f"fashion-search at four times the score: {FASHION.recipe.epochs} epochs of {FASHION.images:,} images, "
             "four sub-networks at a time, then some hundreds of networks evaluated on "
             f"{FASHION.validation + 256:,} images",
+            found_in="fine-grained-joint-search/fashion-search",
         ),
     )
 }  # fmt: skip

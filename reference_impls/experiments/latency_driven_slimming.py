@@ -19,7 +19,7 @@ from reference_impls.benchmarks.compact_networks import searches
 from reference_impls.benchmarks.compact_networks.networks_fashion import SIDE, found_by_search
 from reference_impls.contract import generator
 from reference_impls.data.splits import Split
-from reference_impls.study import TECHNIQUE, Recipe, Study, table
+from reference_impls.study import TECHNIQUE, Recipe, Study, seeded, table, training_macs
 from reference_impls.techniques import latency_driven_slimming as slimming
 from reference_impls.techniques.latency_driven_slimming import Architecture, Space
 
@@ -48,6 +48,9 @@ class SlimmingPlan(searches.SearchPlan):
         supernet: slimming.Supernet = self.fitted("supernet", part, seed, lambda: slimming.Supernet(self.space))
         return supernet
 
+    def supernet_macs(self, part: Split) -> int:
+        return training_macs(lambda: seeded(0, lambda: slimming.Supernet(self.space)), *part.train, self.recipe)
+
 
 def search(plan: SlimmingPlan, latencies: LatencyTable, seed: int) -> searches.Fold[Architecture]:
     """Train the supernet of a seed and slim it with every method."""
@@ -62,7 +65,9 @@ def search(plan: SlimmingPlan, latencies: LatencyTable, seed: int) -> searches.F
         """The greedy walk with another benefit, or by other moves."""
         return [step.state for step in slimming.greedy(start, moves, searches.trial(supernet), benefit, target)]
 
-    path = slimming.slim(supernet, latencies, searches.trial(supernet), min(plan.targets))
+    score = searches.trial(supernet)
+    path = slimming.slim(supernet, latencies, score, min(plan.targets))
+    macs = searches.evaluation_macs(score, space)
     scores = slimming.importance(supernet.probabilities())
     draws, keys = generator(seed), list(scores)
     dealt = dict(zip(keys, [scores[keys[k]] for k in torch.randperm(len(keys), generator=draws)], strict=True))
@@ -80,7 +85,7 @@ def search(plan: SlimmingPlan, latencies: LatencyTable, seed: int) -> searches.F
         ],
     }
     found = searches.reached(paths, plan.targets, lambda a, share: latency(a) <= share * latency(start))
-    return searches.Fold(part, supernet, path, found)
+    return searches.Fold(part, supernet, path, found, macs)
 
 
 def run(study: Study[SlimmingPlan]) -> Record:
@@ -182,6 +187,7 @@ CONTENDERS = {
             f"fashion-slimming at half of the predicted latency: {FASHION.recipe.epochs} epochs of {FASHION.images:,} "
             "images, all choices at a time, then some dozens of networks evaluated on "
             f"{FASHION.validation + 256:,} images",
+            found_in="latency-driven-slimming/fashion-slimming",
         ),
     )
 }  # fmt: skip

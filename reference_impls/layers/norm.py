@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.preparation import prepares
 from reference_impls.layers.conv import ConvNorm
 
 
@@ -42,6 +43,7 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return nn.utils.fuse_conv_bn_eval(conv, norm).to(dtype)
 
 
+@prepares("calibration")
 @torch.no_grad()
 def recalibrate(network: nn.Module, x: Tensor, batch_size: int = 256) -> None:
     """Estimate the statistics of every batch norm again, as the mean over batches of x (N, ...); in place.

@@ -15,4 +15,5 @@ from reference_impls.study.training import (
     seeded,
     train,
     trained,
+    training_macs,
 )

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from reference_impls.accounting.preparation import listening
 from reference_impls.accounting.record import Record
 from reference_impls.contract.registry import module_name, nearest
 from reference_impls.data import assets
@@ -69,7 +70,8 @@ def measure(owner: str, scenario: Scenario, context: Context) -> Record:
     threads = torch.get_num_threads()
     torch.set_num_threads(context.threads)
     try:
-        return scenario.run(Study[Any](owner, scenario, context))
+        with listening():
+            return scenario.run(Study[Any](owner, scenario, context))
     finally:
         torch.set_num_threads(threads)
 

@@ -19,12 +19,25 @@ import datetime
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
 from reference_impls.accounting.count import Tally, count
-from reference_impls.accounting.record import Control, Interval, Measured, Point, Quality, Record, Table, WallTime
+from reference_impls.accounting.preparation import heard
+from reference_impls.accounting.record import (
+    Control,
+    Interval,
+    Measured,
+    Point,
+    Preparation,
+    Preparing,
+    Quality,
+    Record,
+    Shared,
+    Table,
+    WallTime,
+)
 from reference_impls.accounting.record import Variant as VariantRecord
 from reference_impls.accounting.timing import repeat, speed_up, wall_time
 from reference_impls.contract import Redundancy
@@ -104,6 +117,7 @@ class Study(Generic[P_co]):
         self.owner, self.scenario, self.context = owner, scenario, context
         self.plan: P_co = scenario.plan(context.budget)  # type: ignore[assignment]  # the scenario's own subclass
         self._variants: dict[tuple[str, tuple[tuple[str, Any], ...]], Variant] = {}
+        self._counted, self._excluded, self._shared = list[Preparation](), list[Preparation](), list[Shared]()
 
     @property
     def device(self) -> str:
@@ -147,6 +161,33 @@ class Study(Generic[P_co]):
             if value is not None:
                 setattr(variant, name, value)
 
+    def prepare(
+        self,
+        kind: Preparing,
+        what: str,
+        macs: int | None = None,
+        *,
+        held: Literal["counted", "excluded", "shared"] = "excluded",
+        technique: str | None = None,
+    ) -> None:
+        """Say of a preparation where its cost is: `record` refuses a study in which one was heard of and not said.
+
+        Args:
+            kind, what: of the preparation; `what` follows the words "left out:".
+            macs: of all of it, once; may be absent only for a shared one.
+            held: `counted` in the MACs of every point, `excluded` from them, or `shared`: the baseline needs it as
+                well, or a control alone.
+            technique: whose it is, in a benchmark where several meet.
+        Raises: ValueError without MACs for what is not shared.
+        """
+        if held == "shared":
+            self._shared.append(Shared(kind=kind, what=what, macs=macs))
+        elif macs is None:
+            raise ValueError(f"say how many MACs {what} takes: what is {held} has a size")
+        else:
+            said = self._counted if held == "counted" else self._excluded
+            said.append(Preparation(kind=kind, what=what, macs=macs, technique=technique))
+
     def variant(self, series: str, **knobs: Any) -> Variant:
         """The variant of a series with these knobs. Raises LookupError that says which there are."""
         key = (series, tuple(sorted(knobs.items())))
@@ -184,6 +225,7 @@ class Study(Generic[P_co]):
         metric: str,
         higher_is_better: bool = True,
         controls: Mapping[str, str] | None = None,
+        other_input: Collection[str] = (),
         pictures: Mapping[str, Any] | None = None,
         **said: Any,
     ) -> Record:
@@ -192,15 +234,23 @@ class Study(Generic[P_co]):
         Args:
             metric, higher_is_better: what the scores are.
             controls: series -> what differs from the technique's own points.
+            other_input: those of the controls that work on other input.
             pictures: name -> array, saved beside the record.
             said: the other fields of the `Record`: `data`, `unit`, `knobs`, `redundancy`, perhaps `model`, `notes`, ...
-        Raises: ValueError for a series that is neither the technique's nor a control that is said here.
+        Raises: ValueError for a series that is neither the technique's nor a control that is said here, and for a
+            preparation that was heard of and that `prepare` was not told of.
         """
         controls = dict(controls or {})
         joint, where, budget = self.scenario.benchmark == self.owner, self.scenario, self.context.budget
         rest = {v.series for v in self._variants.values()} - {BASELINE, *controls}
         if unsaid := rest - {TECHNIQUE} if not joint else set():
             raise ValueError(f"say in `controls` what these series are: {', '.join(sorted(unsaid))}")
+        prepared: tuple[Preparation | Shared, ...] = (*self._counted, *self._excluded, *self._shared)
+        if unsaid := {str(kind) for kind in heard() - {one.kind for one in prepared}}:
+            raise ValueError(
+                f"the study runs a {', a '.join(sorted(unsaid))}, and nothing says if the variants' cost holds it: "
+                'tell `study.prepare`, such as study.prepare("embedding", "embedding the texts", macs)'
+            )
         fields = partial(self._fields, metric=metric, higher_is_better=higher_is_better, controls=list(controls))
 
         def points(names: Collection[str], joint: bool = False) -> tuple[Point, ...]:
@@ -215,7 +265,13 @@ class Study(Generic[P_co]):
             budget=budget,
             baseline=VariantRecord(**fields(self.baseline)),
             points=points(rest, joint),
-            controls=tuple(Control(name=n, about=about, points=points({n})) for n, about in controls.items()),
+            controls=tuple(
+                Control(name=n, about=about, points=points({n}), other_input=n in other_input)
+                for n, about in controls.items()
+            ),
+            counted=tuple(self._counted),
+            excluded=tuple(self._excluded),
+            shared=tuple(self._shared),
             pictures=tuple(pictures or ()),
             seeds=self.plan.seeds,
             device=self.device,

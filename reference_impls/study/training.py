@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
+from reference_impls.accounting.count import count
+from reference_impls.accounting.preparation import prepares
 from reference_impls.data import assets
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,6 +56,7 @@ class Recipe:
     weight_decay: float = 0.05
 
 
+@prepares("training")
 def train(
     model: M,
     x: Tensor,
@@ -89,6 +93,30 @@ def train(
     return model.eval()
 
 
+def training_macs(
+    build: Callable[[], nn.Module],
+    x: Tensor,
+    y: Tensor,
+    recipe: Recipe,
+    *,
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+    steps: int = 1,
+) -> int:
+    """MACs of `train` on what `build` makes, forward and backward: a step of each size of batch is counted.
+
+    `steps`: of the full batches, their mean, where what a step costs is drawn at random.
+    """
+    total = 0.0
+    for size, times in Counter(len(part) for part in torch.arange(len(x)).split(recipe.batch_size)).items():
+        counted = min(steps, times)
+        with count() as tally:
+            part = slice(size * counted)
+            train(build(), x[part], y[part], replace(recipe, epochs=1, batch_size=size), seed=0, loss=loss)
+        total += recipe.epochs * times * tally.macs / counted
+    return round(total)
+
+
+@prepares("training")
 def trained(name: str, spec: Mapping[str, Any], build: Callable[[], M], fit: Callable[[M], nn.Module]) -> M:
     """A trained model, from the cache if the same `spec` (architecture, data, recipe, seed) was trained before."""
     model = build()

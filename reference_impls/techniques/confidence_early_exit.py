@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.preparation import prepares
 from reference_impls.contract import (
     Choice,
     Handle,
@@ -299,6 +300,7 @@ def check_targets(targets: Any, samples: int, classes: int) -> Tensor:
     return targets
 
 
+@prepares("calibration")
 def calibrate(
     logits: Tensor, targets: Tensor | None, rule: Rule, budget: float, *, delta: float | None = None
 ) -> Calibration:

@@ -87,6 +87,7 @@ def row(knowledge: Knowledge, entry: Entry) -> dict[str, Any]:
 @click.pass_context
 def show(ctx: click.Context, id_: str, json_: bool) -> None:
     """Show an entry with its papers, claims and results. ID may be an alias."""
+    from ..headlines import WORK, of_entry
     from ..knowledge.completeness import gaps as gaps_of
     from ..knowledge.references import resolved
 
@@ -97,6 +98,7 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
     results = knowledge.results_of(entry.id)
     source = knowledge.sources.get(entry.id)
     knobs = source.knobs if source else ()
+    saves = [one for _, one in of_entry(knowledge, entry.id)]
     if json_:
         print_json(
             row(knowledge, entry)
@@ -119,6 +121,7 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
                     }
                     for paper, claim, judgement in claims
                 ],
+                "saves": [one.model_dump(mode="json") for one in saves],
                 "results": [json.loads(record.to_json()) for record in results],
                 "gaps": [need.what for need in gaps_of(knowledge, entry)],
             }
@@ -128,6 +131,9 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
     click.echo(f"{entry.summary}\n")
     for axis, terms in entry.axes.items():
         click.echo(f"  {axis:22}{', '.join(terms)}")
+    for one in saves:
+        heading(f"MACs saved, {WORK[one.work]}: {one.value}")
+        click.echo(f"  {one.about}\n  best control: {one.control}")
     for title, items in (
         ("Algorithm", [f"{n}. {step.step}" for n, step in enumerate(entry.algorithm, 1)]),
         ("When to use it", entry.when_to_use),

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from reference_impls.accounting.record import Record
 
+from ..headlines import of_entry
 from ..knowledge import Knowledge
 from ..knowledge.paths import ENTRIES, PAPERS, RESULTS
 from ..knowledge.references import resolved
@@ -170,6 +171,7 @@ def entry(knowledge: Knowledge, one: Entry) -> model.EntryOut:
         waivers=dict(source.waivers) if source else {},
         claims=tuple(claim_id(paper, claim) for paper, claim, _ in knowledge.claims(one.id)),
         results=tuple(result_id(record) for record in knowledge.results_of(one.id)),
+        saves=tuple(saves for _, saves in of_entry(knowledge, one.id)),
         page=f"techniques/{one.id}.html",
         file=f"{ENTRIES}/{one.id}.yml",
     )
@@ -212,6 +214,7 @@ def claims(knowledge: Knowledge) -> tuple[model.ClaimOut, ...]:
                 because=judged.because,
                 measured=judged.value,
                 result=result_id(judged.record) if judged.record else None,
+                page=f"papers/{one.key}.html#{claim.id}",
             )
             found.append(out)
     return tuple(found)

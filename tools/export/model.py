@@ -15,6 +15,7 @@ from pydantic_core import core_schema
 
 from reference_impls.accounting.record import Record
 
+from ..headlines import Saves
 from ..knowledge.schema import (
     ID,
     KEY,
@@ -59,6 +60,8 @@ class EntryOut(Entry):
     """Claims about it."""
     results: tuple[ResultId, ...] = Field(default=(), examples=[["token-merging/vit-small-latency"]])
     """What was measured of it."""
+    saves: tuple[Saves, ...] = Field(default=(), examples=[[]])
+    """What it saves at a small loss, a kind of work each."""
     page: Path = Field(examples=["techniques/token-merging.html"])
     """Its page, relative to the root of the site."""
     file: Path = Field(examples=["taxonomy/techniques/token-merging.yml"])
@@ -105,9 +108,11 @@ class ClaimOut(Claim):
     because: str = Field(examples=["Within the tolerance: we measure 1.6, the target is 1.64 ± 0.15."])
     """The reason of the verdict."""
     measured: Number | None = Field(default=None, examples=[1.6])
-    """What we measured; absent as long as nothing was."""
+    """What we measured, in the unit of the check; absent as long as nothing was."""
     result: ResultId | None = Field(default=None, examples=["token-merging/vit-small-latency"])
     """The result that `measured` was taken from."""
+    page: Path = Field(examples=["papers/bolya-2023-token.html#c1"])
+    """Its address, relative to the root of the site."""
 
 
 class ResultOut(Record):

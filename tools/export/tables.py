@@ -146,6 +146,8 @@ class ClaimRow(Model):
     """What the paper measured."""
     value: float | None = Field(examples=[1.64])
     """The paper's number."""
+    printed: str | None = Field(examples=["1.64"])
+    """The same as the paper prints it."""
     unit: str | None = Field(examples=["times"])
     """Its unit."""
     baseline: str | None = Field(examples=["953 images/s without merging"])
@@ -161,7 +163,11 @@ class ClaimRow(Model):
     because: str = Field(examples=["Within the tolerance."])
     """The reason of the verdict."""
     measured: float | None = Field(examples=[1.6])
-    """What we measured."""
+    """What we measured, in the unit of the next column."""
+    expected: float | None = Field(examples=[1.64])
+    """What it should be if the claim holds, in the same unit."""
+    measured_unit: str | None = Field(examples=["times"])
+    """Unit of `measured` and `expected`."""
     result: str | None = Field(examples=["token-merging/vit-small-latency"])
     """Id of the result that it was taken from."""
 
@@ -366,6 +372,8 @@ def _claim(c: model.ClaimOut) -> ClaimRow:
     same = ("id", "paper", "kind", "statement", "seen_at", "verdict", "because", "measured", "result")
     known: dict[str, Any] = {name: getattr(c, name) for name in same}
     known |= {name: getattr(c.quantity, name, None) for name in ("metric", "value", "unit", "baseline")}
+    known["printed"] = c.quantity.text if c.quantity else None
+    known |= {"expected": getattr(c.check, "target", None), "measured_unit": getattr(c.check, "unit", None)}
     return ClaimRow(
         **known,
         entry=c.technique,

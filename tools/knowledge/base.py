@@ -74,11 +74,13 @@ class Knowledge:
         return judge(claim, self.results_of(claim.technique))
 
     def claims(self, entry_id: str) -> list[tuple[Paper, Claim, Judgement]]:
-        """Every claim about an entry, with its paper and its verdict; the entry's own papers first, in its order."""
+        """Every claim about an entry, with its paper and its verdict: those that we tried first, then the entry's own
+        papers, in its order."""
         entry = self.entries.get(entry_id)
         order = {link.key: n for n, link in enumerate(entry.papers)} if entry else {}
         papers = sorted(self.papers.values(), key=lambda p: (order.get(p.key, len(order)), p.key))
-        return [(p, c, self.judge(c)) for p in papers for c in p.claims if c.technique == entry_id]
+        found = [(p, c, self.judge(c)) for p in papers for c in p.claims if c.technique == entry_id]
+        return sorted(found, key=lambda one: not one[2].attempted)
 
     @cached_property
     def claimed(self) -> frozenset[str]:

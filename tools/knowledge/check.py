@@ -349,6 +349,10 @@ class _Checker:
             field.value(record)
         except FieldAbsent as error:
             yield document.finding("E503", str(error), at)
+        if claim.check.unit is None or claim.check.differs is None:
+            lacks = " and ".join(name for name in ("unit", "differs") if getattr(claim.check, name) is None)
+            hint = "for example `unit: percentage points` and `differs: [data, model]`; `differs: []` if in nothing"
+            yield document.finding("E509", f"the check does not say its {lacks}", (*path, "check"), hint=hint)
 
     # --- results
 
@@ -443,9 +447,30 @@ class _Checker:
                     for written, problem in references.problems(text, self.k, self._owner(file, document.data, path)):
                         place = document.place_of_text(path, written)
                         yield document.finding("E508", str(problem), path, place=place, hint=problem.hint)
+        for file, owner, path, text, said in self._told():
+            yield from self._bare_numbers(self.k.documents[file], owner, path, text, said)
+
+    def _told(self) -> Iterator[tuple[str, str, Keys, str, set[float]]]:
+        """(file, whose results, where, text, numbers that stand elsewhere) of every text whose numbers are ours."""
         for entry_id, entry in self.k.entries.items():
             if entry.status == "stable":
-                yield from self._bare_numbers(self.k.documents[f"{ENTRIES}/{entry_id}.yml"], entry_id, entry)
+                file = f"{ENTRIES}/{entry_id}.yml"
+                for field in references.MEASURED_FIELDS:
+                    for n, text in enumerate(getattr(entry, field)):
+                        yield file, entry_id, (field, n), text, set()
+                for n, relation in enumerate(entry.relations):
+                    yield file, entry_id, ("relations", n, "note"), relation.note, set()
+        for key, paper in self.k.papers.items():
+            for n, claim in enumerate(paper.claims):
+                if (check := claim.check) and check.note:
+                    said = {check.target, check.tolerance, check.target - check.tolerance}
+                    yield f"{PAPERS}/{key}.yml", claim.technique, ("claims", n, "check", "note"), check.note, said
+        for file, statements in ((OPEN_PROBLEMS, self.k.open_problems), (PRINCIPLES, self.k.principles)):
+            for n, statement in enumerate(statements.statements):
+                for m, support in enumerate(statement.support):
+                    if support.note and support.result:
+                        owner = support.result.partition("/")[0]
+                        yield file, owner, ("statements", n, "support", m, "note"), support.note, set()
 
     def _owner(self, file: str, data: Any, path: Keys) -> str | None:
         """The entry whose scenarios the references at a place of a file mean."""
@@ -455,16 +480,19 @@ class _Checker:
         claim = data["claims"][path[1]] if folder == PAPERS and path[:1] == ("claims",) else {}
         return claim.get("technique") if isinstance(claim, dict) else None
 
-    def _bare_numbers(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
-        records = self.k.results_of(entry_id)
+    def _bare_numbers(
+        self, document: Document, owner: str, path: Keys, text: str, said: set[float]
+    ) -> Iterator[Finding]:
+        """Numbers of a text that look measured and are neither `said` nor a knob of the owner's results."""
+        if not references.bare_numbers(text, said, self.k.papers):
+            return
+        records = self.k.results_of(owner)
         points = [p for r in records for p in (*r.points, *(p for c in r.controls for p in c.points))]
         knobs = {v for p in points for v in p.knobs.values() if not isinstance(v, str)}
-        for field in references.MEASURED_FIELDS:
-            for n, text in enumerate(getattr(entry, field)):
-                if bare := references.bare_numbers(text, knobs, self.k.papers):
-                    message = f"a number that looks measured, without its record: {', '.join(bare)}"
-                    hint = "write {{scenario: field}}, or name the paper by its key; `redundancy explain W605` has more"
-                    yield document.finding("W605", message, (field, n), hint=hint)
+        if bare := references.bare_numbers(text, said | knobs, self.k.papers):
+            message = f"a number that looks measured, without its record: {', '.join(bare)}"
+            hint = "write {{scenario: field}}, or name the paper by its key; `redundancy explain W605` has more"
+            yield document.finding("W605", message, path, hint=hint)
 
     # --- hard cases and statements
 

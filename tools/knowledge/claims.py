@@ -3,6 +3,7 @@
 A claim's `check` names a scenario and a `field` of its result record, in a small grammar:
 
     field    = operand [ " / " operand | " - " operand ]     a number, a ratio, a difference; spaces around the sign
+             | "1 - " operand " / " operand                  a share: what the first is less than the second
     operand  = name { "." name | "[" selector "]" }
     selector = key | knob "=" value { "," knob "=" value }
 
@@ -22,18 +23,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, get_args
 
 from reference_impls.accounting.record import Record
 
 from .findings import did_you_mean
 from .reader import scalar
-from .schema import Check, Claim, Verdict
+from .schema import Check, Claim, Differing, Verdict
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _SELECTOR = re.compile(r"\[([^\[\]]+)\]")
 _COMMA = re.compile(r",(?=[^,=]*=)")  # a comma inside a value, such as a name with one, stays
 _SIGN = re.compile(r"\s+([/-])\s+")
+_SHARE = re.compile(r"1\s+-\s+")
+
+FACTORS: Final = {"percent": 100.0, "percentage points": 100.0, "million": 1e-6, "billion": 1e-9}
+"""Unit of a check -> what a share or a count of a record is multiplied by; other units are those of the field."""
 
 Part = str | tuple[tuple[str, Any], ...]
 """A name or key, or the conditions of a selector."""
@@ -54,11 +59,13 @@ class Field:
     first: tuple[Part, ...]
     sign: str | None = None
     second: tuple[Part, ...] = ()
+    share: bool = False
+    """Whether it is 1 minus the ratio."""
 
     @property
     def neutral(self) -> float | None:
-        """The value that means `no difference`: 1 for a ratio, 0 for a difference, none for a plain number."""
-        return {"/": 1.0, "-": 0.0}.get(self.sign or "")
+        """The value that means `no difference`: 1 for a ratio, 0 for a difference or a share, none for a number."""
+        return 0.0 if self.share else {"/": 1.0, "-": 0.0}.get(self.sign or "")
 
     def value(self, record: Record) -> float:
         """The number in `record`. Raises FieldAbsent if it is not there."""
@@ -74,7 +81,7 @@ class Field:
             return first - second
         if second == 0:
             raise FieldAbsent(f"{_text(self.second)} is 0, so there is no ratio")
-        return first / second
+        return 1 - first / second if self.share else first / second
 
 
 @dataclass(frozen=True)
@@ -85,23 +92,31 @@ class Judgement:
     because: str
     """The reason, in a sentence."""
     value: float | None = None
-    """What we measured."""
+    """What we measured, in the unit of the check."""
     check: Check | None = None
     record: Record | None = None
+
+    @property
+    def attempted(self) -> bool:
+        """Whether there is a number of ours."""
+        return self.verdict != "not attempted"
 
 
 def parse_field(text: str) -> Field:
     """Parse the field of a check. Raises FieldError."""
-    first, at = _operand(text, 0)
-    if at == len(text):
+    share = _SHARE.match(text)
+    first, at = _operand(text, share.end() if share else 0)
+    if at == len(text) and not share:
         return Field(first)
     sign = _SIGN.match(text, at)
+    if share and (sign is None or sign.group(1) != "/"):
+        raise FieldError('after "1 - " a ratio is due: 1 - name / name')
     if sign is None:
         raise FieldError(f'cannot read "{text[at:]}" at character {at + 1}: expected ".name", "[...]", " / " or " - "')
     second, at = _operand(text, sign.end())
     if at != len(text):
         raise FieldError(f'"{text[at:]}" at character {at + 1} is one operand too many')
-    return Field(first, sign.group(1), second)
+    return Field(first, sign.group(1), second, share=share is not None)
 
 
 def _operand(text: str, at: int) -> tuple[tuple[Part, ...], int]:
@@ -192,7 +207,8 @@ def _text(parts: tuple[Part, ...]) -> str:
 def judge(claim: Claim, records: Iterable[Record]) -> Judgement:
     """Compare a claim with our results of its technique.
 
-    reproduced: our number lies within the tolerance of the target, or on the better side of it. partly: not so, but it
+    reproduced: our number lies within the tolerance of the target, or on the better side of it; where task, data and
+    model are all other ones than the paper's, that is the same effect in another setting. partly: not so, but it
     lies on the better side of no effect (a ratio of 1, a difference of 0, or what `neutral` says): it is there, and
     smaller. contradicted: neither. not attempted: the claim has no check, or its result is not there.
     """
@@ -204,16 +220,21 @@ def judge(claim: Claim, records: Iterable[Record]) -> Judgement:
         return Judgement("not attempted", f"The scenario {check.scenario} has no result yet.", check=check)
     try:
         field = parse_field(check.field)
-        value = field.value(record)
+        value = field.value(record) * FACTORS.get(check.unit or "", 1.0)
     except (FieldError, FieldAbsent) as error:
         return Judgement("not attempted", f"The check cannot be computed: {error}.", check=check, record=record)
-    numbers = f"we measure {value:.4g}, the target is {check.target:g} ± {check.tolerance:g}"
+    unit = f" {check.unit}" if check.unit else ""
+    numbers = f"we measure {value:.4g}{unit}, the target is {check.target:g} ± {check.tolerance:g}"
+    elsewhere = len(check.differs or ()) == len(get_args(Differing))
+    holds: Verdict = "same effect in another setting" if elsewhere else "reproduced"
+    if elsewhere:
+        numbers += "; task, data and model are others than the paper's"
     slack = 1e-9 * max(abs(value), abs(check.target))  # rounding of a number that lies on the edge
     if abs(value - check.target) <= check.tolerance + slack:
-        return Judgement("reproduced", f"Within the tolerance: {numbers}.", value, check, record)
+        return Judgement(holds, f"Within the tolerance: {numbers}.", value, check, record)
     side = {"higher": 1.0, "lower": -1.0}.get(check.better or "")
     if side is not None and side * (value - check.target) > 0:
-        return Judgement("reproduced", f"Better than the target: {numbers}.", value, check, record)
+        return Judgement(holds, f"Better than the target: {numbers}.", value, check, record)
     neutral = field.neutral if check.neutral is None else check.neutral
     if side is not None and neutral is not None and side * (value - neutral) > 0:
         return Judgement("partly", f"The effect is there, but smaller: {numbers}.", value, check, record)

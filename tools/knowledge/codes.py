@@ -491,6 +491,17 @@ CODES: Final[dict[str, Code]] = _table(
         "limits: ['It loses {{photos: points[r=8].quality.value - baseline.quality.value | -.2}}.']",
     ),
     (
+        "E509",
+        "a check without its unit, or without what differs",
+        (
+            "The paper's number and ours stand beside each other in one unit, `unit` of the check, which is that of "
+            "`target` and `tolerance` too. `differs` says in which of task, data and model our setting is another one; "
+            "where it is all three, the verdict says so."
+        ),
+        "check: {scenario: photos, field: redundancy.value, target: 0.4, tolerance: 0.1}",
+        "check: {scenario: photos, field: redundancy.value, target: 40, tolerance: 10, unit: percent, differs: [data]}",
+    ),
+    (
         "W601",
         "a summary that is no sentence",
         "The summary is shown alone in lists: one sentence, with a capital letter and a full stop.",

@@ -7,6 +7,7 @@ are generated from here (`tools.knowledge.editor`). Terms are not listed here: t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,7 +29,8 @@ URL = r'^https?://[^\s<>"]+$'
 
 Status = Literal["draft", "stable", "deprecated"]
 Role = Literal["introduces", "ancestor", "extends", "analyses", "applies"]
-Verdict = Literal["reproduced", "partly", "contradicted", "not attempted"]
+Verdict = Literal["reproduced", "same effect in another setting", "partly", "contradicted", "not attempted"]
+Differing = Literal["task", "data", "model"]
 
 
 def _no_bool(value: Any) -> Any:
@@ -309,11 +311,29 @@ class Quantity(Model):
     metric: Text = Field(examples=["throughput"])
     """What is measured."""
     value: Number = Field(examples=[2.0])
-    """The number."""
+    """The number, with every digit that the paper prints."""
+    printed: Text | None = Field(default=None, examples=["2.0"])
+    """How the paper prints it, where that ends in zeros that `value` cannot hold; in quotes."""
     unit: Text = Field(examples=["times"])
     """Its unit: `times`, `percent`, `percentage points`, `GFLOPs`, `ms`..."""
     baseline: Label | None = Field(default=None, examples=["the same model without merging"])
     """What it is compared with, in words."""
+
+    @model_validator(mode="after")
+    def _printed_is_the_value(self) -> Quantity:
+        if self.printed is not None:
+            try:
+                same = float(self.printed) == self.value
+            except ValueError:
+                same = False
+            if not same:
+                raise ValueError(f"printed {self.printed!r} is another number than value {self.value!r}")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The number as the paper prints it."""
+        return self.printed or format(Decimal(repr(self.value)).normalize(), "f")
 
 
 class Setting(Model):
@@ -364,13 +384,18 @@ class Check(Model):
     field: Text = Field(examples=["baseline.wall_ms.median / points[r=13].wall_ms.median"])
     """The number in the result record: a path, or the ratio or difference of two (see `tools.knowledge.claims`)."""
     target: Number = Field(examples=[2.0])
-    """What the number should be if the claim holds."""
+    """What the number should be if the claim holds, in `unit`."""
     tolerance: Annotated[Number, Field(ge=0)] = Field(examples=[0.2])
-    """How far from the target it may lie, in the number's own unit."""
+    """How far from the target it may lie, in `unit`."""
+    unit: Text | None = Field(default=None, examples=["percentage points"])
+    """Unit in which the paper's number and ours are shown beside each other: ours, a share or a count, is converted to
+    `percent`, `percentage points`, `million` or `billion`; any other unit is that of the field."""
+    differs: tuple[Differing, ...] | None = Field(default=None, examples=[["data", "model"]])
+    """In what our setting is another one than the paper's; empty where in none of the three."""
     better: Literal["higher", "lower"] | None = Field(default=None, examples=["higher"])
     """The side of the target on which the claim holds even more; absent if both sides are failures."""
     neutral: Number | None = Field(default=None, examples=[0.0])
-    """The number that would mean no effect; by default 1 for a ratio and 0 for a difference."""
+    """The number that would mean no effect; by default 1 for a ratio and 0 for a difference or a share."""
     note: Prose | None = Field(default=None, examples=["On a CPU; the paper's is a V100."])
     """In what our setting differs from the paper's."""
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reference_impls.accounting.saving import best_point, macs_saved
-
+from .. import headlines
 from ..knowledge.schema import Entry
-from . import evidence
 from .model import Atlas, Page
 from .parts import STATUS, Facet, View, facet_of_axis, plain
 
@@ -33,8 +31,8 @@ def techniques(atlas: Atlas) -> Page:
     return View(atlas, "techniques/index.md").page(
         "techniques.md", "Techniques", "taxonomy/techniques", meta={"hide": ["navigation", "toc"]}, facets=facets,
         axes=[axis for axis in FACETS[:4] if axis in atlas.knowledge.axes], data=_data, status=STATUS,
-        drafts=sum(e.status == "draft" for e in atlas.entries), saving=lambda entry: _saving(atlas, entry),
-        small_loss=evidence.SMALL_LOSS_TEXT,
+        drafts=sum(e.status == "draft" for e in atlas.entries),
+        saves=lambda entry: headlines.in_short(atlas.knowledge, entry.id), small_loss=headlines.SMALL_LOSS_TEXT,
     )  # fmt: skip
 
 
@@ -45,12 +43,6 @@ def _data(entry: Entry) -> Mapping[str, str]:
     return {f"data-{axis}": " ".join(own) for axis, own in terms.items()} | {
         "data-status": entry.status, "data-text": words,
     }  # fmt: skip
-
-
-def _saving(atlas: Atlas, entry: Entry) -> str:
-    records = [result.record for result in atlas.results(entry.id)]
-    found = [(r, p) for r in records if (p := best_point(r))]
-    return evidence.spread([100 * macs_saved(r, p) for r, p in found], "\u00a0%") if found else "–"
 
 
 def axes(atlas: Atlas) -> Page:

@@ -7,55 +7,32 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
-from reference_impls.accounting.saving import SMALL_LOSS, best_control, best_point, macs_saved, speed_up
+from reference_impls.accounting.saving import macs_saved, speed_up
 
-from . import figures
-from .figures import Axis, Mark, Series, duration, number, quantity
+from ..headlines import WORK, knobs, shown, told
+from ..numbers import number, prefix, quantity, spread
+from . import figures, preparation
+from .figures import Axis, Mark, Series, duration
 from .markup import Html
 from .model import Result
 from .templates import render
 
-SMALL_LOSS_TEXT = f"{100 * SMALL_LOSS:g}\u00a0%"
 MAX_GROUPS = 4
 """A sweep over further knobs is drawn as one line per value of these, up to so many lines."""
 
 
-def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
-    """The range of some values: "12–37 %", or one value."""
-    low, high = number(min(values), digits), number(max(values), digits)
-    return f"{low}{unit}" if low == high else f"{low}–{high}{unit}"
-
-
-def knobs(point: Point) -> str:
-    """The knobs of a point as a reader writes them: "r = 13, start = 2"."""
-    return ", ".join(f"{name} = {_value(value)}" for name, value in point.knobs.items())
-
-
 def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
-    """(what, value, explanation) of the strip: MACs, wall-clock and redundancy, over the records given.
-
-    Records of exact results, whose baseline has an error of 0, are left out where there are others: nothing can be lost
-    there by degrees, and their sweep is over the input.
-    """
+    """(what, value, explanation) of the strip, over the records of an entry: MACs and wall-clock of each kind of work,
+    and redundancy."""
     if not records:
         return []
-    records = [r for r in records if r.baseline.quality.value] or records
-    chosen = [(r, best_point(r)) for r in records]
-    found = [(r, p) for r, p in chosen if p is not None]
-    metrics = {r.baseline.quality.metric for r in records}
-    loss_text = f"at a loss of at most {SMALL_LOSS_TEXT} of the {metrics.pop() if len(metrics) == 1 else 'quality'}"
-    many = f"over {len(records)} scenarios" if len(records) > 1 else records[0].title
     rows = []
-    if found:
-        where = "" if len(found) == len(chosen) else f"; none in {len(chosen) - len(found)} of {len(chosen)} scenarios"
-        at = f"{knobs(found[0][1])}, {many}" if len(records) == 1 else many
-        beside = _beside_controls([r for r, _ in found])
-        savings = spread([100 * macs_saved(r, p) for r, p in found], "\u00a0%")
-        rows.append(("MACs saved", savings, f"{loss_text}; {at}{where}{beside}"))
+    for one, saves in told(records):
+        what = "" if one.work == "network" else f", {WORK[one.work]}"
+        rows.append((f"MACs saved{what}", saves.value, f"{saves.about}. Best control: {saves.control}"))
+        found = [(best.record, p) for best in one.bests for p in best.found]
         for _, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
             rows.append(_wall_clock(list(group)))
-    else:
-        rows.append(("MACs saved", "none", f"{loss_text}; {many}"))
     nulls = [v for r in records for v in r.redundancy.null.values()]
     beside = f"null controls: {spread(nulls, '')}" if nulls else "no null control"
     measure = min(r.redundancy.measure for r in records)
@@ -72,21 +49,13 @@ def _wall_clock(found: Sequence[tuple[Record, Point]]) -> tuple[str, str, str]:
     paired = sum(p.speed_up is not None for _, p in found)
     base = "paired rounds" if paired == len(found) else "ratio of medians"
     if 0 < paired < len(found):
-        base = f"paired rounds in {paired} of {len(found)} scenarios, else {base}"
+        base = f"paired rounds in {paired} of {len(found)} settings, else {base}"
     interval = _ends(speed_up(*found[0])) if len(found) == 1 else ""
-    more = f"{how} than the dense baseline on {on}{threads}; {base}" + (
-        f", 95 % interval {interval}" if interval else ""
-    )
+    more = f"{how} than the dense baseline on {on}{threads}; {base}"
+    more += f", 95 % interval {interval}" if interval else ""
+    if any(r.excluded for r, _ in found):
+        more += "; what the MACs leave out is left out here too"
     return "Wall-clock at these settings", spread(ratios, "×"), more
-
-
-def _beside_controls(records: Sequence[Record]) -> str:
-    """What the best control saves at the same loss: a headline without it would flatter the technique."""
-    controlled = [r for r in records if r.controls]
-    if not controlled:
-        return ""
-    values = [100 * macs_saved(r, best[1]) if (best := best_control(r)) else 0.0 for r in controlled]
-    return f". Best control: {spread(values, chr(0xA0) + '%')}" if any(values) else ". No control saves anything there"
 
 
 def block(result: Result) -> Html:
@@ -101,7 +70,7 @@ def block(result: Result) -> Html:
         "result.html", record=record, panels=_panels(result), key=_key(result), gains=gains, paired=paired,
         rows=[(label, setting, *_cells(record, v, gains=gains)) for label, setting, v in variants],
         tables=record.tables, cell=_cell, numeric=_numeric, uncounted=sorted(uncounted),
-        machine=_machine(record),
+        machine=_machine(record), preparation=preparation.block(record, f"fig-{result.anchor}-preparation"),
     )  # fmt: skip
 
 
@@ -138,7 +107,7 @@ def _panels(result: Result) -> list[Html]:
     record, variants = result.record, [v for _, _, v in _variants(result)]
     metric = record.baseline.quality.metric
     unit = re.split(r"[,(]| of ", record.unit.removeprefix("one "))[0].strip()  # the key below has it in full
-    ops_divisor, ops_prefix = figures.prefix(max(v.macs for v in variants))
+    ops_divisor, ops_prefix = prefix(max(v.macs for v in variants))
     ms_divisor, ms_unit = figures.time_unit(max(v.wall_ms.p90 for v in variants))
     y = Axis(metric + ("" if record.baseline.quality.higher_is_better else " (lower is better)"))
     panels = []
@@ -170,11 +139,11 @@ def _series(result: Result) -> list[tuple[str, figures.Kind, Marks, bool]]:
         groups.setdefault(tuple(point.knobs[k] for k in varying), []).append(point)
     apart = varying and len(groups) <= MAX_GROUPS and max(map(len, groups.values())) > 1
     for values, points in groups.items() if apart else [((), record.points)]:
-        names = [v if isinstance(v, str) else f"{k} = {_value(v)}" for k, v in zip(varying, values, strict=False)]
+        names = [v if isinstance(v, str) else f"{k} = {shown(v)}" for k, v in zip(varying, values, strict=False)]
         labels = [
-            "/".join(_value(p.knobs[k]) for k in record.knobs)
+            "/".join(shown(p.knobs[k]) for k in record.knobs)
             if varying and not apart
-            else f"{main} = {_value(p.knobs[main])}"
+            else f"{main} = {shown(p.knobs[main])}"
             for p in points
         ]
         marks: Marks = list(zip(points, labels, strict=True))
@@ -296,7 +265,3 @@ def _machine(record: Record) -> str:
     one = record.machine
     cores = f"{one.accelerator}, {one.cores} cores of {one.cpu}" if one.accelerator else f"{one.cpu}, {one.cores} cores"
     return f"{cores}, {_threads(record)}, {one.memory_gb:.0f} GiB"
-
-
-def _value(value: object) -> str:
-    return number(value) if isinstance(value, float) else str(value)

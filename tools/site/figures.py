@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from ..numbers import number
 from .markup import Html, escape
 
 WIDTH, HEIGHT = 360, 280
@@ -75,14 +76,6 @@ class Scale:
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
 
-SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-
-
-def prefix(largest: float) -> tuple[float, str]:
-    """Divisor and SI prefix for a set of values whose largest is given: 1.7e9 -> (1e9, "G")."""
-    return next(((divisor, name) for divisor, name in SI if abs(largest) >= divisor), (1.0, ""))
-
-
 def time_unit(milliseconds: float) -> tuple[float, str]:
     """Divisor (in ms) and unit for times whose largest is given in milliseconds."""
     if milliseconds >= 60_000:
@@ -90,29 +83,6 @@ def time_unit(milliseconds: float) -> tuple[float, str]:
     if milliseconds >= 1000:
         return 1000.0, "s"
     return (1.0, "ms") if milliseconds >= 1 else (1e-3, "µs")
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number with `digits` significant digits and no exponent where people would not write one."""
-    if value == 0:
-        return "0"
-    if not math.isfinite(value):
-        return str(value)
-    magnitude = math.floor(math.log10(abs(value)))
-    if -4 <= magnitude < 6:
-        rounded = round(value, digits - 1 - magnitude)
-        text = f"{rounded:,.{max(0, digits - 1 - magnitude)}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-        return text.replace(",", "\u202f").replace("-", "\u2212")
-    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-    superscript = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{mantissa.replace('-', chr(0x2212))}·10{superscript}"
-
-
-def quantity(value: float, unit: str, digits: int = 3) -> str:
-    """A count with an SI prefix: (1.7e9, "MACs") -> "1.7 GMACs"."""
-    divisor, name = prefix(value)
-    return f"{number(value / divisor, digits)}\u00a0{name}{unit}"
 
 
 def duration(milliseconds: float, digits: int = 3) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from reference_impls.accounting.record import Point, Record
 
+from ..headlines import own_part
 from ..knowledge import Knowledge
 from ..knowledge.schema import Entry, Paper
 from .hosts import Families, Host, families, hosts
@@ -75,8 +76,8 @@ def of_entry(record: Record, entry_id: str) -> Result:
     whose: dict[str, list[Point]] = {}
     for point in record.points:
         whose.setdefault(point.technique or "", []).append(point)
-    own = record.model_copy(update={"points": tuple(whose.pop(entry_id, ()))})
-    return Result(own, entry_id, {id_: tuple(points) for id_, points in whose.items()})
+    whose.pop(entry_id, None)
+    return Result(own_part(record, entry_id), entry_id, {id_: tuple(points) for id_, points in whose.items()})
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ def paper(atlas: Atlas, one: Paper) -> Page:
         meta={"title": one.title, "description": plain(one.summary)}, paper=one, kind=KINDS[one.kind],
         reference=list(filter(None, reference)), places=list(filter(None, places)),
         unconfirmed=[MISSING[name] for name in one.unconfirmed],
-        claims=[(one, c, atlas.knowledge.judge(c)) for c in one.claims], bibtex=bibtex(one),
+        claims=sorted(((one, c, atlas.knowledge.judge(c)) for c in one.claims), key=lambda row: not row[2].attempted),
+        bibtex=bibtex(one),
         entries=[
             (e, ROLES[next(link.role for link in e.papers if link.key == one.key)])
             for e in atlas.knowledge.entries_of(one.key)

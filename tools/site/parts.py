@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import unescape
 
 from ..knowledge.claims import Judgement
-from ..knowledge.schema import Claim, Locator, Paper, Terms
-from .figures import number
+from ..knowledge.schema import Claim, Locator, Paper, Quantity, Terms
+from ..numbers import number
 from .markup import Html, escape, front_matter, href, link, paragraph, prose
 from .model import Atlas, Page
 from .templates import render
@@ -57,9 +57,9 @@ class View:
         """Title of a paper with a link to it."""
         return self.link(f"papers/{one.key}.md", one.title)
 
-    def of_claims(self, one: Paper) -> Html:
-        """Short reference of a paper with a link to its claims."""
-        return self.link(f"papers/{one.key}.md", short_reference(one), anchor="claims")
+    def of_claim(self, one: Paper, claim: Claim) -> Html:
+        """Short reference of a paper with a link to one of its claims."""
+        return self.link(f"papers/{one.key}.md", short_reference(one), anchor=claim.id)
 
     def of_axis(self, axis: str) -> Html:
         """Name of an axis with a link to it."""
@@ -148,12 +148,26 @@ def verdict_mark(judgement: Judgement) -> Html:
     return Html('<span class="atlas-verdict {}">{}</span>').format(word.replace(" ", "-"), word)
 
 
+def printed(one: Quantity) -> str:
+    """The number of a claim as the paper prints it."""
+    return one.text.replace("-", "\u2212")
+
+
+def equivalent(claim: Claim) -> str:
+    """The paper's number in the unit in which ours is measured, where it is printed as another one."""
+    check, one = claim.check, claim.quantity
+    if check is None or one is None or check.unit is None or (check.unit, check.target) == (one.unit, one.value):
+        return ""
+    return f"compared as {number(check.target)} {check.unit}"
+
+
 def target(claim: Claim) -> str:
     """What the check of a claim expects: "2 ± 0.2 or more"."""
     if claim.check is None:
         return ""
     side = {"higher": " or more", "lower": " or less", None: ""}[claim.check.better]
-    return f"{number(claim.check.target)} ± {number(claim.check.tolerance)}{side}"
+    unit = f" {claim.check.unit}" if claim.check.unit else ""
+    return f"{number(claim.check.target)} ± {number(claim.check.tolerance)}{unit}{side}"
 
 
 def setting(claim: Claim) -> str:
@@ -187,6 +201,18 @@ def short_title(one: Paper) -> str:
 
 HELPERS = {
     one.__name__: one
-    for one in (anchor, locator, plain, setting, short_authors, short_reference, short_title, target, verdict_mark)
+    for one in (
+        anchor,
+        equivalent,
+        locator,
+        plain,
+        printed,
+        setting,
+        short_authors,
+        short_reference,
+        short_title,
+        target,
+        verdict_mark,
+    )
 }
 """What the templates of pages call by name."""

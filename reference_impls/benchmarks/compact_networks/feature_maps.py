@@ -231,6 +231,7 @@ def record(
     first word of a part: "attended 2.token_mixer" -> "attended".
     """
     plan = study.plan
+    study.prepare("training", "training every network by one recipe", held="shared")
     inputs = {name: task.inputs(x, whole=True) for name, x in plan.kinds().items()}
     if task.hides:
         inputs["half hidden"] = masked(plan.first)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Measured, Record
+from reference_impls.accounting.saving import left_out
 from reference_impls.benchmarks.compact_networks.searches import LAST, deployed
 from reference_impls.contract import generator
 from reference_impls.data.controls import shuffled_pixels, white_noise
@@ -54,15 +56,25 @@ class Contender:
     build: Callable[[int], nn.Module]
     at_random: Callable[[int], nn.Module] | None = None
     search: str = ""
-    """What finding it took, which no figure counts."""
+    """What finding it took."""
+    found_in: str = ""
+    """The committed record of its search, "technique/scenario", which says what that cost."""
 
 
 def found_by_search(
-    network: str, space: Any, found: Any, make: Callable[[Any, Any], nn.Module], moves: Moves[Any], how: str
+    network: str,
+    space: Any,
+    found: Any,
+    make: Callable[[Any, Any], nn.Module],
+    moves: Moves[Any],
+    how: str,
+    *,
+    found_in: str,
 ) -> Contender:
     """What a search found in a space, beside what random moves reach.
 
-    `make(space, choice)` builds a network. `how`: the scenario that found it, and what that took.
+    `make(space, choice)` builds a network. `how`: the scenario that found it, and what that took; `found_in`: its
+    record.
     """
 
     def at_random(seed: int) -> nn.Module:
@@ -70,8 +82,14 @@ def found_by_search(
         steps = random_path(space.largest(), moves, lambda choice: -space.total(choice).macs, -most, generator(seed))
         return seeded(seed, lambda: make(space, steps[-1][1]))
 
-    search = f"found by the first seed of {how}. Neither the training of the supernet nor the walk is counted here."
-    return Contender(network, lambda seed: seeded(seed, lambda: make(space, found)), at_random, search)
+    search = f"found by the first seed of {how}. Neither the training of the supernet nor the walk is in its MACs."
+    return Contender(network, lambda seed: seeded(seed, lambda: make(space, found)), at_random, search, found_in)
+
+
+def search_macs(found_in: str) -> int:
+    """What the committed record "technique/scenario" of a search leaves out."""
+    file = Path(__file__).parents[2] / "results" / f"{found_in}.json"
+    return left_out(Record.model_validate_json(file.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +190,11 @@ def meet(study: Study[FashionPlan]) -> Record:
     for key, those in calls.items():
         knobs = {"network": key[1]} if key[1] else {}
         study.add(key[0], knobs, cost=pooled([costs[f"{key} {n}"] for n in range(len(those))]))
+    study.prepare("training", "training every network by one recipe", held="shared")
+    for name, one in sent:
+        if one.found_in:
+            macs = search_macs(one.found_in)
+            study.prepare("search", f"the search for the {one.network}", macs, technique=name)
     likeness = over_items(neighbour_similarity(parts.test.x).tolist())
     nulls = {"pixels in random order": shuffled_pixels(batch), "white noise": white_noise(batch)}
     return study.record(

@@ -41,7 +41,7 @@ WEIGHTS = (
 class SearchPlan(Plan):
     """The sizes of a search, and every choice that its weights follow from but the seed.
 
-    Each search adds how its networks are built: `network`, `trained_supernet`.
+    Each search adds how its networks are built: `network`, `trained_supernet`, and what the supernet's training costs.
     """
 
     search: ClassVar[str]
@@ -91,6 +91,10 @@ class SearchPlan(Plan):
     def trained_supernet(self, part: Split, seed: int) -> Any:
         """The supernet, trained."""
 
+    @abstractmethod
+    def supernet_macs(self, part: Split) -> int:
+        """MACs of that training."""
+
     def supernet(self, part: Split, seed: int) -> Any:
         """The trained supernet, with validation images to search on and training images to recalibrate norms on."""
         supernet = self.trained_supernet(part, seed)
@@ -123,6 +127,11 @@ class SearchPlan(Plan):
 def trial(supernet: Any) -> Trial[Any]:
     """Accuracy of the supernet's networks on what the search may look at."""
     return Trial(lambda state: supernet.extract(state).to(memory_format=LAST), supernet.search)
+
+
+def evaluation_macs(score: Trial[Any], space: Any) -> int:
+    """MACs of everything that was evaluated so far."""
+    return score.data.samples() * sum(space.total(state).macs for state in score.evaluated)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -165,6 +174,8 @@ class Fold(Generic[State]):
     """Of the technique."""
     found: dict[tuple[str, float], list[State]]
     """Series and target -> the states found; several where the method draws."""
+    macs: int = 0
+    """Of what the technique evaluated on its path."""
     evaluations: int = 0
     """States that the technique evaluated on its path."""
     validation: dict[State, float] = field(default_factory=dict)
@@ -234,6 +245,7 @@ class Comparison(Generic[State]):
     def record(self, *, notes: Sequence[str], tables: Mapping[str, Table], **rest: Any) -> Record:
         """The record; `rest` as in `Study.record`."""
         plan, size = self.study.plan, self.study.plan.space.size
+        self._say_what_it_takes()
         counts = Counter(step.move.rpartition(" ")[0] for fold in self.folds for step in fold.path[1:])
         about = "How often each kind of move was made, over the greedy paths of all seeds."
         return self.study.record(
@@ -252,6 +264,16 @@ class Comparison(Generic[State]):
             tables={"moves": table(about, ("move", "times"), sorted(counts.items())), **tables},
             **rest,
         )
+
+    def _say_what_it_takes(self) -> None:
+        """The preparations of one search, the first seed's: training the supernet, and evaluating what it may find."""
+        study, plan, first = self.study, self.study.plan, self.folds[0]
+        found = first.found[TECHNIQUE, plan.targets[0]][0]
+        images = len(first.supernet.search.calibration)
+        study.prepare("training", "training the supernet", plan.supernet_macs(first.part))
+        study.prepare("search", "evaluating candidates on validation images, batch norms recalibrated", first.macs)
+        again = f"recalibrating the batch norms of what is found on {images} images"
+        study.prepare("calibration", again, images * plan.space.total(found).macs)
 
     def _score(self, fold: Fold[State], seed: int, at_random: str) -> None:
         """Test accuracy of what a seed found, with inherited weights and from scratch."""

@@ -142,6 +142,8 @@ def resolution(
         study.progress("trained", done + 1, len(plan.seeds))
     study.measure()
     nulls = {"pixels in random order": shuffled_pixels(batch), "white noise": white_noise(batch)}
+    study.prepare("training", "training the network, in as many steps at one size as at several", held="shared")
+    study.prepare("calibration", "recalibrating the batch norms of two controls", held="shared")
     return study.record(
         data=f"{TITLES[plan.data]}, enlarged to {side} pixels: {len(parts.train.x):,} to train, "
         f"{len(test.x):,} to test",

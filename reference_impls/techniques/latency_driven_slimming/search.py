@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.latency import LatencyTable
+from reference_impls.accounting.preparation import prepares
 from reference_impls.contract import Handle, Technique, UnsupportedHost, check_range, check_tensor
 from reference_impls.layers.norm import recalibrate
 
@@ -37,6 +38,7 @@ Moves = Callable[[State], Iterable[tuple[str, State]]]
 """State -> the moves that can be made from it: name, and the state that it leads to."""
 
 
+@prepares("search")
 def greedy(
     start: State,
     moves: Moves[State],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ... import numbers
 from .. import figures, markup
 from ..markup import Html
 
@@ -19,7 +20,7 @@ _TEMPLATES.filters["join"] = lambda items, between="": Html(between).join(items)
 _TEMPLATES.globals |= {
     name: getattr(markup, name)
     for name in ("arxiv", "attributes", "code", "display_math", "doi", "external", "heading", "with_code")
-} | {name: getattr(figures, name) for name in ("duration", "number", "quantity")}
+} | {"duration": figures.duration, "number": numbers.number, "quantity": numbers.quantity}
 
 
 def render(template: str, **context: object) -> Html:
