@@ -5,6 +5,8 @@ Colours are matplotlib's cycle, which the site replaces by those of its theme.
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,16 @@ COSTS: Mapping[str, Callable[[Variant], float]] = {
 
 
 def style() -> None:
-    """One thread, and the look of all notebooks; call it first."""
+    """One thread, seeded random numbers, and the look of all notebooks; call it first.
+
+    Where figures cannot be shown, because there is no display, it says so.
+    """
     torch.set_num_threads(1)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - what libraries draw from the global generator
+    torch.manual_seed(0)
+    if plt.get_backend().lower() == "agg":
+        print("No display: figures are not shown. Run this in Jupyter, or set MPLBACKEND.", file=sys.stderr)
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
     plt.rcParams.update({"legend.frameon": False, "figure.autolayout": True})
 

@@ -104,6 +104,11 @@ def block(result: Result) -> Html:
     )  # fmt: skip
 
 
+def first_panel(result: Result, name: str) -> Html:
+    """Quality against MACs; `name` prefixes the ids of the figure."""
+    return _panels(result, ("macs",), name)[0]
+
+
 def redundancy_block(record: Record, name: str) -> Html:
     """The measured redundancy, part by part, with its null controls."""
     measured = record.redundancy
@@ -132,7 +137,7 @@ def _variants(result: Result) -> list[tuple[str, str, Variant]]:
     ]
 
 
-def _panels(result: Result) -> list[Html]:
+def _panels(result: Result, shown: Sequence[str] = ("macs", "wall-clock"), name: str = "fig") -> list[Html]:
     """Quality against MACs, and against wall-clock."""
     record, variants = result.record, [v for _, _, v in _variants(result)]
     metric = record.baseline.quality.metric
@@ -145,13 +150,15 @@ def _panels(result: Result) -> list[Html]:
         ("macs", Axis(f"{ops_prefix}MACs per {unit}", ops_divisor, positive=True)),
         ("wall-clock", Axis(f"{ms_unit} per {unit}", ms_divisor, positive=True)),
     ):
+        if what not in shown:
+            continue
         drawn = [
             Series(label, kind, [_mark(record, variant, text, what) for variant, text in marks], joined)
             for label, kind, marks, joined in _series(result)
         ]
         panels.append(figures.trade_off(
             drawn, axis, y, title=f"{metric} against {what}: {record.title}", description=_describe(record, what),
-            name=f"fig-{result.anchor}-{what}",
+            name=f"{name}-{result.anchor}-{what}",
         ))  # fmt: skip
     return panels
 
