@@ -324,7 +324,8 @@ def test_a_slowdown_is_called_slower() -> None:
 
 
 def block(record: Record) -> str:
-    return evidence.block(Result(record, "token-merging"))
+    result = Result(record, "token-merging")
+    return evidence.block(result) + evidence.numbers(result)
 
 
 def test_every_number_of_a_figure_is_in_its_table() -> None:
@@ -344,7 +345,7 @@ def test_a_speed_up_of_paired_rounds_stands_with_its_interval_and_gains_with_the
     }
     record = fixture.record(points=[fixture.variant(3_000_000_000, 0.9, 80.0, knobs={"r": 4}, **more)])
     html = block(record)
-    assert "<td>1.30×<br><small>1.20 to 1.40, paired</small></td>" in html
+    assert "<td>1.30×<small>1.20 to 1.40, paired</small></td>" in html
     assert "−0.02 over baseline" in html
     assert "medians over paired rounds where marked" in html
     what, value, small = evidence.headline([record])[1]
@@ -379,7 +380,7 @@ def test_where_techniques_meet_each_is_shown_beside_its_rivals() -> None:
     result = of_entry(joint(), "token-merging")
     assert result.anchor == "token-reduction-meeting"
     assert evidence.headline([result.record])[0][1] == "25\u00a0%", "what it saves itself, not its rival"
-    html = re.sub(r">\s+<", "><", evidence.block(result))
+    html = re.sub(r">\s+<", "><", evidence.block(result) + evidence.numbers(result))
     assert "Technique</th><td>r = 4</td>" in html
     assert "Rival: token dropping</th><td>r = 8</td>" in html
     assert html.count('<g class="series rival-1">') == 3, "in both panels and in the key"
@@ -397,6 +398,7 @@ def test_a_joint_record_stands_on_the_page_of_every_technique_in_it(known: Knowl
     for id_, rival in (("token-merging", "token dropping"), ("token-dropping", "token merging")):
         assert "{#token-reduction-meeting}" in found[f"techniques/{id_}.md"]
         assert f"Rival: {rival}" in found[f"techniques/{id_}.md"]
+        assert f"Rival: {rival}" in found[f"numbers/{id_}.md"]
         assert 'href="../principles.html#they-meet"' in found[f"techniques/{id_}.md"]
     assert '<a href="techniques/token-merging.html#token-reduction-meeting">' in found["principles.md"]
 
@@ -472,7 +474,7 @@ def test_pages_are_a_pure_function_with_unique_paths(known: Knowledge, material:
         "notebooks/token-merging.md",
     }
     listed = re.findall(r"[\w/-]+\.md", str(navigation(first)))
-    assert {p.path for p in first if not p.path.startswith("sources/")} <= set(listed), (
+    assert {p.path for p in first if not p.path.startswith(("numbers/", "sources/"))} <= set(listed), (
         "every page is in the navigation"
     )
 
@@ -970,7 +972,11 @@ def test_every_letter_of_a_cost_model_is_explained(real: Atlas) -> None:
             continue
         assert entry.symbols, entry.id
         definitions = re.split(r"[,;]", re.split(r",\s*\\(?:;|q?quad)", entry.cost_model, maxsplit=1)[-1])
-        told = [*entry.symbols, *re.findall(r"\$(.*?)\$", str(entry.symbols.values())), *(one.partition("=")[0] for one in definitions if "=" in one)]
+        told = [
+            *entry.symbols,
+            *re.findall(r"\$(.*?)\$", str(entry.symbols.values())),
+            *(one.partition("=")[0] for one in definitions if "=" in one),
+        ]
         formula = re.sub(r"_(?:\{[^}]*\}|\\[A-Za-z]+(?:\{[^}]*\})?|.)", " ", entry.cost_model)
         known, used = (set(SYMBOL.findall(NO_SYMBOL.sub(" ", text))) for text in (" ".join(told), formula))
         assert used - known - {"O", "e"} == set(), entry.id

@@ -104,6 +104,15 @@ def source_page(atlas: Atlas, entry: Entry) -> Page:
     )  # fmt: skip
 
 
+def numbers_page(atlas: Atlas, entry: Entry) -> Page:
+    """The numbers of an entry's figures as tables."""
+    view = View(atlas, f"numbers/{entry.id}.md")
+    return view.page(
+        "numbers.md", f"Numbers of {entry.name}", f"reference_impls/results/{entry.id}",
+        meta={"hide": ["navigation"]}, entry=entry, results=atlas.results(entry.id), evidence=evidence,
+    )  # fmt: skip
+
+
 def _actions(view: View, entry: Entry, source: Source | None) -> list[Html]:
     """What readers do with an entry: run it, open its notebook and its source, cite it, edit it."""
     there = entry.id in view.atlas.material.notebooks

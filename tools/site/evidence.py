@@ -18,6 +18,9 @@ SMALL_LOSS_TEXT = f"{100 * SMALL_LOSS:g}\u00a0%"
 MAX_GROUPS = 4
 """A sweep over further knobs is drawn as one line per value of these, up to so many lines."""
 
+MAX_BARS = 14
+"""So many parts stand in a figure; when there are more, a table holds them all."""
+
 
 def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
     """The range of some values: "12–37 %", or one value."""
@@ -88,19 +91,26 @@ def _beside_controls(records: Sequence[Record]) -> str:
     return f". Best control: {spread(values, chr(0xA0) + '%')}" if any(values) else ". No control saves anything there"
 
 
-def block(result: Result) -> Html:
-    """Both trade-off panels of a result, the key of their marks, the same numbers as a table, further tables, and where
-    the numbers come from."""
+def block(result: Result, numbers: Html | str = "") -> Html:
+    """Both trade-off panels of a result, the key of their marks, the link to the numbers, and where they come from."""
+    record = result.record
+    uncounted = {n.removeprefix("aten.").split(".")[0] for v in (record.baseline, *record.points) for n in v.uncounted}
+    return render(
+        "result.html", record=record, panels=_panels(result), key=_key(result), numbers=numbers,
+        uncounted=sorted(uncounted), machine=_machine(record),
+    )  # fmt: skip
+
+
+def numbers(result: Result) -> Html:
+    """The numbers of a result: those of its figures as a table, and further tables."""
     record = result.record
     variants = _variants(result)
     gains = any(v.gain for _, _, v in variants)
     paired = any(v.speed_up for _, _, v in variants)
-    uncounted = {n.removeprefix("aten.").split(".")[0] for v in (record.baseline, *record.points) for n in v.uncounted}
     return render(
-        "result.html", record=record, panels=_panels(result), key=_key(result), gains=gains, paired=paired,
+        "numbers.html", record=record, gains=gains, paired=paired,
         rows=[(label, setting, *_cells(record, v, gains=gains)) for label, setting, v in variants],
-        tables=record.tables, cell=_cell, numeric=_numeric, uncounted=sorted(uncounted),
-        machine=_machine(record),
+        tables=record.tables, cell=_cell, numeric=_numeric,
     )  # fmt: skip
 
 
@@ -119,7 +129,7 @@ def redundancy_block(record: Record, name: str) -> Html:
     return render(
         "redundancy.html", record=record, interval=_ends(measured), figure=figure,
         outside=[v for v in values if not 0 <= v[1] <= 1],
-        rows=[(part, number(value, 4)) for part, value, _ in (*parts, *nulls)],
+        rows=[(part, number(value, 4)) for part, value, _ in parts] if len(parts) > MAX_BARS else [],
     )  # fmt: skip
 
 
@@ -243,20 +253,23 @@ def _key(result: Result) -> list[tuple[Html, str, str]]:
 def _cells(record: Record, variant: Variant, *, gains: bool) -> list[str]:
     quality, wall, ratio = variant.quality, variant.wall_ms, speed_up(record, variant)
     ends = f"{ratio.low:.2f} to {ratio.high:.2f}, " if ratio.low is not None and ratio.high is not None else ""
-    paired = Html("<br><small>{}paired</small>").format(ends) if variant.speed_up else ""
+    paired = Html("<small>{}paired</small>").format(ends) if variant.speed_up else ""
     over = [f"{_cell(gain)} over {name}" for name, gain in variant.gain.items()]
     return [
         f"{variant.macs:,}".replace(",", "\u202f"),
         f"{100 * variant.macs / record.baseline.macs:.1f}\u00a0%" if record.baseline.macs else "",
         quantity(variant.bytes, "B"),
-        number(quality.value, 4),
-        Html("{} <small>n = {}</small>").format(_ends(quality, 4), quality.n),
+        _beside(number(quality.value, 4), _ends(quality, 4), quality.n),
         *([Html("<br>").join(over)] if gains else []),
-        duration(wall.median),
-        Html("{} to {} <small>n = {}</small>").format(duration(wall.p10), duration(wall.p90), wall.n),
+        _beside(duration(wall.median), f"{duration(wall.p10)} to {duration(wall.p90)}", wall.n),
         Html("{}×{}").format(f"{ratio.value:.2f}", paired),
         number(variant.redundancy) if variant.redundancy is not None else "",
     ]
+
+
+def _beside(value: str, ends: str, n: int) -> Html:
+    """A value with the ends of its interval and the number of what they are from, below it."""
+    return Html("{}<small>{}</small>").format(value, "; ".join(filter(None, (ends, f"n = {n}"))))
 
 
 def _ends(interval: Interval, digits: int = 3) -> str:
@@ -286,7 +299,7 @@ def _words(entry_id: str) -> str:
     return entry_id.replace("-", " ")
 
 
-def _thinned(listed: list[tuple[str, float, bool]], most: int = 14) -> list[tuple[str, float, bool]]:
+def _thinned(listed: list[tuple[str, float, bool]], most: int = MAX_BARS) -> list[tuple[str, float, bool]]:
     """Evenly spaced parts when there are more than a figure can hold; the table has them all."""
     if len(listed) <= most:
         return listed

@@ -244,10 +244,10 @@ def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) ->
         style = "control-1" if null else "technique-1"
         shown = label if len(label) <= 24 else label[:23] + "…"
         parts.append(
-            f'<g class="bar {style}"><title>{escape(label)}: {number(value)}</title>'
             f'<text class="tick" text-anchor="end" x="{gutter - 8}" y="{y + 11}">{escape(shown)}</text>'
-            f'<rect x="{gutter}" y="{y}" width="{max(1.5, scale(value) - gutter):.1f}" height="{row - 9}" rx="2"/>'
-            f'<text class="value" x="{scale(value) + 6:.1f}" y="{y + 11}">{number(value)}</text></g>'
+            f'<rect class="bar {style}" x="{gutter}" y="{y}" width="{max(1.5, scale(value) - gutter):.1f}" '
+            f'height="{row - 9}" rx="2"/>'
+            f'<text class="value" x="{scale(value) + 6:.1f}" y="{y + 11}">{number(value)}</text>'
         )
     return _svg(width, height, parts, title=title, description=text, name=name)
 
