@@ -44,7 +44,7 @@ for row, (title, at) in zip(axes, {"left at the first exit": 0, "went to the end
         axis.imshow(pictures[index, 0], cmap="gray_r")
         wrong = "" if answers[index] == y[index] else f", is {y[index]}"
         axis.set_title(f"{answers[index]}{wrong}", fontsize=8, color="tab:red" if wrong else "black", pad=3)
-    row[0].annotate(title, (0, 1.5), xycoords="axes fraction", annotation_clip=False)
+    row[0].annotate(title, (0, 1), xytext=(0, 18), xycoords="axes fraction", textcoords="offset points")
 for axis in axes.flat:
     axis.axis("off")
 plt.show()

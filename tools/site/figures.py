@@ -16,7 +16,7 @@ from typing import Literal
 from tools.site.markup import Html, escape
 
 WIDTH, HEIGHT = 360, 280
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 30, 46
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 46
 FONT = 13
 TICK = 0.58 * 0.88 * FONT
 """Width of a character of a tick, at most."""
@@ -181,7 +181,8 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
     sx = make_scale(xs, LEFT, WIDTH - RIGHT, positive=x.positive)
     sy = make_scale(ys, HEIGHT - BOTTOM, TOP, positive=False, shares=shares)
     parts = _frame(sx, sy, x, y)
-    labels = Labels([_around(sx(m.x), sy(m.y), 5) for m in marks])
+    above = (0.0, 0.0, 4 + 0.6 * FONT * len(y.label), 17.0)  # the label of the axis
+    labels = Labels([above, *(_around(sx(m.x), sy(m.y), 5) for m in marks)])
     drawn, named, knobs = [], [], []
     seen: Counter[Kind] = Counter()
     for one in series:

@@ -176,11 +176,11 @@ def cost_model(latex: str) -> Html:
                 lines.append([])
             lines[-1].append(escape(words))
             at = end + 1
-        elif free and CLAUSE.match(token):
+        elif free and (CLAUSE.match(token) or (token == r"\quad" and before == ",")):
             close()
             if lines[-1]:
                 lines.append([])
-            if token != r"\qquad":
+            if token not in (r"\qquad", r"\quad"):
                 lines[-1].append(Html("→"))
         elif free and token in JOINT and before not in ("", "(", "[", "{", ",", "="):
             close()
