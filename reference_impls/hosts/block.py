@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from reference_impls.accounting.count import uncounted
 from reference_impls.contract import UnsupportedHost, generator
-from reference_impls.contract.replacement import original_forward, replaced_by
+from reference_impls.contract.replacement import original_forward, own_forward, replaced_by
+from reference_impls.hosts.tokens import ReducedTokens
 
 _AS_IS = nn.Identity()
 HARMLESS = {"num_items_in_batch", "output_hidden_states", "return_dict", "use_cache"}
@@ -33,7 +36,7 @@ class Positions:
     bias: Tensor | None = None
     """Added to the attention logits: (1 or B, H, N, N)."""
     rotary: tuple[Tensor, Tensor] | None = None
-    """Cosines and sines, (1 or B, N, d) each, for every token (1 and 0 for a token without a place)."""
+    """Cosines and sines, (1 or B, 1 or H, N, d) each, for every token (1 and 0 for a token without a place)."""
 
     def of(self, anchor: Tensor, group: Tensor, sizes: bool) -> Positions:
         """The positions of n tokens that stand for N, each at the place of its anchor.
@@ -54,13 +57,16 @@ class Positions:
             else:
                 bias = bias.gather(3, anchor[:, None, None, :].expand(-1, H, n, -1))
         if rotary is not None:
-            cos, sin = (x.expand(anchor.shape[0], -1, -1) for x in rotary)
-            index = anchor.unsqueeze(-1).expand(-1, -1, cos.shape[-1])
-            rotary = cos.gather(1, index), sin.gather(1, index)
+            cos, sin = (x.expand(anchor.shape[0], -1, -1, -1) for x in rotary)
+            index = anchor[:, None, :, None].expand(-1, cos.shape[1], -1, cos.shape[3])
+            rotary = cos.gather(2, index), sin.gather(2, index)
         return Positions(bias, rotary)
 
 
 NOWHERE = Positions()
+
+Norms = Literal["before", "behind", "after"]
+"""Where the norm of a branch stands: x + branch(norm(x)), x + norm(branch(x)) or norm(x + branch(x))."""
 
 
 class Block(ABC):
@@ -82,6 +88,10 @@ class Block(ABC):
     """Paths of dropouts of the attention that `dropout` stands for."""
     TOKENS: ClassVar[str] = "hidden_states"
     """Name of the block's first argument."""
+    HIDES: ClassVar[bool] = False
+    """The value of a mask of booleans that hides."""
+    NORMS: ClassVar[tuple[Norms, ...]] = ("before",)
+    """Where the norms of such blocks may stand; `check` finds out where they do."""
     batch_first = True
 
     def __init__(self, module: nn.Module, prefix: int, chain: int, index: int, last: bool) -> None:
@@ -94,8 +104,13 @@ class Block(ABC):
             for path, _ in module.named_modules()
             if path and not any(path == part or path.startswith(f"{part}.") for part in self._parts)
         }
-        self.in_tuple = False
-        """The block returns its tokens as a tuple of one."""
+        self._tensors = {path: path.split(".") for path in self.TENSORS if isinstance(_get(module, path), Tensor)}
+        self.norms: Norms = self.NORMS[0]
+        self.beside: tuple[None, ...] | None = None
+        """What the block returns behind its tokens; None if it returns no tuple."""
+        inputs = list(inspect.signature(own_forward(module)).parameters.values())[1:]  # the tokens first
+        self._positional = [one.name for one in inputs if one.kind is one.POSITIONAL_OR_KEYWORD][1:]
+        self._required = [one.name for one in inputs if one.default is one.empty and one.name in self._positional]
 
     def of(self, module: nn.Module) -> Self:
         """The same view of a copy or replica of the block."""
@@ -168,6 +183,10 @@ class Block(ABC):
 
     def unfit(self) -> str | None:
         """What keeps this view from being right for reasons that its parts do not show."""
+        attention = getattr(self.module, "attn", None)  # some, without windows, have a table for a `window_size`
+        window = getattr(attention if hasattr(attention, "shift_size") else self.module, "window_size", 0)
+        if any(window) if isinstance(window, tuple | list) else window:
+            return f"attention among all tokens, but {self.name} attends within windows (window_size {window})"
         return None
 
     # What techniques use ----------------------------------------------------------------------------------------------
@@ -185,22 +204,44 @@ class Block(ABC):
             y = _at(self.module, names)(y)
         return y
 
+    def tensor(self, path: str) -> Tensor | None:
+        """The parameter or buffer at a path, None if the block has none."""
+        names = self._tensors.get(path)
+        return None if names is None else getattr(_at(self.module, names[:-1]), names[-1])
+
+    def in_front(self, x: Tensor, norm: str) -> Tensor:
+        """What a branch with the norm of this path is given."""
+        return self.through(x, norm) if self.norms == "before" else x
+
+    def joined(self, x: Tensor, y: Tensor, norm: str, *parts: str) -> Tensor:
+        """The tokens behind a branch of output y, which goes on through these parts, and around it."""
+        if self.norms == "before":
+            return x + self.through(y, *parts)
+        if self.norms == "behind":
+            return x + self.through(y, norm, *parts)
+        return self.through(x + self.through(y, *parts), norm)
+
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The tokens, and what else of use there is, among the arguments that the model gives its block.
 
         Raises: NotImplementedError for anything that the rebuilt block would ignore, such as a mask.
         """
         given = dict(kwargs)
-        x, *others = args if args else (given.pop(self.TOKENS), *args)
+        x, *others = args or (given.pop(self.TOKENS),)
+        given |= zip(self._positional, others, strict=False)
         wanted = {name: value for name, value in given.items() if self.takes(name)}
-        unknown = [repr(name) for name, value in given.items() if name not in HARMLESS | {*wanted} and _says(value)]
-        unknown += [type(value).__name__ for value in others if _says(value)]
+        ignored = {name: value for name, value in given.items() if name not in HARMLESS | {*wanted}}
+        unknown = [repr(name) for name, value in ignored.items() if _says(value, self.HIDES)]
+        unknown += [type(value).__name__ for value in others[len(self._positional) :] if _says(value, self.HIDES)]
         unknown += [name for name, module in self.bypassed() if not _quiet(module)]
         if unknown:
             raise NotImplementedError(
                 f"{self.name} was given or asked for more than its tokens, which reduced tokens cannot serve (a mask, "
                 f"attention maps, a hook inside attention): {', '.join(unknown)}"
             )
+        if not isinstance(x, ReducedTokens) and (x.is_nested or x.ndim != 3):
+            shape = "nested, so some are padding" if x.is_nested else f"of shape {tuple(x.shape)}"
+            raise NotImplementedError(f"{self.name} was given tokens that are {shape}; merging needs (B, N, D)")
         return x, wanted
 
     def written(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> tuple[Any, Mapping[str, Any]]:
@@ -210,11 +251,11 @@ class Block(ABC):
 
     def returned(self, x: Tensor) -> Any:
         """Tokens as the block returns them."""
-        return (x,) if self.in_tuple else x
+        return x if self.beside is None else (x, *self.beside)
 
     def tokens(self, returned: Any) -> Tensor:
         """The tokens (B, N, D) in what the block returns."""
-        x = returned[0] if isinstance(returned, tuple) else returned
+        x = _first(returned)
         return x if self.batch_first else x.transpose(0, 1)
 
     def attention(self, x: Tensor, bias: Tensor | None = None, positions: Positions = NOWHERE) -> tuple[Tensor, Tensor]:
@@ -223,6 +264,13 @@ class Block(ABC):
         `bias`, broadcastable to (B, H, N, N), is added to the attention logits, beside that of the positions.
         """
         q, k, v = self.qkv(x)
+        y, k = self.attended(q, k, v, bias, positions)
+        return self.mixed(x, y), k
+
+    def attended(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, positions: Positions = NOWHERE
+    ) -> tuple[Tensor, Tensor]:
+        """The heads' joint output (B, N, H d) and the keys that logits were made of, from what `qkv` gives."""
         if positions.rotary is not None:
             q, k = (self.rotated(y, *positions.rotary) for y in (q, k))
         if positions.bias is not None:
@@ -230,12 +278,20 @@ class Block(ABC):
         dropout = self.dropout if self.module.training else 0.0
         bias = bias if bias is None else bias.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.scale)
-        return self.mixed(x, y.transpose(1, 2).flatten(2)), k
+        return y.transpose(1, 2).flatten(2), k
+
+    def keys(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The keys (B, H, N, d) that logits are made of, when the model gives its block these arguments."""
+        given, extra = self.read(args, kwargs)
+        x = given if self.batch_first else given.transpose(0, 1)
+        _, k, _ = self.qkv(x)
+        rotary = self.positions(x.shape[1], extra).rotary
+        return k if rotary is None else self.rotated(k, *rotary)
 
     def rotated(self, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries or keys (B, H, N, d) turned by their positions, halves of a head as real and imaginary parts."""
         a, b = y.chunk(2, -1)
-        return y * cos.unsqueeze(1) + torch.cat((-b, a), -1) * sin.unsqueeze(1)
+        return (y * cos + torch.cat((-b, a), -1) * sin).to(y.dtype)
 
     def attention_macs(self, tokens: int) -> int:
         """Closed form of the attention branch's MACs for one datum of `tokens` tokens (logits, then values)."""
@@ -252,11 +308,12 @@ class Block(ABC):
         for path, names in self._inner.items():
             yield path, _at(self.module, names)
 
-    def check(self) -> str | None:
+    def check(self, compared: dict[object, Self] | None = None) -> str | None:
         """What of the block this view leaves out or computes otherwise; None if nothing.
 
         Every parameter, buffer, hook and dropout must belong to a part or be known, and on a few random tokens, or on
-        the grid of a position table, the view must give what the block gives.
+        the grid of a position table, the view must give what the block gives. That grid costs a run of the block, so of
+        blocks that are built alike, the first is compared; `compared` keeps them by how they are built.
         """
         bypassed = dict(self.bypassed())
         if (why := self.unfit()) is not None:
@@ -269,7 +326,13 @@ class Block(ABC):
                 return f"no hook inside attention, but {self.name} has one on {path!r}"
             if "drop" in type(module).__name__.lower() and path not in self.LEFT_OUT and _active(module):
                 return f"no dropout that its adapter would leave out, but {self.name} has {path!r}"
-        return self._difference()
+        if compared is None or self.grid() is None:
+            return self._difference()
+        like = compared.setdefault(_structure(self.module), self)
+        if like is self:
+            return self._difference()
+        self.norms, self.beside = like.norms, like.beside
+        return None
 
     @torch.no_grad()
     def _difference(self) -> str | None:
@@ -278,24 +341,102 @@ class Block(ABC):
             return None
         shape = (1, self.grid() or max(4, self.prefix + 2), self.input_width)
         x = torch.randn(shape, generator=generator(0)).to(parameter)
-        given = self.example(x)
-        with quietly(self.module):
-            try:
-                # Some blocks have another path for batches without gradients, which hides what the parts compute.
-                expected = original_forward(self.module)(x if self.batch_first else x.transpose(0, 1), **given)
-            except Exception as error:
-                return f"blocks of tokens (B, N, D), but {self.name} cannot take them: {error}"
-            self.in_tuple, expected = isinstance(expected, tuple), self.tokens(expected)
-            y, _ = self.attention(x, positions=self.positions(x.shape[1], given))
-            actual = self.mlp(y)
-        limit = TOLERANCE.get(x.dtype, 1e-4) * expected.abs().max()
-        if actual.shape == expected.shape and bool((actual - expected).abs().max() <= limit):
-            return None
-        return f"blocks that compute what their parts say, but {self.name} ({type(self.module).__name__}) differs"
+        # What the view computes itself is compared as in training, unless attention dropout would make it random.
+        own = [] if self.dropout else [self.module, *(module for _, module in self.bypassed())]
+        with quietly(self.module, own):
+            given = dict.fromkeys(self._required) | self.example(x)
+            return functional_call(_Trial(self), _drawn(self.module), (x, given))
 
     def example(self, x: Tensor) -> dict[str, Any]:
         """What else the model would give its block with tokens x: (1, N, D), by name."""
         return {}
+
+    def accepts(self, name: str) -> bool:
+        """Whether the model's block has an argument of this name."""
+        return name in self._positional
+
+
+class _Trial(nn.Module):
+    """Runs a block and its view on the same tokens."""
+
+    def __init__(self, view: Block) -> None:
+        super().__init__()
+        self.view, self.block = view, view.module
+
+    def forward(self, x: Tensor, given: dict[str, Any]) -> str | None:
+        """How the view differs from the block on tokens x: (1, N, D), which the model would give with `given`."""
+        view, block = self.view, f"{self.view.name} ({type(self.block).__name__})"
+        try:
+            expected = original_forward(self.block)(x if view.batch_first else x.transpose(0, 1), **given)
+        except Exception as error:
+            return f"blocks of tokens (B, N, D), but {block} cannot take them: {error}"
+        view.beside = expected[1:] if isinstance(expected, tuple) else None
+        y = _first(expected)
+        if any(one is not None for one in view.beside or ()) or not isinstance(y, Tensor) or y.numel() != x.numel():
+            return f"blocks that return as many tokens as they get and nothing else, but {block} does not"
+        expected = view.tokens(expected)
+        limit = TOLERANCE.get(x.dtype, 1e-4) * expected.abs().max()
+        # In two parts and in another order: whatever mixes tokens elsewhere than in attention gives something else.
+        order = torch.arange(x.shape[1], device=x.device)
+        order = torch.cat((order[::2], order[1::2]))
+        few = min(8, len(order) // 2)
+        why: object = "the results differ"
+        for norms in view.NORMS:
+            view.norms = norms
+            try:
+                actual = self._rebuilt(x, given, order, few)
+            except (RuntimeError, ValueError, AttributeError, TypeError) as error:
+                why = error
+                continue
+            if actual.shape == (x.shape[0], few, x.shape[2]) and bool(
+                (actual - expected[:, order[:few]]).abs().max() <= limit
+            ):
+                return None
+        return (
+            f"blocks that compute what their parts say, but {block} computes something else, or does in training: {why}"
+        )
+
+    def _rebuilt(self, x: Tensor, given: dict[str, Any], order: Tensor, few: int) -> Tensor:
+        """The first `few` tokens in the new order, by the view."""
+        view, positions = self.view, self.view.positions(x.shape[1], given)
+        if positions != NOWHERE:
+            positions = positions.of(order[None], order.argsort()[None], False)
+        x = x[:, order]
+        q, k, v = (torch.cat(y, 2) for y in zip(view.qkv(x[:, :few]), view.qkv(x[:, few:]), strict=True))
+        y, _ = view.attended(q, k, v, positions=positions)
+        return view.mlp(view.mixed(x[:, :few], y[:, :few]))
+
+
+def _drawn(module: nn.Module) -> dict[str, Tensor]:
+    """Random values for the parameters of a block in which a 0 or 1 could hide what it computes: scales, biases, gates,
+    and tables or weights that begin at zero. By their name in a trial."""
+    draws, drawn = generator(0), {}
+    for name, p in module.named_parameters():
+        if not p.is_floating_point() or p.numel() == 0:
+            continue
+        if p.ndim < 2:
+            drawn[f"block.{name}"] = (0.5 + torch.rand(p.shape, generator=draws)).to(p)
+        elif p[(0,) * p.ndim] == 0 and not p.any():
+            drawn[f"block.{name}"] = (torch.randn(p.shape, generator=draws) * p.shape[-1] ** -0.5).to(p)
+    return drawn
+
+
+def _structure(module: nn.Module) -> object:
+    """The same for modules whose forwards differ in nothing but the values of parameters and buffers."""
+
+    def told(value: Any) -> object:
+        plain = value is None or isinstance(value, bool | int | float | str | tuple | list | torch.dtype | torch.Size)
+        return repr(value) if plain else id(value)
+
+    own = vars(nn.Module()).keys()
+    return tuple(
+        (path, type(m), *((name, told(value)) for name, value in vars(m).items() if name not in own))
+        for path, m in module.named_modules()
+    ), tuple((name, p.shape, p.dtype) for name, p in (*module.named_parameters(), *module.named_buffers()))
+
+
+def _first(returned: Any) -> Any:
+    return returned[0] if isinstance(returned, tuple) and returned else returned
 
 
 def _at(module: Any, names: list[str]) -> Any:
@@ -304,22 +445,33 @@ def _at(module: Any, names: list[str]) -> Any:
     return module
 
 
-def _has(module: nn.Module, path: str) -> bool:
-    part: Any = module
+def _get(module: Any, path: str) -> Any:
     for name in path.split("."):
-        part = getattr(part, name, None)
-    return isinstance(part, nn.Module)
+        module = getattr(module, name, None)
+    return module
 
 
-def _says(value: Any) -> bool:
-    """Whether an argument changes what the block computes: no None, False, or mask that hides nothing."""
+def _has(module: nn.Module, path: str) -> bool:
+    return isinstance(_get(module, path), nn.Module)
+
+
+def _says(value: Any, hides: bool = False) -> bool:
+    """Whether an argument changes what the block computes: no None, False, or mask that hides nothing.
+
+    `hides`: the value of a mask of booleans that hides.
+    """
     if not isinstance(value, Tensor):
         return value is not None and value is not False
-    hides_nothing = value.all() if value.dtype == torch.bool else (value == 0).all()
-    if torch.compiler.is_exporting():  # Hugging Face makes a mask for every graph
-        torch._assert_async(hides_nothing, "tokens merge, so a mask must hide nothing")
-        return False
-    return not bool(hides_nothing)
+    return not hides_nothing((value != hides).all() if value.dtype == torch.bool else (value == 0).all())
+
+
+def hides_nothing(condition: Tensor) -> bool:
+    """Whether a mask hides nothing, which the condition says. An exported graph, for which Hugging Face always makes a
+    mask, checks it when it runs."""
+    if torch.compiler.is_exporting():
+        torch._assert_async(condition, "tokens merge, so a mask must hide nothing")
+        return True
+    return bool(condition)
 
 
 def _active(module: nn.Module) -> bool:
@@ -337,17 +489,21 @@ def _quiet(module: nn.Module) -> bool:
 
 
 @contextmanager
-def quietly(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode, and deaf, so that a trial run is nobody's business."""
+def quietly(module: nn.Module, in_training: Collection[nn.Module] = ()) -> Iterator[None]:
+    """The module in evaluation mode but for those named, and deaf, so that a trial run is nobody's business,
+    without the fused layers of torch, which overlook what a subclass of theirs computes."""
     modules, names = list(module.modules()), ("_forward_hooks", "_forward_pre_hooks")
     before = [(m, m.training, {name: vars(m)[name] for name in names}) for m in modules]
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         for m in modules:
-            m.training = False
+            m.training = any(m is one for one in in_training)
             vars(m).update({name: OrderedDict() for name in names})
         with uncounted(), torch.autocast(next(module.parameters()).device.type, enabled=False):
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for m, training, hooks in before:
             m.training = training
             vars(m).update(hooks)
@@ -370,10 +526,13 @@ def checked(technique: str, model: nn.Module, blocks: list[Block]) -> list[Block
     """The blocks, if each is what its adapter takes it for. UnsupportedHost, which names the part, otherwise."""
     if len({id(block.module) for block in blocks}) < len(blocks):
         raise UnsupportedHost(technique, model, "blocks that run once each, but some are used again")
+    if any(getattr(getattr(module, "config", None), "output_attentions", False) for module in model.modules()):
+        raise UnsupportedHost(technique, model, "not to be asked for attention maps (config.output_attentions)")
+    compared: dict[object, Block] = {}
     for block in blocks:
         if others := set(replaced_by(block.module)) - {technique}:
             raise UnsupportedHost(technique, model, f"blocks that no other technique replaces ({', '.join(others)})")
-        if (why := block.check()) is not None:
+        if (why := block.check(compared)) is not None:
             raise UnsupportedHost(technique, model, why)
     return blocks
 
@@ -388,7 +547,8 @@ LEADING = (
 def leading_tokens(model: nn.Module, chain: str) -> int | None:
     """How many leading tokens stand for no place, by the parameters of whoever owns the chain of blocks of that name.
 
-    None where a parameter looks like such a token, but has a name that nobody knows: then only the user can tell.
+    The owner is the nearest that has such parameters, or that makes tokens of patches. None where a parameter looks
+    like such a token, but has a name that nobody knows: then only the user can tell.
     """
     path = chain
     while path:
@@ -396,11 +556,22 @@ def leading_tokens(model: nn.Module, chain: str) -> int | None:
         owner = model.get_submodule(path)
         if hasattr(owner, "num_prefix_tokens"):
             return int(owner.num_prefix_tokens)
-        own = [(name, p) for name, p in owner.named_parameters() if not f"{path}.{name}".lstrip(".").startswith(chain)]
+        inside = chain.removeprefix(f"{path}.") + "."
+        own = [(name, p) for name, p in owner.named_parameters() if not name.startswith(inside)]
+        if any(_looks_leading(name, p) for name, p in own):
+            return None
         known = [p for name, p in own if name.rpartition(".")[2] in LEADING]
         if known:
             return sum(p.shape[-2] if p.ndim > 1 else 1 for p in known)
-        place = re.compile(r"pos|mask|probe|latent|query")
-        if any(p.ndim == 3 and len(p) == 1 and "." not in name and not place.search(name) for name, p in own):
-            return None
+        if any("patch" in name for name, _ in own):
+            return 0
     return 0
+
+
+def _looks_leading(name: str, parameter: Tensor) -> bool:
+    _, _, last = name.rpartition(".")
+    if last in LEADING or re.search("pos|mask|probe|latent|query", last):
+        return False
+    if parameter.ndim == 3 and len(parameter) == 1:
+        return "." not in name or "token" in last
+    return parameter.ndim in (1, 2) and bool(re.search("token|cls", last)) and parameter.numel() == parameter.shape[-1]
