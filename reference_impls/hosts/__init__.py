@@ -7,7 +7,7 @@ what they compute. Each family of models has its adapter, which goes by structur
 - `hosts/multihead.py`: blocks around `nn.MultiheadAttention`, of torch itself, torchvision and CLIP;
 - `hosts/transformers.py`: Hugging Face ViT, DeiT, DINOv2, DINOv3, BEiT, CLIP, SigLIP and what shares their layers.
 
-What an adapter does not account for is refused (`Block.check`).
+What an adapter does not account for is refused (`hosts/trial.py`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from collections.abc import Callable
 from torch import nn
 
 from reference_impls.contract import UnsupportedHost
+from reference_impls.contract.replacement import replaced_by
 from reference_impls.hosts import multihead, transformers, vit
-from reference_impls.hosts.block import Block, chains, checked, leading_tokens
+from reference_impls.hosts.block import Block
+from reference_impls.hosts.chains import chains, leading_tokens
+from reference_impls.hosts.trial import check as check_block
 
 __all__ = ["NEEDS", "Block", "transformer_blocks"]
 
@@ -56,7 +59,7 @@ def transformer_blocks(technique: str, model: object, prefix: int | None = None,
                 found += [adapter(module, leading, chain, i, i == last) for i, module in enumerate(modules)]
     if not found:
         raise UnsupportedHost(technique, model, NEEDS + _instead(model))
-    return checked(technique, model, found) if check else found
+    return _checked(technique, model, found) if check else found
 
 
 def _instead(model: object) -> str:
@@ -65,3 +68,18 @@ def _instead(model: object) -> str:
     alike = [(name, modules) for name, modules in everything if len({type(module) for module in modules}) == 1]
     name, modules = max(alike, key=lambda chain: len(chain[1]), default=("", []))
     return f", but {name!r} holds {type(modules[0]).__name__}" if name else ""
+
+
+def _checked(technique: str, model: nn.Module, blocks: list[Block]) -> list[Block]:
+    """The blocks, if each is what its adapter takes it for. UnsupportedHost, which names the part, otherwise."""
+    if len({id(block.module) for block in blocks}) < len(blocks):
+        raise UnsupportedHost(technique, model, "blocks that run once each, but some are used again")
+    if any(getattr(getattr(module, "config", None), "output_attentions", False) for module in model.modules()):
+        raise UnsupportedHost(technique, model, "not to be asked for attention maps (config.output_attentions)")
+    compared: dict[object, Block] = {}
+    for block in blocks:
+        if others := set(replaced_by(block.module)) - {technique}:
+            raise UnsupportedHost(technique, model, f"blocks that no other technique replaces ({', '.join(others)})")
+        if (why := check_block(block, compared)) is not None:
+            raise UnsupportedHost(technique, model, why)
+    return blocks

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
 from reference_impls.contract import UnsupportedHost
-from reference_impls.hosts.block import chains
+from reference_impls.hosts.chains import chains
 from tests.families import DEPTH, HEADS, SIDE, TIMM, VISION, WIDTH, Case, images, in_timm, randomised, torch_encoder
 from tests.other_models import timm, timm_network
 from tests.support import assert_close, generator
