@@ -184,7 +184,6 @@ def write(generated: list[Page], files: Mapping[str, str], root: Path, target: P
         file.write_bytes(text.encode())
     config = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))
     del config["hooks"]
-    config["plugins"] = ["search" if isinstance(one, dict) else one for one in config["plugins"]]  # ours needs the hook
     for extension in config["markdown_extensions"]:
         if isinstance(extension, dict) and (snippets := extension.get("pymdownx.snippets")):
             snippets["base_path"] = [str(root)]

@@ -328,7 +328,8 @@ def _tick_texts(values: list[float]) -> list[str]:
 def _x_ticks(ticks: Sequence[tuple[float, str]]) -> list[str]:
     bottom = HEIGHT - BOTTOM
     lines = "".join(f"M{at:.1f} {TOP}V{bottom}" for at, _ in ticks)
-    texts = "".join(f'<text x="{at:.1f}" y="{bottom + 17}">{text}</text>' for at, text in _apart(ticks))
+    inside = [(min(at, WIDTH - 2 - TICK * len(text) / 2), text) for at, text in ticks]
+    texts = "".join(f'<text x="{at:.1f}" y="{bottom + 17}">{text}</text>' for at, text in _apart(inside))
     return [f'<path class="grid" d="{lines}"/><g class="tick" text-anchor="middle">{texts}</g>']
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page as MkDocsPage
 
 if (_root := str(Path(__file__).parents[2])) not in sys.path:  # mkdocs loads this file without its package
     sys.path.insert(0, _root)
@@ -47,6 +48,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in _FILES.items():
         files.append(File.generated(config, path, content=text.encode()))
     return files
+
+
+def on_page_markdown(markdown: str, page: MkDocsPage, config: MkDocsConfig, files: Files) -> None:
+    """Keep the page out of the theme's index, in whose place ours comes."""
+    page.meta["search"] = {"exclude": True}
 
 
 def on_post_build(config: MkDocsConfig) -> None:
