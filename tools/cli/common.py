@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from tools.knowledge import Knowledge, load
-from tools.knowledge.findings import did_you_mean
+from ..knowledge import Knowledge, load
+from ..knowledge.findings import did_you_mean
+from ..knowledge.paths import INSTALLED
 
 if TYPE_CHECKING:
-    from tools.knowledge.schema import Entry
+    from ..knowledge.schema import Entry
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON document.")
 budgets = click.Choice(["smoke", "full"])
@@ -30,6 +32,16 @@ def wrong_usage(message: str, hint: str = "") -> NoReturn:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def clone(ctx: click.Context) -> Path:
+    """The root, for a command that works on the files of a clone; wrong usage on the atlas of an installed package."""
+    root: Path = ctx.obj
+    if root == INSTALLED:
+        wrong_usage(
+            "this works on a clone of the atlas, and there is none around here", "run it inside one, or use --root"
+        )
+    return root
 
 
 def knowledge_of(ctx: click.Context, *, check: bool = False) -> Knowledge:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-from tools.cli.common import Failure
+from reference_impls.extras import advice
+
+from .common import Failure, clone, wrong_usage
 
 
 @click.group()
@@ -12,12 +14,17 @@ def site() -> None:
     """The documentation site."""
 
 
-def calling(name: str, **arguments: object) -> None:
-    """Call the function of that name in `tools.site.build` on the atlas."""
-    from tools.site import build
-
+def calling(name: str) -> None:
+    """Call the function of that name in `site.build` on the clone."""
+    root = clone(click.get_current_context())
     try:
-        getattr(build, name)(click.get_current_context().obj, **arguments)
+        from ..site import build
+    except ModuleNotFoundError as error:
+        if missing := advice(error, "site"):
+            wrong_usage(missing)
+        raise
+    try:
+        getattr(build, name)(root)
     except build.SiteError as error:
         raise Failure(str(error)) from error
 

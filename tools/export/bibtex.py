@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-from tools.export.venue import Sort, sort
-from tools.knowledge.schema import Author, Paper
+from ..knowledge.schema import Author, Paper
+from .venue import Sort, sort
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\textbraceleft{}", "}": r"\textbraceright{}", "~": r"\textasciitilde{}",

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from reference_impls.accounting.record import Record
-from tools.knowledge import references
-from tools.knowledge.base import Knowledge
-from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
-from tools.knowledge.completeness import INDEX_AXES, axis_hint, due
-from tools.knowledge.editor import modeline
-from tools.knowledge.findings import Finding, did_you_mean, finding
-from tools.knowledge.latex import latex_problem
-from tools.knowledge.paths import (
+
+from . import references
+from .base import Knowledge
+from .claims import FieldAbsent, FieldError, parse_field
+from .completeness import INDEX_AXES, axis_hint, due
+from .editor import modeline
+from .findings import Finding, did_you_mean, finding
+from .latex import latex_problem
+from .paths import (
     AXES,
     BENCHMARKS,
     ENTRIES,
@@ -37,10 +38,10 @@ from tools.knowledge.paths import (
     TESTS,
     module_name,
 )
-from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
-from tools.knowledge.schema import Claim, Entry, Paper, Statements, Terms
-from tools.knowledge.source import Source, parse_text, scenarios
-from tools.knowledge.text import text_problems, texts
+from .reader import Document, Keys, Place, read_json, read_text
+from .schema import Claim, Entry, Paper, Statements, Terms
+from .source import Source, parse_text, scenarios
+from .text import text_problems, texts
 
 
 def check_all(knowledge: Knowledge) -> list[Finding]:
@@ -279,7 +280,7 @@ class _Checker:
                 hint="start with `# %% [markdown]`",
             )
         for n, line in enumerate(lines, 1):
-            if re.match(r"\s*(from|import)\s+tools\b", line):
+            if re.match(r"\s*(from|import)\s+(tools|redundancy_atlas)\b", line):
                 message = "a notebook that imports the tools"
                 yield finding("E802", file, message, line=n, hint="import what it needs from reference_impls")
             if re.match(r"\s*[%!]", line):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from tools.knowledge.base import Knowledge
-from tools.knowledge.paths import EXPERIMENTS, NOTEBOOKS, RESULTS, TESTS, module_name
-from tools.knowledge.reader import Keys
-from tools.knowledge.schema import Axis, Entry
-from tools.knowledge.text import one_line
+from .base import Knowledge
+from .paths import EXPERIMENTS, NOTEBOOKS, RESULTS, TESTS, located, module_name
+from .reader import Keys
+from .schema import Axis, Entry
+from .text import one_line
 
 INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitation", "stage")
 """The axes by which entries are listed: every entry is placed on them, drafts too."""
@@ -138,7 +138,7 @@ def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
     }
     place: Keys = ("implementation",)
     for file, hint in files.items():
-        met = (knowledge.root / file).is_file()
+        met = located(knowledge.root, file).is_file()
         yield Need(file, hint, met, "stable", "E402", f"a stable entry needs {file}", place)
     yield Need(
         what="a measured result",
@@ -149,7 +149,8 @@ def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
         message=f"a stable entry needs a measured result in {RESULTS}/{entry.id}/",
         path=place,
     )
-    written = [file for file in (*(source.files if source else ()), *files) if _is_placeholder(knowledge.root / file)]
+    code = (*(source.files if source else ()), *files)
+    written = [file for file in code if _is_placeholder(located(knowledge.root, file))]
     yield Need(
         what="its own code",
         hint="put your own in the place of what `redundancy new` wrote, and delete the paragraphs that say so",

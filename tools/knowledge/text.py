@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tools.knowledge.latex import MATH, latex_problem
-from tools.knowledge.reader import Keys
+from .latex import MATH, latex_problem
+from .reader import Keys
 
 _CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
 _WORD = re.compile(r"\w+")

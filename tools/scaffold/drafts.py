@@ -12,12 +12,12 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from tools.files import write_atomically, write_new
-from tools.knowledge import Finding, Knowledge, load
-from tools.knowledge.completeness import PLACEHOLDER
-from tools.knowledge.layout import append, dump, put
-from tools.knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, PAPERS, TECHNIQUES, TESTS, module_name
-from tools.knowledge.schema import Paper
+from ..files import write_atomically, write_new
+from ..knowledge import Finding, Knowledge, load
+from ..knowledge.completeness import PLACEHOLDER
+from ..knowledge.layout import append, dump, put
+from ..knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, PAPERS, TECHNIQUES, TESTS, module_name
+from ..knowledge.schema import Paper
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 LONGEST_ID: Final = 60

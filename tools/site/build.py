@@ -17,14 +17,14 @@ from pathlib import Path
 
 import yaml
 
-from tools.export import api
-from tools.export.bibtex import bibtex
-from tools.knowledge import Knowledge, load
-from tools.knowledge.references import resolved
-from tools.site import links, notebooks, search
-from tools.site.markup import MathError
-from tools.site.model import Atlas, Page, gather
-from tools.site.pages import navigation, pages
+from ..export import api
+from ..export.bibtex import bibtex
+from ..knowledge import Knowledge, load
+from ..knowledge.references import resolved
+from . import links, notebooks, search
+from .markup import MathError
+from .model import Atlas, Page, gather
+from .pages import navigation, pages
 
 Say = Callable[[str], None]
 PORTS = range(8000, 8020)

@@ -15,10 +15,10 @@ from typing import Any
 
 from markdown.extensions.toc import slugify
 
-from tools.knowledge.schema import Entry, Paper, Statement
-from tools.site.model import Atlas
-from tools.site.notebooks import Notebook
-from tools.site.parts import anchor, plain, short_authors, short_title
+from ..knowledge.schema import Entry, Paper, Statement
+from .model import Atlas
+from .notebooks import Notebook
+from .parts import anchor, plain, short_authors, short_title
 
 INDEX = "search/search_index.json"
 WORKER = Path(__file__).parent / "assets" / "search.js"
