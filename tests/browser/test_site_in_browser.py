@@ -248,7 +248,7 @@ def test_cost_models_fit_a_phone_and_a_desk(chromium: Any, address: str, known: 
             wide = "e => Math.max(...[e, ...e.querySelectorAll('math')].map(m => m.getBoundingClientRect().right))"
             if tab.locator(".atlas-cost").evaluate(wide) > size["width"]:
                 wrong.append((id_, size["width"]))
-            assert tab.locator(".atlas-where dt").count() > 0, id_
+            assert tab.locator(".atlas-where dt").count() == len(known.entries[id_].symbols), id_
         context.close()
     assert not wrong
 
