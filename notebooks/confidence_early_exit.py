@@ -38,16 +38,17 @@ print(f"accuracy {(answers == y).float().mean():.3f}, of the last exit alone "
       f"{(network(x).argmax(-1) == y).float().mean():.3f}")  # fmt: skip
 
 # %%
-pictures, (figure, axes) = images.digits()[2], plt.subplots(2, 10, figsize=(9, 2.8))
-for row, (title, at) in zip(axes, {"left at the first exit": 0, "went to the end": 3}.items(), strict=True):
+pictures = images.digits()[2]
+for title, at in {"left at the first exit": 0, "went to the end": 3}.items():
+    figure, row = plt.subplots(1, 10, figsize=(9, 1.5))
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    for axis in row:
+        axis.axis("off")
     for axis, index in zip(row, (left == at).nonzero().squeeze(1)[:10].tolist(), strict=False):
         axis.imshow(pictures[index, 0], cmap="gray_r")
         wrong = "" if answers[index] == y[index] else f", is {y[index]}"
         axis.set_title(f"{answers[index]}{wrong}", fontsize=8, color="tab:red" if wrong else "black", pad=3)
-    row[0].annotate(title, (0, 1.5), xycoords="axes fraction", annotation_clip=False)
-for axis in axes.flat:
-    axis.axis("off")
-plt.show()
+    plt.show()
 
 # %% [markdown]
 # ## How much of the computation is redundant

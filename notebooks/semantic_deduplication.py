@@ -87,7 +87,7 @@ where = {name: value for name, value in full.redundancy.where.items() if name.st
 nulls = {f"null: {name}": value for name, value in full.redundancy.null.items()}
 figure, axis = plt.subplots(figsize=(8, 2.8))
 values = where | {"all mails": full.redundancy.value} | nulls
-show.bars(axis, values, label="share of mails that could go at $\\epsilon$ = 0.05")
+show.bars(axis, values, label="share of mails that could go at ε = 0.05")
 figure.tight_layout()
 plt.show()
 

@@ -126,8 +126,11 @@ plt.show()
 # photos (for these, agreement with the dense network). Up and to the left is better. The controls lose as many tokens:
 # merged with a partner drawn at random, or thrown away at random.
 
+# %% tags=["timed"]
+show.trade_offs(run("token-merging", "digits-vit"))
+
 # %%
-for record in (run("token-merging", "digits-vit"), digits, photos):
+for record in (digits, photos):
     show.trade_offs(record)
 
 # %% [markdown]

@@ -5,6 +5,8 @@ Colours are matplotlib's cycle, which the site replaces by those of its theme.
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,16 @@ COSTS: Mapping[str, Callable[[Variant], float]] = {
 
 
 def style() -> None:
-    """One thread, and the look of all notebooks; call it first."""
+    """One thread, seeded random numbers, and the look of all notebooks; call it first.
+
+    Where figures cannot be shown, because there is no display, it says so.
+    """
     torch.set_num_threads(1)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - what libraries draw from the global generator
+    torch.manual_seed(0)
+    if plt.get_backend().lower() == "agg":
+        print("No display: figures are not shown. Run this in Jupyter, or set MPLBACKEND.", file=sys.stderr)
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
     plt.rcParams.update({"legend.frameon": False, "figure.autolayout": True})
 
@@ -211,6 +221,20 @@ def variants(record: Record, baseline: str) -> dict[str, Interval]:
     return {f"{name} ({v.macs / 1e6:.2f} M MACs)": v.quality for name, v in named.items()}
 
 
+def annotate_apart(axis: Axes, labels: Iterable[tuple[str, tuple[float, float]]], size: float = 8) -> None:
+    """Write a text beside each point, where it stands on none of those before; the limits of the axis must be set."""
+    taken: list[tuple[float, float, float, float]] = []
+    for text, point in labels:
+        x, y = axis.transData.transform(point) * 72 / axis.figure.dpi  # in points, as the offsets
+        wide, high = 0.62 * size * len(text), 1.25 * size
+        for dx, dy in ((4, -9), (4, 3), (-4 - wide, 3), (-4 - wide, -9), (4, -20), (4, 14), (4, -31), (4, 25)):
+            box = (x + dx, y + dy - 2, x + dx + wide, y + dy - 2 + high)
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                break
+        taken.append(box)
+        axis.annotate(text, point, xytext=(dx, dy), textcoords="offset points", fontsize=size)
+
+
 def times(record: Record, short: Mapping[str, str]) -> None:
     """Time of whole networks, compiled and eager, against their MACs and the record's quality; then the ratios.
 
@@ -218,6 +242,7 @@ def times(record: Record, short: Mapping[str, str]) -> None:
     """
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
     controls = [point for control in record.controls for point in control.points if "timm" not in control.name]
+    labels: dict[Axes, list[tuple[str, tuple[float, float]]]] = {axis: [] for axis in axes}
     for point, colour in [(p, "C0") for p in record.points] + [(p, "C1") for p in controls]:
         label, compiled = str(point.knobs["model"]), point.knobs["form"] == "compiled"
         for long, abbreviation in short.items():
@@ -225,9 +250,11 @@ def times(record: Record, short: Mapping[str, str]) -> None:
         for axis, x in zip(axes, (point.macs / 1e9, point.quality.value), strict=True):
             axis.plot(x, point.wall_ms.median, "o" if compiled else "x", color=colour)
             if compiled:
-                axis.annotate(label, (x, point.wall_ms.median), xytext=(4, -9), textcoords="offset points", fontsize=8)
+                labels[axis].append((label, (x, point.wall_ms.median)))
     axes[0].set(xlabel="billion MACs", ylabel=f"ms for {record.unit}", xlim=(0, None), ylim=(0, None))
     axes[1].set(xlabel=record.baseline.quality.metric, xlim=(0, None))
+    for axis in axes:
+        annotate_apart(axis, labels[axis])
     for marker, form in (("o", "compiled"), ("x", "eager")):
         axes[1].plot([], [], marker, color="black", label=form)
     axes[1].legend()

@@ -95,7 +95,7 @@ def test_the_walk_through_works_and_passes_every_check(clone: Path, environment:
     for arguments in (["check"], ["fmt", "--check"]):  # in this process: the code is the same, the atlas is the clone
         result = CliRunner().invoke(main, ["--root", str(clone), *arguments])
         assert result.exit_code == 0, result.output
-    pages, _ = build.collect(clone, run=False)
+    pages, *_ = build.collect(clone, run=False)
     assert "techniques/memo-functions.md" in {page.path for page in pages}
     tests = ["tests/test_experiments.py", "tests/test_notebooks.py"]
     passes(sys.executable, "-m", "pytest", "-q", *tests, "-k", "memo-functions or every_technique")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import shutil
 import subprocess
@@ -17,12 +18,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from markdown import Markdown
 
+from reference_impls import show
 from reference_impls.accounting.record import Record
 from tests import attack
 from tests import site_fixture as fixture
@@ -124,8 +129,9 @@ def test_a_huge_interval_is_cut_at_the_frame_and_does_not_flatten_the_figure() -
     assert figures._within([0.9], [0.8, 1.0]) == pytest.approx([0.9, 0.8, 1.0])
     marks = [Mark(1, 0.9, y_interval=(-5, 5)), Mark(2, 0.95, y_interval=(0.94, 0.96))]
     svg = figures.trade_off([Series("a", "technique", marks)], Axis("x"), Axis("y"), title="", description="", name="f")
-    ends = [float(y) for y in re.findall(r'class="whisker"[^>]* y[12]="([\d.-]+)"', svg)]
-    assert len(ends) == 2
+    (drawn,) = re.findall(r'class="whisker" d="([^"]*)"', svg)
+    ends = [float(y) for y in re.findall(r"M[\d.-]+ ([\d.-]+)|V([\d.-]+)", drawn) for y in y if y]
+    assert len(ends) == 4
     assert all(figures.TOP <= y <= figures.HEIGHT - figures.BOTTOM for y in ends)
 
 
@@ -311,7 +317,8 @@ def test_a_slowdown_is_called_slower() -> None:
 
 
 def block(record: Record) -> str:
-    return evidence.block(Result(record, "token-merging"))
+    result = Result(record, "token-merging")
+    return evidence.block(result) + evidence.numbers(result)
 
 
 def test_every_number_of_a_figure_is_in_its_table() -> None:
@@ -331,7 +338,7 @@ def test_a_speed_up_of_paired_rounds_stands_with_its_interval_and_gains_with_the
     }
     record = fixture.record(points=[fixture.variant(3_000_000_000, 0.9, 80.0, knobs={"r": 4}, **more)])
     html = block(record)
-    assert '<td class="num">1.30×<br><small>1.20 to 1.40, paired</small></td>' in html
+    assert "<td>1.30×<small>1.20 to 1.40, paired</small></td>" in html
     assert "−0.02 over baseline" in html
     assert "medians over paired rounds where marked" in html
     what, value, small = evidence.headline([record])[1]
@@ -349,7 +356,7 @@ def test_tables_of_a_record_are_shown_with_intervals_and_what_they_are() -> None
     shown = html[html.index("Further numbers: parts") :]
     assert "<caption>By &amp; by.</caption>" in shown
     assert '<th scope="row">block &lt;0&gt;</th>' in shown
-    assert '<td class="num">0.5 (0.4 to 0.6)</td>' in shown
+    assert "<td>0.5 (0.4 to 0.6)</td>" in shown
     assert "<td>yes</td>" in shown
 
 
@@ -366,7 +373,7 @@ def test_where_techniques_meet_each_is_shown_beside_its_rivals() -> None:
     result = of_entry(joint(), "token-merging")
     assert result.anchor == "token-reduction-meeting"
     assert evidence.headline([result.record])[0][1] == "25\u00a0%", "what it saves itself, not its rival"
-    html = re.sub(r">\s+<", "><", evidence.block(result))
+    html = re.sub(r">\s+<", "><", evidence.block(result) + evidence.numbers(result))
     assert "Technique</th><td>r = 4</td>" in html
     assert "Rival: token dropping</th><td>r = 8</td>" in html
     assert html.count('<g class="series rival-1">') == 3, "in both panels and in the key"
@@ -384,6 +391,7 @@ def test_a_joint_record_stands_on_the_page_of_every_technique_in_it(known: Knowl
     for id_, rival in (("token-merging", "token dropping"), ("token-dropping", "token merging")):
         assert "{#token-reduction-meeting}" in found[f"techniques/{id_}.md"]
         assert f"Rival: {rival}" in found[f"techniques/{id_}.md"]
+        assert f"Rival: {rival}" in found[f"numbers/{id_}.md"]
         assert 'href="../principles.html#they-meet"' in found[f"techniques/{id_}.md"]
     assert '<a href="techniques/token-merging.html#token-reduction-meeting">' in found["principles.md"]
 
@@ -459,7 +467,9 @@ def test_pages_are_a_pure_function_with_unique_paths(known: Knowledge, material:
         "notebooks/token-merging.md",
     }
     listed = re.findall(r"[\w/-]+\.md", str(navigation(first)))
-    assert {p.path for p in first} <= set(listed), "every page is in the navigation"
+    assert {p.path for p in first if not p.path.startswith(("numbers/", "sources/"))} <= set(listed), (
+        "every page is in the navigation"
+    )
 
 
 def test_the_entry_answers_first_and_shows_everything(texts: dict[str, str]) -> None:
@@ -468,22 +478,24 @@ def test_the_entry_answers_first_and_shows_everything(texts: dict[str, str]) -> 
         "# Token merging",
         '<p class="atlas-lead">Average the most similar',
         "ToMe",
+        "atlas-actions",
         "atlas-strip",
         "## When to use it",
         "## When not to",
+        "## Definition",
+        "atlas-picture",
+        "## Algorithm",
+        "## Cost model",
         "## Measured trade-off",
         "## Measured redundancy",
         "## What the papers say",
-        "## Definition",
-        "## Algorithm",
         "## What an implementation must hold",
-        "## Cost model",
         "## Classification",
         "## Limits",
         "## How ours departs",
         "## Checks that do not apply",
         "## Implementation",
-        "notebooks/token-merging.html",
+        "notebooks/token&#95;merging.py</a>",
         "## Relations",
         "## What it bears on",
         "## Papers and citation",
@@ -493,8 +505,17 @@ def test_the_entry_answers_first_and_shows_everything(texts: dict[str, str]) -> 
     assert [part for part in order if part not in text] == []
     positions = [text.index(part) for part in order]
     assert positions == sorted(positions)
-    assert 'href="#src0-5"' in text
-    assert 'id="src0-5"' in text
+    assert 'href="../sources/token-merging.html#src0-5"' in text
+    assert 'id="src0-5"' in texts["sources/token-merging.md"]
+    actions = text[text.index("atlas-actions") :].partition("</p>")[0]
+    assert re.findall(r'href="([^"]+)">([^<]+)<', actions) == [
+        ("#implementation", "Run"), ("../notebooks/token-merging.html", "Notebook"),
+        ("../notebooks/token-merging.ipynb", ".ipynb"), ("../sources/token-merging.html", "Source"),
+        ("#papers-and-citation", "Cite"), ("#edit", "Edit"),
+    ]  # fmt: skip
+    provenance = text[: text.index("Measured 2026")].rpartition("<details")[2]
+    assert "<summary>Data, model and machine" in provenance, "provenance is folded"
+    assert "</details>" not in provenance
     hover = re.search(r'<abbr title="(About [^"]+)"', text)[1]
     assert unescape(hover) == 'About <spatial_similarity> & "more".', "definitions on hover"
     assert "it carries no state" in text
@@ -506,7 +527,7 @@ def test_the_entry_answers_first_and_shows_everything(texts: dict[str, str]) -> 
 
 def test_paper_numbers_and_ours_stand_in_separate_columns(texts: dict[str, str]) -> None:
     text = texts["techniques/token-merging.md"]
-    claims = " ".join(text[text.index("## What the papers say") : text.index("## Definition")].split())
+    claims = " ".join(text[text.index("## What the papers say") : text.index("## What an implementation")].split())
     heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', claims)
     assert heads == ["Claim, in our words", "Where", "In the paper", "Measured here", "Verdict"]
     row = re.findall(r"<td[^>]*> ?(.*?)</td>", claims[claims.index("Twice as fast") :])
@@ -882,7 +903,7 @@ def test_the_code_of_the_guides_runs(name: str) -> None:
 
 
 def test_the_filter_and_copy_script_stays_small() -> None:
-    assert len((ROOT / "tools/site/docs/assets/atlas.js").read_text(encoding="utf-8").splitlines()) < 150
+    assert len((ROOT / "tools/site/docs/assets/atlas.js").read_text(encoding="utf-8").splitlines()) < 180
 
 
 def test_long_drawing_code_is_folded_and_other_code_is_not() -> None:
@@ -890,3 +911,145 @@ def test_long_drawing_code_is_folded_and_other_code_is_not() -> None:
     assert "<details><summary>Code of the figure, 13 lines" in notebooks._code(drawing)
     assert "<details>" not in notebooks._code("x = 1\n" * 13)
     assert "<details>" not in notebooks._code("plt.show()")
+    imports = "from a import b\nimport matplotlib.pyplot as plt\n" + "x = 1\n" * 12 + "plt.style.use(x)"
+    assert "<details>" not in notebooks._code(imports), "imports are no drawing"
+
+
+# --- cost models
+
+
+def words_of(html: str) -> list[str]:
+    """The lines of a cost model, each formula as its LaTeX."""
+    shown = re.sub(r'<math[^>]* alttext="([^"]*)".*?</math>', lambda m: f"[{unescape(m[1])}]", html)
+    return [unescape(line) for line in re.findall(r"<p>(.*?)</p>", shown)]
+
+
+def test_a_cost_model_has_a_line_for_each_clause_and_breaks_in_front_of_signs() -> None:
+    html = markup.cost_model(
+        r"\sum_{l} \left[ 4 n_l D^2 + (K + V) \right] \quad\text{instead of}\quad L N_\text{x}, \qquad n_l = N - r"
+        r" \;\to\; c \text{ (a, b)}"
+    )
+    assert words_of(html) == [
+        r"[\sum_{l} [ 4 n_l D^2] [{}+ (K + V) ]]", r"instead of [L N_\text{x},]", "[n_l] [{}= N] [{}- r]",
+        "→ [c] (a, b)",
+    ]  # fmt: skip
+    assert html.count("<math ") == html.count('display="inline" displaystyle="true"') == 7
+
+
+def test_no_piece_of_a_cost_model_is_wide_and_none_is_lost(real: Atlas) -> None:
+    for entry in real.knowledge.entries.values():
+        if not entry.cost_model:
+            continue
+        lines = words_of(markup.cost_model(entry.cost_model))
+        pieces = [piece for line in lines for piece in re.findall(r"\[(.*?)\](?= |$)", line)]
+        assert max(len(re.sub(r"\\[A-Za-z]+|[{}_^\s]", "", piece)) for piece in pieces) <= 40, entry.id
+        kept, whole = (
+            sorted(re.sub(r"\\[A-Za-z]+|[^A-Za-z0-9+=]", "", text)) for text in ("".join(lines), entry.cost_model)
+        )
+        assert kept == whole, entry.id
+
+
+SYMBOL = re.compile(
+    r"\\(?:bar|hat|mathcal)\s*\{?\s*[A-Za-z]\}?|\\(?:alpha|gamma|delta|eta|theta|kappa|lambda|rho|tau|phi)|[A-Za-z]"
+)
+NO_SYMBOL = re.compile(
+    r"\\(?:text|mathrm)\{[^}]*\}|\\(?!(?:bar|hat|mathcal|alpha|gamma|delta|eta|theta|kappa|rho|tau))[A-Za-z]+"
+)
+
+
+def test_every_letter_of_a_cost_model_is_explained(real: Atlas) -> None:
+    """In the list of symbols or in the cost model itself, as by `q = \\text{share of samples}`; not indices."""
+    explained = [entry for entry in real.knowledge.entries.values() if entry.symbols]
+    assert len(explained) > 100
+    for entry in explained:
+        assert entry.cost_model, entry.id
+        definitions = re.split(r"[,;]", re.split(r",\s*\\(?:;|q?quad)", entry.cost_model, maxsplit=1)[-1])
+        told = [
+            *entry.symbols,
+            *re.findall(r"\$(.*?)\$", str(entry.symbols.values())),
+            *(one.partition("=")[0] for one in definitions if "=" in one),
+        ]
+        formula = re.sub(r"_(?:\{[^}]*\}|\\[A-Za-z]+(?:\{[^}]*\})?|.)", " ", entry.cost_model)
+        known, used = (set(SYMBOL.findall(NO_SYMBOL.sub(" ", text))) for text in (" ".join(told), formula))
+        assert used - known - {"O", "e"} == set(), entry.id
+
+
+# --- the same in, the same out
+
+
+def test_two_sites_are_compared_but_for_measured_times(tmp_path: Path) -> None:
+    page = '<p>a</p>\n<section class="atlas-timed"><div>{}</div></section><p>{}</p>'
+    for name, time, word in (("one", "3 ms", "x"), ("two", "4 ms", "x"), ("three", "3 ms", "y")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.html").write_text(page.format(time, word), encoding="utf-8")
+    assert build.differences(tmp_path / "one", tmp_path / "two") == []
+    (found,) = build.differences(tmp_path / "one", tmp_path / "three")
+    assert found.startswith("a.html, line 2: ")
+    (tmp_path / "two" / "b.json").write_text("{}", encoding="utf-8")
+    assert build.differences(tmp_path / "one", tmp_path / "two") == ["b.json: only in the second"]
+
+
+def test_measured_times_are_marked_and_no_figure_with_them_stands_elsewhere() -> None:
+    stream = {"output_type": "stream", "name": "stdout", "text": "3 ms"}
+    figure = {"output_type": "display_data", "data": {"image/svg+xml": "<svg width='9pt'><path d='M0 0'/></svg>"}}
+    cells = (
+        {"cell_type": "markdown", "source": "# A\n\n## B"},
+        {"cell_type": "code", "source": "x", "metadata": {"tags": ["timed"]}, "outputs": [stream, figure]},
+        {"cell_type": "code", "source": "y", "metadata": {}, "outputs": [stream]},
+    )
+    notebook = notebooks.Notebook("a", "notebooks/a.py", cells, 1.0)
+    html = notebooks.render(notebook)
+    assert html.count("atlas-timed") == 1
+    assert html.index("Times measured in this run") < html.index("3 ms")
+    assert notebooks.first_figure(notebook, 10_000) is None
+    untagged = replace(notebook, cells=(cells[0], cells[1] | {"metadata": {}}))
+    svg, title = notebooks.first_figure(untagged, 10_000)
+    assert "<svg" in svg
+    assert title == "B"
+    assert notebooks.first_figure(untagged, 10) is None
+
+
+def test_every_notebook_seeds_its_random_numbers_first() -> None:
+    for path in notebooks.sources(ROOT).values():
+        cells = re.split(r"^# %%.*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        first = next(cell for cell in cells if re.search(r"^(import|from) ", cell, re.MULTILINE))
+        assert re.search(r"^show\.style\(\)$", first, re.MULTILINE), f"{path.name}: show.style() seeds, call it first"
+
+
+def test_notebooks_for_jupyter_are_always_the_same_and_run_the_same_code() -> None:
+    for path in notebooks.sources(ROOT).values():
+        text = notebooks.as_ipynb(path)
+        assert text == notebooks.as_ipynb(path)
+        node = json.loads(text)
+        code = ["".join(cell["source"]) for cell in node["cells"] if cell["cell_type"] == "code"]
+        assert code
+        assert all(part in path.read_text(encoding="utf-8") for part in code)
+
+
+def test_bibtex_of_single_papers_is_a_script(known: Knowledge) -> None:
+    script = build.data(known)[build.BIBLIOGRAPHY]
+    records = json.loads(script.removeprefix("window.atlasBibliography = ").removesuffix(";\n"))
+    assert records == {paper.key: bibtex(paper) for paper in known.papers.values()}
+
+
+def test_a_notebook_without_a_display_says_so_and_draws_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with plt.rc_context():
+        plt.switch_backend("agg")
+        drawn = []
+        for _ in range(2):
+            show.style()
+            drawn.append((random.random(), torch.rand(1).item(), np.random.rand()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+    assert "figures are not shown" in capsys.readouterr().err
+
+
+def test_labels_beside_points_stand_apart() -> None:
+    with plt.rc_context():
+        figure, axis = plt.subplots()
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        show.annotate_apart(axis, [(f"network {i}", (0.5 + i / 100, 0.5)) for i in range(5)])
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in axis.texts]
+        plt.close(figure)
+    assert len(boxes) == 5
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])

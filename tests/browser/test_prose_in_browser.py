@@ -14,8 +14,8 @@ import pytest
 
 from tests import attack, site_fixture
 from tools.knowledge import Knowledge
-from tools.site import build, links
-from tools.site.model import gather
+from tools.site import build, links, search
+from tools.site.model import Atlas, gather
 from tools.site.pages import pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("prose")]
@@ -78,7 +78,7 @@ def made(known: Knowledge, folder: Path) -> Path:
         command, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    build.mend_search(folder / "site")
+    search.install(folder / "site", search.index(Atlas(known, gather(known, {}))))
     return folder / "site"
 
 

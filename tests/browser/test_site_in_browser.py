@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tools.export.bibtex import bibliography
 from tools.knowledge import load
 from tools.site import relations
 
@@ -195,14 +198,121 @@ def test_dark_mode_changes_the_figures(visit: Any, entry: Any) -> None:
 
 def test_a_step_of_the_algorithm_opens_the_source_at_its_function(visit: Any, entry: Any) -> None:
     tab = visit.open(f"techniques/{entry.id}.html")
-    step = tab.locator("ol a[href^='#src']").first
-    target = step.get_attribute("href")
-    assert not tab.locator(target).is_visible()
+    step = tab.locator("ol a[href*='#src']").first
+    name, target = step.inner_text().split(".")[-1], step.get_attribute("href").rpartition("/")[2]
     step.click()
-    tab.locator(target).wait_for(state="visible", timeout=5000)
-    assert (
-        step.inner_text().split(".")[-1] in tab.locator(target).inner_text() or "@" in tab.locator(target).inner_text()
-    )
+    tab.wait_for_url(f"**/sources/{target}")
+    line = tab.locator("#" + target.partition("#")[2])
+    line.wait_for(state="visible", timeout=5000)
+    assert name in line.inner_text() or "@" in line.inner_text()
+
+
+def test_ticked_entries_give_one_file_of_bibtex(visit: Any, known: Any) -> None:
+    tab = visit.open("techniques/index.html")
+    button = tab.locator("[data-atlas-bib]")
+    assert button.is_disabled()
+    chosen = sorted(known.entries.values(), key=lambda e: e.name)[:2]
+    for one in chosen:
+        tab.get_by_label(f"Tick {one.name}", exact=True).check()
+    assert button.inner_text().endswith("(2)")
+    with tab.expect_download() as download:
+        button.click()
+    papers = sorted({link.key for one in chosen for link in one.papers})
+    assert download.value.suggested_filename == "atlas.bib"
+    text = Path(download.value.path()).read_text(encoding="utf-8")
+    assert text == bibliography(known.papers[key] for key in papers)
+
+
+def test_wide_tables_and_claims_are_cards_on_a_phone(visit: Any, entry: Any) -> None:
+    visit.tab.set_viewport_size(PHONE)
+    for page in (f"techniques/{entry.id}.html", f"numbers/{entry.id}.html"):
+        tables = visit.open(page).locator("table.atlas-cardlike")
+        assert tables.count() > 0
+        for box in tables.locator("xpath=..").all():
+            assert box.evaluate("e => e.scrollWidth <= e.clientWidth"), "nothing is off screen"
+        cell = tables.first.locator("td:not(:empty)").last
+        assert cell.evaluate("e => getComputedStyle(e, '::before').content").startswith(
+            f'"{cell.get_attribute("data-label")}'
+        )
+
+
+def test_cost_models_fit_a_phone_and_a_desk(chromium: Any, address: str, known: Any) -> None:
+    wrong = []
+    modelled = [e.id for e in known.entries.values() if e.cost_model]
+    for size in (PHONE, DESK):
+        context = chromium.new_context(viewport=size, java_script_enabled=True)
+        without_search(context)
+        tab = context.new_page()
+        for id_ in modelled if size == PHONE else modelled[::8]:
+            tab.goto(f"{address}/techniques/{id_}.html", wait_until="domcontentloaded")
+            wide = "e => Math.max(...[e, ...e.querySelectorAll('math')].map(m => m.getBoundingClientRect().right))"
+            if tab.locator(".atlas-cost").evaluate(wide) > size["width"]:
+                wrong.append((id_, size["width"]))
+            assert tab.locator(".atlas-where dt").count() == len(known.entries[id_].symbols), id_
+        context.close()
+    assert not wrong
+
+
+def test_labels_of_figures_stand_clear_of_each_other(chromium: Any, address: str, known: Any, site: Path) -> None:
+    script = (Path(__file__).parent / "figures.js").read_text(encoding="utf-8")
+    pages = [f"techniques/{e.id}.html" for e in known.entries.values() if e.status == "stable"]
+    pages += ["relations.html", *(page for page in _pages(site) if page.startswith("notebooks/"))]
+    context = chromium.new_context(viewport=DESK)
+    without_search(context)
+    tab = context.new_page()
+    wrong = {}
+    for page in pages:
+        tab.goto(f"{address}/{page}", wait_until="domcontentloaded")
+        if found := tab.evaluate(script.partition("*/")[2].strip()):
+            wrong[page] = found[:6]
+    context.close()
+    assert not wrong, json.dumps(wrong, indent=1, ensure_ascii=False)
+
+
+def test_an_entry_is_printed_on_at_most_twelve_pages_and_nothing_is_cut(
+    chromium: Any, address: str, known: Any
+) -> None:
+    largest = max(known.results, key=lambda id_: len(known.results_of(id_)))
+    context = chromium.new_context(viewport={"width": 700, "height": 1000})
+    without_search(context)
+    tab = context.new_page()
+    tab.goto(f"{address}/techniques/{largest}.html")
+    tab.wait_for_selector("html.js")
+    printed = tab.pdf(format="A4", print_background=True)
+    assert len(re.findall(rb"/Type\s*/Page[^s]", printed)) <= 12
+    tab.emulate_media(media="print")
+    for page in (f"techniques/{largest}.html", "index.html", "techniques/index.html"):
+        tab.goto(f"{address}/{page}")
+        tab.wait_for_selector("html.js")
+        cut = tab.evaluate(
+            "[...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > 701).length"
+        )
+        assert cut == 0, page
+    context.close()
+
+
+def test_pages_are_small(site: Path) -> None:
+    """In HTML, in elements, and as a server that compresses sends them, without the search."""
+    shared = [
+        *site.glob("assets/**/*.min.css"),
+        *site.glob("assets/atlas.*"),
+        *site.glob("assets/javascripts/bundle.*.js"),
+    ]
+    common = sum(len(gzip.compress(path.read_bytes())) for path in shared)
+    wrong = {}
+    for page in _pages(site):
+        html = (site / page).read_bytes()
+        sent = (common + len(gzip.compress(html))) / 1000
+        found = (
+            {"kB sent": sent} if sent > (600 if page.startswith(("notebooks/", "techniques/index")) else 400) else {}
+        )
+        if page.startswith("techniques/") and not page.endswith("/index.html"):
+            found |= {"kB": len(html) / 1000} if len(html) > 250_000 else {}
+            elements = len(re.findall(rb"<[a-zA-Z]", html))
+            found |= {"elements": elements} if elements > 4000 else {}
+        if found:
+            wrong[page] = found
+    assert not wrong, json.dumps(wrong, indent=1)
 
 
 # --- every page

@@ -232,6 +232,8 @@ class Entry(Model):
     """What a test of an implementation must hold: an equality or a bound that follows from the definition."""
     cost_model: Text | None = Field(default=None, examples=[r"N^2 C \to (N - r)^2 C"])
     """MACs with and without, overhead included, as LaTeX without dollar signs."""
+    symbols: dict[Text, Text] = Field(default_factory=dict, examples=[{"N": "tokens", "r": "tokens merged in a block"}])
+    """What the symbols of the cost model mean: LaTeX without dollar signs -> words."""
     when_to_use: tuple[Prose, ...] = Field(default=(), examples=[["Many tokens show the same thing."]])
     """Conditions under which it pays."""
     when_not_to_use: tuple[Prose, ...] = Field(default=(), examples=[["The input has fewer than 100 tokens."]])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,14 +18,18 @@ from pathlib import Path
 import yaml
 
 from ..export import api
+from ..export.bibtex import bibtex
 from ..knowledge import Knowledge, load
-from . import links, notebooks
+from ..knowledge.references import resolved
+from . import links, notebooks, search
 from .markup import MathError
-from .model import Page, gather
+from .model import Atlas, Page, gather
 from .pages import navigation, pages
 
 Say = Callable[[str], None]
 PORTS = range(8000, 8020)
+BIBLIOGRAPHY = "assets/bibliography.js"
+TIMED = re.compile(r'<section class="atlas-timed">.*?</section>', re.DOTALL)
 
 
 class SiteError(RuntimeError):
@@ -34,8 +41,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[Page], dict[str, str]]:
-    """The generated pages of the atlas at `root`, and path -> text of the data beside them.
+def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[Page], dict[str, str], str]:
+    """The generated pages of the atlas at `root`, path -> text of the data beside them, and the index of the search.
 
     Notebooks that changed are executed unless `run` is false.
     """
@@ -45,14 +52,23 @@ def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[
         raise SiteError(f"{len(errors)} errors in the knowledge, see `redundancy check`:\n{shown}")
     try:
         executed = notebooks.executed(root, run=run, progress=progress)
-        return pages(knowledge, gather(knowledge, executed)), data(knowledge)
+        material = gather(knowledge, executed)
+        return pages(knowledge, material), data(knowledge), search.index(Atlas(resolved(knowledge), material))
     except (notebooks.NotebookError, MathError) as error:
         raise SiteError(str(error)) from error
 
 
 def data(knowledge: Knowledge) -> dict[str, str]:
-    """The files of the API by their path on the site."""
-    return {f"{api.FOLDER}/{name}": text for name, text in api.files(knowledge).items()}
+    """What lies beside the pages, by its path on the site: the API, notebooks for Jupyter, and BibTeX as a script.
+
+    Pages opened from disk can load scripts and no other data.
+    """
+    found = {f"{api.FOLDER}/{name}": text for name, text in api.files(knowledge).items()}
+    found |= {
+        f"notebooks/{id_}.ipynb": notebooks.as_ipynb(path) for id_, path in notebooks.sources(knowledge.root).items()
+    }
+    records = {paper.key: bibtex(paper) for paper in knowledge.papers.values()}
+    return found | {BIBLIOGRAPHY: f"window.atlasBibliography = {json.dumps(records, separators=(',', ':'))};\n"}
 
 
 def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progress: Say = say) -> Path:
@@ -78,7 +94,6 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
     if done.returncode:
         shutil.rmtree(fresh, ignore_errors=True)
         raise SiteError(f"mkdocs found problems:\n{(done.stdout + done.stderr).strip()[-6000:]}")
-    mend_search(fresh)
     if faults := links.check(fresh):
         raise SiteError(f"{len(faults)} faults in the built pages (left in {fresh}):\n" + "\n".join(faults[:40]))
     shutil.rmtree(target, ignore_errors=True)
@@ -87,15 +102,42 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
     return target
 
 
-def mend_search(site: Path) -> None:
-    """Put a separator into the keys by which the theme's search library, lunr, tells nodes of its word graph apart.
+def check(root: Path, *, progress: Say = say) -> None:
+    """Build the site from the cache of notebooks and again from an empty one, and compare.
 
-    lunr 2.3.9 joins letters and node numbers without one, so words with digits can share a key; words that nobody wrote
-    then seem to be there, and every search that meets one fails.
+    Raises SiteError that names every file that differs, but for the times that notebooks measured.
     """
-    for worker in (site / "assets" / "javascripts" / "workers").glob("search.*.js"):
-        script = worker.read_text(encoding="utf-8")
-        worker.write_text(script.replace("e=e+s+o.id}", 'e=e+s+o.id+","}'), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        first = build(root, site_dir=Path(folder) / "first", progress=progress)
+        before = os.environ.get(notebooks.CACHE)
+        os.environ[notebooks.CACHE] = str(Path(folder) / "notebooks")
+        try:
+            second = build(root, site_dir=Path(folder) / "second", progress=progress)
+        finally:
+            os.environ.pop(notebooks.CACHE)
+            os.environ |= {notebooks.CACHE: before} if before else {}
+        if found := differences(first, second):
+            raise SiteError(f"two builds differ in {len(found)} places:\n" + "\n".join(found[:40]))
+    progress("site: two builds from different caches are equal, but for measured times")
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Every file that two sites do not share byte for byte, with the first line that differs; measured times may."""
+    one, two = ({p.relative_to(s).as_posix(): p for p in s.rglob("*") if p.is_file()} for s in (first, second))
+    found = [
+        f"{name}: only in {'the first' if name in one else 'the second'}" for name in sorted(one.keys() ^ two.keys())
+    ]
+    for name in sorted(one.keys() & two.keys()):
+        a, b = one[name].read_bytes(), two[name].read_bytes()
+        if a != b and name.endswith(".html"):
+            a, b = (TIMED.sub("", text.decode()).encode() for text in (a, b))
+        if a != b:
+            lines = zip([*a.splitlines(), b""], [*b.splitlines(), b""], strict=False)
+            number, (x, y) = next((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1])
+            at = next((i for i, (c, d) in enumerate(zip(x, y, strict=False)) if c != d), 0)
+            shown = [repr(text[max(at - 40, 0) : at + 40].decode(errors="replace")) for text in (x, y)]
+            found.append(f"{name}, line {number}: {shown[0]} and {shown[1]}")
+    return found
 
 
 def fetch_assets(root: Path, progress: Say = say) -> None:
@@ -126,7 +168,7 @@ def materialise(root: Path, folder: Path | None = None, *, run: bool = True, pro
     The folder (default `build/pages`, git-ignored) holds `mkdocs.yml` and `docs/`.
     """
     target = folder or root / "build" / "pages"
-    generated, files = collect(root, run=run, progress=progress)
+    generated, files, _ = collect(root, run=run, progress=progress)
     write(generated, files, root, target)
     progress(f"site: {len(generated)} generated pages written to {target}")
     return target

@@ -41,7 +41,7 @@ def _data(entry: Entry) -> Mapping[str, str]:
     terms = {a: [entry.axes[a].primary] if a in MAIN else list(entry.axes[a]) for a in FACETS if a in entry.axes}
     words = " ".join([entry.name, *entry.aliases, entry.id, entry.summary]).lower()
     return {f"data-{axis}": " ".join(own) for axis, own in terms.items()} | {
-        "data-status": entry.status, "data-text": words,
+        "data-status": entry.status, "data-text": words, "data-papers": " ".join(link.key for link in entry.papers),
     }  # fmt: skip
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..export.bibtex import bibliography
 from ..knowledge.completeness import gaps
 from ..knowledge.schema import Entry, Statement
 from ..knowledge.source import Knob, Source
 from . import evidence
-from .markup import Html, heading, with_code
+from .markup import Html, cost_model, heading, math, with_code
 from .model import Atlas, Page, Result
-from .notebooks import Notebook, render
+from .notebooks import Notebook, first_figure, render
 from .parts import ROLES, STATUS, View, plain
 
 KINDS = {
@@ -17,14 +19,16 @@ KINDS = {
     "system": "System: composes techniques",
     "study": "Study: measures and removes nothing",
 }
-BOOST = {"stable": 5, "draft": 2, "deprecated": 1}
-"""Weight in the search: what runs comes first."""
 INVERSE = {
     "generalises": "is generalised by", "variant-of": "has the variant", "composes-with": "composes with",
     "conflicts-with": "conflicts with", "supersedes": "is superseded by",
 }  # fmt: skip
 """A relation, read from its target."""
 EXECUTION = {"real": "fewer MACs are executed", "simulated": "everything is computed, the result is masked"}
+
+
+PICTURE_BYTES = 40_000
+"""A figure of the notebook that is larger (photos) does not stand on the page of the entry."""
 
 
 def page(atlas: Atlas, entry: Entry) -> Page:
@@ -35,13 +39,15 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     view = View(atlas, f"techniques/{entry.id}.md")
     return view.page(
         "entry.md", entry.name, f"taxonomy/techniques/{entry.id}.yml", section=STATUS[entry.status],
-        meta={"description": entry.summary, "search": {"boost": BOOST[entry.status]}},
+        meta={"description": entry.summary},
         entry=entry, module=source, results=results, evidence=evidence, redundancies=_redundancies(results),
         names=_names(entry), tiles=_tiles(atlas, entry, source, results), claims=known.claims(entry.id),
-        function=_function,
+        actions=_actions(view, entry, source), picture=_picture(atlas, entry, results),
+        function=partial(_function, view), cost=cost_model(entry.cost_model or ""),
+        symbols=[(math(symbol), meaning) for symbol, meaning in entry.symbols.items()],
         hard_cases=[case for case in known.hard_cases if entry.id in case.entries],
         knobs=[_knob(one) for one in source.knobs] if source else [], adapters=atlas.material.hosts.get(entry.id, ()),
-        texts=atlas.material.texts, notebook=atlas.material.notebooks.get(entry.id), relations=_relations(view, entry),
+        notebook=atlas.material.notebooks.get(entry.id), relations=_relations(view, entry),
         statements=_statements(atlas, entry), papers=papers, bibliography=bibliography(p for p, _ in papers),
         missing=[f"`{n.what}`: {n.hint}" for n in gaps(known, entry)] if entry.status == "draft" else [],
     )  # fmt: skip
@@ -53,7 +59,7 @@ def notebook_page(atlas: Atlas, notebook: Notebook) -> Page:
     # The first heading stays the first thing on the page; the note follows it.
     text = render(notebook)
     title, _, rest = text.partition("\n") if text.startswith("# ") else (heading(notebook.title), "", text)
-    meta = {"title": f"Notebook: {notebook.title}", "search": {"boost": 0.7}}
+    meta = {"title": f"Notebook: {notebook.title}"}
     return view.page(
         "notebook.md", notebook.title, notebook.path, meta=meta, notebook=notebook, heading=Html(title), rest=Html(rest)
     )
@@ -87,13 +93,56 @@ def _redundancies(results: list[Result]) -> list[Result]:
     return list(reversed(distinct.values()))
 
 
-def _function(name: str | None, source: Source | None) -> Html:
-    """Name of a function with a link to it in the source below, if it is there."""
+def source_page(atlas: Atlas, entry: Entry) -> Page:
+    """The source of an entry's implementation, each line with an anchor."""
+    view = View(atlas, f"sources/{entry.id}.md")
+    source = atlas.knowledge.sources[entry.id]
+    files = [(number, file, atlas.material.texts.get(file, "")) for number, file in enumerate(source.files)]
+    return view.page(
+        "source.md", f"Source of {entry.name}", source.file, meta={"hide": ["navigation", "toc"]}, entry=entry,
+        files=[one for one in files if one[2].strip()],
+    )  # fmt: skip
+
+
+def numbers_page(atlas: Atlas, entry: Entry) -> Page:
+    """The numbers of an entry's figures as tables."""
+    view = View(atlas, f"numbers/{entry.id}.md")
+    return view.page(
+        "numbers.md", f"Numbers of {entry.name}", f"reference_impls/results/{entry.id}",
+        meta={"hide": ["navigation"]}, entry=entry, results=atlas.results(entry.id), evidence=evidence,
+    )  # fmt: skip
+
+
+def _actions(view: View, entry: Entry, source: Source | None) -> list[Html]:
+    """What readers do with an entry: run it, open its notebook and its source, cite it, edit it."""
+    there = entry.id in view.atlas.material.notebooks
+    listed = [
+        Html('<a href="#implementation">Run</a>') if source else None,
+        view.link(f"notebooks/{entry.id}.md", "Notebook") if there else None,
+        view.link(f"notebooks/{entry.id}.ipynb", ".ipynb") if there else None,
+        view.link(f"sources/{entry.id}.md", "Source") if source else None,
+        Html('<a href="#papers-and-citation">Cite</a>') if entry.papers else None,
+        Html('<a href="#edit">Edit</a>'),
+    ]
+    return [one for one in listed if one]
+
+
+def _picture(atlas: Atlas, entry: Entry, results: list[Result]) -> tuple[Html, str] | None:
+    """(figure, caption) of what the technique does: the first of its notebook, else its first trade-off."""
+    if (notebook := atlas.material.notebooks.get(entry.id)) and (found := first_figure(notebook, PICTURE_BYTES)):
+        return found
+    if results:
+        return evidence.first_panel(results[0], "picture"), results[0].record.title
+    return None
+
+
+def _function(view: View, name: str | None, source: Source | None) -> Html:
+    """Name of a function with a link to it in the source, if it is there."""
     shown = Html("<code>{}</code>").format(name) if name else Html()
     where = source.definitions.get(name or "") if source else None
     if source is None or where is None or where.file not in source.files:
         return shown  # code that techniques share stands on no page
-    return Html('<a href="#src{}-{}">{}</a>').format(source.files.index(where.file), where.line, shown)
+    return view.link(f"sources/{source.id}.md", shown, anchor=f"src{source.files.index(where.file)}-{where.line}")
 
 
 def _knob(one: Knob) -> tuple[Html, str, Html, Html]:

@@ -20,6 +20,9 @@ from .templates import render
 MAX_GROUPS = 4
 """A sweep over further knobs is drawn as one line per value of these, up to so many lines."""
 
+MAX_BARS = 14
+"""So many parts stand in a figure; when there are more, a table holds them all."""
+
 
 def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
     """(what, value, explanation) of the strip, over the records of an entry: MACs and wall-clock of each kind of work,
@@ -58,20 +61,34 @@ def _wall_clock(found: Sequence[tuple[Record, Point]]) -> tuple[str, str, str]:
     return "Wall-clock at these settings", spread(ratios, "×"), more
 
 
-def block(result: Result) -> Html:
-    """Both trade-off panels of a result, the key of their marks, the same numbers as a table, further tables, and where
-    the numbers come from."""
+def block(result: Result, numbers: Html | str = "") -> Html:
+    """Both trade-off panels of a result, the key of their marks, what was prepared for it, the link to the numbers, and
+    where they come from."""
+    record = result.record
+    uncounted = {n.removeprefix("aten.").split(".")[0] for v in (record.baseline, *record.points) for n in v.uncounted}
+    return render(
+        "result.html", record=record, panels=_panels(result), key=_key(result), numbers=numbers,
+        uncounted=sorted(uncounted), machine=_machine(record),
+        preparation=preparation.block(record, f"fig-{result.anchor}-preparation"),
+    )  # fmt: skip
+
+
+def numbers(result: Result) -> Html:
+    """The numbers of a result: those of its figures as a table, and further tables."""
     record = result.record
     variants = _variants(result)
     gains = any(v.gain for _, _, v in variants)
     paired = any(v.speed_up for _, _, v in variants)
-    uncounted = {n.removeprefix("aten.").split(".")[0] for v in (record.baseline, *record.points) for n in v.uncounted}
     return render(
-        "result.html", record=record, panels=_panels(result), key=_key(result), gains=gains, paired=paired,
+        "numbers.html", record=record, gains=gains, paired=paired,
         rows=[(label, setting, *_cells(record, v, gains=gains)) for label, setting, v in variants],
-        tables=record.tables, cell=_cell, numeric=_numeric, uncounted=sorted(uncounted),
-        machine=_machine(record), preparation=preparation.block(record, f"fig-{result.anchor}-preparation"),
+        tables=record.tables, cell=_cell, numeric=_numeric,
     )  # fmt: skip
+
+
+def first_panel(result: Result, name: str) -> Html:
+    """Quality against MACs; `name` prefixes the ids of the figure."""
+    return _panels(result, ("macs",), name)[0]
 
 
 def redundancy_block(record: Record, name: str) -> Html:
@@ -84,7 +101,7 @@ def redundancy_block(record: Record, name: str) -> Html:
     return render(
         "redundancy.html", record=record, interval=_ends(measured), figure=figure,
         outside=[v for v in values if not 0 <= v[1] <= 1],
-        rows=[(part, number(value, 4)) for part, value, _ in (*parts, *nulls)],
+        rows=[(part, number(value, 4)) for part, value, _ in parts] if len(parts) > MAX_BARS else [],
     )  # fmt: skip
 
 
@@ -102,7 +119,7 @@ def _variants(result: Result) -> list[tuple[str, str, Variant]]:
     ]
 
 
-def _panels(result: Result) -> list[Html]:
+def _panels(result: Result, shown: Sequence[str] = ("macs", "wall-clock"), name: str = "fig") -> list[Html]:
     """Quality against MACs, and against wall-clock."""
     record, variants = result.record, [v for _, _, v in _variants(result)]
     metric = record.baseline.quality.metric
@@ -115,13 +132,15 @@ def _panels(result: Result) -> list[Html]:
         ("macs", Axis(f"{ops_prefix}MACs per {unit}", ops_divisor, positive=True)),
         ("wall-clock", Axis(f"{ms_unit} per {unit}", ms_divisor, positive=True)),
     ):
+        if what not in shown:
+            continue
         drawn = [
             Series(label, kind, [_mark(record, variant, text, what) for variant, text in marks], joined)
             for label, kind, marks, joined in _series(result)
         ]
         panels.append(figures.trade_off(
             drawn, axis, y, title=f"{metric} against {what}: {record.title}", description=_describe(record, what),
-            name=f"fig-{result.anchor}-{what}",
+            name=f"{name}-{result.anchor}-{what}",
         ))  # fmt: skip
     return panels
 
@@ -206,20 +225,23 @@ def _key(result: Result) -> list[tuple[Html, str, str]]:
 def _cells(record: Record, variant: Variant, *, gains: bool) -> list[str]:
     quality, wall, ratio = variant.quality, variant.wall_ms, speed_up(record, variant)
     ends = f"{ratio.low:.2f} to {ratio.high:.2f}, " if ratio.low is not None and ratio.high is not None else ""
-    paired = Html("<br><small>{}paired</small>").format(ends) if variant.speed_up else ""
+    paired = Html("<small>{}paired</small>").format(ends) if variant.speed_up else ""
     over = [f"{_cell(gain)} over {name}" for name, gain in variant.gain.items()]
     return [
         f"{variant.macs:,}".replace(",", "\u202f"),
         f"{100 * variant.macs / record.baseline.macs:.1f}\u00a0%" if record.baseline.macs else "",
         quantity(variant.bytes, "B"),
-        number(quality.value, 4),
-        Html("{} <small>n = {}</small>").format(_ends(quality, 4), quality.n),
+        _beside(number(quality.value, 4), _ends(quality, 4), quality.n),
         *([Html("<br>").join(over)] if gains else []),
-        duration(wall.median),
-        Html("{} to {} <small>n = {}</small>").format(duration(wall.p10), duration(wall.p90), wall.n),
+        _beside(duration(wall.median), f"{duration(wall.p10)} to {duration(wall.p90)}", wall.n),
         Html("{}×{}").format(f"{ratio.value:.2f}", paired),
         number(variant.redundancy) if variant.redundancy is not None else "",
     ]
+
+
+def _beside(value: str, ends: str, n: int) -> Html:
+    """A value with the ends of its interval and the number of what they are from, below it."""
+    return Html("{}<small>{}</small>").format(value, "; ".join(filter(None, (ends, f"n = {n}"))))
 
 
 def _ends(interval: Interval, digits: int = 3) -> str:
@@ -249,7 +271,7 @@ def _words(entry_id: str) -> str:
     return entry_id.replace("-", " ")
 
 
-def _thinned(listed: list[tuple[str, float, bool]], most: int = 14) -> list[tuple[str, float, bool]]:
+def _thinned(listed: list[tuple[str, float, bool]], most: int = MAX_BARS) -> list[tuple[str, float, bool]]:
     """Evenly spaced parts when there are more than a figure can hold; the table has them all."""
     if len(listed) <= most:
         return listed

@@ -17,8 +17,10 @@ from ..numbers import number
 from .markup import Html, escape
 
 WIDTH, HEIGHT = 360, 280
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 30, 46
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 46
 FONT = 13
+TICK = 0.58 * 0.88 * FONT
+"""Width of a character of a tick, at most."""
 LOG_FROM = 20
 """An axis is logarithmic when its largest value is more than this many times its smallest."""
 
@@ -149,7 +151,8 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
     sx = make_scale(xs, LEFT, WIDTH - RIGHT, positive=x.positive)
     sy = make_scale(ys, HEIGHT - BOTTOM, TOP, positive=False, shares=shares)
     parts = _frame(sx, sy, x, y)
-    labels = Labels([_around(sx(m.x), sy(m.y), 5) for m in marks])
+    above = (0.0, 0.0, 4 + 0.6 * FONT * len(y.label), 17.0)  # the label of the axis
+    labels = Labels([above, *(_around(sx(m.x), sy(m.y), 5) for m in marks)])
     drawn, named, knobs = [], [], []
     seen: Counter[Kind] = Counter()
     for one in series:
@@ -163,14 +166,16 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
         if one.joined and len(points) > 1:
             path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
             drawn.append(f'<polyline class="path" points="{path}"/>')
+        whiskers = ""
         for mark, (px, py) in zip(one.marks, points, strict=True):
-            drawn.append("<g>" + (f"<title>{escape(mark.tooltip)}</title>" if mark.tooltip else ""))
             if mark.y_interval:
-                low, high = (min(max(v, sy.low), sy.high) for v in mark.y_interval)
-                drawn.append(_whisker(px, sy(low), px, sy(high)))
+                low, high = (sy(min(max(v, sy.low), sy.high)) for v in mark.y_interval)
+                whiskers += f"M{px:.1f} {low:.1f}V{high:.1f}"
             if mark.x_interval:
-                drawn.append(_whisker(sx(mark.x_interval[0]), py, sx(mark.x_interval[1]), py))
-            drawn.append(_shape(shape, px, py) + "</g>")
+                whiskers += f"M{sx(mark.x_interval[0]):.1f} {py:.1f}H{sx(mark.x_interval[1]):.1f}"
+        drawn += [f'<path class="whisker" d="{whiskers}"/>'] if whiskers else []
+        for mark, (px, py) in zip(one.marks, points, strict=True):
+            drawn.append(_shape(shape, px, py, title=mark.tooltip))
         drawn.append("</g>")
         named.append((points, one.name, style))
         if one.kind == "technique":
@@ -210,10 +215,10 @@ def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) ->
         style = "control-1" if null else "technique-1"
         shown = label if len(label) <= 24 else label[:23] + "…"
         parts.append(
-            f'<g class="bar {style}"><title>{escape(label)}: {number(value)}</title>'
             f'<text class="tick" text-anchor="end" x="{gutter - 8}" y="{y + 11}">{escape(shown)}</text>'
-            f'<rect x="{gutter}" y="{y}" width="{max(1.5, scale(value) - gutter):.1f}" height="{row - 9}" rx="2"/>'
-            f'<text class="value" x="{scale(value) + 6:.1f}" y="{y + 11}">{number(value)}</text></g>'
+            f'<rect class="bar {style}" x="{gutter}" y="{y}" width="{max(1.5, scale(value) - gutter):.1f}" '
+            f'height="{row - 9}" rx="2"/>'
+            f'<text class="value" x="{scale(value) + 6:.1f}" y="{y + 11}">{number(value)}</text>'
         )
     return _svg(width, height, parts, title=title, description=text, name=name)
 
@@ -268,9 +273,9 @@ def _frame(sx: Scale, sy: Scale, x: Axis, y: Axis) -> list[str]:
     """Grid, ticks and axis labels."""
     bottom = HEIGHT - BOTTOM
     parts = []
-    for axis, scale, draw in ((x, sx, _x_tick), (y, sy, _y_tick)):
+    for axis, scale, draw in ((x, sx, _x_ticks), (y, sy, _y_ticks)):
         texts = _tick_texts([t / axis.divisor for t in scale.ticks])
-        parts += [draw(scale(t), text) for t, text in zip(scale.ticks, texts, strict=True)]
+        parts += draw([(scale(t), text) for t, text in zip(scale.ticks, texts, strict=True)])
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     log = " (log scale)" if sx.log else ""
     parts.append(f'<text class="label" text-anchor="middle" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}">'
@@ -290,32 +295,41 @@ def _tick_texts(values: list[float]) -> list[str]:
     return [number(v, 8) for v in values]
 
 
-def _x_tick(at: float, text: str) -> str:
+def _x_ticks(ticks: Sequence[tuple[float, str]]) -> list[str]:
     bottom = HEIGHT - BOTTOM
-    return (f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>'
-            f'<text class="tick" text-anchor="middle" x="{at:.1f}" y="{bottom + 17}">{text}</text>')  # fmt: skip
+    lines = "".join(f"M{at:.1f} {TOP}V{bottom}" for at, _ in ticks)
+    inside = [(min(at, WIDTH - 2 - TICK * len(text) / 2), text) for at, text in ticks]
+    texts = "".join(f'<text x="{at:.1f}" y="{bottom + 17}">{text}</text>' for at, text in _apart(inside))
+    return [f'<path class="grid" d="{lines}"/><g class="tick" text-anchor="middle">{texts}</g>']
 
 
-def _y_tick(at: float, text: str) -> str:
-    return (f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-            f'<text class="tick" text-anchor="end" x="{LEFT - 7}" y="{at + 4:.1f}">{text}</text>')  # fmt: skip
+def _y_ticks(ticks: Sequence[tuple[float, str]]) -> list[str]:
+    lines = "".join(f"M{LEFT} {at:.1f}H{WIDTH - RIGHT}" for at, _ in ticks)
+    texts = "".join(f'<text x="{LEFT - 7}" y="{at + 4:.1f}">{text}</text>' for at, text in ticks)
+    return [f'<path class="grid" d="{lines}"/><g class="tick" text-anchor="end">{texts}</g>']
 
 
-def _whisker(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="whisker" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+def _apart(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """The ticks whose texts, centred on them, stand clear of the one before."""
+    kept: list[tuple[float, str]] = []
+    for at, text in ticks:
+        if not kept or at - kept[-1][0] >= TICK * (len(text) + len(kept[-1][1])) / 2 + 4:
+            kept.append((at, text))
+    return kept
 
 
-def _shape(shape: str, x: float, y: float, r: float = 4.6) -> str:
+def _shape(shape: str, x: float, y: float, r: float = 4.6, *, title: str = "") -> str:
     outline: dict[str, Callable[[], str]] = {
-        "circle": lambda: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>',
-        "square": lambda: f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"/>',
-        "triangle": lambda: f'<path d="M{x:.1f} {y - r - 1:.1f}l{r + 1} {2 * r}h{-2 * r - 2}z"/>',
+        "circle": lambda: f'circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"',
+        "square": lambda: f'rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"',
+        "triangle": lambda: f'path d="M{x:.1f} {y - r - 1:.1f}l{r + 1} {2 * r}h{-2 * r - 2}z"',
         "diamond": lambda: (
-            f'<path d="M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-r - 1.5} {r + 1.5}l{-r - 1.5} {-r - 1.5}z"/>'
+            f'path d="M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-r - 1.5} {r + 1.5}l{-r - 1.5} {-r - 1.5}z"'
         ),
-        "cross": lambda: f'<path d="M{x - r:.1f} {y - r:.1f}l{2 * r} {2 * r}m0 {-2 * r}l{-2 * r} {2 * r}"/>',
+        "cross": lambda: f'path d="M{x - r:.1f} {y - r:.1f}l{2 * r} {2 * r}m0 {-2 * r}l{-2 * r} {2 * r}"',
     }
-    return outline[shape]()
+    drawn = outline[shape]()
+    return f"<{drawn}><title>{escape(title)}</title></{drawn.split()[0]}>" if title else f"<{drawn}/>"
 
 
 def _style(kind: Kind, index: int) -> tuple[str, str]:

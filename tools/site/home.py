@@ -31,7 +31,7 @@ def page(atlas: Atlas) -> Page:
     rows, columns = knowledge.axes[ROWS], knowledge.axes[COLUMNS]
     return View(atlas, "index.md").page(
         "home.md", "Redundancy Atlas", "taxonomy/axes.yml", facts=facts, rows=rows, columns=columns, inside=inside,
-        meta={"hide": ["navigation", "toc"], "search": {"boost": 0.5}}, most=most, heat=heat, steps=steps,
+        meta={"hide": ["navigation", "toc"]}, most=most, heat=heat, steps=steps,
         filled=sum((r, c) in inside for r in rows.terms for c in columns.terms),
         shown=[e for e in atlas.entries if e.status == "stable"],
         drafts=sum(e.status == "draft" for e in atlas.entries),

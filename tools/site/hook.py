@@ -1,4 +1,4 @@
-"""The one hook between the pages and mkdocs: it hands over what `pages` returns, and nothing else.
+"""The one hook between the pages and mkdocs: it hands over the pages, the data and the search, and nothing else.
 
 How notebooks are taken is said by the environment variable ATLAS_NOTEBOOKS: `run` (the default) executes those that
 changed, `cached` leaves them out.
@@ -12,23 +12,27 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page as MkDocsPage
 
 if (_root := str(Path(__file__).parents[2])) not in sys.path:  # mkdocs loads this file without its package
     sys.path.insert(0, _root)
 
+from tools.site import search
 from tools.site.build import collect
 from tools.site.model import Page
 from tools.site.pages import navigation
 
 _PAGES: list[Page] = []
 _FILES: dict[str, str] = {}
+_INDEX: list[str] = []
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Generate the pages and their navigation."""
     run = os.environ.get("ATLAS_NOTEBOOKS", "run") == "run"
-    _PAGES[:], files = collect(Path(config.config_file_path).parent, run=run)
+    _PAGES[:], files, index = collect(Path(config.config_file_path).parent, run=run)
     _FILES.update(files)
+    _INDEX[:] = [index]
     config.nav = navigation(_PAGES)
     return config
 
@@ -44,3 +48,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in _FILES.items():
         files.append(File.generated(config, path, content=text.encode()))
     return files
+
+
+def on_page_markdown(markdown: str, page: MkDocsPage, config: MkDocsConfig, files: Files) -> None:
+    """Keep the page out of the theme's index, in whose place ours comes."""
+    page.meta["search"] = {"exclude": True}
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Put our search and its index into the built site, and leave out the map of a site without an address."""
+    site = Path(config.site_dir)
+    search.install(site, _INDEX[0])
+    if not config.site_url:
+        for name in ("sitemap.xml", "sitemap.xml.gz"):
+            (site / name).unlink(missing_ok=True)

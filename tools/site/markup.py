@@ -128,6 +128,82 @@ def display_math(latex: str) -> Html:
     return Html(f'<div class="atlas-math" tabindex="0">{math(latex.strip().strip("$"), display=True)}</div>')
 
 
+TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
+CLAUSE = re.compile(r"\\(?:to|longrightarrow|rightarrow|qquad)$")
+"""What begins a line of its own in a cost model."""
+JOINT = frozenset(["+", "-", "=", r"\ge", r"\le", r"\approx", r"\cdot"])
+"""A line may break in front of these."""
+SPACES = re.compile(r"^(?:\s|\\quad|\\qquad|\\[ ,;:!])+|(?:\s|\\quad|\\qquad|\\[ ,;:!])+$")
+
+
+@cache
+def cost_model(latex: str) -> Html:
+    """A cost model, which may be long: a line for each of its clauses, which breaks in front of signs where it must.
+
+    Browsers break no line inside a formula, so that each piece is a formula of its own; words stand as text.
+    Raises MathError.
+    """
+    lines: list[list[Html]] = [[]]
+    piece: list[str] = []
+
+    def close() -> None:
+        text = SPACES.sub("", "".join(piece))
+        piece.clear()
+        if text:
+            text = f"{{}}{text}" if text[0] in "+-=" and lines[-1] else text
+            formula = str(math(text, display=True)).replace(
+                'display="block"', 'display="inline" displaystyle="true"', 1
+            )
+            lines[-1].append(Html(formula))
+
+    tokens = TOKEN.findall(re.sub(r"\\(?:left|right|bigl|bigr)(?=[\[\](){}|\\])", "", " ".join(latex.split())))
+    depth, before, at = 0, "", 0
+    while at < len(tokens):
+        token = tokens[at]
+        at += 1
+        depth += {"{": 1, "}": -1}.get(token, 0)
+        free = depth == 0 and before not in ("_", "^")
+        if free and token == "(" and (group := _group(tokens, at)):
+            piece += tokens[at - 1 : group]
+            at, token = group, ")"
+        elif free and token == r"\text" and at < len(tokens) and tokens[at] == "{":
+            end = next(
+                i for i in range(at, len(tokens)) if tokens[at : i + 1].count("{") == tokens[at : i + 1].count("}")
+            )
+            words = " ".join("".join(tokens[at + 1 : end]).replace("\\ ", " ").split())
+            close()
+            if words.startswith("instead of") and lines[-1]:
+                lines.append([])
+            lines[-1].append(escape(words))
+            at = end + 1
+        elif free and (CLAUSE.match(token) or (token == r"\quad" and before == ",")):
+            close()
+            if lines[-1]:
+                lines.append([])
+            if token not in (r"\qquad", r"\quad"):
+                lines[-1].append(Html("→"))
+        elif free and token in JOINT and before not in ("", "(", "[", "{", ",", "="):
+            close()
+            piece.append(token)
+        else:
+            piece.append(token)
+        if free and token in (",", ";"):
+            close()
+        before = before if token.isspace() else token
+    close()
+    return Html("").join(Html("<p>{}</p>").format(Html(" ").join(line)) for line in lines if line)
+
+
+def _group(tokens: list[str], start: int, most: int = 24) -> int:
+    """Behind the closing bracket of a group that begins before `start`, if it is short enough to stay on one line."""
+    depth = 1
+    for at, token in enumerate(tokens[start : start + most], start):
+        depth += {"(": 1, ")": -1}.get(token, 0)
+        if depth == 0:
+            return at + 1
+    return 0
+
+
 PROSE_INLINE = frozenset({"strong", "em", "code", "sub", "sup", "br", "a"})
 PROSE_TAGS = PROSE_INLINE | frozenset("p pre ul ol li blockquote hr table thead tbody tr th td".split())  # noqa: SIM905
 MARKS = re.compile(r"[*_`\[\]<>&\\\n]|  ")

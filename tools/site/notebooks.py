@@ -1,5 +1,8 @@
 """Notebooks: `notebooks/<id with underscores>.py` executed in the smoke budget and rendered as pages.
 
+`show.style`, which every notebook calls first, seeds all random numbers, so that two runs print the same. A cell whose
+output holds times that it measured is tagged, `# %% tags=["timed"]`, and the page marks it.
+
 A run is cached in `.cache/notebooks/` under a hash of what it can depend on: the notebook, the modules of
 `reference_impls` that it reaches through imports (not their comments and docstrings), the committed results and the
 pinned assets that these name, and the versions of Python and torch. So editing one technique runs one notebook again.
@@ -31,10 +34,13 @@ from .. import forked
 from ..forked import Forked
 from ..imports import Imports, facts
 from ..knowledge.paths import RESULTS
-from .markup import clean_html, code, escape, scrolling, with_math
+from .markup import Html, clean_html, code, escape, scrolling, with_math
 
 nbformat: Any = _nbformat  # typed in part only
-CACHE = Path(".cache/notebooks")
+CACHE = "ATLAS_NOTEBOOK_CACHE"
+"""Environment variable that names another folder for the cache than `.cache/notebooks/`."""
+TIMED = "timed"
+"""Tag of a cell whose output holds times that were measured in this run, and so differs from run to run."""
 RENDERING = 1
 """Raised when the way notebooks are executed (not rendered) changes, so that cached runs are made again."""
 CELL_TIMEOUT = 600
@@ -54,6 +60,7 @@ THEME_COLOURS = {"#123456": "currentColor", "#000000": "currentColor"} | {
 }  # fmt: skip
 """Colours of `assets/matplotlibrc` and of matplotlib's own cycle -> what stands for them on the page, where they follow
 the theme."""
+TIMED_HEAD = '<section class="atlas-timed"><p class="atlas-note">Times measured in this run; others differ.</p>'
 FOLDED_FROM = 9
 """Code that draws is folded away from so many lines on: the figure is what readers look for."""
 
@@ -152,11 +159,38 @@ def render(notebook: Notebook) -> str:
             parts.append(_code(cell["source"]))
             outputs = [_output(o, f"nb{index}-{i}") for i, o in enumerate(_joined(cell.get("outputs", [])))]
             if shown := [o for o in outputs if o]:
-                parts.append('<div class="atlas-output" data-search-exclude>' + "".join(shown) + "</div>")
+                html = '<div class="atlas-output" data-search-exclude>' + "".join(shown) + "</div>"
+                parts.append(f"{TIMED_HEAD}{html}</section>" if TIMED in _tags(cell) else html)
     return "\n\n".join(parts) + "\n"
 
 
-def themed_svg(svg: str, name: str) -> str:
+def first_figure(notebook: Notebook, most: int) -> tuple[Html, str] | None:
+    """(figure, heading above it) of the first figure of a notebook of at most so many bytes, without measured times."""
+    title = ""
+    for cell in notebook.cells:
+        if cell["cell_type"] == "markdown":
+            title = next(iter(re.findall(r"^#+ (.+)$", cell["source"], re.MULTILINE)[-1:]), title)
+        for output in cell.get("outputs", ()) if TIMED not in _tags(cell) else ():
+            svg = output.get("data", {}).get("image/svg+xml", "")
+            if svg and len(figure := themed_svg(svg, "picture", title)) <= most:
+                return Html(figure), title
+    return None
+
+
+def as_ipynb(path: Path) -> str:
+    """The source of a notebook in Jupyter's own format, without outputs; two calls give the same text."""
+    node = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
+    for number, cell in enumerate(node.cells):
+        cell["id"] = f"cell-{number}"
+    node.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return str(nbformat.writes(node)) + "\n"
+
+
+def _tags(cell: Mapping[str, Any]) -> list[str]:
+    return list(cell.get("metadata", {}).get("tags", ()))
+
+
+def themed_svg(svg: str, name: str, label: str = "Output of the cell above") -> str:
     """A figure of matplotlib for inlining: ids made unique by `name`, colours of the theme, no fixed size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -169,14 +203,15 @@ def themed_svg(svg: str, name: str) -> str:
     width = re.search(r'width="([\d.]+)pt"', head)
     head = re.sub(r' (width|height|version|xmlns(:\w+)?)="[^"]*"', "", head)
     style = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
-    return f'{head} class="atlas-plot"{style} role="img" aria-label="Output of the cell above">{rest.strip()}'.replace(
+    return f'{head} class="atlas-plot"{style} role="img" aria-label="{escape(label)}">{rest.strip()}'.replace(
         "\n\n", "\n"
     )
 
 
 def _code(source: str) -> str:
     html, lines = str(code(source)), len(source.splitlines())
-    if lines >= FOLDED_FROM and re.search(r"\bplt\.|\.subplots\(", source) and not source.lstrip().startswith("import"):
+    draws = re.search(r"\bplt\.|\.subplots\(", source) and not re.search(r"^(import|from) ", source, re.MULTILINE)
+    if lines >= FOLDED_FROM and draws:
         html = f"<details><summary>Code of the figure, {lines} lines</summary>{html}</details>"
     return f'<div class="atlas-cell" data-search-exclude>{html}</div>'
 
@@ -224,7 +259,8 @@ def _version(package: str) -> str:
 
 
 def _cache_file(root: Path, id_: str, path: Path) -> Path:
-    return root / CACHE / f"{id_}.{key(root, id_, path)}.ipynb"
+    folder = Path(os.environ.get(CACHE) or root / ".cache" / "notebooks")
+    return folder / f"{id_}.{key(root, id_, path)}.ipynb"
 
 
 def cached(root: Path, id_: str, path: Path) -> Notebook | None:

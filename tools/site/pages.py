@@ -20,6 +20,8 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
         home.page(atlas),
         catalogue.techniques(atlas),
         *(entry.page(atlas, e) for e in atlas.entries),
+        *(entry.numbers_page(atlas, e) for e in atlas.entries if atlas.results(e.id)),
+        *(entry.source_page(atlas, e) for e in atlas.entries if e.implementation and e.id in knowledge.sources),
         *(entry.notebook_page(atlas, n) for n in atlas.material.notebooks.values()),
         catalogue.axes(atlas),
         *(catalogue.axis(atlas, name) for name in knowledge.axes.axes),

@@ -26,7 +26,7 @@ TYPES = {
 }  # fmt: skip
 """Type of edge -> how it reads, and whether it has a direction."""
 WIDTH, ROW, GAP, TOP = 1000, 17, 15, 8
-LEFT, RIGHT = 312, 688
+LEFT, RIGHT = 345, 655
 """Where the dots of the two columns are; labels stand outside of them, curves between them."""
 SWEEPS = 40
 

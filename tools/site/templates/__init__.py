@@ -17,6 +17,7 @@ _TEMPLATES = Environment(
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 _TEMPLATES.filters["join"] = lambda items, between="": Html(between).join(items)
+_TEMPLATES.globals["columns"] = lambda numeric: [f"num-{number + 1}" for number in numeric]
 _TEMPLATES.globals |= {
     name: getattr(markup, name)
     for name in ("arxiv", "attributes", "code", "display_math", "doi", "external", "heading", "with_code")

@@ -1,7 +1,8 @@
-/* What the pages do beyond HTML: copy buttons, the figure of relations, and the filters of tables. No dependency, works from file://. */
+/* What the pages do beyond HTML: copy buttons, the figure of relations, the filters of tables, BibTeX of ticked entries and cards on a phone. No dependency, works from file://. */
 "use strict";
 
 (() => {
+  const own = document.currentScript.src;
   const announce = (button, word) => {
     const before = button.textContent;
     button.textContent = word;
@@ -26,6 +27,16 @@
       const done = await copy(button.parentElement.querySelector("pre"));
       announce(button, done ? "Copied" : "Press Ctrl+C");
     });
+  }
+
+  /* Cells of wide tables and of claims by the name of their column, for the cards of a phone. */
+  for (const table of document.querySelectorAll("table.atlas-table:not(.atlas-index)")) {
+    const names = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
+    if (names.length < 4 && !table.classList.contains("atlas-claims")) continue;
+    table.classList.add("atlas-cardlike");
+    for (const row of table.tBodies[0].rows) {
+      [...row.cells].forEach((cell, i) => cell.localName === "td" && cell.setAttribute("data-label", names[i]));
+    }
   }
 
   /* The theme gives its search dialog no name. */
@@ -95,6 +106,37 @@
       /* some browsers refuse this for file:// */
     }
   };
+
+  /* Entries that are ticked give one file of BibTeX. Its records are a script, which pages opened from disk can load too. */
+  const button = document.querySelector("[data-atlas-bib]");
+  const ticks = !button ? [] : rows.map((row) => {
+    const tick = Object.assign(document.createElement("input"), { type: "checkbox" });
+    tick.setAttribute("aria-label", `Tick ${row.querySelector("th a").textContent}`);
+    const label = Object.assign(document.createElement("label"), { className: "atlas-tick" });
+    label.append(tick);
+    row.querySelector("th").prepend(label);
+    tick.addEventListener("change", () => {
+      const ticked = ticks.filter((one) => one.checked).length;
+      button.disabled = !ticked;
+      button.textContent = `BibTeX of the ticked entries${ticked ? ` (${ticked})` : ""}`;
+    });
+    return tick;
+  });
+  const records = () => new Promise((done, fail) => {
+    if (window.atlasBibliography) return done(window.atlasBibliography);
+    const script = Object.assign(document.createElement("script"), { src: new URL("bibliography.js", own) });
+    Object.assign(script, { onload: () => done(window.atlasBibliography), onerror: fail });
+    document.head.append(script);
+  });
+  button?.addEventListener("click", async () => {
+    const known = await records();
+    const keys = new Set(rows.flatMap((row, i) => (ticks[i].checked ? row.dataset.papers.split(" ") : [])));
+    const text = [...keys].filter((key) => key in known).sort().map((key) => known[key]).join("\n");
+    const link = Object.assign(document.createElement("a"), { download: "atlas.bib" });
+    link.href = URL.createObjectURL(new Blob([text], { type: "application/x-bibtex" }));
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
 
   const read = () => {
     const state = new URLSearchParams(location.search);
