@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from reference_impls.accounting.record import Record
-from tools.knowledge import validation
+from tools.knowledge import text, validation
 from tools.knowledge.base import NO_STATEMENTS, Knowledge, empty_axes
 from tools.knowledge.findings import Finding, finding
 from tools.knowledge.paths import AXES, BENCHMARKS, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS
@@ -112,8 +112,10 @@ def _read(
     findings.extend(document.findings)
     if not document.readable:
         return None
+    quotes = list(text.quoted_wrongly(document))
     value, problems = validation.validate(model, document)
-    findings.extend(problems)
+    said = {(f.line, f.path) for f in quotes}
+    findings.extend([*quotes, *(f for f in problems if (f.line, f.path) not in said)])
     return value
 
 

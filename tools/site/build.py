@@ -15,7 +15,9 @@ from pathlib import Path
 import yaml
 
 from tools.export import api
+from tools.imports import NotPython
 from tools.knowledge import Knowledge, load
+from tools.knowledge.findings import counted
 from tools.site import links, notebooks
 from tools.site.markup import MathError
 from tools.site.model import Page, gather
@@ -39,15 +41,21 @@ def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[
 
     Notebooks that changed are executed unless `run` is false.
     """
-    knowledge = load(root)
-    if errors := [f for f in knowledge.findings if f.severity == "error"]:
-        shown = "\n".join(str(f) for f in errors[:20])
-        raise SiteError(f"{len(errors)} errors in the knowledge, see `redundancy check`:\n{shown}")
+    knowledge = checked(root)
     try:
         executed = notebooks.executed(root, run=run, progress=progress)
         return pages(knowledge, gather(knowledge, executed)), data(knowledge)
-    except (notebooks.NotebookError, MathError) as error:
+    except (notebooks.NotebookError, MathError, NotPython) as error:
         raise SiteError(str(error)) from error
+
+
+def checked(root: Path) -> Knowledge:
+    """The knowledge at `root`. Raises SiteError where the check finds errors in it."""
+    knowledge = load(root)
+    if errors := [f for f in knowledge.findings if f.severity == "error"]:
+        shown = "\n".join(str(f) for f in errors[:20])
+        raise SiteError(f"{counted(len(errors), 'error')} in the knowledge, see `redundancy check`:\n{shown}")
+    return knowledge
 
 
 def data(knowledge: Knowledge) -> dict[str, str]:
@@ -64,11 +72,12 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
     started = time.monotonic()
     target = site_dir or root / "site"
     fresh = root / "build" / f"site-{os.getpid()}"
+    checked(root)
     if run:
-        fetch_assets(root, progress)
         try:
+            fetch_assets(root, progress)
             notebooks.executed(root, progress=progress)
-        except notebooks.NotebookError as error:
+        except (notebooks.NotebookError, NotPython) as error:
             raise SiteError(str(error)) from error
     progress("site: building pages")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "ATLAS_NOTEBOOKS": "run" if run else "cached"}
