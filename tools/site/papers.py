@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from tools.export.bibtex import bibtex
+from tools.export.bibtex import bibliography
 from tools.knowledge.schema import Paper
 from tools.site.markup import arxiv, doi, external
 from tools.site.model import Atlas, Page
@@ -66,7 +66,7 @@ def paper(atlas: Atlas, one: Paper) -> Page:
         meta={"title": one.title, "description": plain(one.summary)}, paper=one, kind=KINDS[one.kind],
         reference=list(filter(None, reference)), places=list(filter(None, places)),
         unconfirmed=[MISSING[name] for name in one.unconfirmed],
-        claims=[(one, c, atlas.knowledge.judge(c)) for c in one.claims], bibtex=bibtex(one),
+        claims=[(one, c, atlas.knowledge.judge(c)) for c in one.claims], bibtex=bibliography([one]),
         entries=[
             (e, ROLES[next(link.role for link in e.papers if link.key == one.key)])
             for e in atlas.knowledge.entries_of(one.key)
