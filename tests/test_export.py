@@ -316,7 +316,7 @@ RAISED = {f"{{\\textsuperscript{{{n}}}}}": char for n, char in enumerate("⁰¹�
 def plain(latex: str) -> str:
     """LaTeX as text, by an independent decoder where it knows the command."""
     latex = re.sub(r"\{\\ensuremath\{(\\\w+)\}\}", lambda math: codecs.decode(f"${math[1]}$", "ulatex"), latex)
-    for command, char in {**RAISED, r"{\u{\d{a}}}": "ặ"}.items():  # accents over accents the decoder does not know
+    for command, char in {**RAISED, r"{\u{\d{a}}}": "ặ", r"{\d{a}}": "ạ"}.items():  # which the decoder does not know
         latex = latex.replace(command, char)
     for command, char in COMMANDS.items():
         latex = latex.replace(command, char)

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ValidationError
 
 from tools.knowledge.findings import Finding, did_you_mean
 from tools.knowledge.reader import Document, Keys
-from tools.knowledge.text import one_line
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -157,7 +156,7 @@ def _mended(text: Any, pattern: str) -> str:
     """What to write where a text misses its form by white space, capitals or leading zeros alone; else nothing."""
     if not isinstance(text, str):
         return ""
-    tidy = one_line(text)
+    tidy = " ".join(text.split())
     for mended in (tidy, tidy.lower(), re.sub(r"(?<!\d)0+(?=\d)", "", tidy), re.sub(r"[\s_]+", "-", tidy.lower())):
         if re.search(pattern, mended):
             return f'write "{mended}"'
