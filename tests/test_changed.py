@@ -96,7 +96,7 @@ def test_only_findings_in_changed_files_are_reported_and_the_others_counted(atla
     assert result.exit_code == 1
     assert [f["file"] for f in json.loads(result.stdout)] == [DRAFT]
     assert "findings in files that did not change: 1" in result.stderr
-    assert "1 findings in 1 changed files" in result.stderr
+    assert "1 finding in 1 changed file\n" in result.stderr
     only = redundancy(atlas, "check", "--changed", str(atlas / "papers"))
     assert (only.exit_code, only.stdout) == (0, "")
     git(atlas, "checkout", "--quiet", DRAFT)
@@ -197,6 +197,19 @@ def test_the_selection_can_be_run(atlas: Path) -> None:
     assert redundancy(atlas, "affected", "--run").exit_code == 1
     base.put(atlas, "tests/test_one.py", "def test_one():\n    assert True\n")
     assert redundancy(atlas, "affected", "--run").exit_code == 0
+
+
+def test_what_entries_that_changed_lack_is_told_beside_the_selection(atlas: Path) -> None:
+    base.replace(atlas, ENTRY, "status: stable", "status: draft")
+    told = redundancy(atlas, "affected").stderr
+    assert told == "token-merging lacks 1 thing to be stable: `status: stable` (`redundancy gaps token-merging`)\n"
+    commit(atlas)
+    base.put(atlas, RESULT.replace("photos", "others"), "{")
+    assert "token-merging lacks" in redundancy(atlas, "affected").stderr
+    base.put(atlas, MODULE, "def match(:\n")
+    broken = redundancy(atlas, "affected")
+    assert broken.exit_code == 1
+    assert f"{MODULE}:1:11: not Python" in broken.stderr
 
 
 def test_the_selection_is_understood_by_pytest(atlas: Path) -> None:

@@ -84,9 +84,9 @@ def bench(
     knowledge = knowledge_of(ctx)
     chosen = [owner_of(knowledge, i) for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
     entries = [knowledge.entries[i] for i in chosen if i in knowledge.entries]
-    stand_ins = [f"{e.id}: {n.message}; {n.hint}" for e in entries for n in gaps_of(knowledge, e) if n.code == "E406"]
+    stand_ins = [f"{e.id}: {n.hint}" for e in entries for n in gaps_of(knowledge, e) if n.code == "E406"]
     if save and stand_ins:
-        wrong_usage("no result of a stand-in is saved", "\n".join(stand_ins))
+        wrong_usage("no result is saved of the stand-in that `redundancy new` wrote", "\n".join(stand_ins))
     failed = []
     with progress() as report:
 

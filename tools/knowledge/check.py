@@ -331,7 +331,9 @@ class _Checker:
     def _paper(self, document: Document, key: str, paper: Paper) -> Iterator[Finding]:
         if paper.key != key:
             cited = any(link.key == paper.key for entry in self.k.entries.values() for link in entry.papers)
-            yield _misnamed(document, "key", paper.key, key, rename=cited or not re.fullmatch(KEY, key))
+            rename = cited or not re.fullmatch(KEY, key)
+            yield _misnamed(document, "key", paper.key, key, rename=rename)
+            key = paper.key if rename else key
         if paper.year is not None and paper.year > self.today.year + 1:
             yield document.finding("E211", f"{paper.year} is still to come", ("year",))
         if paper.year is not None and paper.year < FIRST_YEAR:
@@ -350,9 +352,9 @@ class _Checker:
                 yield document.finding("E403", message, ("axes",), key=True, hint=axis_hint(self.k.axes[name]))
         yield from _twice(document, "claims", "id", "claim id", [claim.id for claim in paper.claims])
         for n, claim in enumerate(paper.claims):
-            yield from self._claim(document, ("claims", n), key, claim)
+            yield from self._claim(document, ("claims", n), key, claim, has_code=bool(paper.code))
 
-    def _claim(self, document: Document, path: Keys, key: str, claim: Claim) -> Iterator[Finding]:
+    def _claim(self, document: Document, path: Keys, key: str, claim: Claim, *, has_code: bool) -> Iterator[Finding]:
         at = (*path, "technique")
         entry = self.k.entries.get(claim.technique)
         yield from _known(document, at, "E302", "entry", claim.technique, self.entry_ids, ENTRIES)
@@ -363,7 +365,7 @@ class _Checker:
         if claim.kind in ("speedup", "operations", "accuracy", "memory", "energy") and claim.quantity is None:
             message = f"a claim of kind {claim.kind} needs its number"
             yield document.finding("E505", message, path, hint="add `quantity: {metric: ..., value: ..., unit: ...}`")
-        if claim.locator.file is not None and claim.seen_at is None and not self.k.papers[key].code:
+        if claim.locator.file is not None and claim.seen_at is None and not has_code:
             message = "a file of the official repository, but the paper names no repository"
             yield document.finding("E507", message, (*path, "locator", "file"), hint="add it under `code`")
         if claim.check is None:

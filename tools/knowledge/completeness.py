@@ -178,13 +178,19 @@ def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
     for file, hint in hints.items():
         met = (knowledge.root / file).is_file()
         yield Need(file, hint, met, "stable", "E402", f"a stable entry needs {file}", place)
-    for file, name, hint in (
-        (experiments, "SCENARIOS", "`SCENARIOS = (Scenario(...), ...)`, from which `redundancy run` chooses"),
-        (test, "CASES", "`CASES = MyCases()`, the cases on which the conformance checks run"),
+    for file, what, pattern, hint in (
+        (
+            experiments,
+            "SCENARIOS",
+            r"\bSCENARIOS\b",
+            "`SCENARIOS = (Scenario(...), ...)`: `redundancy run` chooses there",
+        ),
+        (test, "CASES", r"\bCASES\b", "`CASES = MyCases()`: the conformance checks run on them"),
+        (notebook, "a heading", r"# # \S", "begin it with `# %% [markdown]` and `# # The name`"),
     ):
         text = _text(knowledge.root / file)
-        met = not text or re.search(rf"^(?:from .* import .*)?\b{name}\b", text, re.MULTILINE) is not None
-        yield Need(f"{name} in {file}", hint, met, "stable", "E402", f"{file} defines no {name}", place)
+        met = not text or re.search(rf"^(?:from .* import .*)?{pattern}", text, re.MULTILINE) is not None
+        yield Need(f"{what} in {file}", hint, met, "stable", "E402", f"{file} lacks {what}", place)
     yield Need(
         what="a measured result",
         hint=f"measure it: `redundancy bench {entry.id} --save`",
@@ -246,10 +252,9 @@ def record_faults(record: Record) -> list[str]:
     return [fault for fault, (has, _) in _RECORD_RULES.items() if not has(record)]
 
 
-def notebook_faults(title: str, outputs: Iterable[str]) -> list[str]:
-    """What a notebook that was executed lacks; `outputs` are the types of its outputs."""
-    lacks = {"a heading": not title, "a figure": "display_data" not in outputs}
-    return [what for what, is_lacking in lacks.items() if is_lacking]
+def notebook_faults(outputs: Iterable[str]) -> list[str]:
+    """What a notebook that was executed does not show; `outputs` are the types of its outputs."""
+    return [] if "display_data" in outputs else ["a figure"]
 
 
 def _text(path: Path) -> str:

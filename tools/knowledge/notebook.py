@@ -38,6 +38,9 @@ def notebook_findings(text: str, file: str) -> Iterator[Finding]:
             hint = "write `# %% [markdown]` for text, `# %%` for code"
             yield finding("E801", file, "a marker that makes no cell of its kind", line=n, hint=hint)
         cells.append((n, rest.startswith(("[markdown]", "[md]"))))
+    if cells and lines[0].strip() and not lines[0].startswith(("# %%", "# ---")):
+        hint = "begin the file with `# %% [markdown]`"
+        yield finding("E801", file, "text above the first marker, which is in no cell", hint=hint)
     if not cells:
         message = "no cell marker: a notebook is Python in the py:percent form"
         yield finding("E801", file, message, hint="start with `# %% [markdown]`")
