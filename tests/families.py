@@ -9,6 +9,7 @@ Every parameter is random, scales and biases included: one that is left at 0 or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +87,7 @@ def equal_tokens(case: Case, dim: int = 1) -> Case:
     """
     with torch.no_grad():
         for name, parameter in case.model.named_parameters():
-            if "pos" in name:
+            if re.search("pos(?!t)", name):
                 parameter.zero_()
     inputs = case.inputs
     if inputs.ndim == 3:
@@ -335,11 +336,12 @@ _TORCHVISION_CNNS = (
     "fcn_resnet50",
 )  # fmt: skip
 _OPTIONS: dict[str, dict[str, Any]] = {
+    "timm vgg11_bn": {"mlp_ratio": 1 / 64},  # of the head, which holds most of the parameters
     "googlenet": {"aux_logits": False, "init_weights": False},
     "fcn_resnet50": {"weights_backbone": None},
 }
 CNNS: dict[str, Build] = {
-    **{f"timm {name}": partial(cnn, "timm", name) for name in _TIMM_CNNS},
+    **{f"timm {name}": partial(cnn, "timm", name, **_OPTIONS.get(f"timm {name}", {})) for name in _TIMM_CNNS},
     **{
         f"torchvision {name}": partial(cnn, "torchvision", name, **_OPTIONS.get(name, {})) for name in _TORCHVISION_CNNS
     },

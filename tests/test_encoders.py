@@ -1,6 +1,7 @@
 """Encoders of text in stages: exact or refused, over the families of transformers and over look-alikes.
 
-The file runs with the installed transformers, and once more with the oldest version that the project allows.
+The file runs with the installed transformers, and once more with the oldest version that the project allows
+(`test_floor.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from reference_impls.hosts.staged import Staged, batch_size, count_stages, selec
 from reference_impls.models.minilm import Layer, MiniLM
 from reference_impls.techniques.confidence_early_exit import EarlyExit, at_exits, confidence, exit_decisions
 from tests.support import generator
+
+pytestmark = pytest.mark.transformers
 
 WORDS, DIM, HEADS, HIDDEN = 50, 24, 2, 48
 SIZES = {"vocab_size": WORDS, "hidden_size": DIM, "num_attention_heads": HEADS, "intermediate_size": HIDDEN}
@@ -561,13 +564,3 @@ def test_an_encoder_in_stages_costs_what_it_costs() -> None:
     assert macs.stages == (tokens * weights + 2 * tokens * tokens * DIM,) * 3
     assert batch_size(network.stages[0](texts([tokens] * 2))) == 2
     assert ramp_features(network, texts([tokens] * 2)).shape == (2, 3, DIM)
-
-
-# --- The oldest transformers
-
-
-def test_with_the_oldest_transformers() -> None:
-    other_models = pytest.importorskip("tests.other_models")
-    this = "tests/test_encoders.py::test_with_the_oldest_transformers"
-    run = other_models.pytest_with(other_models.older_transformers()[0], "tests/test_encoders.py", "--deselect", this)
-    assert run.returncode == 0, run.stdout[-3000:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +95,6 @@ def test_merging_equal_tokens_changes_nothing(family: Family) -> None:
         assert [before - after for before, after in handle.trace["tokens"]] == schedule
 
 
-@pytest.mark.parametrize("family", lines("token-merging", "refused"))
-def test_token_merging_refuses_by_name(family: Family) -> None:
-    case = built(family)
-    dense = run(case)
-    for attempt in (lambda: TOME.apply(case.model, r=2), lambda: TOME.measure(case.model, case.inputs)):
-        with pytest.raises(UnsupportedHost, match=family.names):
-            attempt()
-    assert torch.equal(run(case), dense)
-
-
 # --- early exit
 
 
@@ -129,16 +119,6 @@ def test_early_exit_is_exact(family: Family) -> None:
     assert torch.equal(run(case), expected)
 
 
-@pytest.mark.parametrize("family", lines("confidence-early-exit", "refused"))
-def test_early_exit_refuses_by_name(family: Family) -> None:
-    case = built(family)
-    with pytest.raises(UnsupportedHost, match=family.names):
-        staged_bert(case.model, classes=3)
-    for attempt in (ConfidenceEarlyExit().apply, lambda model: ConfidenceEarlyExit().measure(model, case.inputs)):
-        with pytest.raises(UnsupportedHost):
-            attempt(case.model)
-
-
 # --- delta convolution
 
 
@@ -159,11 +139,26 @@ def test_delta_convolution_is_exact(family: Family) -> None:
     assert delta.macs < dense.macs
 
 
-@pytest.mark.parametrize("family", lines("delta-convolution", "refused"))
-def test_delta_convolution_refuses_by_name(family: Family) -> None:
+# --- refusals
+
+
+def attempts(technique: str, case: Case) -> list[Callable[[], object]]:
+    """Ways to ask a technique for what it refuses."""
+    if technique == "token-merging":
+        return [lambda: TOME.apply(case.model, r=2), lambda: TOME.measure(case.model, case.inputs)]
+    if technique == "confidence-early-exit":
+        return [lambda: staged_bert(case.model, classes=3)]
+    return [lambda: DELTA.apply(case.model, threshold=0.0)]
+
+
+@pytest.mark.parametrize("family", [one for technique in BUILT for one in lines(technique, "refused")])
+def test_refused_by_name(family: Family) -> None:
     case = built(family)
-    with pytest.raises(UnsupportedHost, match=family.names):
-        DELTA.apply(case.model, threshold=0.0)
+    dense = run(case)
+    for attempt in attempts(family.technique, case):
+        with pytest.raises(UnsupportedHost, match=family.names):
+            attempt()
+    assert torch.equal(run(case), dense)
 
 
 # --- the table itself

@@ -456,6 +456,10 @@ def clear_threshold(case: Case) -> float:
     return float(sure[gap : gap + 2].mean())
 
 
+def two_frames(case: Case) -> Case:
+    return Case(case.model, case.inputs[:2], case.run)
+
+
 def own(id_: str) -> Callable[[], Case]:
     """The case of the conformance checks."""
 
@@ -481,7 +485,7 @@ def subject(id_: str, family: str) -> Subject:
         knobs = {"rule": "confidence"}
         clear = knobs | {"threshold": clear_threshold(staged(family))}
         return Subject(technique, partial(staged, family), clear, knobs | {"threshold": 0.9999})
-    return Subject(technique, CNNS[family], {"threshold": 0.0, "update": "delta"}, {"threshold": 0.0})
+    return Subject(technique, lambda: two_frames(CNNS[family]()), {"threshold": 0.0}, {"threshold": 0.0})
 
 
 @dataclass(frozen=True)
@@ -504,12 +508,15 @@ REFUSED: dict[str, str] = {
     "token-merging | * | attentions": "output_attentions",
     "token-merging | its own | float32 | export": "with a fixed r",
     "token-merging | its own | float32 | trace": "with a fixed r",
-    "confidence-early-exit | * | export": "export the model without it",
-    "confidence-early-exit | * | trace": "export the model without it",
+    "confidence-early-exit | * | export": "depends on the data",
+    "confidence-early-exit | * | trace": "depends on the data",
     "confidence-early-exit | its own | float32 | train": r"eval mode|eval\(\)",
     "efficientformer* | its own | float32 | export": "without a tolerance",
     "efficientformer* | its own | float32 | trace": "without a tolerance",
     "delta-convolution | its own | float32 | train": "eval mode",
+    "delta-convolution | its own | float32 | export": "captured as a graph",
+    "delta-convolution | its own | float32 | trace": "captured as a graph",
+    "delta-convolution | * | threads": "a stream belongs to one network",
     "latency-driven-slimming | its own | float32 | train": "eval mode",
 }
 """Pattern of cells -> what the message of their refusal names, a regular expression."""
@@ -527,7 +534,8 @@ TRANSFORMERS = ("ViT", "DeiT", "DINOv2 with registers", "BEiT", "CLIP vision tow
 TIMM = ("timm ViT", "timm BEiT", "timm EVA", "timm ViT with registers")
 OTHERS = ("torchvision ViT", "nn.TransformerEncoder", "our ViT")
 TEXT = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "MPNet", "ModernBERT")
-CAMERAS = ("timm resnet18", "torchvision mobilenet_v3_small", "torchvision squeezenet1_1")
+SEARCHES = ("latency-driven-slimming", "fine-grained-joint-search")
+"""What they give is a network of its own, and they take a second to search for it."""
 
 
 def cells() -> Iterator[Cell]:
@@ -544,13 +552,14 @@ def cells() -> Iterator[Cell]:
         yield from (Cell("confidence-early-exit", family, "float32", mode) for mode in ALWAYS)
         yield from (Cell("confidence-early-exit", family, dtype, "eval") for dtype in DTYPES)
     yield from (Cell("confidence-early-exit", "BERT", "float32", mode) for mode in CAPTURED)
-    for family in CAMERAS:
-        yield from (Cell("delta-convolution", family, "float32", mode) for mode in ALWAYS)
-        yield from (Cell("delta-convolution", family, dtype, "eval") for dtype in DTYPES)
+    yield from (Cell("delta-convolution", "torchvision squeezenet1_1", "float32", mode) for mode in ALWAYS)
+    yield from (Cell("delta-convolution", "torchvision squeezenet1_1", dtype, "eval") for dtype in DTYPES)
+    for mode in ("eval", "deepcopy", "pickle", "threads"):
+        yield Cell("delta-convolution", "torchvision mobilenet_v3_small", "float32", mode)
     for technique in MODULES:
-        yield from (Cell(technique, "its own", "float32", mode) for mode in ALWAYS)
+        modes = ("eval", "autocast", "deepcopy", "pickle") if technique in SEARCHES else (*ALWAYS, "trace")
+        yield from (Cell(technique, "its own", "float32", mode) for mode in (*modes, "export"))
         yield from (Cell(technique, "its own", dtype, "eval") for dtype in DTYPES)
-        yield from (Cell(technique, "its own", "float32", mode) for mode in ("export", "trace"))
     for technique in ("stride-attention", "attention-downsampling"):
         yield from (Cell(technique, "its own", "float32", mode) for mode in (*TRAINING, "compile"))
     for technique in ("efficientformer", "efficientformer-v2"):

@@ -15,7 +15,7 @@ import copyreg
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -67,6 +67,13 @@ def original_forward(module: nn.Module) -> Callable[..., Any]:
     return partial(_run, module, sum(not one.technique for one in stack) - 1)
 
 
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward that the module's class defines, below all techniques: `own_forward(module)(module, *inputs)`."""
+    kinds: Any = type(module).__mro__
+    own = next(kind for kind in kinds if "_unreplaced" not in vars(kind) and "forward" in vars(kind))
+    return cast(Callable[..., Any], own.forward)
+
+
 def refuse_capture(why: str, how: str) -> None:
     """Raise NotImplementedError while a graph is captured that holds no decisions (`torch.export`, `torch.jit.trace`).
 
@@ -90,9 +97,7 @@ def _restore(module: nn.Module) -> None:
 def _run(module: nn.Module, depth: int, *args: Any, **kwargs: Any) -> Any:
     """What the lowest `depth + 1` replacements make of a call."""
     if depth < 0:
-        kinds: Any = type(module).__mro__
-        own = next(kind for kind in kinds if "_unreplaced" not in vars(kind) and "forward" in vars(kind))
-        return own.forward(module, *args, **kwargs)
+        return own_forward(module)(module, *args, **kwargs)
     return vars(module)[_STACK][depth].compute(module, partial(_run, module, depth - 1), *args, **kwargs)
 
 

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import copy
-import re
+import inspect
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference_impls.accounting.count import uncounted
-from reference_impls.contract import UnsupportedHost, generator
-from reference_impls.contract.replacement import original_forward, replaced_by
+from reference_impls.contract.replacement import own_forward, replaced_by
+from reference_impls.hosts.tokens import ReducedTokens
 
 _AS_IS = nn.Identity()
 HARMLESS = {"num_items_in_batch", "output_hidden_states", "return_dict", "use_cache"}
 """Keyword arguments that models hand down to blocks, which do nothing with them."""
-TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest difference of a rebuilt block from the model's own, relative to the largest magnitude; 1e-4 otherwise."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Positions:
     bias: Tensor | None = None
     """Added to the attention logits: (1 or B, H, N, N)."""
     rotary: tuple[Tensor, Tensor] | None = None
-    """Cosines and sines, (1 or B, N, d) each, for every token (1 and 0 for a token without a place)."""
+    """Cosines and sines, (1 or B, 1 or H, N, d) each, for every token (1 and 0 for a token without a place)."""
 
     def of(self, anchor: Tensor, group: Tensor, sizes: bool) -> Positions:
         """The positions of n tokens that stand for N, each at the place of its anchor.
@@ -54,13 +49,16 @@ class Positions:
             else:
                 bias = bias.gather(3, anchor[:, None, None, :].expand(-1, H, n, -1))
         if rotary is not None:
-            cos, sin = (x.expand(anchor.shape[0], -1, -1) for x in rotary)
-            index = anchor.unsqueeze(-1).expand(-1, -1, cos.shape[-1])
-            rotary = cos.gather(1, index), sin.gather(1, index)
+            cos, sin = (x.expand(anchor.shape[0], -1, -1, -1) for x in rotary)
+            index = anchor[:, None, :, None].expand(-1, cos.shape[1], -1, cos.shape[3])
+            rotary = cos.gather(2, index), sin.gather(2, index)
         return Positions(bias, rotary)
 
 
 NOWHERE = Positions()
+
+Norms = Literal["before", "behind", "after"]
+"""Where the norm of a branch stands: x + branch(norm(x)), x + norm(branch(x)) or norm(x + branch(x))."""
 
 
 class Block(ABC):
@@ -71,7 +69,7 @@ class Block(ABC):
     `chain` counts the blocks of the chains before it.
 
     A subclass knows one family's structure: which `PARTS` of the block it calls as they are, which `TENSORS` it reads
-    itself, and in which order. `check` holds it to that.
+    itself, and in which order. `hosts.trial` holds it to that.
     """
 
     PARTS: ClassVar[tuple[str, ...]]
@@ -82,6 +80,10 @@ class Block(ABC):
     """Paths of dropouts of the attention that `dropout` stands for."""
     TOKENS: ClassVar[str] = "hidden_states"
     """Name of the block's first argument."""
+    HIDES: ClassVar[bool] = False
+    """The value of a mask of booleans that hides."""
+    NORMS: ClassVar[tuple[Norms, ...]] = ("before",)
+    """Where the norms of such blocks may stand; the trial finds out where they do."""
     batch_first = True
 
     def __init__(self, module: nn.Module, prefix: int, chain: int, index: int, last: bool) -> None:
@@ -94,8 +96,13 @@ class Block(ABC):
             for path, _ in module.named_modules()
             if path and not any(path == part or path.startswith(f"{part}.") for part in self._parts)
         }
-        self.in_tuple = False
-        """The block returns its tokens as a tuple of one."""
+        self._tensors = {path: path.split(".") for path in self.TENSORS if isinstance(_get(module, path), Tensor)}
+        self.norms: Norms = self.NORMS[0]
+        self.beside: tuple[None, ...] | None = None
+        """What the block returns behind its tokens; None if it returns no tuple."""
+        inputs = list(inspect.signature(own_forward(module)).parameters.values())[1:]  # the tokens first
+        self._positional = [one.name for one in inputs if one.kind is one.POSITIONAL_OR_KEYWORD][1:]
+        self.required = [one.name for one in inputs if one.default is one.empty and one.name in self._positional]
 
     def of(self, module: nn.Module) -> Self:
         """The same view of a copy or replica of the block."""
@@ -168,6 +175,10 @@ class Block(ABC):
 
     def unfit(self) -> str | None:
         """What keeps this view from being right for reasons that its parts do not show."""
+        attention = getattr(self.module, "attn", None)  # some, without windows, have a table for a `window_size`
+        window = getattr(attention if hasattr(attention, "shift_size") else self.module, "window_size", 0)
+        if any(window) if isinstance(window, tuple | list) else window:
+            return f"attention among all tokens, but {self.name} attends within windows (window_size {window})"
         return None
 
     # What techniques use ----------------------------------------------------------------------------------------------
@@ -185,22 +196,44 @@ class Block(ABC):
             y = _at(self.module, names)(y)
         return y
 
+    def tensor(self, path: str) -> Tensor | None:
+        """The parameter or buffer at a path, None if the block has none."""
+        names = self._tensors.get(path)
+        return None if names is None else getattr(_at(self.module, names[:-1]), names[-1])
+
+    def in_front(self, x: Tensor, norm: str) -> Tensor:
+        """What a branch with the norm of this path is given."""
+        return self.through(x, norm) if self.norms == "before" else x
+
+    def joined(self, x: Tensor, y: Tensor, norm: str, *parts: str) -> Tensor:
+        """The tokens behind a branch of output y, which goes on through these parts, and around it."""
+        if self.norms == "before":
+            return x + self.through(y, *parts)
+        if self.norms == "behind":
+            return x + self.through(y, norm, *parts)
+        return self.through(x + self.through(y, *parts), norm)
+
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The tokens, and what else of use there is, among the arguments that the model gives its block.
 
         Raises: NotImplementedError for anything that the rebuilt block would ignore, such as a mask.
         """
         given = dict(kwargs)
-        x, *others = args if args else (given.pop(self.TOKENS), *args)
+        x, *others = args or (given.pop(self.TOKENS),)
+        given |= zip(self._positional, others, strict=False)
         wanted = {name: value for name, value in given.items() if self.takes(name)}
-        unknown = [repr(name) for name, value in given.items() if name not in HARMLESS | {*wanted} and _says(value)]
-        unknown += [type(value).__name__ for value in others if _says(value)]
-        unknown += [name for name, module in self.bypassed() if not _quiet(module)]
+        ignored = {name: value for name, value in given.items() if name not in HARMLESS | {*wanted}}
+        unknown = [repr(name) for name, value in ignored.items() if _says(value, self.HIDES)]
+        unknown += [type(value).__name__ for value in others[len(self._positional) :] if _says(value, self.HIDES)]
+        unknown += [name for name, module in self.bypassed() if not quiet(module)]
         if unknown:
             raise NotImplementedError(
                 f"{self.name} was given or asked for more than its tokens, which reduced tokens cannot serve (a mask, "
                 f"attention maps, a hook inside attention): {', '.join(unknown)}"
             )
+        if not isinstance(x, ReducedTokens) and (x.is_nested or x.ndim != 3):
+            shape = "nested, so some are padding" if x.is_nested else f"of shape {tuple(x.shape)}"
+            raise NotImplementedError(f"{self.name} was given tokens that are {shape}; merging needs (B, N, D)")
         return x, wanted
 
     def written(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> tuple[Any, Mapping[str, Any]]:
@@ -210,11 +243,11 @@ class Block(ABC):
 
     def returned(self, x: Tensor) -> Any:
         """Tokens as the block returns them."""
-        return (x,) if self.in_tuple else x
+        return x if self.beside is None else (x, *self.beside)
 
     def tokens(self, returned: Any) -> Tensor:
         """The tokens (B, N, D) in what the block returns."""
-        x = returned[0] if isinstance(returned, tuple) else returned
+        x = first_of(returned)
         return x if self.batch_first else x.transpose(0, 1)
 
     def attention(self, x: Tensor, bias: Tensor | None = None, positions: Positions = NOWHERE) -> tuple[Tensor, Tensor]:
@@ -223,6 +256,13 @@ class Block(ABC):
         `bias`, broadcastable to (B, H, N, N), is added to the attention logits, beside that of the positions.
         """
         q, k, v = self.qkv(x)
+        y, k = self.attended(q, k, v, bias, positions)
+        return self.mixed(x, y), k
+
+    def attended(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, positions: Positions = NOWHERE
+    ) -> tuple[Tensor, Tensor]:
+        """The heads' joint output (B, N, H d) and the keys that logits were made of, from what `qkv` gives."""
         if positions.rotary is not None:
             q, k = (self.rotated(y, *positions.rotary) for y in (q, k))
         if positions.bias is not None:
@@ -230,12 +270,20 @@ class Block(ABC):
         dropout = self.dropout if self.module.training else 0.0
         bias = bias if bias is None else bias.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=self.scale)
-        return self.mixed(x, y.transpose(1, 2).flatten(2)), k
+        return y.transpose(1, 2).flatten(2), k
+
+    def keys(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The keys (B, H, N, d) that logits are made of, when the model gives its block these arguments."""
+        given, extra = self.read(args, kwargs)
+        x = given if self.batch_first else given.transpose(0, 1)
+        _, k, _ = self.qkv(x)
+        rotary = self.positions(x.shape[1], extra).rotary
+        return k if rotary is None else self.rotated(k, *rotary)
 
     def rotated(self, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries or keys (B, H, N, d) turned by their positions, halves of a head as real and imaginary parts."""
         a, b = y.chunk(2, -1)
-        return y * cos.unsqueeze(1) + torch.cat((-b, a), -1) * sin.unsqueeze(1)
+        return (y * cos + torch.cat((-b, a), -1) * sin).to(y.dtype)
 
     def attention_macs(self, tokens: int) -> int:
         """Closed form of the attention branch's MACs for one datum of `tokens` tokens (logits, then values)."""
@@ -252,50 +300,17 @@ class Block(ABC):
         for path, names in self._inner.items():
             yield path, _at(self.module, names)
 
-    def check(self) -> str | None:
-        """What of the block this view leaves out or computes otherwise; None if nothing.
-
-        Every parameter, buffer, hook and dropout must belong to a part or be known, and on a few random tokens, or on
-        the grid of a position table, the view must give what the block gives.
-        """
-        bypassed = dict(self.bypassed())
-        if (why := self.unfit()) is not None:
-            return why
-        for path, module in [("", self.module), *bypassed.items()]:
-            for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]:
-                if (full := f"{path}.{name}".lstrip(".")) not in self.TENSORS:
-                    return f"nothing that its adapter would leave out, but {self.name} has {full!r}"
-            if path and not _quiet(module):
-                return f"no hook inside attention, but {self.name} has one on {path!r}"
-            if "drop" in type(module).__name__.lower() and path not in self.LEFT_OUT and _active(module):
-                return f"no dropout that its adapter would leave out, but {self.name} has {path!r}"
-        return self._difference()
-
-    @torch.no_grad()
-    def _difference(self) -> str | None:
-        parameter = next(self.module.parameters())
-        if parameter.device.type == "meta":
-            return None
-        shape = (1, self.grid() or max(4, self.prefix + 2), self.input_width)
-        x = torch.randn(shape, generator=generator(0)).to(parameter)
-        given = self.example(x)
-        with quietly(self.module):
-            try:
-                # Some blocks have another path for batches without gradients, which hides what the parts compute.
-                expected = original_forward(self.module)(x if self.batch_first else x.transpose(0, 1), **given)
-            except Exception as error:
-                return f"blocks of tokens (B, N, D), but {self.name} cannot take them: {error}"
-            self.in_tuple, expected = isinstance(expected, tuple), self.tokens(expected)
-            y, _ = self.attention(x, positions=self.positions(x.shape[1], given))
-            actual = self.mlp(y)
-        limit = TOLERANCE.get(x.dtype, 1e-4) * expected.abs().max()
-        if actual.shape == expected.shape and bool((actual - expected).abs().max() <= limit):
-            return None
-        return f"blocks that compute what their parts say, but {self.name} ({type(self.module).__name__}) differs"
-
     def example(self, x: Tensor) -> dict[str, Any]:
         """What else the model would give its block with tokens x: (1, N, D), by name."""
         return {}
+
+    def accepts(self, name: str) -> bool:
+        """Whether the model's block has an argument of this name."""
+        return name in self._positional
+
+
+def first_of(returned: Any) -> Any:
+    return returned[0] if isinstance(returned, tuple) and returned else returned
 
 
 def _at(module: Any, names: list[str]) -> Any:
@@ -304,29 +319,36 @@ def _at(module: Any, names: list[str]) -> Any:
     return module
 
 
-def _has(module: nn.Module, path: str) -> bool:
-    part: Any = module
+def _get(module: Any, path: str) -> Any:
     for name in path.split("."):
-        part = getattr(part, name, None)
-    return isinstance(part, nn.Module)
+        module = getattr(module, name, None)
+    return module
 
 
-def _says(value: Any) -> bool:
-    """Whether an argument changes what the block computes: no None, False, or mask that hides nothing."""
+def _has(module: nn.Module, path: str) -> bool:
+    return isinstance(_get(module, path), nn.Module)
+
+
+def _says(value: Any, hides: bool = False) -> bool:
+    """Whether an argument changes what the block computes: no None, False, or mask that hides nothing.
+
+    `hides`: the value of a mask of booleans that hides.
+    """
     if not isinstance(value, Tensor):
         return value is not None and value is not False
-    hides_nothing = value.all() if value.dtype == torch.bool else (value == 0).all()
-    if torch.compiler.is_exporting():  # Hugging Face makes a mask for every graph
-        torch._assert_async(hides_nothing, "tokens merge, so a mask must hide nothing")
-        return False
-    return not bool(hides_nothing)
+    return not hides_nothing((value != hides).all() if value.dtype == torch.bool else (value == 0).all())
 
 
-def _active(module: nn.Module) -> bool:
-    return any(isinstance(p := getattr(module, name, 0.0), float) and p > 0 for name in ("p", "drop_prob"))
+def hides_nothing(condition: Tensor) -> bool:
+    """Whether a mask hides nothing, which the condition says. An exported graph, for which Hugging Face always makes a
+    mask, checks it when it runs."""
+    if torch.compiler.is_exporting():
+        torch._assert_async(condition, "tokens merge, so a mask must hide nothing")
+        return True
+    return bool(condition)
 
 
-def _quiet(module: nn.Module) -> bool:
+def quiet(module: nn.Module) -> bool:
     """Nothing listens to the module, or only what Hugging Face leaves behind once attention maps were asked for."""
     attributes = vars(module)
     if "forward" in attributes or getattr(attributes.get("config"), "output_attentions", False) or replaced_by(module):
@@ -336,71 +358,7 @@ def _quiet(module: nn.Module) -> bool:
     return not any(alien)
 
 
-@contextmanager
-def quietly(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode, and deaf, so that a trial run is nobody's business."""
-    modules, names = list(module.modules()), ("_forward_hooks", "_forward_pre_hooks")
-    before = [(m, m.training, {name: vars(m)[name] for name in names}) for m in modules]
-    try:
-        for m in modules:
-            m.training = False
-            vars(m).update({name: OrderedDict() for name in names})
-        with uncounted(), torch.autocast(next(module.parameters()).device.type, enabled=False):
-            yield
-    finally:
-        for m, training, hooks in before:
-            m.training = training
-            vars(m).update(hooks)
-
-
 def weights(*modules: nn.Module) -> int:
     """Number of weights of all linear layers in the modules: their MACs for a token."""
     layers = [m for module in modules for m in module.modules() if isinstance(m, nn.Linear)]
     return sum(layer.in_features * layer.out_features for layer in layers)
-
-
-def chains(model: nn.Module, fits: Callable[[nn.Module], bool]) -> Iterator[tuple[str, list[nn.Module]]]:
-    """Every list of modules in `model` whose members all satisfy `fits`, with its name."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) and all(map(fits, module)):
-            yield name, list(module)
-
-
-def checked(technique: str, model: nn.Module, blocks: list[Block]) -> list[Block]:
-    """The blocks, if each is what its adapter takes it for. UnsupportedHost, which names the part, otherwise."""
-    if len({id(block.module) for block in blocks}) < len(blocks):
-        raise UnsupportedHost(technique, model, "blocks that run once each, but some are used again")
-    for block in blocks:
-        if others := set(replaced_by(block.module)) - {technique}:
-            raise UnsupportedHost(technique, model, f"blocks that no other technique replaces ({', '.join(others)})")
-        if (why := block.check()) is not None:
-            raise UnsupportedHost(technique, model, why)
-    return blocks
-
-
-LEADING = (
-    *("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token", "reg_token"),
-    *("register_tokens", "storage_tokens"),
-)
-"""Parameters that hold tokens in front of those of the datum."""
-
-
-def leading_tokens(model: nn.Module, chain: str) -> int | None:
-    """How many leading tokens stand for no place, by the parameters of whoever owns the chain of blocks of that name.
-
-    None where a parameter looks like such a token, but has a name that nobody knows: then only the user can tell.
-    """
-    path = chain
-    while path:
-        path = path.rpartition(".")[0]
-        owner = model.get_submodule(path)
-        if hasattr(owner, "num_prefix_tokens"):
-            return int(owner.num_prefix_tokens)
-        own = [(name, p) for name, p in owner.named_parameters() if not f"{path}.{name}".lstrip(".").startswith(chain)]
-        known = [p for name, p in own if name.rpartition(".")[2] in LEADING]
-        if known:
-            return sum(p.shape[-2] if p.ndim > 1 else 1 for p in known)
-        place = re.compile(r"pos|mask|probe|latent|query")
-        if any(p.ndim == 3 and len(p) == 1 and "." not in name and not place.search(name) for name, p in own):
-            return None
-    return 0

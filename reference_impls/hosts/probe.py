@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reference_impls.contract import UnsupportedHost
 from reference_impls.contract.replacement import original_forward
-from reference_impls.hosts.block import quietly
+from reference_impls.hosts.trial import quietly
 
 M = TypeVar("M", bound=nn.Module)
 

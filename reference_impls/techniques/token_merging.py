@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from reference_impls.contract import (
     Handle,
@@ -37,11 +38,10 @@ from reference_impls.contract import (
     check_tensor,
     warn_no_effect,
 )
-from reference_impls.contract.precision import widened, without_autocast
+from reference_impls.contract.precision import near_one, widened, without_autocast
 from reference_impls.contract.replacement import original_forward, refuse_capture, replace
 from reference_impls.hosts import Block, transformer_blocks
 from reference_impls.hosts.block import NOWHERE, Positions
-from reference_impls.hosts.substitution import inputs_of
 from reference_impls.hosts.tokens import carried, reduced, rows, whole
 from reference_impls.redundancy.spatial_similarity import spatial_similarity
 
@@ -126,6 +126,7 @@ def bipartite_soft_matching(
         check_range("r", r, 0, integer=True)
     if threshold is not None:
         check_range("threshold", threshold, -1, 1)
+    metric = near_one(widened(metric), (1, 2)) if metric.numel() else metric
     return Matching(threshold, keep_order, split_behind_prefix)(metric, r, prefix)
 
 
@@ -364,7 +365,7 @@ class Step:
         if self.r != 0:
             metric = keys.mean(1)
             if not any(run.matched) and not torch.compiler.is_compiling():
-                check_tensor("keys", metric, "B N d")
+                check_tensor("norms of keys", widened(metric).norm(dim=-1), "B N")
             if (match := self.rule.match(metric, self.r, block.prefix)) is not None:
                 size = _ones(x) if size is None else size
                 x, size = self.rule.combine(x, size, match)
@@ -413,9 +414,7 @@ class TokenMerging(Technique):
         the image subtracted: keys share a large mean that says nothing of the image. `where` holds it for each block,
         and the raw cosine, which is what ToMe compares, as "raw block 0" and so on.
         """
-        blocks = {block.name: block for block in transformer_blocks(self.id, target)}
-        seen = inputs_of({name: block.module for name, block in blocks.items()}, target, inputs)
-        keys = {name: _keys(block, seen[name]).mean(1)[:, block.prefix :] for name, block in blocks.items()}
+        keys = _keys(transformer_blocks(self.id, target), target, inputs)
         where = {name: spatial_similarity(key, centred=True).mean().item() for name, key in keys.items()}
         value = sum(where.values()) / len(where)
         where |= {f"raw {name}": spatial_similarity(key).mean().item() for name, key in keys.items()}
@@ -470,6 +469,20 @@ class TokenMerging(Technique):
 
 
 @torch.no_grad()
-def _keys(block: Block, x: Tensor) -> Tensor:
-    """The keys (B, H, N, d) of the tokens that a dense model gives its block."""
-    return block.qkv(x if block.batch_first else x.transpose(0, 1))[1]
+def _keys(blocks: Sequence[Block], target: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """The keys of each block in a run of the dense model, averaged over heads, leading tokens left out: (B, N, d)."""
+    keys: dict[str, Tensor] = {}
+
+    def listen(block: Block) -> RemovableHandle:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            keys[block.name] = block.of(module).keys(args, kwargs).mean(1)[:, block.prefix :]
+
+        return block.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    hooks = [listen(block) for block in blocks]
+    try:
+        target(inputs)
+    finally:
+        for one in hooks:
+            one.remove()
+    return keys

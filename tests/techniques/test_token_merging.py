@@ -169,6 +169,18 @@ def test_threshold_merges_what_the_datum_with_the_fewest_similar_pairs_allows() 
     assert bipartite_soft_matching(torch.eye(6)[None], threshold=0.01) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_and_any_scale_choose_the_same_pairs(dtype: torch.dtype, draws: torch.Generator) -> None:
+    metric = torch.randn(4, 40, 16, generator=draws).to(dtype)
+    expected = bipartite_soft_matching(metric.float(), 9, prefix=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        matches = [bipartite_soft_matching(metric * scale, 9, prefix=1) for scale in (1, 2.0**-10, 2.0**10)]
+    matches += [bipartite_soft_matching(metric.float() * scale, 9, prefix=1) for scale in (1e-30, 1e30)]
+    for match in matches:
+        assert torch.equal(match.order, expected.order)
+        assert torch.equal(match.target, expected.target)
+
+
 # --- Merging
 
 

@@ -15,7 +15,7 @@ from tools.imports import facts
 
 FOLDER, PACKAGE = "reference_impls/hosts", "reference_impls.hosts"
 FAMILIES = f"{FOLDER}/families.yml"
-SHARED = {"__init__", "block"}
+SHARED = {"__init__", "block", "chains", "probe", "substitution", "tokens", "trial"}
 """Files that are no adapters: what these have in common."""
 
 
