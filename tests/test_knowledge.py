@@ -251,6 +251,7 @@ def test_one_is_no_plural() -> None:
         ("year: 2023", "year: '2023'", 'must be a whole number, is "2023"', "write it without quotes"),
         ("value: 1.3,", "value: '1,300.5',", "must be a number", "separators: 1300.5"),
         ("- id: c2", "- id: c02", "does not have the form", 'write "c2"'),
+        ("on: 2026-11-22", "on: 2026/11/2", "does not have the form", 'write "2026-11-02"'),
         ("key: bolya", "key: Bolya", "does not have the form", 'write "bolya-2023-token"'),
         ("c2\n    technique: token-m", "c2\n    technique: Token_m", "does not have the form", 'write "token-merging"'),
         ('"2210.09461"', "“2210.09461”", "curly quotes", 'write straight ones, or none: "2210.09461"'),
@@ -618,6 +619,7 @@ def test_helpers_in_the_rooms_are_no_strays(atlas: Path) -> None:
     base.put(atlas, "reference_impls/experiments/shared.py", "def train(): ...\n")
     base.put(atlas, "reference_impls/techniques/__init__.py", "")
     base.put(atlas, "tests/techniques/conftest.py", "")
+    base.put(atlas, "tests/techniques/test_token_merging_hosts.py", "")
     assert found(atlas) == []
 
 

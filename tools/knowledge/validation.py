@@ -157,7 +157,14 @@ def _mended(text: Any, pattern: str) -> str:
     if not isinstance(text, str):
         return ""
     tidy = " ".join(text.split())
-    for mended in (tidy, tidy.lower(), re.sub(r"(?<!\d)0+(?=\d)", "", tidy), re.sub(r"[\s_]+", "-", tidy.lower())):
+    date = re.sub(r"\b(\d)\b", r"0\1", re.sub(r"[/.]", "-", tidy))
+    for mended in (
+        tidy,
+        tidy.lower(),
+        date,
+        re.sub(r"(?<!\d)0+(?=\d)", "", tidy),
+        re.sub(r"[\s_]+", "-", tidy.lower()),
+    ):
         if re.search(pattern, mended):
             return f'write "{mended}"'
     return ""
