@@ -96,10 +96,14 @@ def _explain(error: BaseException) -> tuple[str, str]:
     """Kind and message of a failure, from the first cause whose kind is known."""
     import pydantic
 
+    from reference_impls.extras import advice
+
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     for link in chain:
+        if missing := advice(link):
+            return "missing-extra", missing
         if type(link).__name__ == "MissingAsset":
             return "missing-asset", str(link)
         if isinstance(link, NetworkRefused):

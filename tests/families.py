@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.models.vit import VisionTransformer
-from tests.other_models import timm, timm_network, torchvision, transformers, transformers_class
+from tests.other_models import timm_network, torchvision, transformers_class
 
 SIDE, PATCH, WIDTH, DEPTH, HEADS = 32, 8, 32, 3, 4
 """Of vision transformers: 4 x 4 patches."""
@@ -295,7 +295,7 @@ ENCODERS: dict[str, Build] = {
 # Convolutional networks behind a camera
 
 
-def video(frames: int = 3, side: int = 64, seed: int = 1) -> Tensor:
+def video(frames: int = 2, side: int = 64, seed: int = 1) -> Tensor:
     """A square that moves over a still background: (frames, 3, H, W)."""
     draws = torch.Generator().manual_seed(seed)
     clip = torch.randn(1, 3, side, side, generator=draws).repeat(frames, 1, 1, 1)
@@ -306,48 +306,18 @@ def video(frames: int = 3, side: int = 64, seed: int = 1) -> Tensor:
 
 
 def frame_by_frame(model: Any, clip: Tensor) -> Tensor:
-    """The outputs for all frames (F, ...), one after the other; the main one of several."""
-    outputs = []
-    for frame in clip.split(1):
-        output = model(frame)
-        outputs.append(output["out"] if isinstance(output, Mapping) else output)
-    return torch.cat(outputs)
+    """The outputs for all frames (F, ...), one after the other."""
+    return torch.cat([model(frame) for frame in clip.split(1)])
 
 
-def cnn(library: str, name: str, **options: Any) -> Case:
-    if library == "timm":
-        model = timm_network(name, num_classes=5, **options)
-    else:
-        models = torchvision().models
-        model = getattr(models.segmentation if name.startswith("fcn") else models, name)
-        with torch.random.fork_rng():
-            model = model(weights=None, num_classes=5, **options)
+def of_torchvision(name: str) -> Case:
+    with torch.random.fork_rng():
+        model = getattr(torchvision().models, name)(weights=None, num_classes=5)
     return Case(randomised(model), video(), frame_by_frame)
 
 
-_TIMM_CNNS = (
-    "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenetv2_100", "mobilenetv3_small_100",
-    "efficientnet_b0", "efficientnet_lite0", "regnety_002", "convnext_atto", "vgg11_bn", "ghostnet_100", "repvgg_a0",
-    "cspdarknet53", "hrnet_w18_small",
-)  # fmt: skip
-_TORCHVISION_CNNS = (
-    "resnet18", "resnext50_32x4d", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
-    "regnet_y_400mf", "convnext_tiny", "vgg11_bn", "squeezenet1_1", "shufflenet_v2_x1_0", "mnasnet0_5", "googlenet",
-    "fcn_resnet50",
-)  # fmt: skip
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "timm vgg11_bn": {"mlp_ratio": 1 / 64},  # of the head, which holds most of the parameters
-    "googlenet": {"aux_logits": False, "init_weights": False},
-    "fcn_resnet50": {"weights_backbone": None},
-}
 CNNS: dict[str, Build] = {
-    **{f"timm {name}": partial(cnn, "timm", name, **_OPTIONS.get(f"timm {name}", {})) for name in _TIMM_CNNS},
-    **{
-        f"torchvision {name}": partial(cnn, "torchvision", name, **_OPTIONS.get(name, {})) for name in _TORCHVISION_CNNS
-    },
+    "torchvision squeezenet1_1": partial(of_torchvision, "squeezenet1_1"),
+    "torchvision mobilenet_v3_small": partial(of_torchvision, "mobilenet_v3_small"),
 }
-
-
-def versions() -> dict[str, str]:
-    """The library of a family -> its version at hand."""
-    return {library.__name__: library.__version__ for library in (transformers(), timm(), torchvision(), torch)}
+"""Two of those that `test_delta_networks.py` builds."""

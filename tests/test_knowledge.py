@@ -340,6 +340,12 @@ def test_a_file_that_was_renamed_is_one_finding_that_says_how_to_call_it(atlas: 
     assert (said.code, said.hint) == ("E209", "call the file token-merging.yml: ids are never renamed")
 
 
+def test_a_paper_that_stands_twice_in_an_entry_is_one_finding(atlas: Path) -> None:
+    link = "  - {key: bolya-2023-token, role: analyses}\n"
+    base.replace(atlas, DRAFT, link, link * 2)
+    assert found(atlas) == [("E311", DRAFT, 17)]
+
+
 def test_a_paper_whose_file_was_renamed_is_one_finding(atlas: Path) -> None:
     (atlas / PAPER).rename((atlas / PAPER).with_name("bolya-token-merging.yml"))
     (said,) = load(atlas).findings
@@ -619,7 +625,6 @@ def test_helpers_in_the_rooms_are_no_strays(atlas: Path) -> None:
     base.put(atlas, "reference_impls/experiments/shared.py", "def train(): ...\n")
     base.put(atlas, "reference_impls/techniques/__init__.py", "")
     base.put(atlas, "tests/techniques/conftest.py", "")
-    base.put(atlas, "tests/techniques/test_token_merging_hosts.py", "")
     assert found(atlas) == []
 
 

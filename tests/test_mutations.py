@@ -128,8 +128,6 @@ DAMAGES = [
     damage("alias twice", ENTRY, "aliases: [ToMe]", "aliases: [ToMe, tome]", "E215"),
     damage("name as an alias", ENTRY, "aliases: [ToMe]", "aliases: [ToMe, Token merging]", "E311"),
     damage("day of one digit", DRAFT, "added: 2026-11-22", "added: 2026/1/2", "E205"),
-    damage("paper twice", DRAFT, "role: analyses}", "role: analyses}\n  - {key: bolya-2023-token, role: analyses}",
-           "E311", at=""),
     damage("reason twice", ENTRY, "when_to_use: [Many tokens are alike.]",
            "when_to_use:\n  - Many tokens are alike.\n  - Few are.\n  - Many  tokens are alike.", "E215",
            at="  - Many  tokens"),

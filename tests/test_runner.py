@@ -106,6 +106,11 @@ FAILURES = {
         "network",
         "experiments run offline",
     ),
+    "a missing extra": (
+        "raise ModuleNotFoundError('No module', name='skimage.data')",
+        "missing-extra",
+        'skimage is needed and not installed: pip install "redundancy-atlas[data]"',
+    ),
     "a hidden refusal": (
         "try: socket.socket(socket.AF_UNIX).connect('/nowhere')\nexcept OSError: raise RuntimeError('hidden')",
         "network",
@@ -179,6 +184,31 @@ def test_the_log_of_a_crash_names_the_line(run: Run, preloaded: bool) -> None:
 def test_modules_that_cannot_be_imported(run: Run, text: str, says: str) -> None:
     outcome = run(text, whole=True)
     assert (outcome.error, says in outcome.message) == ("import", True), outcome
+
+
+@STARTS
+def test_the_callers_packages_come_before_folders_of_the_clone(run: Run, tmp_path: Path, preloaded: bool) -> None:
+    for name in ("tools", "tests", "notebooks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("OWNER = 'caller'")
+    outcome = run(
+        """
+        import notebooks, tests, tools
+        assert tools.OWNER == tests.OWNER == notebooks.OWNER
+        return make(study)
+        """,
+        preloaded=preloaded,
+    )
+    assert outcome.record is not None, outcome
+
+
+def test_the_implementations_are_those_that_are_asked_for(run: Run, tmp_path: Path) -> None:
+    package = tmp_path / "another clone" / "reference_impls"
+    package.mkdir(parents=True)
+    (package / "__main__.py").write_text("raise SystemExit('the other clone')")
+    outcome = run("return make(study)", implementations=package, preloaded=False)
+    assert outcome.error == "crash"
+    assert "the other clone" in outcome.log
 
 
 def test_an_unknown_technique() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from reference_impls.study import (
     Scenario,
     Study,
     contenders,
+    machine,
     measured,
     over_items,
     over_seeds,
@@ -176,3 +179,17 @@ def test_intervals() -> None:
     assert boot.low is not None
     assert 0.3 < boot.low < boot.value == 0.5
     assert over_items([0.0, 1.0] * 50) == boot
+
+
+def test_the_commit_of_whoever_installed_the_atlas_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A virtual environment often lies inside a repository of its user, which ignores it."""
+    identity = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+    for arguments in (["init", "--quiet"], [*identity, "commit", "--quiet", "--allow-empty", "--message", "theirs"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    module = tmp_path / "site-packages" / "machine.py"
+    module.parent.mkdir()
+    module.touch()
+    monkeypatch.setattr(machine, "__file__", str(module))
+    assert re.fullmatch(r"release .+", machine.versions()["commit"])

@@ -17,14 +17,14 @@ from typing import Any
 import yaml
 
 from reference_impls.accounting.pictures import save as save_record
-from tools import runner
-from tools.knowledge.paths import AXES
-from tools.knowledge.reader import read_yaml
-from tools.runner import Budget, Outcome
+
+from . import runner
+from .knowledge.paths import AXES, RESULTS
+from .knowledge.reader import read_yaml
+from .runner import Budget, Outcome
 
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "reference_impls" / "results"
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ def run_all(
     *,
     budget: Budget = "full",
     device: str = "cpu",
-    folder: Path = RESULTS,
+    folder: Path = ROOT / RESULTS,
     seconds: float | None = None,
     memory_gb: float = runner.MEMORY_GB,
     started: Callable[[str, str], runner.Progress] = lambda technique, scenario: lambda label, done, total: None,
     package: str = "reference_impls.experiments",
+    implementations: Path | None = None,
 ) -> Iterator[Result]:
     """Run every scenario of the techniques, yielding each as it ends; a failure does not keep the others from running.
 
@@ -57,10 +58,11 @@ def run_all(
         save: write each record to `folder/<id>/<scenario>.json` (on another device than the CPU,
             `<scenario>.<device>.json`). A failed run leaves an earlier record as it is.
         started: called before each scenario; returns what is told of its progress.
+        implementations: as for `runner.run`.
     """
     for technique in ids:
         try:
-            names = runner.scenarios(technique, package=package)
+            names = runner.scenarios(technique, package=package, implementations=implementations)
         except RuntimeError as error:
             yield Result(technique, "", Outcome(error="import", message=str(error)))
             continue
@@ -74,6 +76,7 @@ def run_all(
                 memory_gb=memory_gb,
                 progress=started(technique, name),
                 package=package,
+                implementations=implementations,
             )
             file = None
             if save and outcome.record is not None:
@@ -98,10 +101,10 @@ class CheckCost:
     """What it reported: nothing, or the generator does not follow the schema."""
 
 
-CHECK = """
+CHECK = f"""
 import json, resource, sys
 from pathlib import Path
-from tools.knowledge import load
+from {__package__}.knowledge import load
 findings = load(Path(sys.argv[1])).findings
 print(json.dumps([[str(finding) for finding in findings], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """

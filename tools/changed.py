@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from tools.imports import Imports
-from tools.knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, RESULTS, TECHNIQUES, TESTS, module_name
+from .imports import Imports
+from .knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, RESULTS, TECHNIQUES, TESTS, module_name
 
 _RESULT = re.compile(r"reference_impls/results/([a-z0-9-]+)/.*")
 _CODE = re.compile(r"reference_impls/.*|notebooks/[^/]*\.py|tests/(?:.*/)?(?!conftest\b)[^/]*\.py")

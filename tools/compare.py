@@ -13,7 +13,8 @@ from reference_impls.accounting.saving import (
     macs_saved,
     speed_up,
 )
-from tools.knowledge import Knowledge
+
+from .knowledge import Knowledge
 
 
 class Saving(Model):

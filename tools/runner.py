@@ -27,13 +27,24 @@ from typing import Any, Literal
 import psutil
 import pydantic
 
+import reference_impls
 from reference_impls.accounting.record import Record
-from tools import forked
-from tools.forked import Child, Forked
+
+from . import forked
+from .forked import Child, Forked
 
 Budget = Literal["smoke", "full"]
 ErrorKind = Literal[
-    "usage", "missing-asset", "import", "timeout", "memory", "network", "invalid-record", "crash", "exception"
+    "usage",
+    "missing-extra",
+    "missing-asset",
+    "import",
+    "timeout",
+    "memory",
+    "network",
+    "invalid-record",
+    "crash",
+    "exception",
 ]
 Progress = Callable[[str, int, int], None]
 """`progress(label, done, total)`"""
@@ -76,6 +87,7 @@ def run(
     memory_gb: float = MEMORY_GB,
     progress: Progress = lambda label, done, total: None,
     package: str = "reference_impls.experiments",
+    implementations: Path | None = None,
     preloaded: bool = False,
 ) -> Outcome:
     """Run a scenario of a technique (the first one when `scenario` is None); what goes wrong there is in the outcome.
@@ -85,6 +97,7 @@ def run(
         memory_gb: memory limit in GiB of the whole process tree.
         progress: told how far the experiment is.
         package: the package that holds the experiment's module.
+        implementations: the folder of the package `reference_impls` that runs; the one of this process when None.
         preloaded: where that is possible, fork a process that has imported torch (`forked.py`) instead of starting a
             new interpreter, which takes two seconds longer. Otherwise the same, and the same limits hold.
     """
@@ -93,7 +106,7 @@ def run(
         arguments += ["--scenario", scenario]
     pictures: dict[str, Any] = {}
     limit_s = SECONDS[budget] if seconds is None else seconds
-    outcome, text = _guarded(arguments, limit_s, memory_gb, progress, pictures, preloaded)
+    outcome, text = _guarded(arguments, limit_s, memory_gb, progress, implementations, pictures, preloaded)
     if text is None:
         return outcome
     wanted = {"owner": technique, "budget": budget} | ({"scenario": scenario} if scenario else {})
@@ -106,11 +119,16 @@ def run(
 
 
 def scenarios(
-    technique: str, *, seconds: float = 60, memory_gb: float = MEMORY_GB, package: str = "reference_impls.experiments"
+    technique: str,
+    *,
+    seconds: float = 60,
+    memory_gb: float = MEMORY_GB,
+    package: str = "reference_impls.experiments",
+    implementations: Path | None = None,
 ) -> dict[str, str]:
     """Name -> title of the scenarios of a technique; RuntimeError when its module cannot be imported."""
     arguments = [technique, "--list", "--package", package]
-    outcome, text = _guarded(arguments, seconds, memory_gb, lambda label, done, total: None)
+    outcome, text = _guarded(arguments, seconds, memory_gb, lambda label, done, total: None, implementations)
     if text is None:
         raise RuntimeError(outcome.message)
     return {str(name): str(title) for name, title in json.loads(text).items()}
@@ -121,6 +139,7 @@ def _guarded(
     limit_s: float,
     memory_gb: float,
     progress: Progress,
+    implementations: Path | None,
     pictures: dict[str, Any] | None = None,
     preloaded: bool = False,
 ) -> tuple[Outcome, str | None]:
@@ -130,8 +149,9 @@ def _guarded(
         result = Path(folder) / "result.json"
         options = [*arguments, "--result", str(result), "--memory", str(limit_bytes)]
         token = uuid.uuid4().hex
+        environment = _environment(token, Path(folder), implementations)
         start = time.monotonic()
-        child = (_forked if preloaded and forked.AVAILABLE else _started)(options, folder, _environment(token))
+        child = (_forked if preloaded and forked.AVAILABLE else _started)(options, folder, environment)
         tree, output = _Tree(child, token), _Output(child)
         try:
             stopped = _watch(tree, output, progress, result, start + limit_s, limit_bytes)
@@ -174,12 +194,19 @@ def _forked(options: Sequence[str], folder: str, environment: Mapping[str, str])
     return Forked(f"{CHILD}:main", options, folder=folder, environment=environment)
 
 
-def _environment(token: str) -> dict[str, str]:
-    """The caller's environment, in which the child finds the same `reference_impls` from another folder."""
-    here = str(Path(__file__).resolve().parents[1])
+def _environment(token: str, folder: Path, implementations: Path | None) -> dict[str, str]:
+    """The caller's environment, in which the child finds the same `reference_impls` from `folder`.
+
+    A package in `folder` leads there, and not the path of the clone: that would put its `tools`, `tests` and
+    `notebooks` before packages of the caller that are called so.
+    """
+    places = [implementations] if implementations else reference_impls.__path__
+    package = folder / reference_impls.__name__
+    package.mkdir()
+    (package / "__init__.py").write_text(f"__path__ = {[str(Path(p).resolve()) for p in places]}\n", encoding="utf-8")
     paths = [str(Path(p).resolve()) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join([here, *paths]),
+        "PYTHONPATH": os.pathsep.join([str(folder), *paths]),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",  # a crash of native code leaves the Python line in the log
         TOKEN: token,

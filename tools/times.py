@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tools.files import write_atomically
-from tools.knowledge.paths import TECHNIQUES
+from .files import write_atomically
+from .knowledge.paths import TECHNIQUES
 
 FILE = Path(".cache/times.json")
 SLOWEST = 10

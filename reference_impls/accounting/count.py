@@ -33,11 +33,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -73,24 +74,27 @@ def count(model: nn.Module | None = None) -> Iterator[Tally]:
         model: also attribute the MACs to the modules of this model, in `Tally.by_module`.
     """
     tally = Tally()
-    running: list[str] = []
-    hooks = []
-    if model is not None:
-        names = {module: name for name, module in model.named_modules()}
+    with nullcontext() if model is None else running_modules(model) as running, _Counting(tally, running):
+        yield tally
 
-        def enter(module: nn.Module, inputs: Any) -> None:
-            if module in names:
-                running.append(names[module])
 
-        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            if module in names and running:
-                running.pop()
+@contextmanager
+def running_modules(model: nn.Module) -> Iterator[list[str]]:
+    """The names of the modules of `model` that are running in this thread, outermost first; kept up to date inside."""
+    names, running, thread = {module: name for name, module in model.named_modules()}, list[str](), get_ident()
 
-        # Hooks on the modules themselves would switch off the fused path of nn.TransformerEncoderLayer.
-        hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    def enter(module: nn.Module, inputs: Any) -> None:
+        if module in names and get_ident() == thread:
+            running.append(names[module])
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        if module in names and running and get_ident() == thread:
+            running.pop()
+
+    # Hooks on the modules themselves would switch off the fused path of nn.TransformerEncoderLayer.
+    hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
     try:
-        with _Counting(tally, running if model is not None else None):
-            yield tally
+        yield running
     finally:
         for hook in hooks:
             hook.remove()
@@ -107,6 +111,12 @@ def uncounted() -> Iterator[None]:
         yield
     finally:
         _PAUSED.reset(token)
+
+
+def operator_macs(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int | None:
+    """MACs of one call of an operator with this result; None if it has no formula, or the formula cannot tell."""
+    formula = FORMULAS.get(_operator(func)) if func.namespace == "aten" else None
+    return formula(_by_name(func, args, kwargs), out) if formula else None
 
 
 # Formulas: (arguments by their name in the operator's schema, result) -> MACs, or None if they cannot be told.
@@ -316,20 +326,18 @@ class _Counting(TorchDispatchMode):
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         out = func(*args, **kwargs)
         if not func.is_view and torch.Tag.inplace_view not in func.tags:
-            # Arguments by their names in the operator's schema; those left at their default are absent.
-            self._add(func, dict(zip(_names(func), args, strict=False)) | kwargs, operands, out)
+            self._add(func, args, kwargs, operands, out)
         return out
 
-    def _add(self, func: Any, arg: dict[str, Any], operands: dict[int, Tensor], out: Any) -> None:
-        tally, name, operator = self.tally, str(func), func._schema.name.split("::")[1]
+    def _add(self, func: Any, args: Any, kwargs: dict[str, Any], operands: dict[int, Tensor], out: Any) -> None:
+        tally, name, operator, arg = self.tally, str(func), _operator(func), _by_name(func, args, kwargs)
         results = {id(t): t for t in _tensors(out)}
         written = _written(func, arg)
         known = {_storage(t) for t in operands.values()}
         if results and not written and all(_storage(t) in known for t in results.values()):  # a view
             return
         tally.bytes += _bytes_moved(operator, arg, operands, results, written)
-        formula = FORMULAS.get(operator) if func.namespace == "aten" else None
-        macs = formula(arg, out) if formula else None
+        macs = operator_macs(func, args, kwargs, out)
         if macs is not None:
             tally.macs += macs
             tally.by_operator[name] += macs
@@ -424,6 +432,16 @@ def _is_composite(func: Any) -> bool:
     Its own C++ composition is followed: `func.decompose()` may take one in Python that uses other kernels.
     """
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+def _operator(func: Any) -> str:
+    name: str = func._schema.name.split("::")[1]
+    return name
+
+
+def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by their names in the operator's schema; those left at their default are absent."""
+    return {**dict(zip(_names(func), args, strict=False)), **kwargs}
 
 
 @cache

@@ -31,9 +31,12 @@ def machine(device: str, threads: int) -> Machine:
 
 def versions() -> dict[str, str]:
     """Versions of Python and the libraries that results depend on, and the commit of the atlas."""
-    found = {name: metadata.version(name) for name in ("torch", "numpy", "scikit-learn")}
-    found = {"python": platform.python_version(), **found}
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "scikit-learn"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository is that of whoever installed it
         found["commit"] = _git("rev-parse", "--short=12", "HEAD")
         # A run that saves its records changes them, so they do not make the source another one.
         if _git("status", "--porcelain", "--", ":/", ":(top,exclude)reference_impls/results"):

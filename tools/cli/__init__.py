@@ -9,30 +9,33 @@ Whatever is not needed to answer is imported where it is used, so that `list`, `
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from tools.cli.common import wrong_usage
-from tools.knowledge import find_root
+from reference_impls.extras import DISTRIBUTION, advice
+
+from ..knowledge import find_root
+from .common import wrong_usage
 
 HOMES: Final = {
-    "affected": "tools.cli.check:affected",
-    "assets": "tools.cli.assets:assets",
-    "bench": "tools.cli.run:bench",
-    "check": "tools.cli.check:check",
-    "compare": "tools.cli.compare:compare",
-    "explain": "tools.cli.check:explain",
-    "export": "tools.cli.export:export",
-    "fmt": "tools.cli.check:fmt",
-    "gaps": "tools.cli.entries:gaps",
-    "list": "tools.cli.entries:list_",
-    "new": "tools.scaffold.commands:new",
-    "run": "tools.cli.run:run",
-    "schema": "tools.cli.check:schema",
-    "show": "tools.cli.entries:show",
-    "site": "tools.cli.site:site",
+    "affected": ".check:affected",
+    "assets": ".assets:assets",
+    "bench": ".run:bench",
+    "check": ".check:check",
+    "compare": ".compare:compare",
+    "explain": ".check:explain",
+    "export": ".export:export",
+    "fmt": ".check:fmt",
+    "gaps": ".entries:gaps",
+    "list": ".entries:list_",
+    "new": "..scaffold.commands:new",
+    "run": ".run:run",
+    "schema": ".check:schema",
+    "show": ".entries:show",
+    "site": ".site:site",
 }
 """Name of each command -> its module and function."""
 
@@ -45,12 +48,29 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module, _, name = HOMES.get(cmd_name, "").partition(":")
-        command: click.Command | None = getattr(importlib.import_module(module), name) if module else None
+        command: click.Command | None = getattr(importlib.import_module(module, __package__), name) if module else None
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; wrong usage, with what to install, where it needs an extra that is missing."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if missing := advice(error):
+                wrong_usage(missing)
+            raise
+
+
+def version() -> str:
+    """Of the installed package; a clone that is not installed has none."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "of a clone that is not installed"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="redundancy-atlas", prog_name="redundancy")
+@click.version_option(version(), prog_name="redundancy")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the atlas; the one around here by default.")
 @click.pass_context
 def main(ctx: click.Context, root: Path | None) -> None:

@@ -1,5 +1,5 @@
 """`python -m tools.cli`."""
 
-from tools.cli import main
+from . import main
 
 main(prog_name="redundancy")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from tools.cli.common import Failure, as_json, print_json, table, wrong_usage
-from tools.knowledge.findings import did_you_mean
+from ..knowledge.findings import did_you_mean
+from .common import Failure, as_json, print_json, table, wrong_usage
 
 
 @click.group()
@@ -45,7 +45,8 @@ def asset_names(names: tuple[str, ...]) -> list[str]:
 def assets_get(names: tuple[str, ...], smoke: bool) -> None:
     """Fetch assets that are not in the cache; all of them by default. An interrupted download is resumed."""
     from reference_impls.data import assets as room
-    from tools.progress import progress
+
+    from ..progress import progress
 
     chosen = list(room.smoke()) if smoke and not names else asset_names(names)
     failures = []

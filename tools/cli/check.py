@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 
-from tools.cli.common import Failure, knowledge_of, told_gaps, wrong_usage
-from tools.knowledge.findings import counted, did_you_mean, render
+from ..knowledge.findings import counted, did_you_mean, render
+from .common import Failure, clone, knowledge_of, told_gaps, wrong_usage
 
 
 @click.command()
@@ -18,19 +19,20 @@ from tools.knowledge.findings import counted, did_you_mean, render
 @click.pass_context
 def fmt(ctx: click.Context, paths: tuple[Path, ...], only_check: bool) -> None:
     """Bring the YAML files of the knowledge, or PATHS, into the canonical layout; data and comments stay."""
-    from tools.files import write_atomically
-    from tools.knowledge import layout
+    from ..files import write_atomically
+    from ..knowledge import layout
 
+    root = clone(ctx)
     try:
-        names = layout.files(ctx.obj, paths)
+        names = layout.files(root, paths)
     except (FileNotFoundError, ValueError) as error:
         wrong_usage(str(error))
-    looked = list(layout.look(ctx.obj, names, knowledge_of(ctx).axes))
+    looked = list(layout.look(root, names, knowledge_of(ctx).axes))
     for laid in looked:
         if laid.text is not None:
             click.echo(laid.file)
             if not only_check:
-                write_atomically(ctx.obj / laid.file, laid.text)
+                write_atomically(root / laid.file, laid.text)
     changed = sum(laid.text is not None for laid in looked)
     refused = [finding for laid in looked for finding in laid.findings]
     if refused:
@@ -54,7 +56,8 @@ def check(ctx: click.Context, paths: tuple[Path, ...], form: str, changed: bool,
     """
     if base and not changed:
         wrong_usage("--base goes with --changed")
-    files = changes(ctx.obj, base) if changed else None
+    root = clone(ctx)
+    files = changes(root, base) if changed else None
     knowledge = knowledge_of(ctx, check=True)
     findings = knowledge.findings
     if files is not None:
@@ -81,7 +84,7 @@ def check(ctx: click.Context, paths: tuple[Path, ...], form: str, changed: bool,
 
 def changes(root: Path, base: str | None) -> set[str]:
     """The files that changed; wrong usage where git cannot say so."""
-    from tools.changed import NoRepository, changed_files
+    from ..changed import NoRepository, changed_files
 
     try:
         return changed_files(root, base)
@@ -98,20 +101,22 @@ def affected(ctx: click.Context, base: str | None, run_them: bool) -> None:
 
     What the entries that changed still lack to be stable is told beside it.
     """
-    from tools.changed import entries_of, tests_for
-    from tools.imports import NotPython
+    from ..changed import entries_of, tests_for
+    from ..imports import NotPython
 
-    files = changes(ctx.obj, base)
+    root = clone(ctx)
+    files = changes(root, base)
     try:
-        arguments = tests_for(ctx.obj, files)
+        arguments = tests_for(root, files)
     except NotPython as error:
         raise Failure(str(error)) from error
-    told_gaps(ctx.obj, entries_of(ctx.obj, files))
+    told_gaps(root, entries_of(root, files))
     if not run_them:
         for argument in arguments:
             click.echo(argument)
     elif arguments:
-        ctx.exit(subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ctx.obj, check=False).returncode)
+        importlib.import_module("pytest")  # in an extra
+        ctx.exit(subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=root, check=False).returncode)
     else:
         click.echo("no test is concerned", err=True)
 
@@ -120,7 +125,7 @@ def affected(ctx: click.Context, base: str | None, run_them: bool) -> None:
 @click.argument("code")
 def explain(code: str) -> None:
     """Explain the CODE of a finding, with an example of wrong and right."""
-    from tools.knowledge.codes import CODES
+    from ..knowledge.codes import CODES
 
     one = CODES.get(code.upper())
     if one is None:
@@ -133,18 +138,19 @@ def explain(code: str) -> None:
 @click.pass_context
 def schema(ctx: click.Context, only_check: bool) -> None:
     """Write again what follows from the schema and the axes: the JSON Schemas for editors, and the issue form."""
-    from tools.files import write_atomically
-    from tools.knowledge import editor
-    from tools.scaffold import issue
+    from ..files import write_atomically
+    from ..knowledge import editor
+    from ..scaffold import issue
 
+    root = clone(ctx)
     axes = knowledge_of(ctx).axes
-    form = ctx.obj / issue.FILE
-    stale = editor.stale(ctx.obj, axes)
+    form = root / issue.FILE
+    stale = editor.stale(root, axes)
     if not form.is_file() or form.read_text(encoding="utf-8") != issue.form(axes):
         stale.append(issue.FILE)
     if stale and only_check:
         raise Failure(f"out of date: {', '.join(stale)}; run `redundancy schema`")
-    editor.write(ctx.obj, axes)
+    editor.write(root, axes)
     if issue.FILE in stale:
         write_atomically(form, issue.form(axes))
     for name in stale:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from tools.knowledge import Knowledge, load
-from tools.knowledge.findings import counted, did_you_mean
+from ..knowledge import Knowledge, load
+from ..knowledge.findings import counted, did_you_mean
+from ..knowledge.paths import INSTALLED
 
 if TYPE_CHECKING:
-    from tools.knowledge.schema import Entry
+    from ..knowledge.schema import Entry
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON document.")
 budgets = click.Choice(["smoke", "full"])
@@ -33,6 +34,16 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
+def clone(ctx: click.Context) -> Path:
+    """The root, for a command that works on the files of a clone; wrong usage on the atlas of an installed package."""
+    root: Path = ctx.obj
+    if root == INSTALLED:
+        wrong_usage(
+            "this works on a clone of the atlas, and there is none around here", "run it inside one, or use --root"
+        )
+    return root
+
+
 def knowledge_of(ctx: click.Context, *, check: bool = False) -> Knowledge:
     """The knowledge at the root; what cannot be read is told on standard error, and the rest is there."""
     knowledge = load(ctx.obj, check=check)
@@ -44,7 +55,7 @@ def knowledge_of(ctx: click.Context, *, check: bool = False) -> Knowledge:
 
 def told_gaps(root: Path, ids: Iterable[str]) -> None:
     """Tell on standard error what these entries, as their files are now, still lack to be stable."""
-    from tools.knowledge.completeness import gaps
+    from ..knowledge.completeness import gaps
 
     knowledge = load(root, check=False)
     for entry in (knowledge.entries[entry_id] for entry_id in ids if entry_id in knowledge.entries):

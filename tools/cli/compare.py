@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tools.cli.common import as_json, heading, knowledge_of, print_json, table, wrong_usage
-from tools.cli.records import interval
-from tools.knowledge.findings import did_you_mean
+from ..knowledge.findings import did_you_mean
+from .common import as_json, heading, knowledge_of, print_json, table, wrong_usage
+from .records import interval
 
 if TYPE_CHECKING:
-    from tools.compare import Group, Row, Saving
+    from ..compare import Group, Row, Saving
 
 
 @click.command()
@@ -23,7 +23,7 @@ def compare(ctx: click.Context, benchmark: str, json_: bool) -> None:
 
     Each row is the setting with the fewest MACs that loses at most 1 % of the baseline's quality.
     """
-    from tools.compare import compare as compared
+    from ..compare import compare as compared
 
     knowledge = knowledge_of(ctx)
     if benchmark not in knowledge.benchmarks:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tools.cli.common import as_json, entry_of, heading, knowledge_of, print_json, table, wrong_usage
-from tools.cli.records import print_record
-from tools.knowledge import Knowledge
-from tools.knowledge.findings import counted, did_you_mean, render
+from ..knowledge import Knowledge
+from ..knowledge.findings import counted, did_you_mean, render
+from ..knowledge.paths import INSTALLED
+from .common import as_json, entry_of, heading, knowledge_of, print_json, table, wrong_usage
+from .records import print_record
 
 if TYPE_CHECKING:
-    from tools.knowledge.completeness import Need
-    from tools.knowledge.schema import Claim, Entry, Paper
+    from ..knowledge.completeness import Need
+    from ..knowledge.schema import Claim, Entry, Paper
 
 
 FLAT_AXES = ("scope", "relation", "location", "granularity", "exploitation", "stage")
@@ -87,8 +88,8 @@ def row(knowledge: Knowledge, entry: Entry) -> dict[str, Any]:
 @click.pass_context
 def show(ctx: click.Context, id_: str, json_: bool) -> None:
     """Show an entry with its papers, claims and results. ID may be an alias."""
-    from tools.knowledge.completeness import gaps as gaps_of
-    from tools.knowledge.references import resolved
+    from ..knowledge.completeness import gaps as gaps_of
+    from ..knowledge.references import resolved
 
     knowledge = resolved(knowledge_of(ctx))
     entry = entry_of(knowledge, id_)
@@ -170,10 +171,10 @@ def told(paper: Paper, claim: Claim, verdict: str) -> str:
 @click.pass_context
 def gaps(ctx: click.Context, id_: str | None, json_: bool) -> None:
     """What the entries, or the one entry ID, still lack to become stable."""
-    from tools.knowledge.completeness import findings_of
-    from tools.knowledge.completeness import gaps as gaps_of
+    from ..knowledge.completeness import findings_of
+    from ..knowledge.completeness import gaps as gaps_of
 
-    knowledge = knowledge_of(ctx, check=bool(id_))
+    knowledge = knowledge_of(ctx, check=bool(id_) and ctx.obj != INSTALLED)
     entries = [entry_of(knowledge, id_)] if id_ else list(knowledge.entries.values())
     missing = {entry.id: gaps_of(knowledge, entry) for entry in entries}
     if json_:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from tools.cli.common import entry_of, knowledge_of, wrong_usage
-from tools.knowledge.findings import did_you_mean
-from tools.knowledge.schema import Paper
+from ..knowledge.findings import did_you_mean
+from ..knowledge.schema import Paper
+from .common import entry_of, knowledge_of, wrong_usage
 
 
 @click.group()
@@ -34,7 +34,7 @@ out_folder = click.option("--out", type=click.Path(path_type=Path, file_okay=Fal
 @click.pass_context
 def export_json(ctx: click.Context, out: Path | None) -> None:
     """The whole base as one document; with --out every file of the site's API, with its JSON Schema."""
-    from tools.export import api
+    from ..export import api
 
     files = api.files(knowledge_of(ctx))
     if out is None:
@@ -51,7 +51,7 @@ def export_json(ctx: click.Context, out: Path | None) -> None:
 @click.pass_context
 def export_csv(ctx: click.Context, table: str | None, out: Path | None) -> None:
     """Flat tables. TABLE names one to print; with --out all are written, with a description of their columns."""
-    from tools.export import api, tables
+    from ..export import api, tables
 
     if table is None and out is None:
         wrong_usage(f"name a table or give --out; the tables are {', '.join(tables.TABLES)}")
@@ -71,7 +71,7 @@ def export_papers(ctx: click.Context, ids: tuple[str, ...]) -> list[Paper]:
     knowledge = knowledge_of(ctx)
     if not ids:
         return list(knowledge.papers.values())
-    from tools.export import api
+    from ..export import api
 
     return api.papers_of(knowledge, [entry_of(knowledge, i).id for i in ids])
 
@@ -82,7 +82,7 @@ def export_papers(ctx: click.Context, ids: tuple[str, ...]) -> list[Paper]:
 @click.pass_context
 def export_bibtex(ctx: click.Context, ids: tuple[str, ...], out: Path | None) -> None:
     """Papers as BibTeX: all, or those of the entries named."""
-    from tools.export import bibtex
+    from ..export import bibtex
 
     written(bibtex.bibliography(export_papers(ctx, ids)), out)
 
@@ -93,6 +93,6 @@ def export_bibtex(ctx: click.Context, ids: tuple[str, ...], out: Path | None) ->
 @click.pass_context
 def export_csl(ctx: click.Context, ids: tuple[str, ...], out: Path | None) -> None:
     """Papers as CSL-JSON: all, or those of the entries named."""
-    from tools.export import csl
+    from ..export import csl
 
     written(csl.bibliography(export_papers(ctx, ids)), out)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tools.cli.common import heading, table
+from .common import heading, table
 
 if TYPE_CHECKING:
     from reference_impls.accounting.record import Interval, Record, Variant

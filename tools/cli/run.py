@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from tools.cli.common import Failure, as_json, budgets, entry_of, knowledge_of, table, told_gaps, wrong_usage
-from tools.cli.records import print_record
-from tools.knowledge import Knowledge
-from tools.knowledge.findings import counted
+from ..knowledge import Knowledge
+from ..knowledge.findings import counted
+from ..knowledge.paths import RESULTS, located
+from .common import Failure, as_json, budgets, clone, entry_of, knowledge_of, table, told_gaps, wrong_usage
+from .records import print_record
 
 
 def owner_of(knowledge: Knowledge, id_: str) -> str:
@@ -23,6 +24,12 @@ def owner_of(knowledge: Knowledge, id_: str) -> str:
     if entry.implementation is None:
         wrong_usage(f"{entry.id} is a {entry.status} {entry.kind} without an implementation")
     return entry.id
+
+
+def implementations_of(root: Path) -> Path | None:
+    """The folder of `reference_impls` that belongs to the knowledge; None where the knowledge stands alone."""
+    main = located(root, "reference_impls/__main__.py")
+    return main.parent if main.is_file() else None
 
 
 @click.command()
@@ -40,14 +47,22 @@ def run(
 
     ID is an entry, or a benchmark in which several techniques meet.
     """
-    from tools import runner
-    from tools.progress import progress
+    from .. import runner
+    from ..progress import progress
 
     owner = owner_of(knowledge_of(ctx), id_)
     with progress() as report:
-        outcome = runner.run(owner, scenario=scenario, budget=budget, device=device, seconds=seconds, progress=report)
+        outcome = runner.run(
+            owner,
+            scenario=scenario,
+            budget=budget,
+            device=device,
+            seconds=seconds,
+            progress=report,
+            implementations=implementations_of(ctx.obj),
+        )
     if outcome.record is None:
-        if outcome.error == "usage":
+        if outcome.error in ("usage", "missing-extra"):
             wrong_usage(outcome.message)
         if outcome.log and outcome.error != "missing-asset":
             click.echo(outcome.log, err=True)
@@ -74,12 +89,13 @@ def bench(
     ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, device: str, corpus: tuple[str, ...]
 ) -> None:
     """Measure every scenario of the techniques and benchmarks again; those of all techniques by default."""
-    from tools import bench as benchmarks
-    from tools.knowledge.completeness import gaps as gaps_of
-    from tools.progress import progress
+    from .. import bench as benchmarks
+    from ..knowledge.completeness import gaps as gaps_of
+    from ..progress import progress
 
+    root = clone(ctx)
     if corpus:
-        check_corpora(ctx.obj, corpus)
+        check_corpora(root, corpus)
         return
     knowledge = knowledge_of(ctx)
     chosen = [owner_of(knowledge, i) for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
@@ -93,7 +109,15 @@ def bench(
         def started(technique: str, scenario: str) -> Any:
             return lambda label, done, total: report(f"{technique} {scenario}: {label}", done, total)
 
-        for result in benchmarks.run_all(chosen, save, budget=budget, device=device, started=started):
+        for result in benchmarks.run_all(
+            chosen,
+            save,
+            budget=budget,
+            device=device,
+            folder=root / RESULTS,
+            started=started,
+            implementations=implementations_of(root),
+        ):
             if result.outcome.record is None:
                 failed.append(f"{result.technique} {result.scenario}: {result.outcome.message}")
             else:
@@ -106,7 +130,7 @@ def bench(
 
 def check_corpora(root: Path, sizes: Iterable[str]) -> None:
     """Time the check of generated atlases, a row each: what must grow with the number of files, and no faster."""
-    from tools.bench import check_cost
+    from ..bench import check_cost
 
     counts = []
     for size in sizes:

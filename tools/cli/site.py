@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import click
 
-from tools.cli.common import Failure
+from reference_impls.extras import advice
+
+from .common import Failure, clone, wrong_usage
 
 
 @click.group()
@@ -15,14 +17,19 @@ def site() -> None:
 
 
 def calling(name: str) -> Callable[[], None]:
-    """What the command of that name does: call the function of that name in `tools.site.build`."""
+    """What the command of that name does: call the function of that name in `site.build`."""
 
     @click.pass_context
     def call(ctx: click.Context) -> None:
-        from tools.site import build
-
+        root = clone(ctx)
         try:
-            getattr(build, name)(ctx.obj)
+            from ..site import build
+        except ModuleNotFoundError as error:
+            if missing := advice(error, "site"):
+                wrong_usage(missing)
+            raise
+        try:
+            getattr(build, name)(root)
         except build.SiteError as error:
             raise Failure(str(error)) from error
 

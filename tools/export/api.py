@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from reference_impls.accounting.record import Record
-from tools.export import bibtex, csl, model, tables
-from tools.knowledge import Knowledge
-from tools.knowledge.paths import ENTRIES, PAPERS, RESULTS
-from tools.knowledge.references import resolved
-from tools.knowledge.schema import Claim, Entry, Paper, Statements
+
+from ..knowledge import Knowledge
+from ..knowledge.paths import ENTRIES, PAPERS, RESULTS
+from ..knowledge.references import resolved
+from ..knowledge.schema import Claim, Entry, Paper, Statements
+from . import bibtex, csl, model, tables
 
 FOLDER = "api/v1"
 """Where the files lie on the site."""

@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 from urllib.parse import quote
 
-from tools.export.venue import Sort, sort, venue_of
-from tools.knowledge.schema import Author, Paper
+from ..knowledge.schema import Author, Paper
+from .venue import Sort, sort, venue_of
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\textbraceleft{}", "}": r"\textbraceright{}", "~": r"\textasciitilde{}",

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from tools.export.venue import Sort, sort, venue_of
-from tools.knowledge.schema import Paper
+from ..knowledge.schema import Paper
+from .venue import Sort, sort, venue_of
 
 TYPES: dict[Sort, str] = {
     "preprint": "article", "web": "webpage", "article": "article-journal", "proceedings": "paper-conference",

@@ -14,7 +14,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from reference_impls.accounting.record import Record
-from tools.knowledge.schema import (
+
+from ..knowledge.schema import (
     ID,
     KEY,
     TERM,

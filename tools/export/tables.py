@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import Field
 
 from reference_impls.accounting.record import Point, Variant
-from tools.export import model
-from tools.knowledge.schema import Model
+
+from ..knowledge.schema import Model
+from . import model
 
 ACTIVE = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 """How a cell begins that a spreadsheet takes for a formula, or one that was already guarded."""

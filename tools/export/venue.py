@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from tools.knowledge.schema import Paper
+from ..knowledge.schema import Paper
 
 Sort = Literal["preprint", "web", "article", "proceedings"]
 

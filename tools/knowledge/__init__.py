@@ -2,7 +2,7 @@
 
 Imports neither torch nor any implementation: modules of `reference_impls` are read as source, never run.
 
-    from tools.knowledge import find_root, load
+    from . import find_root, load
 
     knowledge = load(find_root())
     knowledge.entries["token-merging"].axes["relation"].primary
@@ -10,10 +10,10 @@ Imports neither torch nor any implementation: modules of `reference_impls` are r
 
 from pathlib import Path
 
-from tools.knowledge.base import Knowledge
-from tools.knowledge.check import check_all
-from tools.knowledge.findings import Finding
-from tools.knowledge.load import find_root, read
+from .base import Knowledge
+from .check import check_all
+from .findings import Finding
+from .load import find_root, read
 
 __all__ = ["Finding", "Knowledge", "find_root", "load"]
 

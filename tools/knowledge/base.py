@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 
 from reference_impls.accounting.record import Record
-from tools.knowledge.claims import Judgement, judge
-from tools.knowledge.findings import Finding
-from tools.knowledge.reader import Document
-from tools.knowledge.schema import Axes, Claim, Entry, HardCase, Paper, Statements
-from tools.knowledge.source import Source
+
+from .claims import Judgement, judge
+from .findings import Finding
+from .reader import Document
+from .schema import Axes, Claim, Entry, HardCase, Paper, Statements
+from .source import Source
 
 NO_STATEMENTS = Statements.model_construct(about="", statements=())
 

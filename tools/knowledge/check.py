@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from reference_impls.accounting.record import Record
-from tools.knowledge import references
-from tools.knowledge.base import Knowledge
-from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
-from tools.knowledge.completeness import INDEX_AXES, REASON_WORDS, axis_hint, due
-from tools.knowledge.editor import modeline
-from tools.knowledge.findings import Finding, did_you_mean, finding, nearest
-from tools.knowledge.latex import latex_problem
-from tools.knowledge.notebook import notebook_findings
-from tools.knowledge.paths import (
+
+from . import references
+from .base import Knowledge
+from .claims import FieldAbsent, FieldError, parse_field
+from .completeness import INDEX_AXES, REASON_WORDS, axis_hint, due
+from .editor import modeline
+from .findings import Finding, did_you_mean, finding, nearest
+from .latex import latex_problem
+from .notebook import notebook_findings
+from .paths import (
     AXES,
     BENCHMARKS,
     ENTRIES,
@@ -37,12 +38,13 @@ from tools.knowledge.paths import (
     RESULTS,
     TECHNIQUES,
     TESTS,
+    located,
     module_name,
 )
-from tools.knowledge.reader import Document, Keys, Place, read_json, read_text
-from tools.knowledge.schema import ID, KEY, Claim, Entry, Paper, Statements, Terms
-from tools.knowledge.source import Source, parse_text, scenarios
-from tools.knowledge.text import lists, one_line, text_problems, texts
+from .reader import Document, Keys, Place, read_json, read_text
+from .schema import ID, KEY, Claim, Entry, Paper, Statements, Terms
+from .source import Source, parse_text, scenarios
+from .text import lists, one_line, text_problems, texts
 
 BEGINNING = datetime.date(2026, 1, 1)
 """No entry was added, no paper read and nothing measured before the year in which the atlas began."""
@@ -210,7 +212,7 @@ class _Checker:
         """Whether it is the name of the file that is wrong, and not the id in it: the name can be no id, or there is
         code of that id."""
         code = f"{TECHNIQUES}/{module_name(entry.id)}"
-        there = any((self.root / file).exists() for file in (code, f"{code}.py", f"{RESULTS}/{entry.id}"))
+        there = any(located(self.root, file).exists() for file in (code, f"{code}.py", f"{RESULTS}/{entry.id}"))
         return entry.id != stem and (there or not re.fullmatch(ID, stem))
 
     def _completeness(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
@@ -287,8 +289,6 @@ class _Checker:
                 if not code or path.name.startswith("_") or not path.name.startswith(prefix):
                     continue
                 name, file = path.stem.removeprefix(prefix), path.relative_to(self.root).as_posix()
-                if room == TESTS:  # an entry may have several
-                    name = next((known for known in ids if name.startswith(f"{known}_")), name)
                 if look is not None:
                     yield from look(path, file)
                 entry_id = name.replace("_", "-")

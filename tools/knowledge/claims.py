@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from reference_impls.accounting.record import Record
-from tools.knowledge.findings import did_you_mean
-from tools.knowledge.reader import scalar
-from tools.knowledge.schema import Check, Claim, Verdict
+
+from .findings import did_you_mean
+from .reader import scalar
+from .schema import Check, Claim, Verdict
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _SELECTOR = re.compile(r"\[([^\[\]]+)\]")

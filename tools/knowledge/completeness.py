@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from reference_impls.accounting.record import Record
-from tools.knowledge import references
-from tools.knowledge.base import Knowledge
-from tools.knowledge.findings import Finding
-from tools.knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, RESULTS, TECHNIQUES, TESTS, module_name
-from tools.knowledge.reader import Keys
-from tools.knowledge.schema import Axis, Entry
-from tools.knowledge.text import one_line
+
+from . import references
+from .base import Knowledge
+from .findings import Finding
+from .paths import ENTRIES, EXPERIMENTS, INSTALLED, NOTEBOOKS, RESULTS, TECHNIQUES, TESTS, located, module_name
+from .reader import Keys
+from .schema import Axis, Entry
+from .text import one_line
 
 INDEX_AXES: Final = ("scope", "relation", "location", "granularity", "exploitation", "stage")
 """The axes by which entries are listed: every entry is placed on them, drafts too."""
@@ -176,7 +177,7 @@ def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
         notebook: "jupytext py:percent, without outputs; a heading, and at least one figure",
     }
     for file, hint in hints.items():
-        met = (knowledge.root / file).is_file()
+        met = located(knowledge.root, file).is_file() or knowledge.root == INSTALLED  # which has no tests
         yield Need(file, hint, met, "stable", "E402", f"a stable entry needs {file}", place)
     for file, what, pattern, hint in (
         (
@@ -188,7 +189,7 @@ def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
         (test, "CASES", r"\bCASES\b", "`CASES = MyCases()`: the conformance checks run on them"),
         (notebook, "a heading", r"# # \S", "begin it with `# %% [markdown]` and `# # The name`"),
     ):
-        text = _text(knowledge.root / file)
+        text = _text(located(knowledge.root, file))
         met = not text or re.search(rf"^(?:from .* import .*)?{pattern}", text, re.MULTILINE) is not None
         yield Need(f"{what} in {file}", hint, met, "stable", "E402", f"{file} lacks {what}", place)
     yield Need(
@@ -206,7 +207,7 @@ def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
         yield Need(fault, hint, met, "stable", "E402", f"no record of the entry shows {fault}", place)
     source = knowledge.sources.get(entry.id)
     code = dict.fromkeys((*(source.files if source else ()), *files))
-    written = [file for file in code if PLACEHOLDER in _text(knowledge.root / file)]
+    written = [file for file in code if PLACEHOLDER in _text(located(knowledge.root, file))]
     named = ", ".join(written)
     yield Need(
         what="its own code",

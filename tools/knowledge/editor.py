@@ -9,9 +9,10 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from reference_impls.accounting.record import Record
-from tools.knowledge.paths import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
-from tools.knowledge.schema import Axes, Axis, Entry, HardCases, Paper, Statements
-from tools.knowledge.text import one_line
+
+from .paths import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
+from .schema import Axes, Axis, Entry, HardCases, Paper, Statements
+from .text import one_line
 
 FOLDER: Final = "tools/knowledge/schemas"
 MODELS: Final[dict[str, type[BaseModel]]] = {

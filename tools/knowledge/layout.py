@@ -22,10 +22,10 @@ from typing import Any, Final, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from tools.knowledge import editor
-from tools.knowledge.findings import Finding, finding
-from tools.knowledge.reader import Document, events, parse_yaml, read_yaml, scalar
-from tools.knowledge.schema import Axes, Terms
+from . import editor
+from .findings import Finding, finding
+from .reader import Document, events, parse_yaml, read_yaml, scalar
+from .schema import Axes, Terms
 
 WIDTH: Final = 120
 INDENT: Final = 2

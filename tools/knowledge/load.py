@@ -9,20 +9,33 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from reference_impls.accounting.record import Record
-from tools.knowledge import text, validation
-from tools.knowledge.base import NO_STATEMENTS, Knowledge, empty_axes
-from tools.knowledge.findings import Finding, finding
-from tools.knowledge.paths import AXES, BENCHMARKS, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES, RESULTS
-from tools.knowledge.reader import MAX_BYTES, Document, read_json, read_yaml
-from tools.knowledge.schema import Axes, Entry, HardCases, Paper, Statements
-from tools.knowledge.source import read_shared, read_source
+
+from . import text, validation
+from .base import NO_STATEMENTS, Knowledge, empty_axes
+from .findings import Finding, finding
+from .paths import (
+    AXES,
+    BENCHMARKS,
+    ENTRIES,
+    HARD_CASES,
+    INSTALLED,
+    OPEN_PROBLEMS,
+    PAPERS,
+    PRINCIPLES,
+    RESULTS,
+    code_root,
+)
+from .reader import MAX_BYTES, Document, read_json, read_yaml
+from .schema import Axes, Entry, HardCases, Paper, Statements
+from .source import read_shared, read_source
 
 M = TypeVar("M", bound=BaseModel)
 
 
 def find_root(start: Path | None = None) -> Path:
     """The root of the atlas: `ATLAS_ROOT`, else the nearest folder upwards that holds `taxonomy/axes.yml`, else the
-    folder that this package was installed from. Raises FileNotFoundError if there is none."""
+    clone that this package stands in or was installed from, else the atlas that was installed with it. Raises
+    FileNotFoundError if there is none."""
     named = os.environ.get("ATLAS_ROOT") if start is None else None
     if named:
         root = Path(named).resolve()
@@ -30,7 +43,7 @@ def find_root(start: Path | None = None) -> Path:
             return root
         raise FileNotFoundError(f"ATLAS_ROOT is {named!r}, which has no folder taxonomy/")
     here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2], INSTALLED):
         if (folder / AXES).is_file():
             return folder
     raise FileNotFoundError(f"no {AXES} in {here} or above it: run this inside the atlas, or set ATLAS_ROOT")
@@ -58,10 +71,11 @@ def read(root: Path) -> Knowledge:
         _read(root / file, file, Statements, documents, findings, optional=True) or NO_STATEMENTS
         for file in (OPEN_PROBLEMS, PRINCIPLES)
     )
-    results, meetings, known_results = _results(root, findings)
-    shared, sources = read_shared(root), {}
+    code = code_root(root)
+    results, meetings, known_results = _results(code, findings)
+    shared, sources = read_shared(code), {}
     for entry_id, entry in entries.items():
-        source = read_source(root, entry_id, entry.implementation, findings, shared)
+        source = read_source(code, entry_id, entry.implementation, findings, shared)
         if source is not None:
             sources[entry_id] = source
     return Knowledge(
@@ -74,7 +88,7 @@ def read(root: Path) -> Knowledge:
         principles=principles,
         results=results,
         meetings=meetings,
-        benchmarks=_benchmarks(root),
+        benchmarks=_benchmarks(code),
         sources=sources,
         findings=sorted(findings),
         documents=documents,

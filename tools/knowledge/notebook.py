@@ -6,8 +6,8 @@ import ast
 import re
 from collections.abc import Iterator
 
-from tools.knowledge.findings import Finding, finding
-from tools.knowledge.source import parse_text
+from .findings import Finding, finding
+from .source import parse_text
 
 _MARKER = re.compile(r"# %%(?: (?P<rest>.*))?$")
 _NEARLY = re.compile(r"\s*#+\s*%%")
@@ -18,7 +18,7 @@ def notebook_findings(text: str, file: str) -> Iterator[Finding]:
     lines = text.split("\n")
     magic = False
     for n, line in enumerate(lines, 1):
-        if re.match(r"\s*(from|import)\s+tools\b", line):
+        if re.match(r"\s*(from|import)\s+(tools|redundancy_atlas)\b", line):
             hint = "import what it needs from reference_impls"
             yield finding("E802", file, "a notebook that imports the tools", line=n, hint=hint)
         if re.match(r"\s*[%!]", line):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 AXES: Final = "taxonomy/axes.yml"
@@ -18,6 +19,19 @@ BENCHMARKS: Final = "reference_impls/benchmarks"
 RESULTS: Final = "reference_impls/results"
 NOTEBOOKS: Final = "notebooks"
 TESTS: Final = "tests/techniques"
+
+INSTALLED: Final = Path(__file__).resolve().parents[1] / "atlas"
+"""Root of the atlas inside an installed package; in a clone there is no such folder."""
+
+
+def code_root(root: Path) -> Path:
+    """The folder in which `reference_impls` lies: the root, but for an installed atlas, which has it beside itself."""
+    return INSTALLED.parents[1] if root == INSTALLED else root
+
+
+def located(root: Path, file: str) -> Path:
+    """Where a file of the atlas at `root` lies, from its name relative to a clone."""
+    return (code_root(root) if file.startswith("reference_impls/") else root) / file
 
 
 def module_name(entry_id: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import yaml
 
-from tools.knowledge.findings import Finding, finding
+from .findings import Finding, finding
 
 MAX_BYTES: Final = 1_000_000
 MAX_DEPTH: Final = 40

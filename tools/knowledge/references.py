@@ -28,12 +28,12 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 
-from tools.knowledge.base import Knowledge
-from tools.knowledge.claims import Field, FieldAbsent, FieldError, parse_field
-from tools.knowledge.findings import did_you_mean
-from tools.knowledge.paths import ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
-from tools.knowledge.schema import Claim, Entry
-from tools.knowledge.text import one_line
+from .base import Knowledge
+from .claims import Field, FieldAbsent, FieldError, parse_field
+from .findings import did_you_mean
+from .paths import ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
+from .schema import Claim, Entry
+from .text import one_line
 
 M = TypeVar("M", bound=BaseModel)
 

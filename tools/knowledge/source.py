@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from tools.knowledge.findings import Finding, finding
-from tools.knowledge.paths import SHARED, TECHNIQUES, module_name
-from tools.knowledge.reader import read_text
+from .findings import Finding, finding
+from .paths import SHARED, TECHNIQUES, module_name
+from .reader import read_text
 
 MAKERS: Final = frozenset({"Scenario", "task"})
 

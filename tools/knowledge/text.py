@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tools.knowledge.findings import Finding
-from tools.knowledge.latex import MATH, latex_problem
-from tools.knowledge.reader import Document, Keys
+from .findings import Finding
+from .latex import MATH, latex_problem
+from .reader import Document, Keys
 
 _CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
 _OPENING, _CLOSING = "“„‟«‘‚", "”“»’"

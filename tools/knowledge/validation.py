@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from tools.knowledge.findings import Finding, did_you_mean
-from tools.knowledge.reader import Document, Keys
+from .findings import Finding, did_you_mean
+from .reader import Document, Keys
 
 M = TypeVar("M", bound=BaseModel)
 

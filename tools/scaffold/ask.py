@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import click
 
-from tools.knowledge.completeness import INDEX_AXES
-from tools.knowledge.findings import did_you_mean
-from tools.knowledge.schema import Axes, Axis
-from tools.knowledge.text import one_line
+from ..knowledge.completeness import INDEX_AXES
+from ..knowledge.findings import did_you_mean
+from ..knowledge.schema import Axes, Axis
+from ..knowledge.text import one_line
 
 Check = Callable[[str], str]
 """Says what is wrong with an answer; nothing if it will do."""

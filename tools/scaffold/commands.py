@@ -11,14 +11,15 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 
-from tools.knowledge import Knowledge, load
-from tools.knowledge.findings import did_you_mean, render
-from tools.knowledge.layout import Refused
-from tools.knowledge.paths import TECHNIQUES, module_name
-from tools.knowledge.schema import ID, KEY, Claim, Entry, Locator, Paper, PaperLink, Quantity, Setting
-from tools.knowledge.text import text_problems
-from tools.scaffold import drafts, lookup
-from tools.scaffold.ask import Asker
+from ..cli.common import clone
+from ..knowledge import Knowledge, load
+from ..knowledge.findings import did_you_mean, render
+from ..knowledge.layout import Refused
+from ..knowledge.paths import TECHNIQUES, module_name
+from ..knowledge.schema import ID, KEY, Claim, Entry, Locator, Paper, PaperLink, Quantity, Setting
+from ..knowledge.text import text_problems
+from . import drafts, lookup
+from .ask import Asker
 
 
 def _choices(model: type[BaseModel], field: str) -> tuple[str, ...]:
@@ -118,9 +119,9 @@ def all_or_nothing() -> Iterator[None]:
 @click.pass_context
 def technique(ctx: click.Context, /, **options: Any) -> None:
     """Write the files of a new technique, system or study: a draft that passes the check and every test."""
-    knowledge = load(ctx.obj)
+    knowledge = load(clone(ctx))
     if options["issue"] is not None:
-        from tools.scaffold.issue import answers
+        from .issue import answers
 
         try:
             told = answers(options["issue"].read(), knowledge)
@@ -285,7 +286,7 @@ def _code_steps(entry_id: str) -> list[tuple[str, str]]:
 @click.pass_context
 def implementation_(ctx: click.Context, id_: str) -> None:
     """Write an implementation to start from for the draft ID, with its experiments, test and notebook."""
-    knowledge = load(ctx.obj)
+    knowledge = load(clone(ctx))
     entry = _entry_of(knowledge, id_)
     if entry.implementation is not None:
         raise click.UsageError(f"{id_} has an implementation: {entry.implementation}")
@@ -329,7 +330,7 @@ def _named(knowledge: Knowledge, entry: Entry) -> list[Any]:
 @click.pass_context
 def paper(ctx: click.Context, /, **options: Any) -> None:
     """Write the file of a paper. What is not confirmed is left out, never guessed."""
-    knowledge = load(ctx.obj)
+    knowledge = load(clone(ctx))
     asker = Asker()
     data = _paper(knowledge, asker, options)
     asker.done()
@@ -458,7 +459,7 @@ def _claim_options(command: Any) -> Any:
 @click.pass_context
 def claim(ctx: click.Context, /, **options: Any) -> None:
     """Add a claim to the paper KEY: one number or statement, with the place where a reader finds it."""
-    knowledge = load(ctx.obj)
+    knowledge = load(clone(ctx))
     key = options["key"]
     if key not in knowledge.papers:
         raise click.UsageError(_no_paper(knowledge, key))

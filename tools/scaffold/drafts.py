@@ -12,13 +12,13 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from tools.files import write_atomically, write_new
-from tools.knowledge import Finding, Knowledge, load
-from tools.knowledge.completeness import PLACEHOLDER, files_of
-from tools.knowledge.findings import counted
-from tools.knowledge.layout import append, dump, put
-from tools.knowledge.paths import ENTRIES, PAPERS, TECHNIQUES, module_name
-from tools.knowledge.schema import Paper
+from ..files import write_atomically, write_new
+from ..knowledge import Finding, Knowledge, load
+from ..knowledge.completeness import PLACEHOLDER, files_of
+from ..knowledge.findings import counted
+from ..knowledge.layout import append, dump, put
+from ..knowledge.paths import ENTRIES, PAPERS, TECHNIQUES, module_name
+from ..knowledge.schema import Paper
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 LONGEST_ID: Final = 60

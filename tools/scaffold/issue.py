@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tools.knowledge import Knowledge
-from tools.knowledge.completeness import INDEX_AXES
-from tools.knowledge.layout import document
-from tools.knowledge.schema import Axes, Axis
-from tools.knowledge.text import one_line
+from ..knowledge import Knowledge
+from ..knowledge.completeness import INDEX_AXES
+from ..knowledge.layout import document
+from ..knowledge.schema import Axes, Axis
+from ..knowledge.text import one_line
 
 FILE: Final = ".github/ISSUE_TEMPLATE/propose-technique.yml"
 _NO_ANSWER = "_No response_"

@@ -17,7 +17,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tools.knowledge.text import one_line
+from ..knowledge.text import one_line
 
 ARXIV: Final = "https://oaipmh.arxiv.org/oai"
 DOI: Final = "https://doi.org"

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import yaml
 
-from tools.export import api
-from tools.imports import NotPython
-from tools.knowledge import Knowledge, load
-from tools.knowledge.findings import counted
-from tools.site import links, notebooks
-from tools.site.markup import MathError
-from tools.site.model import Page, gather
-from tools.site.pages import navigation, pages
+from ..export import api
+from ..imports import NotPython
+from ..knowledge import Knowledge, load
+from ..knowledge.findings import counted
+from . import links, notebooks
+from .markup import MathError
+from .model import Page, gather
+from .pages import navigation, pages
 
 Say = Callable[[str], None]
 PORTS = range(8000, 8020)

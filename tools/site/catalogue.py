@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reference_impls.accounting.saving import best_point, macs_saved
-from tools.knowledge.schema import Entry
-from tools.site import evidence
-from tools.site.model import Atlas, Page
-from tools.site.parts import STATUS, Facet, View, facet_of_axis, plain
+
+from ..knowledge.schema import Entry
+from . import evidence
+from .model import Atlas, Page
+from .parts import STATUS, Facet, View, facet_of_axis, plain
 
 FACETS = ("relation", "location", "exploitation", "stage", "data_kind", "adaptation")
 """Axes that the table of techniques can be filtered by."""

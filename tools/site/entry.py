@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tools.export.bibtex import bibliography
-from tools.knowledge.completeness import gaps
-from tools.knowledge.schema import Entry, Statement
-from tools.knowledge.source import Knob, Source
-from tools.site import evidence
-from tools.site.markup import Html, heading, with_code
-from tools.site.model import Atlas, Page, Result
-from tools.site.notebooks import Notebook, render
-from tools.site.parts import ROLES, STATUS, View, plain
+from ..export.bibtex import bibliography
+from ..knowledge.completeness import gaps
+from ..knowledge.schema import Entry, Statement
+from ..knowledge.source import Knob, Source
+from . import evidence
+from .markup import Html, heading, with_code
+from .model import Atlas, Page, Result
+from .notebooks import Notebook, render
+from .parts import ROLES, STATUS, View, plain
 
 KINDS = {
     "technique": "Technique: removes a redundancy",

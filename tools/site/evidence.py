@@ -8,11 +8,12 @@ from itertools import groupby
 
 from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
 from reference_impls.accounting.saving import SMALL_LOSS, best_control, best_point, macs_saved, speed_up
-from tools.site import figures
-from tools.site.figures import Axis, Mark, Series, duration, number, quantity
-from tools.site.markup import Html
-from tools.site.model import Result
-from tools.site.templates import render
+
+from . import figures
+from .figures import Axis, Mark, Series, duration, number, quantity
+from .markup import Html
+from .model import Result
+from .templates import render
 
 SMALL_LOSS_TEXT = f"{100 * SMALL_LOSS:g}\u00a0%"
 MAX_GROUPS = 4

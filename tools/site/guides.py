@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tools.site.hosts import Family
-from tools.site.markup import Html, escape
-from tools.site.model import DOCS, Atlas, Page
-from tools.site.templates import render
+from .hosts import Family
+from .markup import Html, escape
+from .model import DOCS, Atlas, Page
+from .templates import render
 
 APPLY = "apply.md"
 FAMILIES = "<!-- families -->"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tools.knowledge.schema import Entry
-from tools.site.model import Atlas, Page
-from tools.site.parts import View
+from ..knowledge.schema import Entry
+from .model import Atlas, Page
+from .parts import View
 
 ROWS, COLUMNS = "relation", "location"
 

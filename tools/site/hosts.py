@@ -11,7 +11,7 @@ from typing import Literal
 
 import yaml
 
-from tools.imports import facts
+from ..imports import facts
 
 FOLDER, PACKAGE = "reference_impls/hosts", "reference_impls.hosts"
 FAMILIES = f"{FOLDER}/families.yml"

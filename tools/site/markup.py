@@ -26,7 +26,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 
-from tools.knowledge.latex import LATER, MATH, latex_problem
+from ..knowledge.latex import LATER, MATH, latex_problem
 
 CODE_SPAN = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]+`)", re.DOTALL)
 UNKNOWN = re.compile(r"\\[A-Za-z]+")

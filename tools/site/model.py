@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reference_impls.accounting.record import Point, Record
-from tools.knowledge import Knowledge
-from tools.knowledge.schema import Entry, Paper
-from tools.site.hosts import Families, Host, families, hosts
-from tools.site.notebooks import Notebook
+
+from ..knowledge import Knowledge
+from ..knowledge.schema import Entry, Paper
+from .hosts import Families, Host, families, hosts
+from .notebooks import Notebook
 
 NavItem = str | dict[str, Any]
 DOCS = "tools/site/docs"

@@ -27,11 +27,11 @@ import jupytext
 import nbformat as _nbformat
 import yaml
 
-from tools import forked
-from tools.forked import Forked
-from tools.imports import Imports, facts
-from tools.knowledge.paths import RESULTS
-from tools.site.markup import clean_html, code, escape, scrolling, with_math
+from .. import forked
+from ..forked import Forked
+from ..imports import Imports, facts
+from ..knowledge.paths import RESULTS
+from .markup import clean_html, code, escape, scrolling, with_math
 
 nbformat: Any = _nbformat  # typed in part only
 CACHE = Path(".cache/notebooks")

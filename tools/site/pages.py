@@ -6,11 +6,11 @@ pages to a folder for another generator.
 
 from __future__ import annotations
 
-from tools.knowledge import Knowledge
-from tools.knowledge.references import resolved
-from tools.site import catalogue, entry, guides, home, papers, relations, statements
-from tools.site.markup import escape
-from tools.site.model import Atlas, Material, NavItem, Page
+from ..knowledge import Knowledge
+from ..knowledge.references import resolved
+from . import catalogue, entry, guides, home, papers, relations, statements
+from .markup import escape
+from .model import Atlas, Material, NavItem, Page
 
 
 def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from tools.export.bibtex import bibliography
-from tools.knowledge.schema import Paper
-from tools.site.markup import arxiv, doi, external
-from tools.site.model import Atlas, Page
-from tools.site.parts import ROLES, Facet, View, facet_of_axis, plain, short_title
+from ..export.bibtex import bibliography
+from ..knowledge.schema import Paper
+from .markup import arxiv, doi, external
+from .model import Atlas, Page
+from .parts import ROLES, Facet, View, facet_of_axis, plain, short_title
 
 KINDS = {"method": "Method", "analysis": "Analysis", "survey": "Survey", "benchmark": "Benchmark"}
 MISSING = {"authors": "all authors", "year": "the year", "venue": "the venue", "identifier": "an identifier"}

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import unescape
 
-from tools.knowledge.claims import Judgement
-from tools.knowledge.schema import Claim, Locator, Paper, Terms
-from tools.site.figures import number
-from tools.site.markup import Html, escape, front_matter, href, link, paragraph, prose
-from tools.site.model import Atlas, Page
-from tools.site.templates import render
+from ..knowledge.claims import Judgement
+from ..knowledge.schema import Claim, Locator, Paper, Terms
+from .figures import number
+from .markup import Html, escape, front_matter, href, link, paragraph, prose
+from .model import Atlas, Page
+from .templates import render
 
 STATUS = {"stable": "Runs here", "draft": "Draft", "deprecated": "Deprecated"}
 ROLES = {

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 
-from tools.knowledge.schema import Entry
-from tools.site.markup import Html, escape, href
-from tools.site.model import Atlas, Page
-from tools.site.parts import View, anchor
+from ..knowledge.schema import Entry
+from .markup import Html, escape, href
+from .model import Atlas, Page
+from .parts import View, anchor
 
 HERE = "relations.md"
 AXIS = "relation"

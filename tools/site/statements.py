@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tools.knowledge.schema import HardCase, Statements, Support
-from tools.site.markup import Html, escape
-from tools.site.model import Atlas, Page, of_entry
-from tools.site.parts import View, locator, plain, short_reference, verdict_mark
+from ..knowledge.schema import HardCase, Statements, Support
+from .markup import Html, escape
+from .model import Atlas, Page, of_entry
+from .parts import View, locator, plain, short_reference, verdict_mark
 
 
 def principles(atlas: Atlas) -> Page:

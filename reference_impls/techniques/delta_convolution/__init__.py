@@ -15,8 +15,10 @@ From the source of frames to the head only changed positions travel. Layers on s
 activations, additions) work on exactly those. Convolutions and pooling gather, for each tile of their output that a
 changed position can reach, the input with its halo, compute it densely, and scatter the result.
 
-The modules: `feature_maps` (what is stored, gathering and scattering), `stages` (the layers and their state), `network`
-(from any traceable module to a delta network). Below stands the class of the contract.
+The modules: `graph` (what a model really computes), `layout` (where positions and channels lie in its tensors),
+`lowering` (which stage stands for which operator), `feature_maps` (what is stored, gathering and scattering), `stages`
+and `layers` (the layers and their state), `network` (the model that follows a stream). Below stands the class of the
+contract.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from reference_impls.contract import Choice, Handle, Integer, Number, Redundancy, Setting, Technique
+from reference_impls.contract import Choice, Given, Handle, Integer, Number, Redundancy, Setting, Technique
 from reference_impls.redundancy.temporal_similarity import temporal_similarity
 from reference_impls.techniques.delta_convolution.network import DeltaNetwork
 from reference_impls.techniques.delta_convolution.stages import Knobs
 
 
 class DeltaConvolution(Technique):
-    """DeltaCNN (parger-2022-deltacnn) on modules of convolutions, norms, activations, additions and pooling."""
+    """DeltaCNN (parger-2022-deltacnn) on the operators that a model of images really runs."""
 
     id = "delta-convolution"
     execution = "real"
@@ -49,6 +51,9 @@ class DeltaConvolution(Technique):
         "update": Choice(
             "value", options=("value", "delta"), about="send changed positions with new values, or differences"
         ),
+        "frame_shape": Given(
+            None, about="shape (B, C, H, W) of the frames on which the model is checked; None: small square ones"
+        ),
     }
     waivers: ClassVar = {
         "off-warns": "Threshold 0 loses nothing, but it still leaves out whatever did not change at all."
@@ -62,16 +67,30 @@ class DeltaConvolution(Technique):
         ]
 
     def measure(self, target: Any, inputs: Sequence[Tensor]) -> Redundancy:
-        """Temporal similarity of successive frames, each (B, C, H, W)."""
-        return temporal_similarity(inputs)
+        """Temporal similarity of successive frames, each (B, C, H, W).
+
+        Raises: UnsupportedHost for a target that `apply` refuses.
+        """
+        found = temporal_similarity(inputs)
+        self.apply(target, frame_shape=tuple(inputs[0].shape))
+        return found
 
     def attach(
-        self, target: Any, threshold: float, tile: int, min_profitable: float, update: Literal["value", "delta"]
+        self,
+        target: Any,
+        threshold: float,
+        tile: int,
+        min_profitable: float,
+        update: Literal["value", "delta"],
+        frame_shape: Sequence[int] | None,
     ) -> Handle:
         """A delta network in the place of `target`, which stays as it is; call it with a frame (B, C, H, W) at a time.
 
-        target: an `nn.Module` in eval mode that `torch.fx` can trace, of one input and one output, made of plain
-        convolutions, batch norms, element-wise activations, additions, pooling, and a head on vectors.
+        target: an `nn.Module` in eval mode with one input; its result is made of tensors in dicts, lists and tuples.
+        It runs once on a small frame, and what it did is lowered: convolutions (transposed ones too), batch norms,
+        element-wise functions and products, pooling, upsampling, padding, concatenation, and whatever looks at the
+        channels of a position alone work on what changed. Any other operator runs as a whole when something reached it.
+        The delta network is compared with the model on two small frames before it is handed out.
 
         The threshold's unit is the standard deviation of the frame, or of the layer's output, in the first frame. Where
         less than `min_profitable` of a layer's tiles is idle, the layer computes its whole feature map; where less of
@@ -82,20 +101,21 @@ class DeltaConvolution(Technique):
         them, as CBinfer. "value" moves less memory and adds up no rounding; "delta" tells untouched positions of a
         computed tile from changed ones exactly, which matters at threshold 0.
 
+        Refused are models with random numbers, with decisions by the values of a frame, and with a state of their own.
+
         Raises: UnsupportedHost, which names the operator.
         """
-        network = DeltaNetwork(target, Knobs(threshold, tile, min_profitable, update))
+        network = DeltaNetwork(target, Knobs(threshold, tile, min_profitable, update), frame_shape)
         return Handle(network, trace=network.trace, reset=network.reset, undo=network.reset)
 
     def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
-        """Sum over layers of (positions of all frames - positions computed) x MACs per position, and over frames
-        of the head where nothing reached it.
+        """Sum over layers of (positions of all frames - positions computed) x MACs per position.
 
-        A position of a k x k convolution takes C_out C_in k^2 / groups MACs. Positions computed count
-        whole tiles, also where these reach beyond the feature map.
+        A position of a k x k convolution takes C_out C_in k^2 / groups MACs. Positions computed count whole tiles, also
+        where these reach beyond the feature map. Those of a transposed convolution are positions of its input. An
+        operator that runs as a whole is one position, and so is all that does not depend on the frame.
         """
-        saved = sum(
+        return sum(
             layer["macs_per_position"] * (layer["positions"] * len(layer["computed"]) - sum(layer["computed"]))
             for layer in trace["layers"].values()
         )
-        return int(saved) + trace["head_macs"] * trace["head"].count(0)

@@ -39,6 +39,41 @@ class Axis:
         """Length of the output for an input of length `size`."""
         return (size + self.padding + self.padding_after - self.extent(1)) // self.stride + 1
 
+    @property
+    def lead(self) -> int:
+        """Positions before the input at which the first window begins."""
+        return self.padding
+
+    def advance(self, tile: int) -> int:
+        """From the window of a tile to that of the next."""
+        return tile * self.stride
+
+    def span(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """The first input that the outputs from `first` to `last` read, and the one after the last."""
+        return first * self.stride - self.padding, last * self.stride - self.padding + self.extent(1)
+
+
+@dataclass(frozen=True)
+class TransposedAxis(Axis):
+    """How a transposed convolution spreads along one axis: input i reaches the outputs from i * stride - padding on.
+
+    Tiles begin at multiples of the stride.
+    """
+
+    def extent(self, outputs: int) -> int:
+        return (outputs - 1 + self.padding) // self.stride + self.lead + 1
+
+    @property
+    def lead(self) -> int:
+        return (self.dilation * (self.kernel - 1) - self.padding) // self.stride
+
+    def advance(self, tile: int) -> int:
+        return tile // self.stride
+
+    def span(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        start = torch.div(first, self.stride, rounding_mode="floor") - self.lead
+        return start, torch.div(last + self.padding, self.stride, rounding_mode="floor") + 1
+
 
 POINTWISE = (Axis(), Axis())
 
@@ -60,7 +95,9 @@ class Shape:
 class FeatureMap:
     """A stored feature map: `data` (B, top + H + bottom, left + W + right, C) and its interior without the margin."""
 
-    def __init__(self, shape: Shape, channels: int, margin: Margin, like: Tensor) -> None:
+    def __init__(
+        self, shape: Shape, channels: int, margin: Margin, like: Tensor, dtype: torch.dtype | None = None
+    ) -> None:
         self.shape, self.channels = shape, channels
         self.top, bottom, self.left, right = margin
         height, width = self.top + shape.height + bottom, self.left + shape.width + right
@@ -68,7 +105,7 @@ class FeatureMap:
         place = (image[:, None, None] * height + row[:, None] + self.top) * width + column + self.left
         self.place = place.flatten()  # (positions,) where each position's row of values is stored
         self.all = torch.arange(shape.positions, device=like.device)
-        self._hold(like.new_zeros(shape.batch, height, width, channels))
+        self._hold(like.new_zeros(shape.batch, height, width, channels, dtype=dtype))
 
     def _hold(self, data: Tensor) -> None:
         self.data, self.rows = data, data.view(-1, self.channels)
@@ -79,6 +116,10 @@ class FeatureMap:
         other = copy.copy(self)
         other._hold(torch.zeros_like(self.data))
         return other
+
+    def bare(self) -> FeatureMap:
+        """A feature map of zeros of the same shape, without a margin."""
+        return FeatureMap(self.shape, self.channels, (0, 0, 0, 0), self.data)
 
     def read(self, positions: Tensor) -> Tensor:
         """Values at (n,) positions, copied: (n, C)."""
@@ -110,8 +151,8 @@ class Windows:
         self.count = math.prod(tiles)
 
         _, height, width, _ = source.data.shape
-        y = source.top - vertical.padding + down * tile * vertical.stride
-        x = source.left - horizontal.padding + across * tile * horizontal.stride
+        y = source.top - vertical.lead + down * vertical.advance(tile)
+        x = source.left - horizontal.lead + across * horizontal.advance(tile)
         self.first = ((image[:, None, None] * height + y[:, None]) * width + x).flatten()  # (tiles,) of the window
         self.offset = _raster(*self.size, width, device)  # (h * w,) from a window's first row to each of its rows
 
@@ -169,7 +210,7 @@ def _ranges(axis: Axis, outputs: int, tile: int, positions: int, device: torch.d
     """For each tile of a line of outputs, the first source position that it reads, and the one after the last."""
     first = torch.arange(0, outputs, tile, device=device)
     last = (first + tile).clamp(max=outputs) - 1
-    start, stop = first * axis.stride - axis.padding, last * axis.stride - axis.padding + axis.extent(1)
+    start, stop = axis.span(first, last)
     return start.clamp(0, positions), stop.clamp(0, positions)
 
 
@@ -177,6 +218,6 @@ def margin(source: Shape, shape: Shape, axes: tuple[Axis, Axis], tile: int) -> M
     """Zeros needed around `source`, so that the window of every tile lies on what is stored."""
     sides = []
     for axis, have, want in zip(axes, (source.height, source.width), (shape.height, shape.width), strict=True):
-        reach = axis.extent(-(-want // tile) * tile) - axis.padding
-        sides += [axis.padding, max(0, reach - have)]
+        reach = axis.extent(-(-want // tile) * tile) - axis.lead
+        sides += [max(0, axis.lead), max(0, reach - have)]
     return tuple(sides)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tools.site import figures, markup
-from tools.site.markup import Html
+from .. import figures, markup
+from ..markup import Html
 
 # Everything is made `Html` before jinja's own escaping sees it, which leaves characters that Markdown reads as markup.
 _TEMPLATES = Environment(

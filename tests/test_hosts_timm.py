@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_token_merging_hosts import EXACT, TOME, applied, rebuilt, run
 from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
@@ -23,6 +22,7 @@ from reference_impls.hosts.chains import chains
 from tests.families import DEPTH, HEADS, SIDE, TIMM, VISION, WIDTH, Case, images, in_timm, randomised, torch_encoder
 from tests.other_models import timm, timm_network
 from tests.support import assert_close, generator
+from tests.test_hosts_transformers import EXACT, TOME, applied, rebuilt, run
 
 
 def output(model: Any, x: Tensor) -> Tensor:
