@@ -137,7 +137,7 @@ class TokenMerging(Technique):
 SCENARIOS = (Scenario("photos", "Photos", run=None, assets={}),)
 """,
     NOTEBOOK: "# %% [markdown]\n# # Token merging\n\n# %%\nimport reference_impls\n",
-    TEST: "def test_nothing():\n    pass\n",
+    TEST: "CASES = None\n\n\ndef test_nothing():\n    pass\n",
 }
 
 

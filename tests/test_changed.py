@@ -96,7 +96,7 @@ def test_only_findings_in_changed_files_are_reported_and_the_others_counted(atla
     assert result.exit_code == 1
     assert [f["file"] for f in json.loads(result.stdout)] == [DRAFT]
     assert "findings in files that did not change: 1" in result.stderr
-    assert "1 findings in 1 changed files" in result.stderr
+    assert "1 finding in 1 changed file\n" in result.stderr
     only = redundancy(atlas, "check", "--changed", str(atlas / "papers"))
     assert (only.exit_code, only.stdout) == (0, "")
     git(atlas, "checkout", "--quiet", DRAFT)
@@ -142,9 +142,9 @@ def test_knowledge_selects_the_tests_of_the_knowledge() -> None:
 @pytest.mark.parametrize("file", [MODULE, EXPERIMENTS, NOTEBOOK, TEST, RESULT])
 def test_files_of_an_entry_select_its_tests(file: str) -> None:
     *paths, k, expression = selected(ROOT, file)
-    others = ("families", "hosts_timm", "hosts_transformers")
-    importing = {f"tests/test_{name}.py" for name in others} if file == MODULE else set()
-    assert paths == sorted({*changed.KNOWLEDGE_TESTS, *changed.ENTRY_TESTS, *importing})
+    importing = {"tests/test_families.py"} if file == MODULE else set()
+    assert {*changed.KNOWLEDGE_TESTS, *changed.ENTRY_TESTS, *importing} <= set(paths)
+    assert paths == sorted(paths)
     assert k == "-k"
     assert {"token-merging", "token_merging", "test_knowledge"} <= set(expression.split(" or "))
     assert "delta_convolution" not in expression
@@ -198,6 +198,19 @@ def test_the_selection_can_be_run(atlas: Path) -> None:
     assert redundancy(atlas, "affected", "--run").exit_code == 1
     base.put(atlas, "tests/test_one.py", "def test_one():\n    assert True\n")
     assert redundancy(atlas, "affected", "--run").exit_code == 0
+
+
+def test_what_entries_that_changed_lack_is_told_beside_the_selection(atlas: Path) -> None:
+    base.replace(atlas, ENTRY, "status: stable", "status: draft")
+    told = redundancy(atlas, "affected").stderr
+    assert told == "token-merging lacks 1 thing to be stable: `status: stable` (`redundancy gaps token-merging`)\n"
+    commit(atlas)
+    base.put(atlas, RESULT.replace("photos", "others"), "{")
+    assert "token-merging lacks" in redundancy(atlas, "affected").stderr
+    base.put(atlas, MODULE, "def match(:\n")
+    broken = redundancy(atlas, "affected")
+    assert broken.exit_code == 1
+    assert f"{MODULE}:1:11: not Python" in broken.stderr
 
 
 def test_the_selection_is_understood_by_pytest(atlas: Path) -> None:

@@ -23,7 +23,7 @@ from tools.knowledge import Finding, editor, find_root, load
 from tools.knowledge.base import Knowledge
 from tools.knowledge.claims import FieldAbsent, FieldError, judge, parse_field
 from tools.knowledge.codes import CODES, FAMILIES
-from tools.knowledge.findings import did_you_mean, finding, render
+from tools.knowledge.findings import counted, did_you_mean, finding, nearest, render
 from tools.knowledge.reader import MAX_BYTES, Document, parse_yaml, read_json, read_yaml
 from tools.knowledge.schema import Claim, Quantity
 from tools.knowledge.source import scenarios
@@ -213,10 +213,143 @@ def test_a_finding_in_its_three_forms() -> None:
         ("temporal-similarity", 'did you mean "temporal_similarity"?'),
         ("temporal", 'did you mean "temporal_similarity"?'),
         ("zzz", "there are: irrelevance, temporal_similarity"),
+        ("spatial_similarity", "there are: irrelevance, temporal_similarity"),
+        ("relevant", "there are: irrelevance, temporal_similarity"),
     ],
 )
 def test_did_you_mean(word: str, hint: str) -> None:
     assert did_you_mean(word, ["temporal_similarity", "irrelevance"]) == hint
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("delta-convolutoin", "delta-convolution"),
+        ("delta_convolution", "delta-convolution"),
+        ("deltaconvolution", "delta-convolution"),
+        ("Delta convolution", "delta-convolution"),
+        ("“token-merging”", "token-merging"),
+        ("dilated-convolution", None),
+        ("token-routing", None),
+        ("stochastic-merging", None),
+        ("summary", None),
+    ],
+)
+def test_a_name_is_suggested_only_where_it_is_near(word: str, near: str | None) -> None:
+    assert nearest(word, ["delta-convolution", "token-merging", "token-dropping"]) == near
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "finding") for n in (0, 1, 1000)] == ["0 findings", "1 finding", "1,000 findings"]
+    assert counted(2, "entry", "entries") == "2 entries"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "hint"),
+    [
+        ("year: 2023", "year: 02023", 'must be a whole number, is "02023"', "leading zeros or separators: 2023"),
+        ("year: 2023", "year: '2023'", 'must be a whole number, is "2023"', "write it without quotes"),
+        ("value: 1.3,", "value: '1,300.5',", "must be a number", "separators: 1300.5"),
+        ("- id: c2", "- id: c02", "does not have the form", 'write "c2"'),
+        ("on: 2026-11-22", "on: 2026/11/2", "does not have the form", 'write "2026-11-02"'),
+        ("key: bolya", "key: Bolya", "does not have the form", 'write "bolya-2023-token"'),
+        ("c2\n    technique: token-m", "c2\n    technique: Token_m", "does not have the form", 'write "token-merging"'),
+        ('"2210.09461"', "“2210.09461”", "curly quotes", 'write straight ones, or none: "2210.09461"'),
+        ('"Token Merging: Your ViT But Faster"', "“Token: Your ViT”", "not YAML", "“ and ” are no quotes of YAML"),
+        ("year: 2023", "<<<<<<< HEAD\nyear: 2023\n=======\nyear: 2024\n>>>>>>> x", "a merge that is not finished",
+         "delete the lines that begin with <<<<<<<"),
+        ("venue: ICLR 2023", 'venue: "  "', "is blank", "leave the key out"),
+        ('"2210.09461"', '"2213.09461"', "there is no month 13", "arxiv.org/abs/"),
+    ],
+)  # fmt: skip
+def test_a_finding_says_its_cause_and_its_cure(atlas: Path, old: str, new: str, message: str, hint: str) -> None:
+    base.replace(atlas, PAPER, old, new)
+    (said,) = [f for f in load(atlas).findings if f.file == PAPER]
+    assert message in said.message
+    assert hint in said.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "title: “Memo” Functions and Machine Learning",
+        "title: A “Memo”",
+        "title: >-\n  “Why Should I Trust You?”",
+        "title: '“Look”'",
+        "title: Rock ’n’ roll",
+        "title: ’Tis it’",
+        "title: „Memo“ Funktionen",
+    ],
+)
+def test_curly_quotes_inside_a_text_are_welcome(atlas: Path, text: str) -> None:
+    base.replace(atlas, PAPER, 'title: "Token Merging: Your ViT But Faster"', text)
+    assert found(atlas) == []
+
+
+@pytest.mark.parametrize(
+    ("arxiv", "code"),
+    [
+        ("0704.0001", None), ("1412.1234", None), ("1501.00001", None), ("hep-th/9108001", None), ("cs/0703001", None),
+        ("math.GT/0309136", None), ("0703.0001", "E211"), ("cs/0704001", "E211"), ("1412.12345", "E205"),
+        ("2012.1234", "E205"), ("9912.00001", "E211"), ("cs/9913001", "E205"), ("hep-th/9107000", "E205"),
+    ],
+)  # fmt: skip
+def test_ids_of_arxiv(atlas: Path, arxiv: str, code: str | None) -> None:
+    base.replace(atlas, PAPER, '"2210.09461"', f'"{arxiv}"')
+    assert [c for c, file, _ in found(atlas) if file == PAPER] == ([code] if code else [])
+
+
+@pytest.mark.parametrize("kind", ["variant-of", "generalises", "supersedes"])
+def test_two_directed_relations_make_no_circle(atlas: Path, kind: str) -> None:
+    base.replace(atlas, ENTRY, "type: composes-with", f"type: {kind}")
+    assert found(atlas) == []
+    relation = f"relations:\n  - {{type: {kind}, target: token-merging, note: N.}}\n"
+    base.put(atlas, DRAFT, base.FILES[DRAFT] + relation)
+    findings = load(atlas).findings
+    assert [(f.code, f.file, f.path) for f in findings] == [
+        ("E313", DRAFT, "relations[0].target"), ("E313", ENTRY, "relations[0].target"),
+    ]  # fmt: skip
+    assert all("token-merging > token-dropping" in f.hint and "other way round" in f.hint for f in findings)
+
+
+def test_what_replaces_an_entry_is_not_superseded_by_it(atlas: Path) -> None:
+    base.put(atlas, DRAFT, base.FILES[DRAFT].replace("status: draft", "status: deprecated\nreplaced_by: token-merging"))
+    base.replace(atlas, ENTRY, "type: composes-with", "type: supersedes")
+    assert found(atlas) == []
+    base.put(atlas, ENTRY, base.FILES[ENTRY])
+    relation = "relations:\n  - {type: supersedes, target: token-merging, note: N.}\n"
+    base.put(atlas, DRAFT, (atlas / DRAFT).read_text() + relation)
+    assert [(c, f) for c, f, _ in found(atlas)] == [("E313", DRAFT)] * 2
+
+
+def test_systems_are_not_composed_of_each_other(atlas: Path) -> None:
+    for name, part in (("one", "two"), ("two", "one")):
+        text = (
+            base.FILES[DRAFT].replace("id: token-dropping", f"id: {name}").replace("Token dropping", f"System {name}")
+        )
+        base.put(
+            atlas, f"taxonomy/techniques/{name}.yml", text.replace("technique\n", "system\n") + f"parts: [{part}]\n"
+        )
+    assert [c for c, _, _ in found(atlas)] == ["E313", "E313"]
+
+
+@pytest.mark.parametrize("name", ["Token_Merging.yml", "token-merge.yml", "token merging.yml"])
+def test_a_file_that_was_renamed_is_one_finding_that_says_how_to_call_it(atlas: Path, name: str) -> None:
+    (atlas / ENTRY).rename((atlas / ENTRY).with_name(name))
+    (said,) = load(atlas).findings
+    assert (said.code, said.hint) == ("E209", "call the file token-merging.yml: ids are never renamed")
+
+
+def test_a_paper_that_stands_twice_in_an_entry_is_one_finding(atlas: Path) -> None:
+    link = "  - {key: bolya-2023-token, role: analyses}\n"
+    base.replace(atlas, DRAFT, link, link * 2)
+    assert found(atlas) == [("E311", DRAFT, 17)]
+
+
+def test_a_paper_whose_file_was_renamed_is_one_finding(atlas: Path) -> None:
+    (atlas / PAPER).rename((atlas / PAPER).with_name("bolya-token-merging.yml"))
+    (said,) = load(atlas).findings
+    assert (said.code, said.hint) == ("E209", "call the file bolya-2023-token.yml: keys are never renamed")
 
 
 def test_every_code_is_explained_and_every_explained_code_is_used() -> None:
@@ -489,7 +622,7 @@ def test_code_without_an_entry_is_found(atlas: Path, file: str) -> None:
     shutil.copy(atlas / file, atlas / stray)
     findings = load(atlas).findings
     assert [(f.code, f.file) for f in findings] == [("E309", stray)]
-    assert findings[0].hint == 'did you mean "token_merging"?'
+    assert findings[0].hint == f'did you mean "token-merging"? Then call the file {Path(file).name}'
 
 
 def test_helpers_in_the_rooms_are_no_strays(atlas: Path) -> None:

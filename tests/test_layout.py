@@ -218,11 +218,11 @@ def test_what_the_reader_refuses_is_refused(text: str) -> None:
 def test_files_are_looked_at_and_those_with_findings_left_alone(tmp_path: Path) -> None:
     root = base.write(tmp_path / "atlas")
     good = layout(base.FILES[base.PAPER], base.PAPER, AXES)
-    base.put(root, base.PAPER, good.replace("\n", "\r\n"))
+    base.put(root, base.PAPER, "\ufeff" + good.replace("\n", "\r\n"))
     base.put(root, base.DRAFT, "id: [\n")
     assert files(root) == ["papers/bolya-2023-token.yml", "taxonomy/axes.yml", base.DRAFT, base.ENTRY]
     found = {laid.file: laid for laid in look(root, files(root), AXES)}
-    assert found[base.PAPER].text == good, "line ends of Windows are mended"
+    assert found[base.PAPER].text == good, "a byte order mark and line ends of Windows are mended"
     assert [f.code for f in found[base.DRAFT].findings] == ["E107"]
     assert found[base.DRAFT].text is None
     assert files(root, [root / "papers"]) == [base.PAPER]
@@ -252,6 +252,13 @@ def test_the_command_writes_what_it_says(tmp_path: Path) -> None:
     assert (root / base.ENTRY).read_bytes() != before[base.ENTRY]
     (root / base.DRAFT).unlink()
     assert fmt("--check")[0] == 0
+    good = (root / base.PAPER).read_bytes()
+    base.put(root, base.PAPER, b"\xef\xbb\xbf" + good)
+    code, said = fmt("--check", str(root / base.PAPER))
+    assert code == 1
+    assert said.endswith(f"{base.PAPER}\n1 file, 1 not in the layout; run `redundancy fmt`\n")
+    assert fmt()[0] == 0
+    assert (root / base.PAPER).read_bytes() == good
     assert fmt(str(root / "nowhere.yml"))[0] == 2
 
 

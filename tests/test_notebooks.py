@@ -9,6 +9,8 @@ import pytest
 
 from reference_impls.contract import registry
 from reference_impls.data import assets
+from tools.knowledge.completeness import notebook_faults
+from tools.knowledge.notebook import notebook_findings
 from tools.site import notebooks
 
 ROOT = Path(__file__).parents[1]
@@ -20,13 +22,10 @@ def test_notebook_runs(name: str, asset: Callable[[str], Path]) -> None:
         asset(needed)
     notebook = notebooks.executed(ROOT, only=[name])[name]
     kinds = {output["output_type"] for cell in notebook.cells for output in cell.get("outputs", [])}
-    assert "display_data" in kinds, "a notebook shows a figure"
-    assert notebook.title
+    assert notebook_faults(kinds) == []
 
 
 def test_every_technique_has_a_notebook_without_outputs() -> None:
     assert set(notebooks.sources(ROOT)) == set(registry.ids())
     for path in notebooks.sources(ROOT).values():
-        text = path.read_text(encoding="utf-8")
-        assert text.startswith(("# %%", "# ---\n# jupyter:")), f"{path.name} is not jupytext py:percent"
-        assert "from tools" not in text and "import tools" not in text  # noqa: PT018
+        assert list(notebook_findings(path.read_text(encoding="utf-8"), path.name)) == []

@@ -514,6 +514,7 @@ def test_no_result_of_the_stand_in_is_saved(atlas: Path) -> None:
     result = CliRunner().invoke(main, ["--root", str(atlas), "bench", "row-sharing", "--save"])
     assert result.exit_code == 2
     assert "no result is saved of the stand-in" in result.stderr
+    assert all(file in result.stderr for file in CODE)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(

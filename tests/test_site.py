@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from markdown import Markdown
@@ -30,8 +31,10 @@ from markdown import Markdown
 from reference_impls import show
 from reference_impls.accounting.record import Record
 from tests import attack
+from tests import knowledge_fixture as base
 from tests import site_fixture as fixture
 from tools import numbers
+from tools.cli import main
 from tools.export.bibtex import bibtex
 from tools.knowledge import Knowledge, load
 from tools.knowledge.schema import Paper, Statements
@@ -757,7 +760,7 @@ def test_bibtex_reads_back_with_an_independent_parser() -> None:
 
     found = parse_string(bibtex(fixture.PAPER), "bibtex").entries["bolya-2023-token"]
     assert found.type == "inproceedings"
-    assert [p.last_names for p in found.persons["author"]] == [["Bolya"], [r"M{\"{u}}ller"], ["Dai"]]
+    assert [p.last_names for p in found.persons["author"]] == [["Bolya"], [r"M{\"{u}}ller"], ["{Dai}"]]
     assert found.fields["title"] == r"{Token Merging: Your ViT \& \textless{}More\textgreater{}}"
     assert bibtex(fixture.PAPER).isascii()
 
@@ -867,6 +870,29 @@ def test_the_link_check_finds_every_fault(tmp_path: Path) -> None:
         "a.html: s.js leads nowhere",
         "s.css: loads https://elsewhere.org/x.png from another host",
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        (base.NOTEBOOK, "# %%\nx = (\n", f"{base.NOTEBOOK}:2:5: E704 not Python"),
+        (base.NOTEBOOK, "# %% [markdown]\n# # T\nx = 1\n", f"{base.NOTEBOOK}:3:1: E804 code under a markdown cell"),
+        (base.NOTEBOOK, "<<<<<<< a\n# %%\n=======\n>>>>>>> b\n", f"{base.NOTEBOOK}:1:1: E117 a merge"),
+        ("reference_impls/broken.py", "def f(:\n", "reference_impls/broken.py:1:7: not Python"),
+    ],
+)
+def test_what_is_no_python_is_said_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, says: str
+) -> None:
+    root = base.write(tmp_path / "atlas")
+    base.put(root, base.NOTEBOOK, base.FILES[base.NOTEBOOK] + "from reference_impls import broken\n")
+    base.put(root, file, text)
+    monkeypatch.setattr(build, "say", lambda line: None)
+    for command in ("build", "materialise"):
+        result = CliRunner().invoke(main, ["--root", str(root), "site", command])
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        assert says in result.stderr
 
 
 def test_the_server_takes_the_next_free_port_and_serves_the_folder(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .imports import Imports
-from .knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, TECHNIQUES, TESTS, module_name
+from .knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, RESULTS, TECHNIQUES, TESTS, module_name
 
 _RESULT = re.compile(r"reference_impls/results/([a-z0-9-]+)/.*")
 _CODE = re.compile(r"reference_impls/.*|notebooks/[^/]*\.py|tests/(?:.*/)?(?!conftest\b)[^/]*\.py")
@@ -94,6 +94,17 @@ def tests_for(root: Path, files: Iterable[str]) -> list[str]:
     names = [name for id_ in sorted(touched) for name in dict.fromkeys((id_, module_name(id_)))]
     expression = " or ".join([*names, *(Path(file).stem for file in sorted(whole))])
     return [*sorted(whole | set(ENTRY_TESTS)), "-k", expression]
+
+
+def entries_of(root: Path, files: Iterable[str]) -> list[str]:
+    """Ids of the entries whose own files are among these, sorted."""
+    found = set()
+    for entry_id in (path.stem for path in (root / ENTRIES).glob("*.yml")):
+        own = {f"{ENTRIES}/{entry_id}.yml", *(path.relative_to(root).as_posix() for path in _starts(root, entry_id))}
+        results = f"{RESULTS}/{entry_id}/"
+        if any(file in own or file.startswith(results) for file in files):
+            found.add(entry_id)
+    return sorted(found)
 
 
 def _modules(file: Path) -> set[Path]:

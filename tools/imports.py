@@ -23,6 +23,10 @@ class Facts:
     """Equal for files that differ in comments, docstrings or layout only."""
 
 
+class NotPython(Exception):
+    """A file that is no Python; the message says which, where and why."""
+
+
 class Imports:
     """The import graph of the atlas at `root`. Imports inside functions count, those by name at run time do not."""
 
@@ -62,14 +66,19 @@ class Imports:
 
 
 def facts(path: Path) -> Facts:
-    """What the file says now; read again only if it changed. SyntaxError if it is no Python."""
+    """What the file says now; read again only if it changed. Raises NotPython."""
     stat = path.stat()
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
 @cache
 def _read(path: Path, changed: int, size: int) -> Facts:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise NotPython(f"{path}:{error.lineno or 1}:{error.offset or 1}: not Python: {error.msg}") from error
+    except ValueError as error:  # null bytes, or not UTF-8
+        raise NotPython(f"{path}:1:1: not Python: {error}") from error
     names: set[tuple[int, str]] = set()
     texts: set[str] = set()
     for node in ast.walk(tree):

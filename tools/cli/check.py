@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from ..knowledge.findings import did_you_mean, render
-from .common import Failure, clone, knowledge_of, wrong_usage
+from ..knowledge.findings import counted, did_you_mean, render
+from .common import Failure, clone, knowledge_of, told_gaps, wrong_usage
 
 
 @click.command()
@@ -38,7 +38,8 @@ def fmt(ctx: click.Context, paths: tuple[Path, ...], only_check: bool) -> None:
     if refused:
         click.echo(render(refused, "text"))
     what = "not in the layout; run `redundancy fmt`" if only_check else "written"
-    click.echo(f"{len(looked)} files, {changed} {what}" if changed else f"{len(looked)} files, nothing to do", err=True)
+    files = counted(len(looked), "file")
+    click.echo(f"{files}, {changed} {what}" if changed else f"{files}, nothing to do", err=True)
     ctx.exit(1 if refused or (only_check and changed) else 0)
 
 
@@ -73,10 +74,11 @@ def check(ctx: click.Context, paths: tuple[Path, ...], form: str, changed: bool,
         findings = [f for f, place in places if any(place.is_relative_to(path) for path in wanted)]
     if text := render(findings, form):
         click.echo(text)
-    counted = f"{len(knowledge.entries)} entries, {len(knowledge.papers)} papers"
+    where = f"{counted(len(knowledge.entries), 'entry', 'entries')}, {counted(len(knowledge.papers), 'paper')}"
     if files is not None:
-        counted = f"{len(files)} changed files"
-    click.echo(f"{len(findings)} findings in {counted}" if findings else f"no findings in {counted}", err=True)
+        where = counted(len(files), "changed file")
+    found = counted(len(findings), "finding") if findings else "no findings"
+    click.echo(f"{found} in {where}", err=True)
     ctx.exit(1 if findings else 0)
 
 
@@ -95,11 +97,20 @@ def changes(root: Path, base: str | None) -> set[str]:
 @click.option("--run", "run_them", is_flag=True, help="Run these tests.")
 @click.pass_context
 def affected(ctx: click.Context, base: str | None, run_them: bool) -> None:
-    """Print the arguments for pytest that test what changed, one a line; nothing where no test is concerned."""
-    from ..changed import tests_for
+    """Print the arguments for pytest that test what changed, one a line; nothing where no test is concerned.
+
+    What the entries that changed still lack to be stable is told beside it.
+    """
+    from ..changed import entries_of, tests_for
+    from ..imports import NotPython
 
     root = clone(ctx)
-    arguments = tests_for(root, changes(root, base))
+    files = changes(root, base)
+    try:
+        arguments = tests_for(root, files)
+    except NotPython as error:
+        raise Failure(str(error)) from error
+    told_gaps(root, entries_of(root, files))
     if not run_them:
         for argument in arguments:
             click.echo(argument)

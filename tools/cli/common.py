@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..knowledge import Knowledge, load
-from ..knowledge.findings import did_you_mean
+from ..knowledge.findings import counted, did_you_mean
 from ..knowledge.paths import INSTALLED
 
 if TYPE_CHECKING:
@@ -48,8 +48,21 @@ def knowledge_of(ctx: click.Context, *, check: bool = False) -> Knowledge:
     """The knowledge at the root; what cannot be read is told on standard error, and the rest is there."""
     knowledge = load(ctx.obj, check=check)
     if knowledge.findings and not check:
-        click.echo(f"note: {len(knowledge.findings)} findings in the knowledge, see `redundancy check`", err=True)
+        found = counted(len(knowledge.findings), "finding")
+        click.echo(f"note: {found} in the knowledge, see `redundancy check`", err=True)
     return knowledge
+
+
+def told_gaps(root: Path, ids: Iterable[str]) -> None:
+    """Tell on standard error what these entries, as their files are now, still lack to be stable."""
+    from ..knowledge.completeness import gaps
+
+    knowledge = load(root, check=False)
+    for entry in (knowledge.entries[entry_id] for entry_id in ids if entry_id in knowledge.entries):
+        if missing := gaps(knowledge, entry):
+            first = ", ".join(need.what for need in missing[:3]) + (", ..." if len(missing) > 3 else "")
+            lacks = counted(len(missing), "thing")
+            click.echo(f"{entry.id} lacks {lacks} to be stable: {first} (`redundancy gaps {entry.id}`)", err=True)
 
 
 def entry_of(knowledge: Knowledge, entry_id: str, also: Iterable[str] = ()) -> Entry:

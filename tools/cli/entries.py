@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..knowledge import Knowledge
-from ..knowledge.findings import did_you_mean
+from ..knowledge.findings import counted, did_you_mean, render
+from ..knowledge.paths import INSTALLED
 from .common import as_json, entry_of, heading, knowledge_of, print_json, table, wrong_usage
 from .records import print_record
 
@@ -160,7 +161,8 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
 
 def cite(paper: Paper) -> str:
     who = ", ".join(author.family for author in paper.authors) or "authors not confirmed"
-    where = ", ".join(str(part) for part in (paper.venue, paper.year) if part)
+    year = str(paper.year or "")
+    where = ", ".join(filter(None, (paper.venue, year if year not in (paper.venue or "") else "")))
     return f"{who}: {paper.title}{f' ({where})' if where else ''} [{paper.key}]"
 
 
@@ -175,9 +177,10 @@ def told(paper: Paper, claim: Claim, verdict: str) -> str:
 @click.pass_context
 def gaps(ctx: click.Context, id_: str | None, json_: bool) -> None:
     """What the entries, or the one entry ID, still lack to become stable."""
+    from ..knowledge.completeness import findings_of
     from ..knowledge.completeness import gaps as gaps_of
 
-    knowledge = knowledge_of(ctx)
+    knowledge = knowledge_of(ctx, check=bool(id_) and ctx.obj != INSTALLED)
     entries = [entry_of(knowledge, id_)] if id_ else list(knowledge.entries.values())
     missing = {entry.id: gaps_of(knowledge, entry) for entry in entries}
     if json_:
@@ -186,6 +189,8 @@ def gaps(ctx: click.Context, id_: str | None, json_: bool) -> None:
         )
     elif id_:
         print_gaps(missing[entries[0].id])
+        if wrong := findings_of(knowledge, entries[0]):
+            click.echo(f"\n{counted(len(wrong), 'finding')} in its files:\n{render(wrong, 'text')}")
     else:
         rows = [[entry.id, entry.status, str(len(missing[entry.id]))] for entry in entries]
         table(("id", "status", "gaps"), sorted(rows, key=lambda one: (int(one[2]), one[0])))

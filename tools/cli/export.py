@@ -71,8 +71,9 @@ def export_papers(ctx: click.Context, ids: tuple[str, ...]) -> list[Paper]:
     knowledge = knowledge_of(ctx)
     if not ids:
         return list(knowledge.papers.values())
-    keys = dict.fromkeys(link.key for i in ids for link in entry_of(knowledge, i).papers)
-    return [knowledge.papers[key] for key in keys if key in knowledge.papers]
+    from ..export import api
+
+    return api.papers_of(knowledge, [entry_of(knowledge, i).id for i in ids])
 
 
 @export.command("bibtex")

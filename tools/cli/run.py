@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from ..knowledge import Knowledge
+from ..knowledge.findings import counted
 from ..knowledge.paths import RESULTS, located
-from .common import Failure, as_json, budgets, clone, entry_of, knowledge_of, table, wrong_usage
+from .common import Failure, as_json, budgets, clone, entry_of, knowledge_of, table, told_gaps, wrong_usage
 from .records import print_record
 
 
@@ -99,9 +100,9 @@ def bench(
     knowledge = knowledge_of(ctx)
     chosen = [owner_of(knowledge, i) for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
     entries = [knowledge.entries[i] for i in chosen if i in knowledge.entries]
-    stand_ins = [e.id for e in entries if any(need.code == "E406" for need in gaps_of(knowledge, e))]
+    stand_ins = [f"{e.id}: {n.hint}" for e in entries for n in gaps_of(knowledge, e) if n.code == "E406"]
     if save and stand_ins:
-        wrong_usage(f"no result is saved of the stand-in that `redundancy new` wrote: {', '.join(stand_ins)}")
+        wrong_usage("no result is saved of the stand-in that `redundancy new` wrote", "\n".join(stand_ins))
     failed = []
     with progress() as report:
 
@@ -121,6 +122,8 @@ def bench(
                 failed.append(f"{result.technique} {result.scenario}: {result.outcome.message}")
             else:
                 print_record(result.outcome.record)
+    if save:
+        told_gaps(ctx.obj, [entry.id for entry in entries])
     if failed:
         raise Failure("\n".join(failed))
 
@@ -139,7 +142,7 @@ def check_corpora(root: Path, sizes: Iterable[str]) -> None:
     for entry_count, paper_count in counts:
         cost = check_cost(entry_count, paper_count, root=root)
         if cost.findings:
-            raise Failure(f"the generated atlas has {len(cost.findings)} findings: {cost.findings[0]}")
+            raise Failure(f"the generated atlas has {counted(len(cost.findings), 'finding')}: {cost.findings[0]}")
         fast, slow = min(cost.seconds), max(cost.seconds)
         each = 1000 * statistics.median(cost.seconds) / (entry_count + paper_count)
         rows.append([f"{entry_count:,}", f"{paper_count:,}", f"{fast:.2f} to {slow:.2f}", f"{each:.2f}"])

@@ -29,7 +29,7 @@ DOCUMENTS: dict[str, type[model.Document]] = {
     "open_problems": model.OpenProblems, "principles": model.Principles, "atlas": model.Everything,
 }  # fmt: skip
 """Name of each JSON document -> its model."""
-BIBTEX, CSL = "papers.bib", "papers.csl.json"
+BIBTEX, CSL, BIB_FOLDER = "papers.bib", "papers.csl.json", "bib"
 SOURCES = (ENTRIES, PAPERS, RESULTS, "taxonomy")
 
 
@@ -89,6 +89,10 @@ def files(knowledge: Knowledge, made: Stamp | None = None) -> dict[str, str]:
         model.Listed(path=BIBTEX, about="Every paper as BibTeX.", count=len(papers)),
         model.Listed(path=CSL, about="Every paper as CSL-JSON.", count=len(papers)),
     ]
+    for entry_id in knowledge.entries:
+        path, own = f"{BIB_FOLDER}/{entry_id}.bib", papers_of(knowledge, [entry_id])
+        found[path] = bibtex.bibliography(own)
+        listed.append(model.Listed(path=path, about=f"The papers of {entry_id} as BibTeX.", count=len(own)))
     everything = made_of["atlas"]
     assert isinstance(everything, model.Everything)
     for name, rows in tables.tables(everything).items():
@@ -108,6 +112,12 @@ def files(knowledge: Knowledge, made: Stamp | None = None) -> dict[str, str]:
         "schema/index.schema.json": _json(model.schema(model.Index)),
         **found,
     }
+
+
+def papers_of(knowledge: Knowledge, ids: Iterable[str]) -> list[Paper]:
+    """The papers of these entries, each once, in the order of the entries."""
+    keys = dict.fromkeys(link.key for entry_id in ids for link in knowledge.entries[entry_id].papers)
+    return [knowledge.papers[key] for key in keys if key in knowledge.papers]
 
 
 def documents(knowledge: Knowledge, made: Stamp) -> dict[str, model.Document]:

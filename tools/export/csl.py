@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..knowledge.schema import Paper
-from .venue import Sort, sort
+from .venue import Sort, sort, venue_of
 
 TYPES: dict[Sort, str] = {
     "preprint": "article", "web": "webpage", "article": "article-journal", "proceedings": "paper-conference",
@@ -22,9 +22,10 @@ def bibliography(papers: Iterable[Paper]) -> str:
 
 
 def csl(paper: Paper) -> dict[str, Any]:
-    """The CSL-JSON item of a paper; only confirmed fields are there."""
+    """The CSL-JSON item of a paper; only confirmed fields are there. An author without given names is a group, whose
+    name is not taken apart."""
     authors: list[dict[str, str]] = [
-        {"family": a.family, "given": a.given} if a.given else {"family": a.family} for a in paper.authors
+        {"family": a.family, "given": a.given} if a.given else {"literal": a.family} for a in paper.authors
     ]
     if authors and paper.et_al:
         authors.append(OTHERS)
@@ -35,7 +36,7 @@ def csl(paper: Paper) -> dict[str, Any]:
         "title": " ".join(paper.title.split()),
         "author": authors,
         "issued": {"date-parts": [[paper.year]]} if paper.year else None,
-        "container-title": paper.venue,
+        "container-title": venue_of(paper),
         "DOI": paper.ids.doi,
         "number": f"arXiv:{paper.ids.arxiv}" if paper.ids.arxiv else None,
         "URL": paper.ids.url or address,

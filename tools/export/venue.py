@@ -28,3 +28,12 @@ def sort(paper: Paper) -> Sort:
     if WEB.match(paper.venue):
         return "web"
     return "article" if JOURNAL.search(paper.venue) else "proceedings"
+
+
+def venue_of(paper: Paper) -> str | None:
+    """The venue without the year of the paper, which has a field of its own: `ICLR 2023` -> `ICLR`."""
+    if not paper.venue or not paper.year:
+        return paper.venue
+    year = rf"(?:{paper.year}|[’']{paper.year % 100:02})(?!\d)"
+    bare = re.sub(rf"\s*\({year}\)|,?\s*(?<![\w.:/-]){year}(?![\w.:/(-])|(?<=[A-Za-z]){year}$", "", paper.venue)
+    return " ".join(bare.split()).strip(" ,;") or paper.venue

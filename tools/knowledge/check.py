@@ -8,6 +8,7 @@ one broken file does not call forth findings in others.
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -19,10 +20,11 @@ from reference_impls.accounting.record import Record
 from . import references
 from .base import Knowledge
 from .claims import FieldAbsent, FieldError, parse_field
-from .completeness import INDEX_AXES, axis_hint, due
+from .completeness import INDEX_AXES, REASON_WORDS, axis_hint, due
 from .editor import modeline
-from .findings import Finding, did_you_mean, finding
+from .findings import Finding, did_you_mean, finding, nearest
 from .latex import latex_problem
+from .notebook import notebook_findings
 from .paths import (
     AXES,
     BENCHMARKS,
@@ -36,12 +38,19 @@ from .paths import (
     RESULTS,
     TECHNIQUES,
     TESTS,
+    located,
     module_name,
 )
 from .reader import Document, Keys, Place, read_json, read_text
-from .schema import Claim, Entry, Paper, Statements, Terms
+from .schema import ID, KEY, Claim, Entry, Paper, Statements, Terms
 from .source import Source, parse_text, scenarios
-from .text import text_problems, texts
+from .text import lists, one_line, text_problems, texts
+
+BEGINNING = datetime.date(2026, 1, 1)
+"""No entry was added, no paper read and nothing measured before the year in which the atlas began."""
+FIRST_YEAR = 1936
+"""No paper on computing is older than computers, not even as an idea (Turing 1936)."""
+ORDERS: Mapping[str, str] = {"generalises": "above", "variant-of": "below", "supersedes": "newer"}
 
 
 def check_all(knowledge: Knowledge) -> list[Finding]:
@@ -53,8 +62,8 @@ class _Checker:
     def __init__(self, knowledge: Knowledge) -> None:
         self.k = knowledge
         self.root = knowledge.root
-        self.entry_ids = self._stems(ENTRIES)
-        self.paper_keys = self._stems(PAPERS)
+        self.entry_ids = self._stems(ENTRIES) | {entry.id for entry in knowledge.entries.values()}
+        self.paper_keys = self._stems(PAPERS) | {paper.key for paper in knowledge.papers.values()}
         self.today = datetime.datetime.now(datetime.UTC).date()
         self.scenarios: dict[str, set[str]] = {}
         """Scenarios that the experiments of each entry define, as far as their names are literal."""
@@ -68,6 +77,33 @@ class _Checker:
         else:
             if when > self.today + datetime.timedelta(days=1):
                 yield document.finding("E211", f"{day} is still to come", path)
+            elif when < BEGINNING:
+                hint = f"today is {self.today}"
+                yield document.finding("E211", f"{day} lies before the atlas began", path, hint=hint)
+
+    def _arxiv(self, document: Document, arxiv_id: str) -> Iterator[Finding]:
+        """The first four digits of an arXiv id are the year and the month of its submission."""
+        path: Keys = ("ids", "arxiv")
+        stamp, _, number = arxiv_id.rpartition("/")[2].partition(".")
+        old = "/" in arxiv_id
+        month, number = int(stamp[2:4]), number or stamp[4:]
+        year = int(stamp[:2]) + (1900 if old and stamp[:2] > "90" else 2000)
+        hint = "look it up: arxiv.org/abs/ and the id"
+        if not 1 <= month <= 12:
+            message = f"there is no month {stamp[2:4]}, which the third and fourth digit of an arXiv id are"
+            yield document.finding("E205", message, path, hint=hint)
+        elif (year, month) > (self.today.year, self.today.month):
+            yield document.finding("E211", f"an arXiv id of {year}-{month:02}, which is still to come", path, hint=hint)
+        elif (year, month) < (1991, 7) or old != ((year, month) < (2007, 4)):
+            message = f"arXiv gave no id of this form in {year}-{month:02}"
+            hint = "ids are archive/YYMMNNN from 1991-07 to 2007-03, and YYMM.NNNN or YYMM.NNNNN since"
+            yield document.finding("E211", message, path, hint=hint)
+        elif not old and len(number) != (wanted := 4 if year < 2015 else 5):
+            yield document.finding(
+                "E205", f"an arXiv id of {year} has {wanted} digits behind the point", path, hint=hint
+            )
+        elif not int(number):
+            yield document.finding("E205", "arXiv counts from 1, and the number of this id is 0", path, hint=hint)
 
     def _stems(self, folder: str) -> set[str]:
         prefix = f"{folder}/"
@@ -79,8 +115,10 @@ class _Checker:
         for entry_id, entry in self.k.entries.items():
             document = self.k.documents[f"{ENTRIES}/{entry_id}.yml"]
             yield from self._terms(document, entry.axes)
-            for check in (self._entry, self._completeness, self._implementation):
-                yield from check(document, entry_id, entry)
+            yield from self._entry(document, entry_id, entry)
+            if not self._is_renamed(entry_id, entry):
+                yield from self._completeness(document, entry_id, entry)
+                yield from self._implementation(document, entry_id, entry)
         for key, paper in self.k.papers.items():
             yield from self._paper(self.k.documents[f"{PAPERS}/{key}.yml"], key, paper)
         yield from self._unique()
@@ -93,6 +131,7 @@ class _Checker:
         for file, document in self.k.documents.items():
             if document.readable:
                 yield from _prose(document)
+                yield from _repeated(document)
                 yield from _modeline(file, document)
 
     # --- the vocabulary
@@ -136,7 +175,8 @@ class _Checker:
 
     def _entry(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
         if entry.id != entry_id:
-            yield _misnamed(document, "id", entry.id, entry_id)
+            rename = self._is_renamed(entry_id, entry)
+            yield _misnamed(document, "id", entry.id, entry_id, rename=rename)
         for n, link in enumerate(entry.papers):
             yield from _known(document, ("papers", n, "key"), "E301", "paper", link.key, self.paper_keys, PAPERS)
         yield from _twice(document, "papers", "key", "paper", [link.key for link in entry.papers])
@@ -167,6 +207,13 @@ class _Checker:
             yield document.finding(
                 "W601", "the summary is no sentence: capital letter first, full stop last", ("summary",)
             )
+
+    def _is_renamed(self, stem: str, entry: Entry) -> bool:
+        """Whether it is the name of the file that is wrong, and not the id in it: the name can be no id, or there is
+        code of that id."""
+        code = f"{TECHNIQUES}/{module_name(entry.id)}"
+        there = any(located(self.root, file).exists() for file in (code, f"{code}.py", f"{RESULTS}/{entry.id}"))
+        return entry.id != stem and (there or not re.fullmatch(ID, stem))
 
     def _completeness(self, document: Document, entry_id: str, entry: Entry) -> Iterator[Finding]:
         for need in due(self.k, entry.model_copy(update={"id": entry_id})):  # the file's name decides
@@ -218,7 +265,9 @@ class _Checker:
             paper = self.k.papers.get(link.key)
             if link.role != "introduces" or paper is None:
                 continue
-            for what in filter(None, (link.key, paper.ids.arxiv)):
+            document = self.k.documents[f"{PAPERS}/{link.key}.yml"]
+            wrong = paper.ids.arxiv and any(self._arxiv(document, paper.ids.arxiv))  # then this is said
+            for what in filter(None, (link.key, None if wrong else paper.ids.arxiv)):
                 if what not in source.docstring:
                     message = f"the docstring of the module does not name {what}"
                     hint = "start the module with its references: paper key and arXiv id"
@@ -231,7 +280,7 @@ class _Checker:
             (TECHNIQUES, "", None),
             (EXPERIMENTS, "", self._experiments),
             (NOTEBOOKS, "", self._notebook),
-            (TESTS, "test_", None),
+            (TESTS, "test_", self._test),
         ]
         for room, prefix, look in rooms:
             folder = self.root / room
@@ -244,8 +293,9 @@ class _Checker:
                     yield from look(path, file)
                 entry_id = name.replace("_", "-")
                 if name not in ids and (room != EXPERIMENTS or entry_id in self.scenarios):
-                    hint = did_you_mean(name, ids)
-                    hint = hint if hint.startswith("did") else f"add {ENTRIES}/{entry_id}.yml, or remove the file"
+                    hint = f"add {ENTRIES}/{entry_id}.yml, or remove the file"
+                    if (near := nearest(entry_id, self.entry_ids)) is not None:
+                        hint = f'did you mean "{near}"? Then call the file {prefix}{module_name(near)}{path.suffix}'
                     yield finding("E309", file, f"no entry is called {entry_id}", hint=hint)
         for benchmark in self.k.meetings:
             path = self.root / BENCHMARKS / f"{module_name(benchmark)}.py"
@@ -269,31 +319,31 @@ class _Checker:
     def _notebook(self, path: Path, file: str) -> Iterator[Finding]:
         text, problems = read_text(path, file)
         yield from problems
-        if text is None:
-            return
-        lines = text.split("\n")
-        if not any(line.startswith("# %%") for line in lines):
-            yield finding(
-                "E801",
-                file,
-                "no cell marker: a notebook is Python in the py:percent form",
-                hint="start with `# %% [markdown]`",
-            )
-        for n, line in enumerate(lines, 1):
-            if re.match(r"\s*(from|import)\s+(tools|redundancy_atlas)\b", line):
-                message = "a notebook that imports the tools"
-                yield finding("E802", file, message, line=n, hint="import what it needs from reference_impls")
-            if re.match(r"\s*[%!]", line):
-                message = "a magic or shell line: the notebook must also run as a script"
-                yield finding("E803", file, message, line=n, hint="write it in Python, or leave it out")
+        if text is not None:
+            yield from notebook_findings(text, file)
+
+    def _test(self, path: Path, file: str) -> Iterator[Finding]:
+        text, problems = read_text(path, file)
+        if text is not None:
+            parse_text(text, file, problems)
+        yield from problems
 
     # --- papers and claims
 
     def _paper(self, document: Document, key: str, paper: Paper) -> Iterator[Finding]:
         if paper.key != key:
-            yield _misnamed(document, "key", paper.key, key)
+            cited = any(link.key == paper.key for entry in self.k.entries.values() for link in entry.papers)
+            rename = cited or not re.fullmatch(KEY, key)
+            yield _misnamed(document, "key", paper.key, key, rename=rename)
+            key = paper.key if rename else key
         if paper.year is not None and paper.year > self.today.year + 1:
             yield document.finding("E211", f"{paper.year} is still to come", ("year",))
+        if paper.year is not None and paper.year < FIRST_YEAR:
+            hint = f"the key says {key.split('-')[-2]}" if re.fullmatch(KEY, key) else "look it up"
+            message = f"{paper.year} lies before there were computers"
+            yield document.finding("E211", message, ("year",), hint=hint)
+        if paper.ids.arxiv is not None:
+            yield from self._arxiv(document, paper.ids.arxiv)
         yield from self._past(document, ("verified", "on"), paper.verified.on)
         if paper.year is not None and f"-{paper.year}-" not in key:
             yield document.finding("W602", f"the key says another year than {paper.year}", ("year",))
@@ -304,9 +354,9 @@ class _Checker:
                 yield document.finding("E403", message, ("axes",), key=True, hint=axis_hint(self.k.axes[name]))
         yield from _twice(document, "claims", "id", "claim id", [claim.id for claim in paper.claims])
         for n, claim in enumerate(paper.claims):
-            yield from self._claim(document, ("claims", n), key, claim)
+            yield from self._claim(document, ("claims", n), key, claim, has_code=bool(paper.code))
 
-    def _claim(self, document: Document, path: Keys, key: str, claim: Claim) -> Iterator[Finding]:
+    def _claim(self, document: Document, path: Keys, key: str, claim: Claim, *, has_code: bool) -> Iterator[Finding]:
         at = (*path, "technique")
         entry = self.k.entries.get(claim.technique)
         yield from _known(document, at, "E302", "entry", claim.technique, self.entry_ids, ENTRIES)
@@ -317,7 +367,7 @@ class _Checker:
         if claim.kind in ("speedup", "operations", "accuracy", "memory", "energy") and claim.quantity is None:
             message = f"a claim of kind {claim.kind} needs its number"
             yield document.finding("E505", message, path, hint="add `quantity: {metric: ..., value: ..., unit: ...}`")
-        if claim.locator.file is not None and claim.seen_at is None and not self.k.papers[key].code:
+        if claim.locator.file is not None and claim.seen_at is None and not has_code:
             message = "a file of the official repository, but the paper names no repository"
             yield document.finding("E507", message, (*path, "locator", "file"), hint="add it under `code`")
         if claim.check is None:
@@ -372,6 +422,10 @@ class _Checker:
                     message = f'{room}/{module_name(owner)}.py defines no scenario "{record.scenario}"'
                     yield self._at_record(file, "E310", message, ("scenario",), did_you_mean(record.scenario, defined))
                 yield from self._meeting(file, record)
+                if not str(BEGINNING) <= record.date <= str(self.today + datetime.timedelta(days=1)):
+                    message = f"{record.date} is no day since the atlas began that has been"
+                    hint = "records are measured, never edited by hand"
+                    yield self._at_record(file, "E211", message, ("date",), hint)
                 for path, text in texts(record.model_dump()):
                     for problem in text_problems(text):
                         yield self._at_record(file, problem.code, problem.message, path, problem.hint)
@@ -403,6 +457,8 @@ class _Checker:
             own += [(("aliases", n), alias) for n, alias in enumerate(entry.aliases)]
             for path, name in own:
                 other = names.setdefault(name.lower().replace(" ", "-"), entry_id)
+                if path[0] == "aliases" and name == entry.name:
+                    yield document.finding("E311", f'"{name}" is the name of the entry already', path)
                 if other != entry_id:
                     yield document.finding("E311", f'"{name}" is also a name of {other}', path)
         owners: dict[tuple[str, str], str] = {}
@@ -413,34 +469,52 @@ class _Checker:
                     yield document.finding("E311", f"{kind} {value} is also that of {owner}", ("ids", kind))
 
     def _circles(self) -> Iterator[Finding]:
-        """Replacing, generalising and superseding are orders: following them must not lead back."""
-        for kind in ("replaced_by", "generalises", "supersedes"):
-            code = "E312" if kind == "replaced_by" else "E313"
-            links: dict[str, list[tuple[Keys, str]]] = {}
-            for entry_id, entry in self.k.entries.items():
-                if kind == "replaced_by":
-                    links[entry_id] = [((kind,), entry.replaced_by)] if entry.replaced_by else []
-                else:
-                    named = enumerate(entry.relations)
-                    links[entry_id] = [(("relations", n, "target"), r.target) for n, r in named if r.type == kind]
-            targets = {
-                entry_id: [target for _, target in found if target != entry_id] for entry_id, found in links.items()
-            }
+        """Replacing, being above and composing are orders: following them must not lead back."""
+        links: dict[str, list[tuple[str, Keys, str, str]]] = {"replacing": [], "above": [], "newer": [], "composed": []}
+        for entry_id, entry in self.k.entries.items():
+            for n, relation in enumerate(entry.relations):
+                order = ORDERS.get(relation.type, "")
+                path: Keys = ("relations", n, "target")
+                if order == "below":
+                    links["above"].append((entry_id, path, relation.target, entry_id))
+                elif order:
+                    links[order].append((entry_id, path, entry_id, relation.target))
+            links["composed"] += [(entry_id, ("parts", n), entry_id, part) for n, part in enumerate(entry.parts)]
+            if entry.replaced_by is not None:
+                links["replacing"].append((entry_id, ("replaced_by",), entry_id, entry.replaced_by))
+                links["newer"].append((entry_id, ("replaced_by",), entry.replaced_by, entry_id))
+        said: set[tuple[str, Keys]] = set()
+        for order, found in links.items():
+            targets: dict[str, list[str]] = {}
+            for _, _, upper, lower in found:
+                if upper != lower:
+                    targets.setdefault(upper, []).append(lower)
             try:
                 TopologicalSorter(targets).prepare()
                 continue
             except CycleError:
                 pass
-            for entry_id, found in links.items():
-                for path, target in found:
-                    if target != entry_id and entry_id in reachable(targets, target):
-                        document = self.k.documents[f"{ENTRIES}/{entry_id}.yml"]
-                        yield document.finding(code, f"`{kind}` leads from here back to this entry", path)
+            for entry_id, path, upper, lower in found:
+                if upper != lower and (entry_id, path) not in said and upper in reachable(targets, lower):
+                    said.add((entry_id, path))
+                    yield self._circle(order, entry_id, path, _way(targets, lower, upper))
+
+    def _circle(self, order: str, entry_id: str, path: Keys, way: Sequence[str]) -> Finding:
+        """The finding for one link of a circle; `way` leads from its lower end back to its upper one."""
+        about = {
+            "replacing": "`replaced_by` leads from here back to this entry",
+            "above": "`generalises` and `variant-of` lead from here back to this entry",
+            "newer": "`supersedes` and `replaced_by` lead from here back to this entry",
+            "composed": "`parts` lead from here back to this entry",
+        }
+        hint = f"{' > '.join([way[-1], *way])}: one of these goes the other way round, or is not so"
+        document = self.k.documents[f"{ENTRIES}/{entry_id}.yml"]
+        return document.finding("E312" if order == "replacing" else "E313", about[order], path, hint=hint)
 
     # --- numbers in prose
 
     def _numbers_in_prose(self) -> Iterator[Finding]:
-        """References to records must lead to a number; measured numbers of a stable entry must be references."""
+        """References to records must lead to a number."""
         for file, document in self.k.documents.items():
             if "{{" in document.text and document.readable:
                 for path, text in texts(document.data):
@@ -451,13 +525,11 @@ class _Checker:
             yield from self._bare_numbers(self.k.documents[file], owner, path, text, said)
 
     def _told(self) -> Iterator[tuple[str, str, Keys, str, set[float]]]:
-        """(file, whose results, where, text, numbers that stand elsewhere) of every text whose numbers are ours."""
+        """(file, whose results, where, text, numbers that stand elsewhere) of texts whose numbers are ours, beside those
+        that `completeness` looks at."""
         for entry_id, entry in self.k.entries.items():
             if entry.status == "stable":
                 file = f"{ENTRIES}/{entry_id}.yml"
-                for field in references.MEASURED_FIELDS:
-                    for n, text in enumerate(getattr(entry, field)):
-                        yield file, entry_id, (field, n), text, set()
                 for n, relation in enumerate(entry.relations):
                     yield file, entry_id, ("relations", n, "note"), relation.note, set()
         for key, paper in self.k.papers.items():
@@ -563,9 +635,26 @@ def reachable(targets: Mapping[str, Iterable[str]], start: str) -> set[str]:
     return seen
 
 
-def _misnamed(document: Document, key: str, value: str, stem: str) -> Finding:
+def _way(targets: Mapping[str, Iterable[str]], start: str, end: str) -> list[str]:
+    """A shortest path of a directed graph from `start` to `end`, to which one leads."""
+    before: dict[str, str] = {start: start}
+    ahead = [start]
+    for node in ahead:
+        for target in targets.get(node, ()):
+            if target not in before:
+                before[target] = node
+                ahead.append(target)
+    way = [end]
+    while way[-1] != start:
+        way.append(before[way[-1]])
+    return way[::-1]
+
+
+def _misnamed(document: Document, key: str, value: str, stem: str, *, rename: bool) -> Finding:
+    """`rename`: it is the file that has the wrong name."""
     message = f'"{value}", but the file is called {stem}.yml'
-    return document.finding("E209", message, (key,), hint="ids are never renamed: correct the one that is wrong")
+    hint = f"call the file {value}.yml" if rename else f"write {stem}, or call the file {value}.yml"
+    return document.finding("E209", message, (key,), hint=f"{hint}: {key}s are never renamed")
 
 
 def _known(
@@ -601,7 +690,9 @@ def _twice(document: Document, listed: str, key: str, what: str, names: Sequence
 
 def _suggest(word: str, known: Iterable[str], folder: str) -> str:
     hint = did_you_mean(word, known)
-    return hint if hint.startswith("did") else f"add {folder}/{word}.yml"
+    if not hint.startswith("did") and re.fullmatch(KEY if folder == PAPERS else ID, word):
+        return f"add {folder}/{word}.yml"
+    return hint
 
 
 def _contract(source: Source, entry_id: str) -> Iterator[Finding]:
@@ -622,7 +713,7 @@ def _contract(source: Source, entry_id: str) -> Iterator[Finding]:
             True,
         ),
         "stateful": (lambda v: isinstance(v, bool), "stateful = True", False),
-        "waivers": (_is_waivers, 'waivers = {"name_of_the_check": "why it cannot apply"}', False),
+        "waivers": (_is_waivers, 'waivers = {"name-of-the-check": "why it cannot apply, in a sentence"}', False),
     }
     for name, (fits, form, needed) in forms.items():
         attribute = source.attributes.get(name)
@@ -649,8 +740,26 @@ def _contract(source: Source, entry_id: str) -> Iterator[Finding]:
 
 def _is_waivers(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(k, str) and isinstance(v, str) and k.strip() and v.strip() for k, v in value.items()
+        isinstance(k, str) and isinstance(v, str) and k.strip() and len(v.split()) >= REASON_WORDS
+        for k, v in value.items()
     )
+
+
+def _repeated(document: Document) -> Iterator[Finding]:
+    """Items that stand in a list a second time; case and white space make no difference."""
+    for path, items in lists(document.data):
+        if len(items) < 2 or (path[:1] == ("axes",) and len(path) == 2):
+            continue  # terms of an entry, of which E208 says it
+        seen: dict[str, int] = {}
+        for n, item in enumerate(items):
+            if isinstance(item, dict) and item.keys() & {"id", "key"}:
+                continue  # of which E311 says it
+            form = one_line(json.dumps(item, sort_keys=True, ensure_ascii=False)).casefold()
+            first = seen.setdefault(form, n)
+            if first != n:
+                line = document.place((*path, first)).line
+                hint = f"the first is on line {line}; delete one, or write what was meant"
+                yield document.finding("E215", "stands here for the second time", (*path, n), hint=hint)
 
 
 def _prose(document: Document) -> Iterator[Finding]:

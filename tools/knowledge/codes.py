@@ -170,6 +170,26 @@ CODES: Final[dict[str, Code]] = _table(
         "id: token-merging<LF>",
     ),
     (
+        "E117",
+        "a merge that is not finished",
+        (
+            "Where two branches changed the same lines, git leaves both versions in the file, between lines that begin "
+            "with <<<<<<<, ======= and >>>>>>>. Nothing else is said of such a file."
+        ),
+        "<<<<<<< HEAD\nstatus: draft\n=======\nstatus: stable\n>>>>>>> my-branch",
+        "status: stable",
+    ),
+    (
+        "E118",
+        "curly quotes in the place of quotes",
+        (
+            "YAML knows straight quotes only; curly ones, which word processors and web pages make of them, are part "
+            "of the text. Inside a text they are welcome, and a text that begins with one goes into a block (`>-`)."
+        ),
+        "arxiv: “2210.09461”",
+        'arxiv: "2210.09461"',
+    ),
+    (
         "E201",
         "unknown key",
         "The schema has no such key here. Often a typing error, or a key at the wrong depth.",
@@ -247,8 +267,12 @@ CODES: Final[dict[str, Code]] = _table(
     ),
     (
         "E211",
-        "a day or a year that is still to come",
-        "Entries were added and papers read on a day that has been. A year may be the next one: proceedings run ahead.",
+        "a day, a year or an identifier of another time",
+        (
+            "Entries were added, papers read and results measured on a day that has been, since the atlas began. A "
+            "year may be the next one, since proceedings run ahead, and is none before there were computers. The first "
+            "four digits of an arXiv id are the year and the month of its submission: from 9107 on, and none to come."
+        ),
         'added: "2126-11-22"',
         'added: "2026-11-22"',
     ),
@@ -275,6 +299,13 @@ CODES: Final[dict[str, Code]] = _table(
         "Formulas become MathML when the site is built: plain LaTeX without packages or macros of your own.",
         "definition: The norm $\\Norm{x}$.",
         "definition: The norm $\\lVert x \\rVert$.",
+    ),
+    (
+        "E215",
+        "the same item twice in a list",
+        "Nothing is gained by saying it twice; most often one of the two was meant to be another.",
+        "aliases: [ToMe, tome]",
+        "aliases: [ToMe]",
     ),
     (
         "E301",
@@ -365,8 +396,12 @@ CODES: Final[dict[str, Code]] = _table(
     ),
     (
         "E313",
-        "entries that generalise or supersede each other in a circle",
-        "What generalises or supersedes another entry cannot also, over any number of steps, be below it.",
+        "entries that stand above each other in a circle",
+        (
+            "What generalises another entry, has it as a variant, supersedes it or is composed of it cannot also, over "
+            "any number of steps, be below it. `a generalises b` and `b variant-of a` say the same, and "
+            "`a replaced_by b` says that b supersedes a."
+        ),
         "a: {type: generalises, target: b}\nb: {type: generalises, target: a}",
         "a: {type: generalises, target: b}",
     ),
@@ -386,8 +421,12 @@ CODES: Final[dict[str, Code]] = _table(
     ),
     (
         "E402",
-        "a stable entry lacks a file",
-        "A stable entry with an implementation has a notebook, a test, experiments and a measured result.",
+        "a stable entry lacks a file, or a file what belongs in it",
+        (
+            "A stable entry with an implementation has a notebook, a test with `CASES` for the conformance checks, "
+            "experiments with `SCENARIOS`, and a measured result with a null case. One point is enough where a "
+            "technique is either on or off. `redundancy gaps ID` lists what is missing."
+        ),
         "status: stable   (and no notebooks/token_merging.py)",
         "status: stable   (with notebooks/token_merging.py)",
     ),
@@ -584,8 +623,11 @@ CODES: Final[dict[str, Code]] = _table(
     ),
     (
         "E801",
-        "a notebook without cells",
-        "A notebook is Python in jupytext's py:percent form, without outputs.",
+        "a notebook without cells, or with a marker that makes none",
+        (
+            "A notebook is Python in jupytext's py:percent form, without outputs. Its cells begin with `# %%` or "
+            "`# %% [markdown]`, written with these spaces."
+        ),
         "import torch",
         "# %% [markdown]\n# # Token merging\n\n# %%\nimport torch",
     ),
@@ -595,6 +637,16 @@ CODES: Final[dict[str, Code]] = _table(
         "A reader must be able to run a notebook with reference_impls alone.",
         "from tools.knowledge import load",
         "from reference_impls.techniques import token_merging",
+    ),
+    (
+        "E804",
+        "code under a markdown cell",
+        (
+            "Whatever stands below `# %% [markdown]` is text of that cell, up to the next marker: code there is never "
+            "run, and shows as prose."
+        ),
+        "# %% [markdown]\n# ## The algorithm\nrows = technique.distinct_rows(x)",
+        "# %% [markdown]\n# ## The algorithm\n\n# %%\nrows = technique.distinct_rows(x)",
     ),
     (
         "E803",

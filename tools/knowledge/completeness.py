@@ -1,14 +1,22 @@
-"""What an entry needs to become stable, and what of it is missing. The check and the views of completeness ask here."""
+"""What an entry needs to become stable, and what of it is missing: every rule stands here, and nowhere else.
+
+`redundancy gaps`, `check`, `bench` and `affected`, the pages of drafts and the tests ask this module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from reference_impls.accounting.record import Record
+
+from . import references
 from .base import Knowledge
-from .paths import EXPERIMENTS, NOTEBOOKS, RESULTS, TESTS, located, module_name
+from .findings import Finding
+from .paths import ENTRIES, EXPERIMENTS, INSTALLED, NOTEBOOKS, RESULTS, TECHNIQUES, TESTS, located, module_name
 from .reader import Keys
 from .schema import Axis, Entry
 from .text import one_line
@@ -31,6 +39,19 @@ _PARTS: Final = {
     "study": ("definition", "limits"),
 }
 
+REASON_WORDS: Final = 4
+"""A reason why a conformance check cannot apply has at least so many words."""
+_RECORD_RULES: Final[dict[str, tuple[Callable[[Record], bool], str]]] = {
+    "a null case": (
+        lambda record: bool(record.controls or record.redundancy.null),
+        "a control, or the measure on data without the redundancy: `study.record(controls=..., redundancy=...)`",
+    ),
+    "a saving": (
+        lambda record: any(p.macs < record.baseline.macs or p.bytes < record.baseline.bytes for p in record.points),
+        "at least one point that executes fewer MACs or moves fewer bytes than the baseline",
+    ),
+}
+"""What at least one record of an entry shows. One point is enough: a technique may be either on or off."""
 _HINTS: Final = {"implementation": "`redundancy new implementation {id}` writes one to start from"}
 
 
@@ -72,6 +93,15 @@ def due(knowledge: Knowledge, entry: Entry) -> tuple[Need, ...]:
     return tuple(n for n in _classification(knowledge, entry) if not n.met and n.status == "draft")
 
 
+def findings_of(knowledge: Knowledge, entry: Entry) -> list[Finding]:
+    """Findings of the check in files of the entry that name no gap: they too stand in its way."""
+    own = (f"{ENTRIES}/{entry.id}.yml", *files_of(entry.id))
+    folders = (f"{RESULTS}/{entry.id}/", f"{TECHNIQUES}/{module_name(entry.id)}/")
+    said = {need.message for need in due(knowledge, entry)}
+    found = (f for f in knowledge.findings if f.file in own or f.file.startswith(folders))
+    return [f for f in found if f.message not in said]
+
+
 def _needs(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
     yield from _classification(knowledge, entry)
     for name in _PARTS[entry.kind]:
@@ -89,6 +119,16 @@ def _needs(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
         yield from _evidence(knowledge, entry)
     if entry.kind == "technique" or entry.implementation is not None:
         yield from _files(knowledge, entry)
+    yield from _numbers(knowledge, entry)
+    yield Need(
+        what="`status: stable`",
+        hint=f"write it in {ENTRIES}/{entry.id}.yml once nothing else is missing",
+        met=entry.status != "draft",
+        status="stable",
+        code="E401",
+        message="the entry is a draft",
+        path=("status",),
+    )
 
 
 def _classification(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
@@ -129,17 +169,29 @@ def _evidence(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
 
 
 def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
-    name = module_name(entry.id)
-    source = knowledge.sources.get(entry.id)
-    files = {
-        f"{EXPERIMENTS}/{name}.py": "what it is examined on, and its scenarios on real data",
-        f"{TESTS}/test_{name}.py": "what is particular to it; the conformance checks cover the rest",
-        f"{NOTEBOOKS}/{name}.py": "jupytext py:percent, without outputs",
-    }
     place: Keys = ("implementation",)
-    for file, hint in files.items():
-        met = located(knowledge.root, file).is_file()
+    _, experiments, test, notebook = files = files_of(entry.id)
+    hints = {
+        experiments: "what it is measured on; the small run of its first scenario uses data that `make serve` fetches",
+        test: "its small cases, and what is particular to it; the conformance checks cover the rest",
+        notebook: "jupytext py:percent, without outputs; a heading, and at least one figure",
+    }
+    for file, hint in hints.items():
+        met = located(knowledge.root, file).is_file() or knowledge.root == INSTALLED  # which has no tests
         yield Need(file, hint, met, "stable", "E402", f"a stable entry needs {file}", place)
+    for file, what, pattern, hint in (
+        (
+            experiments,
+            "SCENARIOS",
+            r"\bSCENARIOS\b",
+            "`SCENARIOS = (Scenario(...), ...)`: `redundancy run` chooses there",
+        ),
+        (test, "CASES", r"\bCASES\b", "`CASES = MyCases()`: the conformance checks run on them"),
+        (notebook, "a heading", r"# # \S", "begin it with `# %% [markdown]` and `# # The name`"),
+    ):
+        text = _text(located(knowledge.root, file))
+        met = not text or re.search(rf"^(?:from .* import .*)?{pattern}", text, re.MULTILINE) is not None
+        yield Need(f"{what} in {file}", hint, met, "stable", "E402", f"{file} lacks {what}", place)
     yield Need(
         what="a measured result",
         hint=f"measure it: `redundancy bench {entry.id} --save`",
@@ -149,24 +201,68 @@ def _files(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
         message=f"a stable entry needs a measured result in {RESULTS}/{entry.id}/",
         path=place,
     )
-    code = (*(source.files if source else ()), *files)
-    written = [file for file in code if _is_placeholder(located(knowledge.root, file))]
+    records = knowledge.results_of(entry.id)
+    for fault, (has, hint) in _RECORD_RULES.items():
+        met = not records or any(map(has, records))
+        yield Need(fault, hint, met, "stable", "E402", f"no record of the entry shows {fault}", place)
+    source = knowledge.sources.get(entry.id)
+    code = dict.fromkeys((*(source.files if source else ()), *files))
+    written = [file for file in code if PLACEHOLDER in _text(located(knowledge.root, file))]
+    named = ", ".join(written)
     yield Need(
         what="its own code",
-        hint="put your own in the place of what `redundancy new` wrote, and delete the paragraphs that say so",
+        hint=f"put your own in the place of what `redundancy new` wrote in {named}; delete the paragraphs that say so",
         met=not written,
         status="stable",
         code="E406",
-        message=f"still the stand-in that `redundancy new` wrote: {', '.join(written)}",
+        message=f"still the stand-in that `redundancy new` wrote: {named}",
         path=place,
     )
 
 
-def _is_placeholder(path: Path) -> bool:
+def _numbers(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
+    """Measured numbers of its texts must be references to records."""
+    records = knowledge.results_of(entry.id)
+    points = [p for r in records for p in (*r.points, *(p for c in r.controls for p in c.points))]
+    knobs = {v for p in points for v in p.knobs.values() if not isinstance(v, str)}
+    for field in references.MEASURED_FIELDS:
+        for n, text in enumerate(getattr(entry, field)):
+            if bare := references.bare_numbers(text, knobs, knowledge.papers):
+                yield Need(
+                    what=f"the source of {', '.join(bare)} in {field}",
+                    hint="write {{scenario: field}}, or name the paper by its key; `redundancy explain W605` has more",
+                    met=False,
+                    status="stable",
+                    code="W605",
+                    message=f"a number that looks measured, without its record: {', '.join(bare)}",
+                    path=(field, n),
+                    at_key=False,
+                )
+
+
+def files_of(entry_id: str) -> tuple[str, str, str, str]:
+    """Module, experiments, test and notebook of an entry, relative to the root."""
+    name = module_name(entry_id)
+    return (
+        f"{TECHNIQUES}/{name}.py", f"{EXPERIMENTS}/{name}.py", f"{TESTS}/test_{name}.py", f"{NOTEBOOKS}/{name}.py",
+    )  # fmt: skip
+
+
+def record_faults(record: Record) -> list[str]:
+    """What a record, even one of the smoke budget, does not show and an entry's records must."""
+    return [fault for fault, (has, _) in _RECORD_RULES.items() if not has(record)]
+
+
+def notebook_faults(outputs: Iterable[str]) -> list[str]:
+    """What a notebook that was executed does not show; `outputs` are the types of its outputs."""
+    return [] if "display_data" in outputs else ["a figure"]
+
+
+def _text(path: Path) -> str:
     try:
-        return PLACEHOLDER.encode() in path.read_bytes()
+        return path.read_bytes().decode("utf-8", "replace")
     except OSError:
-        return False
+        return ""
 
 
 def axis_hint(axis: Axis) -> str:

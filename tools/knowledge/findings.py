@@ -82,14 +82,35 @@ def render(findings: Iterable[Finding], form: str) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean "temporal_similarity"?`, or what there is, or nothing."""
     choices = sorted(set(known))
-    by_form = {_form(choice): choice for choice in choices}
-    close = difflib.get_close_matches(_form(word), by_form, n=1, cutoff=0.6)
-    if not close:
-        close = [form for form in by_form if len(word) > 2 and form.startswith(_form(word))][:1]
-    if close:
-        return f'did you mean "{by_form[close[0]]}"?'
+    if near := nearest(word, choices):
+        return f'did you mean "{near}"?'
     return f"there are: {', '.join(choices)}" if 0 < len(choices) <= 20 else ""
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that a word is most likely to mean: nearly the same, or one that begins with it; else None."""
+    by_form = {_form(choice): choice for choice in sorted(set(known))}
+    form = _form(word)
+    close = difflib.get_close_matches(form, by_form, n=5, cutoff=0.75)
+    close = [other for other in close if _same_words(form, other)]
+    if not close and len(word) > 2:
+        close = [other for other in by_form if other.startswith(f"{form}_")]
+    return by_form[close[0]] if close else None
+
+
+def _same_words(one: str, other: str) -> bool:
+    """Whether the words of two names resemble each other one by one: `dilated_convolution` is no misspelt
+    `delta_convolution`."""
+    pairs = list(zip(one.split("_"), other.split("_"), strict=False))
+    if len(pairs) != max(one.count("_"), other.count("_")) + 1:
+        return True  # a word was joined or split
+    return all(difflib.SequenceMatcher(None, a, b).ratio() >= 0.7 for a, b in pairs)
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 finding`, `2 findings`, `3 entries`."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def _form(word: str) -> str:
-    return word.lower().replace("-", "_").replace(" ", "_")
+    return word.lower().strip("“”‘’\"' ").replace("-", "_").replace(" ", "_")

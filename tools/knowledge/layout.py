@@ -37,6 +37,8 @@ _LOOKS_TYPED = re.compile(
     r"(?i)[-+.]?[0-9][-+0-9.,:_eExXoOtTzZa-fA-F]*|true|false|null|yes|no|on|off|y|n|~|\.(inf|nan)"
 )
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_MENDED: Final = ("E103", "E116")
+"""Findings that the layout does away with: a byte order mark, line ends of Windows."""
 _SINGLE_SPACE = re.compile(r"(?<=[^ \n]) (?=[^ \n])")
 
 
@@ -53,8 +55,9 @@ def layout(text: str, file: str, axes: Axes) -> str:
 
     Raises Refused for a text with findings of the families E1xx.
     """
+    text = _mended(text)
     before = _read(text, file)
-    parsed = _Parser(text.replace("\r\n", "\n")).parse()
+    parsed = _Parser(text).parse()
     laid_out = _write(parsed, file, axes)
     after = _read(laid_out, file)
     lost = parsed.comments - _Parser(laid_out).parse().comments
@@ -97,8 +100,8 @@ def look(root: Path, names: Iterable[str], axes: Axes) -> Iterator[Laid]:
     """What the layout makes of each of these files; nothing is written."""
     for file in names:
         document = read_yaml(root / file, file)
-        findings = [f for f in document.findings if f.code.startswith("E1") and f.code != "E116"]
-        if findings:  # line ends of Windows are mended
+        findings = [f for f in document.findings if f.code.startswith("E1") and f.code not in _MENDED]
+        if findings:
             yield Laid(file, findings=tuple(findings))
             continue
         text = (root / file).read_bytes().decode("utf-8")
@@ -130,8 +133,9 @@ def put(text: str, file: str, key: str, value: Any, axes: Axes) -> str:
 
     Raises Refused for a text with findings of the families E1xx.
     """
+    text = _mended(text)
     _read(text, file)
-    parsed = _Parser(text.replace("\r\n", "\n")).parse()
+    parsed = _Parser(text).parse()
     owner = next((item for item in parsed.root.items if item.key is not None and item.key.value == key), None)
     if owner is None:
         parsed.root.items.append(_Item(_node(value), _Scalar(key)))
@@ -145,8 +149,9 @@ def append(text: str, file: str, key: str, item: Mapping[str, Any], axes: Axes) 
 
     Raises Refused for a text with findings of the families E1xx, TypeError where `key` holds no list.
     """
+    text = _mended(text)
     _read(text, file)
-    parsed = _Parser(text.replace("\r\n", "\n")).parse()
+    parsed = _Parser(text).parse()
     new = _Item(_node(dict(item)))
     for owner in parsed.root.items:
         if owner.key is not None and owner.key.value == key:
@@ -158,6 +163,10 @@ def append(text: str, file: str, key: str, item: Mapping[str, Any], axes: Axes) 
     else:
         parsed.root.items.append(_Item(_Collection(False, False, [new]), _Scalar(key)))
     return _write(parsed, file, axes)
+
+
+def _mended(text: str) -> str:
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 def _read(text: str, file: str) -> Document:

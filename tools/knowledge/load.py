@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from reference_impls.accounting.record import Record
 
-from . import validation
+from . import text, validation
 from .base import NO_STATEMENTS, Knowledge, empty_axes
 from .findings import Finding, finding
 from .paths import (
@@ -126,8 +126,10 @@ def _read(
     findings.extend(document.findings)
     if not document.readable:
         return None
+    quotes = list(text.quoted_wrongly(document))
     value, problems = validation.validate(model, document)
-    findings.extend(problems)
+    said = {(f.line, f.path) for f in quotes}
+    findings.extend([*quotes, *(f for f in problems if (f.line, f.path) not in said)])
     return value
 
 

@@ -40,6 +40,7 @@ _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[
 _BREAKS = "\x85\u2028\u2029"  # YAML counts these as line breaks, editors do not: positions would drift
 _FORBIDDEN = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_BREAKS}\ufeff\ufffe\uffff]|\r(?!\n)")
 _TAB_OR_FORBIDDEN = re.compile(f"\t+|{_FORBIDDEN.pattern}")
+_CONFLICT = re.compile(r"^(<{7}|>{7}|\|{7})( .*)?$|^={7}$", re.MULTILINE)
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _CONTROL_OR_BREAK = re.compile("[\x00-\x1f\x7f-\x9f]")
 _LOADER: Any = getattr(yaml, "CLoader", yaml.Loader)
@@ -193,7 +194,8 @@ def _text(path: Path, document: Document, *, characters: bool = True) -> str | N
         document.add("E101", f"cannot be read: {error.strerror or error}")
         return None
     if content.startswith(b"\xef\xbb\xbf"):
-        document.add("E103", "the file starts with a byte order mark")
+        hint = "save the file as UTF-8 without it; in a YAML file `redundancy fmt` removes it"
+        document.add("E103", "the file starts with a byte order mark", hint=hint)
         content = content[3:]
     try:
         text = content.decode("utf-8")
@@ -203,10 +205,24 @@ def _text(path: Path, document: Document, *, characters: bool = True) -> str | N
         place = Place(before.count(b"\n") + 1, len(before[start:].decode("utf-8", "replace")) + 1)
         document.add("E102", f"not UTF-8: byte 0x{content[error.start]:02x}", place)
         return None
-    if characters and not _characters(text, document):
+    if _unfinished_merge(text, document, code=not characters) or (characters and not _characters(text, document)):
         return None
     document.readable = True
     return text
+
+
+def _unfinished_merge(text: str, document: Document, *, code: bool) -> bool:
+    """Add a finding where git left both versions of a passage; True if it did. In `code` a line of ======= alone may
+    be something else."""
+    if not any(sign * 7 in text for sign in "<>=|"):
+        return False
+    marks = [(text.count("\n", 0, mark.start()) + 1, mark.group()[0]) for mark in _CONFLICT.finditer(text)]
+    marks = [(line, sign) for line, sign in marks if not code or sign in "<>"]
+    for line in [line for line, sign in marks if sign == "<"] or [line for line, _ in marks[:1]]:
+        message = "a merge that is not finished: two versions of a passage stand here"
+        hint = "keep what is right of both, and delete the lines that begin with <<<<<<<, ======= and >>>>>>>"
+        document.add("E117", message, Place(line), hint=hint)
+    return bool(marks)
 
 
 def _characters(text: str, document: Document) -> bool:
@@ -346,6 +362,8 @@ def _guess(text: str, place: Place) -> str:
     """What a syntax error most often means, from the line that it is on."""
     lines = text.split("\n")
     line = lines[place.line - 1] if place.line <= len(lines) else ""
+    if re.search(r"(?:^|[:\[{,-] ?)\s*[“”„‘’]", line):
+        return "“ and ” are no quotes of YAML: write straight ones"
     if ": " in line.strip().removeprefix("- ").partition(": ")[2]:
         return "a text that holds `: ` needs quotes, or its own lines below `>-`"
     if re.search(r"[:-] [@`%&*!|>{\[]", line):

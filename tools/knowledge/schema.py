@@ -41,14 +41,15 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, Field(min_length=1)]
-Prose = Annotated[str, Field(min_length=1)]
+NOT_BLANK = r"\S"
+Text = Annotated[str, Field(min_length=1, pattern=NOT_BLANK)]
+Prose = Annotated[str, Field(min_length=1, pattern=NOT_BLANK)]
 """Markdown, which may hold $LaTeX$; no raw HTML."""
 Label = Annotated[
     str,
     BeforeValidator(_no_bool),
-    Field(min_length=1),
-    WithJsonSchema({"type": ["string", "integer"], "minLength": 1}, mode="validation"),
+    Field(min_length=1, pattern=NOT_BLANK),
+    WithJsonSchema({"type": ["string", "integer"], "minLength": 1, "pattern": NOT_BLANK}, mode="validation"),
 ]
 """A text that may be written as a bare integer: `table: 4`."""
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]

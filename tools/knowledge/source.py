@@ -6,6 +6,7 @@ Importing would need torch, take seconds, and run code of a contribution that no
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,10 +110,16 @@ class _Module:
     tree: ast.Module
 
 
-def parse_text(text: str, file: str, findings: list[Finding]) -> ast.Module | None:
-    """The syntax tree of Python text, or None and a finding."""
+def parse_text(text: str, file: str, findings: list[Finding], *, run: bool = False) -> ast.Module | None:
+    """The syntax tree of Python text, or None and a finding; with `run` it must also be Python that can be run, which
+    `return` outside of a function is not."""
     try:
-        return ast.parse(text)
+        tree = ast.parse(text)
+        if run:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compile(text, file, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        return tree
     except SyntaxError as error:
         message = f"not Python: {error.msg}"
         findings.append(finding("E704", file, message, line=error.lineno or 1, column=max(error.offset or 1, 1)))

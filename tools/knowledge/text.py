@@ -8,10 +8,12 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .findings import Finding
 from .latex import MATH, latex_problem
-from .reader import Keys
+from .reader import Document, Keys
 
 _CODE = re.compile(r"^```.*?^```[^\S\n]*$|(?<![\\`])(`+)(?!`)[^\n]*?[^`\n]\1(?!`)", re.MULTILINE | re.DOTALL)
+_OPENING, _CLOSING = "“„‟«‘‚", "”“»’"
 _WORD = re.compile(r"\w+")
 _LATIN = re.compile(r"[A-Za-z]")
 _OTHER_ALPHABET = re.compile(
@@ -41,6 +43,46 @@ def texts(data: Any, path: Keys = ()) -> Iterator[tuple[Keys, str]]:
             stack.extend(((*path, key), value) for key, value in data.items())
         elif isinstance(data, (list, tuple)):
             stack.extend(((*path, n), value) for n, value in enumerate(data))
+
+
+def quoted_wrongly(document: Document) -> Iterator[Finding]:
+    """A finding for every key and every value around which curly quotes stand where YAML's own were meant.
+
+    “Memo” Functions is a title, and “2210.09461” is no id: there the quotes stand around the whole of it, or the second
+    of them is elsewhere, such as behind a comma that ended the item.
+    """
+    if not any(sign in document.text for sign in _OPENING + _CLOSING):
+        return
+    message = "curly quotes, which are part of the text and quote nothing"
+    for path, text in texts(document.data):
+        key = path[-1] if path else 0
+        if isinstance(key, str) and key[:1] in _OPENING:
+            yield document.finding("E118", message, path, key=True, hint=f"write: {key.strip(_OPENING + _CLOSING)}")
+        if _is_wrapped(text) and _style(document, path) not in "\"'|>":
+            hint = f'write straight ones, or none: "{one_line(text).strip(_OPENING + _CLOSING)}"'
+            yield document.finding("E118", message, path, hint=hint)
+
+
+def _is_wrapped(text: str) -> bool:
+    opened, closed = text.count("“"), text.count("”")
+    whole = text[:1] in _OPENING and text[-1:] in f"{_CLOSING}“" and text[1:-1].count("“") == 0
+    half = opened != closed and (text[:1] == "“" or text[-1:] == "”") and "„" not in text
+    return (whole or half) and len(text) > 1
+
+
+def _style(document: Document, path: Keys) -> str:
+    """The first character of a value as it was written."""
+    place = document.place(path)
+    return document.text.split("\n")[place.line - 1][place.column - 1 : place.column] or " "
+
+
+def lists(data: Any, path: Keys = ()) -> Iterator[tuple[Keys, list[Any]]]:
+    """Every list inside plain data, with its path."""
+    if isinstance(data, list):
+        yield path, data
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield from lists(value, (*path, key))
 
 
 class TextProblem(NamedTuple):

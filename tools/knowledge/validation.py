@@ -104,6 +104,8 @@ def _finding(model: type[BaseModel], document: Document, path: Keys, problem: di
         message = f'there is no key "{path[-1]}" here'
         return document.finding("E201", message, path, key=True, hint=did_you_mean(str(path[-1]), _names(owner)))
     value = problem.get("input")
+    if kind in ("string_too_short", "string_pattern_mismatch") and isinstance(value, str) and not value.strip():
+        return document.finding("E205", "is blank", path, hint="give it a value, or leave the key out")
     if "[key]" in problem["loc"]:
         message = f'the key "{path[-1]}" does not have the form {context.get("pattern", "that is wanted")}'
         return document.finding("E205", message, path, key=True)
@@ -119,7 +121,8 @@ def _finding(model: type[BaseModel], document: Document, path: Keys, problem: di
     if kind == "string_pattern_mismatch":
         owner = submodel(model, path[:-1])
         message = f"{_shown(value)} does not have the form {context.get('pattern')}"
-        return document.finding("E205", message, path, hint=_example(owner, str(path[-1]) if path else ""))
+        hint = _mended(value, str(context.get("pattern"))) or _example(owner, str(path[-1]) if path else "")
+        return document.finding("E205", message, path, hint=hint)
     if kind == "too_short":
         least = int(context["min_length"])
         message = f"needs at least {least} {'item' if least == 1 else 'items'}"
@@ -131,12 +134,39 @@ def _finding(model: type[BaseModel], document: Document, path: Keys, problem: di
 def _type_hint(document: Document, path: Keys, kind: str, value: Any) -> str:
     if value is None:
         return "give it a value, or leave the key out"
+    if kind.startswith(("int_", "float_")) and isinstance(value, str) and (number := _number(value)):
+        return f"write it without quotes, leading zeros or separators: {number}"
     if kind == "string_type" and path in document.places.raw:
         return f'write it in quotes: "{document.places.raw[path]}"'
     if kind in ("tuple_type", "list_type") and isinstance(value, str):
         return "start each item on a line of its own with `- `"
     if isinstance(value, str) and kind not in ("dict_type", "model_type", "mapping_type", "model_attributes_type"):
-        return "leave the quotes out" if value in ("true", "false") or re.fullmatch(r"-?[\d.]+", value) else ""
+        return "leave the quotes out" if value in ("true", "false") else ""
+    return ""
+
+
+def _number(text: str) -> str:
+    """The number that a text means: `02022` and `1,000` are 2022 and 1000; nothing where it is none."""
+    bare = re.sub(r"(?<=\d)[,_' ](?=\d{3}(?!\d))", "", text.strip())
+    found = re.fullmatch(r"\+?(-?)0*(\d+(?:\.\d+)?)", bare)
+    return f"{found[1]}{found[2]}" if found else ""
+
+
+def _mended(text: Any, pattern: str) -> str:
+    """What to write where a text misses its form by white space, capitals or leading zeros alone; else nothing."""
+    if not isinstance(text, str):
+        return ""
+    tidy = " ".join(text.split())
+    date = re.sub(r"\b(\d)\b", r"0\1", re.sub(r"[/.]", "-", tidy))
+    for mended in (
+        tidy,
+        tidy.lower(),
+        date,
+        re.sub(r"(?<!\d)0+(?=\d)", "", tidy),
+        re.sub(r"[\s_]+", "-", tidy.lower()),
+    ):
+        if re.search(pattern, mended):
+            return f'write "{mended}"'
     return ""
 
 

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from ..files import write_atomically, write_new
 from ..knowledge import Finding, Knowledge, load
-from ..knowledge.completeness import PLACEHOLDER
+from ..knowledge.completeness import PLACEHOLDER, files_of
+from ..knowledge.findings import counted
 from ..knowledge.layout import append, dump, put
-from ..knowledge.paths import ENTRIES, EXPERIMENTS, NOTEBOOKS, PAPERS, TECHNIQUES, TESTS, module_name
+from ..knowledge.paths import ENTRIES, PAPERS, TECHNIQUES, module_name
 from ..knowledge.schema import Paper
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -36,7 +37,7 @@ class Rejected(Exception):
     """What was to be written has findings; nothing was changed."""
 
     def __init__(self, findings: list[Finding]) -> None:
-        super().__init__(f"{len(findings)} findings")
+        super().__init__(counted(len(findings), "finding"))
         self.findings = findings
 
 
@@ -132,12 +133,7 @@ def code_texts(entry_id: str, name: str, papers: Iterable[Paper]) -> dict[str, s
         "references": _harmless(references or "  no paper is named yet"),
         "marker": PLACEHOLDER,
     }
-    files = {
-        f"{TECHNIQUES}/{module}.py": "technique",
-        f"{EXPERIMENTS}/{module}.py": "experiments",
-        f"{TESTS}/test_{module}.py": "test",
-        f"{NOTEBOOKS}/{module}.py": "notebook",
-    }
+    files = dict(zip(files_of(entry_id), ("technique", "experiments", "test", "notebook"), strict=True))
     return {
         file: Template((TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")).substitute(values)
         for file, template in files.items()

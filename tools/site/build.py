@@ -19,7 +19,9 @@ import yaml
 
 from ..export import api
 from ..export.bibtex import bibtex
+from ..imports import NotPython
 from ..knowledge import Knowledge, load
+from ..knowledge.findings import counted
 from ..knowledge.references import resolved
 from . import links, notebooks, search
 from .markup import MathError
@@ -46,16 +48,22 @@ def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[
 
     Notebooks that changed are executed unless `run` is false.
     """
-    knowledge = load(root)
-    if errors := [f for f in knowledge.findings if f.severity == "error"]:
-        shown = "\n".join(str(f) for f in errors[:20])
-        raise SiteError(f"{len(errors)} errors in the knowledge, see `redundancy check`:\n{shown}")
+    knowledge = checked(root)
     try:
         executed = notebooks.executed(root, run=run, progress=progress)
         material = gather(knowledge, executed)
         return pages(knowledge, material), data(knowledge), search.index(Atlas(resolved(knowledge), material))
-    except (notebooks.NotebookError, MathError) as error:
+    except (notebooks.NotebookError, MathError, NotPython) as error:
         raise SiteError(str(error)) from error
+
+
+def checked(root: Path) -> Knowledge:
+    """The knowledge at `root`. Raises SiteError where the check finds errors in it."""
+    knowledge = load(root)
+    if errors := [f for f in knowledge.findings if f.severity == "error"]:
+        shown = "\n".join(str(f) for f in errors[:20])
+        raise SiteError(f"{counted(len(errors), 'error')} in the knowledge, see `redundancy check`:\n{shown}")
+    return knowledge
 
 
 def data(knowledge: Knowledge) -> dict[str, str]:
@@ -80,11 +88,12 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
     started = time.monotonic()
     target = site_dir or root / "site"
     fresh = root / "build" / f"site-{os.getpid()}"
+    checked(root)
     if run:
-        fetch_assets(root, progress)
         try:
+            fetch_assets(root, progress)
             notebooks.executed(root, progress=progress)
-        except notebooks.NotebookError as error:
+        except (notebooks.NotebookError, NotPython) as error:
             raise SiteError(str(error)) from error
     progress("site: building pages")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "ATLAS_NOTEBOOKS": "run" if run else "cached"}

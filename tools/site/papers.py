@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from ..export.bibtex import bibtex
+from ..export.bibtex import bibliography
 from ..knowledge.schema import Paper
 from .markup import arxiv, doi, external
 from .model import Atlas, Page
@@ -67,7 +67,7 @@ def paper(atlas: Atlas, one: Paper) -> Page:
         reference=list(filter(None, reference)), places=list(filter(None, places)),
         unconfirmed=[MISSING[name] for name in one.unconfirmed],
         claims=sorted(((one, c, atlas.knowledge.judge(c)) for c in one.claims), key=lambda row: not row[2].attempted),
-        bibtex=bibtex(one),
+        bibtex=bibliography([one]),
         entries=[
             (e, ROLES[next(link.role for link in e.papers if link.key == one.key)])
             for e in atlas.knowledge.entries_of(one.key)
