@@ -525,8 +525,8 @@ class _Checker:
             yield from self._bare_numbers(self.k.documents[file], owner, path, text, said)
 
     def _told(self) -> Iterator[tuple[str, str, Keys, str, set[float]]]:
-        """(file, whose results, where, text, numbers that stand elsewhere) of texts whose numbers are ours, beside those
-        that `completeness` looks at."""
+        """(file, whose results, where, text, numbers told elsewhere) of texts whose numbers are ours, beside those that
+        `completeness` looks at."""
         for entry_id, entry in self.k.entries.items():
             if entry.status == "stable":
                 file = f"{ENTRIES}/{entry_id}.yml"
