@@ -11,7 +11,7 @@ from torch import Tensor
 
 def widened(x: Tensor) -> Tensor:
     """`x` in float32 where its dtype is narrower or holds integers, else as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype == torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -154,7 +154,8 @@ class Matching:
                 return None
         edges = best.argsort(dim=1, descending=True)  # (B, |A|)
         partner = partner.gather(1, edges[:, :r])
-        source, unmerged = (first_a + 2 * edges).split([r, edges.shape[1] - r], 1)
+        edges = first_a + 2 * edges
+        source, unmerged = edges[:, :r], edges[:, r:]
         if self.keep_order:
             return Match.of(source, first_b + 2 * partner, tokens)
         if prefix:
@@ -175,7 +176,7 @@ def _best_cosines(metric: Tensor, first_a: int, first_b: int) -> tuple[Tensor, T
     """Highest cosine of each token of A with any of B, and which of B that is: (B, |A|) each."""
     with without_autocast(metric):
         metric = widened(metric.detach())
-        unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        unit = metric / torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp_min(1e-12)
         best, partner = (unit[:, first_a::2] @ unit[:, first_b::2].transpose(1, 2)).max(-1)
     return best, partner
 
@@ -208,9 +209,9 @@ def merge(x: Tensor, size: Tensor, match: Match) -> tuple[Tensor, Tensor]:
     """
     check_tensor("x", x, "B N D", finite=False)
     check_tensor("size", size, f"{x.shape[0]} {x.shape[1]}", finite=False)
-    parts = [match.left, match.target.shape[1]]
-    kept, merged = rows(x, match.order).split(parts, 1)  # (B, N - r, D), (B, r, D)
-    size, merged_size = size.gather(1, match.order).split(parts, 1)
+    left, x, size = match.left, rows(x, match.order), size.gather(1, match.order)
+    kept, merged = x[:, :left], x[:, left:]  # (B, N - r, D), (B, r, D)
+    size, merged_size = size[:, :left], size[:, left:]
     size = size.scatter_add(1, match.target, merged_size)  # (B, N - r)
     weight = (merged_size / size.gather(1, match.target)).to(x.dtype)
     shift = weight.unsqueeze(-1) * (merged - rows(kept, match.target))
