@@ -492,8 +492,8 @@ def _claim(knowledge: Knowledge, asker: Asker, key: str, options: dict[str, Any]
     statement = asker.text("--statement", options["statement"], "The claim, in your own words", check=prose)
     quantity = {name: options[name] for name in QUANTITY if options[name] is not None}
     if kind in NUMBERED:
-        for name in QUANTITY[:3]:
-            if name not in quantity:
+        for name, field in Quantity.model_fields.items():
+            if field.is_required() and name not in quantity:
                 number = fitting(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", "a number") if name == "value" else lambda text: ""
                 answer = asker.text(f"--{name}", None, name.capitalize(), check=number)
                 if answer is not None:
