@@ -65,10 +65,10 @@ _ROW_BY_ROW = {Tensor.detach, Tensor.clone, Tensor.contiguous, Tensor.to, Tensor
 def reduced(x: Tensor, reduction: Reduction, batch_first: bool = True) -> Tensor:
     """Tokens x: (B, n, D) that carry their reduction. A graph that is being captured gets whole ones that carry x."""
     if _captured(x):
-        whole = _spread(x, reduction, batch_first)
-        whole = whole.clone() if whole is x else whole
-        whole._carried = x, reduction  # type: ignore[attr-defined]
-        return whole
+        spread = whole(x, reduction, batch_first)
+        spread = spread.clone() if spread is x else spread
+        spread._carried = x, reduction  # type: ignore[attr-defined]
+        return spread
     marked = x.as_subclass(ReducedTokens)
     marked.reduction, marked.batch_first = reduction, batch_first
     return marked
@@ -84,7 +84,9 @@ def carried(x: Tensor, batch_first: bool = True) -> tuple[Tensor, Any]:
 
 def whole(x: Tensor, reduction: Reduction, batch_first: bool = True) -> Tensor:
     """The whole tokens (B, N, D) that x: (B, n, D) stand for, or (N, B, D) if not `batch_first`."""
-    return _spread(x, reduction, batch_first)
+    group = reduction.group
+    x = x if group is None else rows(x, group.to(x.device))
+    return x if batch_first else x.transpose(0, 1)
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
@@ -108,13 +110,7 @@ def _like(marked: ReducedTokens, x: Tensor) -> Tensor:
     return reduced(x, marked.reduction, marked.batch_first)
 
 
-def _spread(x: Tensor, reduction: Reduction, batch_first: bool) -> Tensor:
-    group = reduction.group
-    x = x if group is None else rows(x, group.to(x.device))
-    return x if batch_first else x.transpose(0, 1)
-
-
 def _whole(value: Any) -> Any:
     if not isinstance(value, ReducedTokens):
         return value
-    return _spread(_rows_of(value), value.reduction, value.batch_first)
+    return whole(_rows_of(value), value.reduction, value.batch_first)
