@@ -133,7 +133,7 @@ def test_failures_have_a_kind_and_a_message(run: Run, name: str) -> None:
         ({}, None),
         ({"technique": "other"}, "technique: 'other', but the run was of 'made-up'"),
         ({"scenario": "other"}, "scenario: 'other', but the run was of 'default'"),
-        ({"extra": {"loss": float("nan")}}, "extra.loss"),
+        ({"extra": {"loss": float("nan")}}, "NaN is no number"),
         ({"seeds": []}, "seeds"),
         ({"surprise": 1}, "surprise"),
     ],

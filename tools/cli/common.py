@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +21,49 @@ if TYPE_CHECKING:
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON document.")
 budgets = click.Choice(["smoke", "full"])
+MOST_SECONDS = 31 * 24 * 3600
+
+
+class File(click.ParamType):
+    """A path that the system can look up; whether something is there is another question."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        try:
+            os.stat(value)  # noqa: PTH116 - a text that may be no path
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as error:
+            shown = str(value) if len(str(value)) < 200 else f"{str(value)[:200]}..."
+            self.fail(f"{shown!r}: {getattr(error, 'strerror', None) or error}", param, ctx)
+        return Path(value)
+
+
+class Seconds(click.ParamType):
+    """A time limit: more than nothing, less than a month."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= MOST_SECONDS:
+            self.fail(f"{value!r} is no time limit: a number of seconds above 0, at most {MOST_SECONDS:,}", param, ctx)
+        return seconds
+
+
+class Device(click.ParamType):
+    """A device of torch: the CPU, or an accelerator with or without its number."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"cpu|mps|(cuda|xpu|hpu)(:[0-9]{1,3})?", str(value)):
+            self.fail(f"{value!r} is none of: cpu, mps, cuda, cuda:0, ...", param, ctx)
+        return str(value)
 
 
 class Failure(click.ClickException):

@@ -20,6 +20,7 @@ exactly one item. Nothing is selected by its position: positions change when a s
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,7 +69,13 @@ class Field:
         return 0.0 if self.share else {"/": 1.0, "-": 0.0}.get(self.sign or "")
 
     def value(self, record: Record) -> float:
-        """The number in `record`. Raises FieldAbsent if it is not there."""
+        """The number in `record`. Raises FieldAbsent if it is not there, or is not finite."""
+        value = self._value(record)
+        if not math.isfinite(value):
+            raise FieldAbsent("it is too large a number")
+        return value
+
+    def _value(self, record: Record) -> float:
         named = {str(parts[0]) for parts in (self.first, self.second) if parts}
         data = record.model_dump(include=named if named <= Record.model_fields.keys() else None)
         for table in data.get("tables", {}).values():
