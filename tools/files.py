@@ -8,6 +8,7 @@ it writes comes all together or not at all. What a command was killed over is un
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,12 @@ from reference_impls.whole import OutsideError as OutsideError
 from reference_impls.whole import place
 from reference_impls.whole import write_atomically as write_atomically
 
-LOCK, JOURNAL = Path(".cache/changing.lock"), Path(".cache/changing.json")
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+JOURNAL = Path(".cache/changing.json")
 JOURNAL_MB = 64
 OWNED = "owner.lock"
 """Lock inside a scratch folder: who can take it knows that the folder's owner is gone."""
@@ -66,7 +72,7 @@ class Changes:
         except BaseException:
             undo(self.root)
             raise
-        (self.root / JOURNAL).unlink(missing_ok=True)
+        _forget(self.root)
 
 
 def undo(root: Path) -> None:
@@ -89,7 +95,14 @@ def undo(root: Path) -> None:
             write_atomically(file, before.encode("latin-1"), root)
         for part in file.parent.glob(".*.part"):  # nobody else writes here: we have the lock
             part.unlink(missing_ok=True)
+    _forget(root)
+
+
+def _forget(root: Path) -> None:
+    """Remove the journal, and its folder where it holds nothing else: what is written now stays."""
     (root / JOURNAL).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (root / JOURNAL).parent.rmdir()
 
 
 def _content(file: Path) -> str | None:
@@ -103,20 +116,29 @@ def _content(file: Path) -> str | None:
 @contextlib.contextmanager
 def changing(root: Path) -> Iterator[Changes]:
     """What may be changed at `root` under the lock of the checkout, which the system frees when this process ends."""
-    file = root / LOCK
-    file.parent.mkdir(parents=True, exist_ok=True)
-    place(file, root)
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print("waiting for another command that changes files ...", file=sys.stderr)
-        lock.acquire()
-    try:
+    with _locked(root):
         undo(root)
         yield Changes(root)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """The lock of a folder, which leaves nothing in it."""
+    if fcntl is None:  # Windows locks no folders
+        name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+        with FileLock(Path(tempfile.gettempdir()) / f"atlas-{name}.lock"):
+            yield
+        return
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another command that changes files ...", file=sys.stderr)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 # --- folders for a time -----------------------------------------------------------------------------------------------
