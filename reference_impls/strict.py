@@ -77,13 +77,16 @@ def read(path: Path, most: int, *, follow: bool = True) -> bytes:
     """
     if not follow and path.is_symlink():
         raise ValueError(f"{path.name} is no file but a link")
-    keep = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(path, os.O_RDONLY | keep | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
+    try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"{path.name} is no file but {_kind(mode)}")
-        content = file.read(most + 1)
+        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123 - a descriptor
+            content = file.read(most + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > most:
         raise TooLarge(f"{path.name} is larger than {most / 2**20:g} MiB")
     return content

@@ -117,6 +117,9 @@ def _child(
 ) -> None:
     """In the child: begin as an interpreter does that is started in `folder` with this environment."""
     os.setsid()
+    its: Any = importlib.import_module("multiprocessing.forkserver")
+    os.close(its._forkserver._forkserver_alive_fd)  # else the server would wait for this process, not for its starter
+    its._forkserver._forkserver_alive_fd = its._forkserver._forkserver_address = None
     guard.keep(server, home)  # this process ends with the server, which ends with its starter
     sink = os.open(os.devnull, os.O_WRONLY) if output is None else output.fileno()
     for stream in (1, 2):

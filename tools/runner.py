@@ -169,7 +169,8 @@ def _guarded(
         finally:
             tree.end()
         output.close()
-        output.pass_on(progress, time.monotonic() + GRACE_S)
+        if stopped is None:
+            output.pass_on(progress, deadline)
         about = Outcome(
             log="\n".join(output.lines), seconds=time.monotonic() - start, peak_mb=round(tree.peak / 2**20, 1)
         )
