@@ -83,7 +83,7 @@ def read(path: Path, most: int, *, follow: bool = True) -> bytes:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"{path.name} is no file but {_kind(mode)}")
-        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123 - a descriptor
+        with open(descriptor, "rb", closefd=False) as file:
             content = file.read(most + 1)
     finally:
         os.close(descriptor)

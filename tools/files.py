@@ -58,10 +58,10 @@ class Changes:
         for name in new:
             if os.path.lexists(self.root / name):
                 raise FileExistsError(f"{name} exists")
-        before = {name: _content(self.root / name) for name in (*texts, *new)}
         after = {**texts, **new}
         for name in after:
             place(self.root / name, self.root)
+        before = {name: _content(self.root / name) for name in after}
         journal = {name: [before[name], text.encode().decode("latin-1")] for name, text in after.items()}
         write_atomically(self.root / JOURNAL, json.dumps(journal), self.root)
         try:
@@ -85,7 +85,9 @@ def undo(root: Path) -> None:
     except (ValueError, AttributeError, TypeError):
         changes = []  # it is written whole, so that this one is not ours
     for file, before, after in changes:
-        if not file.resolve().is_relative_to(root.resolve()):
+        try:
+            place(file, root)
+        except OutsideError:
             continue
         if _content(file) != after:
             pass
