@@ -29,15 +29,29 @@ from tools.runner import Outcome
 HANG_S = 60.0
 PAPER = "bolya-2023-token"
 WORDS = [
-    "", " ", "-", "--", "---", "-h", "--help", "--version", "--json", "--x", "-x", "token-merging", "token-dropping", "ToMe",
-    "tome", PAPER, "E101", "w605", "photos", "relation=merge", "relation=spatial_similarity", "status=stable", "=", "a=b=c",
-    "stage=", "smoke", "full", "cpu", "cuda", "cpu:99", "cuda:0", "nan", "inf", "-1", "0", "1", "1e999", "1e9", "3x3", "0x0",
-    "999999999999999999999", "json", "text", "github", ".", "..", "/", "/dev/null", "/dev/full", "/dev/zero", "/nowhere", "loop",
-    "a/b/c", "papers", "taxonomy", "out", "a" * 300, "a/" * 200, "\x00", "\x1b[2J", "\n", "é", "日本", "\udcff", "[/x]", "[red]",
-    "{}", "{0}", "%s", "%(x)s", "$x", "`x`", "'", '"', "\\", "*", "?", "~", "~nobody/x", "2210.09461", "10.1000/x", "1999", "2999",
-    "It is so.", "A sentence. Another.", "it is so", "Bolya, Daniel", ",", "x" * 5000, "points[r=4].macs", "$x^2", "<b>x</b>",
+    "", " ", "-", "--", "---", "-h", "--help", "--version", "--json", "--x", "-x", "token-merging", "token-dropping",
+    "ToMe", "tome", PAPER, "E101", "w605", "photos", "relation=merge", "relation=spatial_similarity", "status=stable",
+    "=", "a=b=c", "stage=", "smoke", "full", "cpu", "cuda", "cpu:99", "cuda:0", "nan", "inf", "-1", "0", "1", "1e999",
+    "1e9", "3x3", "0x0", "999999999999999999999", "json", "text", "github", ".", "..", "/", "/dev/null", "/dev/full",
+    "/dev/zero", "/nowhere", "loop", "a/b/c", "papers", "taxonomy", "out", "a" * 300, "a/" * 200, "\x00", "\x1b[2J",
+    "\n", "é", "日本", "\udcff", "[/x]", "[red]", "{}", "{0}", "%s", "%(x)s", "$x", "`x`", "'", '"', "\\", "*", "?",
+    "~", "~nobody/x", "2210.09461", "10.1000/x", "1999", "2999", "It is so.", "A sentence. Another.", "it is so",
+    "Bolya, Daniel", ",", "x" * 5000, "points[r=4].macs", "$x^2", "<b>x</b>",
 ]  # fmt: skip
 """What somebody may type, by mistake or not."""
+
+
+CLAIM = f"new claim {PAPER} --technique token-merging --kind definition --section 3 --statement"
+GOOD = [
+    "list --where relation=spatial_similarity --json", "show token-merging --json", "gaps token-dropping", "fmt",
+    "schema", "check --format json", "compare token-reduction", "explain E101", "export csv papers",
+    "export json --out out", "assets list", "export bibtex token-merging --out x.bib", "run token-merging --seconds 5 --scenario photos",
+    "assets verify minilm", "bench token-merging --save --budget smoke", "bench --corpus 3x3", "affected --base main",
+    "check --changed", "new implementation token-dropping", CLAIM,
+    f"new technique row-sharing --name Rows --summary Shares. --distinct --paper {PAPER}",
+    "new paper smith-2020-x --offline --url https://a.example/x --title X --author Smith --year 2020",
+]  # fmt: skip
+"""Commands that work."""
 
 
 def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -53,7 +67,16 @@ def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[
 
 
 def arguments(chance: random.Random, known: list[tuple[tuple[str, ...], click.Command]]) -> list[str]:
-    """A command with some of its options, and what may stand behind them."""
+    """A command that works with a few of its words changed, or any one with some of its options."""
+    if chance.random() < 0.4:
+        words = [*chance.choice(GOOD).split(), *["It is so."] * (chance.random() < 0.3)]
+        words = words if " ".join(words).startswith(tuple(" ".join(path) for path, _ in known)) else ["list"]
+        for _ in range(chance.choice([0, 1, 1, 2])):
+            at = chance.randrange(1, len(words) + 1)
+            words[at : at + chance.choice([0, 1, 1])] = chance.choice(
+                [[], [chance.choice(WORDS)], [chance.choice(WORDS)]]
+            )
+        return words
     path, command = chance.choice(known)
     words = list(path)
     if chance.random() < 0.05:
@@ -86,7 +109,7 @@ def harmless(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runner, "run", lambda *_, **__: Outcome(error="timeout", message="not run"))
     patch.setattr(runner, "scenarios", lambda *_, **__: {"photos": "Photos"})
     patch.setattr(bench, "check_cost", lambda *_, **__: cost)
-    patch.setattr("tools.cli.check.subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    patch.setattr("tools.changed.tests_for", lambda root, files: [])
     for name in ("build", "check", "serve", "materialise"):
         patch.setattr(f"tools.site.build.{name}", lambda root: root)
 
@@ -138,11 +161,12 @@ def broken(root: Path) -> Iterator[str]:
 # --- real processes ---------------------------------------------------------------------------------------------------
 
 SURROUNDINGS = (
-    "{}", "{} <&-", "{} >&-", "{} 2>&-", "{} <&- >&- 2>&-", "{} >/dev/full", "{} 2>/dev/full", "{} | head -c 9", "{} </dev/zero",
-    "ATLAS_CACHE=loop {}", "ATLAS_CACHE=/dev/null {}", "ATLAS_CACHE=~nobody/x {}", "ATLAS_CACHE=/proc/x {}", "ATLAS_ROOT=loop {}",
-    "ATLAS_ROOT=/nowhere {}", "ATLAS_ROOT= {}", "HOME= {}", "HOME=/nowhere {}", "LC_ALL=C {}", "PYTHONIOENCODING=ascii {}",
-    "COLUMNS=1 {}", "COLUMNS=x {}", "TERM=dumb {}", "NO_COLOR=1 {}", "TMPDIR=/nowhere {}", "mkdir gone; cd gone; rmdir ../gone; {}",
-    "ulimit -f 0; {}", "ulimit -n 20; {}", "umask 777; {}",
+    "{}", "{} <&-", "{} >&-", "{} 2>&-", "{} <&- >&- 2>&-", "{} >/dev/full", "{} 2>/dev/full", "{} | head -c 9",
+    "{} </dev/zero", "ATLAS_CACHE=loop {}", "ATLAS_CACHE=/dev/null {}", "ATLAS_CACHE=~nobody/x {}",
+    "ATLAS_CACHE=/proc/x {}", "ATLAS_ROOT=loop {}", "ATLAS_ROOT=/nowhere {}", "ATLAS_ROOT= {}", "HOME= {}",
+    "HOME=/nowhere {}", "LC_ALL=C {}", "PYTHONIOENCODING=ascii {}", "COLUMNS=1 {}", "COLUMNS=x {}", "TERM=dumb {}",
+    "NO_COLOR=1 {}", "TMPDIR=/nowhere {}", "mkdir gone; cd gone; rmdir ../gone; {}", "ulimit -f 0; {}",
+    "ulimit -n 20; {}", "umask 777; {}",
 )  # fmt: skip
 """What may be around a command."""
 SAFE = ("list", "show", "gaps", "check", "explain", "fmt", "schema", "export", "compare", "assets list", "new")

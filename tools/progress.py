@@ -49,11 +49,12 @@ def _bars(unit: str) -> Iterator[Report]:
     with bars:
 
         def report(label: str, done: int, total: int) -> None:
-            if label not in tasks:
-                if len(tasks) == BARS:  # the oldest makes room
-                    bars.remove_task(tasks.pop(next(iter(tasks))))
-                tasks[label] = bars.add_task(_shown(label), total=_bounded(total))
-            bars.update(tasks[label], completed=_bounded(done), total=_bounded(total))
+            if label not in tasks and len(tasks) < BARS:
+                tasks[label] = bars.add_task("", total=None)
+            elif label not in tasks:  # the oldest bar becomes its own
+                tasks[label] = tasks.pop(next(iter(tasks)))
+            done, total = _bounded(done), _bounded(total)
+            bars.update(tasks[label], description=_shown(label), completed=done, total=total)
 
         yield report
 

@@ -80,6 +80,11 @@ class Commands(click.Group):
                         stream.flush()
         except BrokenPipeError:
             _give_up(1)  # whoever read this has seen enough
+        except UnicodeEncodeError as error:
+            _say(
+                f"Error: a text holds what is no character: {ascii(error.object[error.start : error.end])}; write UTF-8"
+            )
+            _give_up(2)
         except OSError as error:
             _say(f"Error: {_where(error)}; {ADVICE.get(error.errno or 0, 'see what is there')}")
             _give_up(2)
