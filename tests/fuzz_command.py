@@ -45,7 +45,7 @@ CLAIM = f"new claim {PAPER} --technique token-merging --kind definition --sectio
 GOOD = [
     "list --where relation=spatial_similarity --json", "show token-merging --json", "gaps token-dropping", "fmt",
     "schema", "check --format json", "compare token-reduction", "explain E101", "export csv papers",
-    "export json --out out", "assets list", "export bibtex token-merging --out x.bib", "run token-merging --seconds 5 --scenario photos",
+    "export json --out out", "assets list", "export bibtex token-merging --out x.bib", "run token-merging --seconds 5",
     "assets verify minilm", "bench token-merging --save --budget smoke", "bench --corpus 3x3", "affected --base main",
     "check --changed", "new implementation token-dropping", CLAIM,
     f"new technique row-sharing --name Rows --summary Shares. --distinct --paper {PAPER}",
@@ -185,13 +185,15 @@ def as_processes(count: int, seed: int, folder: Path) -> Iterator[str]:
         around = SURROUNDINGS[number % len(SURROUNDINGS)]
         command = around.format('"$PYTHON" -m tools.cli "$@"')
         environment = os.environ | {
-            "PYTHON": sys.executable, "ATLAS_ROOT": str(root), "PYTHONPATH": str(ROOT), "ATLAS_CACHE": str(folder / "cache"),
+            "PYTHON": sys.executable, "ATLAS_ROOT": str(root), "PYTHONPATH": str(ROOT),
+            "ATLAS_CACHE": str(folder / "cache"),
         }  # fmt: skip
         begin = time.monotonic()
         try:
             done = subprocess.run(
                 ["bash", "-c", command, "bash", *(word.encode("utf-8", "surrogateescape") for word in words)],
-                cwd=folder / "work", env=environment, capture_output=True, timeout=HANG_S, stdin=subprocess.DEVNULL, check=False,
+                cwd=folder / "work", env=environment, capture_output=True, timeout=HANG_S,
+                stdin=subprocess.DEVNULL, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             yield f"`{around.format(' '.join(words)[:300])}` hangs"

@@ -23,12 +23,13 @@ REFUSALS = (TypeError, ValueError)
 def odd() -> list[Any]:
     """Values that somebody may give to a knob, by mistake or not."""
     return [
-        None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**6, 10**30, -(10**30), 2**31, 2**63, 0.0, -0.0, 0.5, 1.0, -1.5, 1e-300, 1e300,
-        float("nan"), float("inf"), -float("inf"), "", "x", "1", "none", b"x", [], [1], [0, 0], ["x"], [None], (), (1, 2), (0,),
-        (10**30, 3), {}, {"size": "x"}, {"size": float("nan"), "latency": 1.0}, {1: 2}, set(), frozenset({1}), range(3), 1j,
-        fractions.Fraction(1, 2), decimal.Decimal("0.5"), np.float64(0.5), np.float32("nan"), np.int64(2), np.array([1, 2]),
-        np.array(1.0), np.bool_(True), torch.tensor([1, 2]), torch.tensor(1.0), torch.tensor([]), torch.zeros(2, 3),
-        torch.full((4, 4), float("nan")), object(), int, len, slice(3), memoryview(b"x"),
+        None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**6, 10**30, -(10**30), 2**31, 2**63, 0.0, -0.0, 0.5, 1.0, -1.5,
+        1e-300, 1e300, float("nan"), float("inf"), -float("inf"), "", "x", "1", "none", b"x", [], [1], [0, 0], ["x"],
+        [None], (), (1, 2), (0,), (10**30, 3), {}, {"size": "x"}, {"size": float("nan"), "latency": 1.0}, {1: 2},
+        set(), frozenset({1}), range(3), 1j, fractions.Fraction(1, 2), decimal.Decimal("0.5"), np.float64(0.5),
+        np.float32("nan"), np.int64(2), np.array([1, 2]), np.array(1.0), np.bool_(True), torch.tensor([1, 2]),
+        torch.tensor(1.0), torch.tensor([]), torch.zeros(2, 3), torch.full((4, 4), float("nan")), object(), int, len,
+        slice(3), memoryview(b"x"),
     ]  # fmt: skip
 
 

@@ -207,11 +207,12 @@ def test_the_callers_packages_come_before_folders_of_the_clone(run: Run, tmp_pat
     assert outcome.record is not None, outcome
 
 
-def test_the_implementations_are_those_that_are_asked_for(run: Run, tmp_path: Path) -> None:
+@STARTS
+def test_the_implementations_are_those_that_are_asked_for(run: Run, tmp_path: Path, preloaded: bool) -> None:
     package = tmp_path / "another clone" / "reference_impls"
     package.mkdir(parents=True)
     (package / "__main__.py").write_text("raise SystemExit('the other clone')")
-    outcome = run("return make(study)", implementations=package, preloaded=False)
+    outcome = run("return make(study)", implementations=package, preloaded=preloaded)
     assert outcome.error == "crash"
     assert "the other clone" in outcome.log
 

@@ -34,7 +34,6 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("{} list >&-", 2, "the standard output is closed"),
         ("{} new technique <&-", 2, "missing: --name"),
         ("{} run no-such-thing 2>&- ", 2, ""),
-        ("{} export json | head -c 1; exit ${{PIPESTATUS[0]}}", 1, ""),
         ("{} --root /nowhere list", 2, "--root is '/nowhere'"),
         ("ATLAS_ROOT=/nowhere {} list", 2, "ATLAS_ROOT is '/nowhere'"),
         ("ln -s loop loop; {} --root loop list", 2, "symbolic links"),
@@ -104,8 +103,13 @@ def test_records_are_saved_into_the_atlas_that_is_named_and_full_ones_are_kept(
     assert saved() == "smoke"
 
 
-@pytest.mark.parametrize("option", ["--seconds=nan", "--seconds=0", "--seconds=-1", "--seconds=inf", "--seconds=x",
-                                    "--seconds=1e9", "--device=cpu:99", "--device=", "--device=cuda:x", "--budget=half"])  # fmt: skip
+NONSENSE = [
+    "--seconds=nan", "--seconds=0", "--seconds=-1", "--seconds=inf", "--seconds=x", "--seconds=1e9", "--device=cpu:99",
+    "--device=", "--device=cuda:x", "--budget=half",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", NONSENSE)
 def test_nonsense_is_refused(option: str, atlas: Path) -> None:
     result = CliRunner().invoke(main, ["--root", str(atlas), "run", "token-merging", option])
     assert result.exit_code == 2
@@ -131,7 +135,8 @@ def on_a_terminal(report: str) -> str:
 
 def test_labels_are_shown_as_they_are_and_no_terminal_obeys_them() -> None:
     shown = on_a_terminal(
-        "report('loss [/epoch]', 1, 2); report('model [vit]', 10**400, -(10**400)); report('a\\x1b]0;x\\x07b\\nc', 1, 2)"
+        "report('loss [/epoch]', 1, 2); report('model [vit]', 10**400, -(10**400)); "
+        "report('a\\x1b]0;x\\x07b\\nc', 1, 2)"
     )
     assert "loss [/epoch]" in shown
     assert "model [vit]" in shown

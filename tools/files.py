@@ -25,11 +25,6 @@ from reference_impls.whole import OutsideError as OutsideError
 from reference_impls.whole import place
 from reference_impls.whole import write_atomically as write_atomically
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
-
 JOURNAL = Path(".cache/changing.json")
 JOURNAL_MB = 64
 OWNED = "owner.lock"
@@ -126,11 +121,13 @@ def changing(root: Path) -> Iterator[Changes]:
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
     """The lock of a folder, which leaves nothing in it."""
-    if fcntl is None:  # Windows locks no folders
+    if sys.platform == "win32":  # locks no folders
         name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
         with FileLock(Path(tempfile.gettempdir()) / f"atlas-{name}.lock"):
             yield
         return
+    import fcntl
+
     descriptor = os.open(root, os.O_RDONLY)
     try:
         try:

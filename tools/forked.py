@@ -129,9 +129,9 @@ def _child(
     os.chdir(folder)
     first = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [*first, *(path for path in sys.path if path not in first)]
-    own = __name__.partition(".")[0]
-    for known in [name for name in sys.modules if name.partition(".")[0] == own]:
-        del sys.modules[known]  # the child may know another package of that name
+    own = {name.partition(".")[0] for name in (__name__, guard.__name__)}
+    for known in [name for name in sys.modules if name.partition(".")[0] in own]:
+        del sys.modules[known]  # the child may know other packages of these names
     importlib.invalidate_caches()
     multiprocessing.set_start_method(None, force=True)  # the default again, for the child's own children
     for text in (sys.stdout, sys.stderr):

@@ -26,7 +26,7 @@ import click
 from reference_impls.extras import DISTRIBUTION, advice
 
 from ..knowledge import find_root, named_root
-from .common import File, wrong_usage
+from .common import path, wrong_usage
 
 HOMES: Final = {
     "affected": ".check:affected",
@@ -81,9 +81,7 @@ class Commands(click.Group):
         except BrokenPipeError:
             _give_up(1)  # whoever read this has seen enough
         except UnicodeEncodeError as error:
-            _say(
-                f"Error: a text holds what is no character: {ascii(error.object[error.start : error.end])}; write UTF-8"
-            )
+            _say(f"Error: a text holds {error.object[error.start : error.end]!a}, which is no character; write UTF-8")
             _give_up(2)
         except OSError as error:
             _say(f"Error: {_where(error)}; {ADVICE.get(error.errno or 0, 'see what is there')}")
@@ -183,7 +181,7 @@ def version() -> str:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version(), prog_name="redundancy")
-@click.option("--root", type=File(), help="Folder of the atlas; $ATLAS_ROOT or the one around here by default.")
+@click.option("--root", type=path, help="Folder of the atlas; $ATLAS_ROOT or the one around here by default.")
 @click.pass_context
 def main(ctx: click.Context, root: Path | None) -> None:
     """The executable survey of data redundancy in deep learning."""

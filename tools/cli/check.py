@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 
 from ..knowledge.findings import counted, did_you_mean, render
-from .common import Failure, File, clone, knowledge_of, told_gaps, wrong_usage
+from .common import Failure, clone, knowledge_of, path, told_gaps, wrong_usage
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=File())
+@click.argument("paths", nargs=-1, type=path)
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a file is not in the layout.")
 @click.pass_context
 def fmt(ctx: click.Context, paths: tuple[Path, ...], only_check: bool) -> None:
@@ -46,7 +46,7 @@ def fmt(ctx: click.Context, paths: tuple[Path, ...], only_check: bool) -> None:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=File())
+@click.argument("paths", nargs=-1, type=path)
 @click.option("--format", "form", type=click.Choice(["text", "json", "github"]), default="text")
 @click.option("--changed", is_flag=True, help="Report only what is found in files that changed since the last commit.")
 @click.option("--base", metavar="REV", help="With --changed: since this branch left REV.")

@@ -24,46 +24,35 @@ budgets = click.Choice(["smoke", "full"])
 MOST_SECONDS = 31 * 24 * 3600
 
 
-class File(click.ParamType):
+def path(text: str) -> Path:
     """A path that the system can look up; whether something is there is another question."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        try:
-            os.stat(value)  # noqa: PTH116 - a text that may be no path
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except (OSError, ValueError) as error:
-            shown = str(value) if len(str(value)) < 200 else f"{str(value)[:200]}..."
-            self.fail(f"{shown!r}: {getattr(error, 'strerror', None) or error}", param, ctx)
-        return Path(value)
+    try:
+        os.stat(text)  # noqa: PTH116 - a text that may be no path
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        shown = text if len(text) < 200 else f"{text[:200]}..."
+        raise click.BadParameter(f"{shown!r}: {getattr(error, 'strerror', None) or error}") from error
+    return Path(text)
 
 
-class Seconds(click.ParamType):
+def seconds(text: str) -> float:
     """A time limit: more than nothing, less than a month."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds <= MOST_SECONDS:
-            self.fail(f"{value!r} is no time limit: a number of seconds above 0, at most {MOST_SECONDS:,}", param, ctx)
-        return seconds
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit <= MOST_SECONDS:
+        wanted = f"a number of seconds above 0, at most {MOST_SECONDS:,}"
+        raise click.BadParameter(f"{text!r} is no time limit: {wanted}")
+    return limit
 
 
-class Device(click.ParamType):
+def device(text: str) -> str:
     """A device of torch: the CPU, or an accelerator with or without its number."""
-
-    name = "device"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch(r"cpu|mps|(cuda|xpu|hpu)(:[0-9]{1,3})?", str(value)):
-            self.fail(f"{value!r} is none of: cpu, mps, cuda, cuda:0, ...", param, ctx)
-        return str(value)
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu|hpu)(:[0-9]{1,3})?", text):
+        raise click.BadParameter(f"{text!r} is none of: cpu, mps, cuda, cuda:0, ...")
+    return text
 
 
 class Failure(click.ClickException):

@@ -9,7 +9,7 @@ import click
 from ..files import write_atomically
 from ..knowledge.findings import did_you_mean
 from ..knowledge.schema import Paper
-from .common import File, entry_of, knowledge_of, wrong_usage
+from .common import entry_of, knowledge_of, path, wrong_usage
 
 
 @click.group()
@@ -25,8 +25,8 @@ def written(text: str, out: Path | None) -> None:
         write_atomically(out, text)
 
 
-out_file = click.option("--out", type=File(), help="Write to this file.")
-out_folder = click.option("--out", type=File(), help="Write into this folder.")
+out_file = click.option("--out", type=path, help="Write to this file.")
+out_folder = click.option("--out", type=path, help="Write into this folder.")
 
 
 @export.command("json")

@@ -12,10 +12,9 @@ import click
 from ..knowledge import Knowledge
 from ..knowledge.findings import counted
 from ..knowledge.paths import RESULTS, located
+from . import common
 from .common import (
-    Device,
     Failure,
-    Seconds,
     as_json,
     budgets,
     clone,
@@ -48,8 +47,8 @@ def implementations_of(root: Path) -> Path | None:
 @click.argument("id_", metavar="ID")
 @click.option("--budget", type=budgets, default="smoke", show_default=True)
 @click.option("--scenario", metavar="S", help="A scenario by name; the first one by default.")
-@click.option("--device", type=Device(), default="cpu", show_default=True)
-@click.option("--seconds", type=Seconds(), help="Time limit; the budget's own by default.")
+@click.option("--device", type=common.device, default="cpu", show_default=True)
+@click.option("--seconds", type=common.seconds, help="Time limit; the budget's own by default.")
 @as_json
 @click.pass_context
 def run(
@@ -92,7 +91,7 @@ def run(
     "--force", is_flag=True, help="With --save: replace records of the full budget by those of a smaller one."
 )
 @click.option("--budget", type=budgets, default="full", show_default=True)
-@click.option("--device", type=Device(), default="cpu", show_default=True)
+@click.option("--device", type=common.device, default="cpu", show_default=True)
 @click.option(
     "--corpus",
     multiple=True,

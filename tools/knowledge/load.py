@@ -41,7 +41,7 @@ def find_root(start: Path | None = None) -> Path:
     if start is None and (named := os.environ.get("ATLAS_ROOT")):
         return named_root(Path(named), "ATLAS_ROOT")
     here = (start or Path.cwd()).resolve()
-    others = () if start else (Path(__file__).resolve().parents[2], INSTALLED)
+    others: tuple[Path, ...] = () if start else (Path(__file__).resolve().parents[2], INSTALLED)
     for folder in (here, *here.parents, *others):
         if (folder / AXES).is_file():
             return folder

@@ -358,8 +358,9 @@ def _cache_file(root: Path, id_: str, path: Path) -> Path:
 def cached(root: Path, id_: str, path: Path) -> Notebook | None:
     file = _cache_file(root, id_, path)
     try:
-        node = nbformat.from_dict(strict.loads(strict.read(file, CACHED_MB * 2**20)))
-        nbformat.validate(node)
+        content = strict.read(file, CACHED_MB * 2**20)
+        strict.loads(content)
+        node = nbformat.reads(content.decode(), as_version=4)
     except (OSError, ValueError, TypeError, AttributeError, nbformat.validator.NotebookValidationError):
         return None  # absent, or damaged by something outside: run it again
     return _notebook(root, id_, path, node)
