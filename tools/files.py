@@ -25,7 +25,7 @@ from reference_impls.whole import OutsideError as OutsideError
 from reference_impls.whole import place
 from reference_impls.whole import write_atomically as write_atomically
 
-JOURNAL = Path(".cache/changing.json")
+JOURNAL = Path(".cache/changing/journal.json")
 JOURNAL_MB = 64
 OWNED = "owner.lock"
 """Lock inside a scratch folder: who can take it knows that the folder's owner is gone."""
@@ -72,12 +72,12 @@ class Changes:
 
 def undo(root: Path) -> None:
     """Take back what a command was ended over; what somebody has changed since stays as it is."""
+    if not (root / JOURNAL).parent.exists():
+        return
     try:
         journal = strict.loads(strict.read(root / JOURNAL, JOURNAL_MB * 2**20))
         changes = [(root / name, before, after) for name, (before, after) in journal.items()]
-    except FileNotFoundError:
-        return
-    except (ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         changes = []  # it is written whole, so that this one is not ours
     for file, before, after in changes:
         try:
@@ -90,16 +90,23 @@ def undo(root: Path) -> None:
             file.unlink(missing_ok=True)
         else:
             write_atomically(file, before.encode("latin-1"), root)
-        for part in file.parent.glob(".*.part"):  # nobody else writes here: we have the lock
-            part.unlink(missing_ok=True)
+        _tidy(file.parent)
     _forget(root)
 
 
+def _tidy(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder of which we have the lock."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def _forget(root: Path) -> None:
-    """Remove the journal, and its folder where it holds nothing else: what is written now stays."""
+    """Remove the journal, and its folders where they hold nothing else: what is written now stays."""
     (root / JOURNAL).unlink(missing_ok=True)
+    _tidy((root / JOURNAL).parent)
     with contextlib.suppress(OSError):
-        (root / JOURNAL).parent.rmdir()
+        for folder in list((root / JOURNAL).parents)[:2]:
+            folder.rmdir()
 
 
 def _content(file: Path) -> str | None:
@@ -160,7 +167,7 @@ def scratch(prefix: str, home: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 def _sweep(folder: Path) -> None:
@@ -172,4 +179,14 @@ def _sweep(folder: Path) -> None:
         if not (folder / OWNED).is_file():
             return  # being made at this moment, or not ours
         with FileLock(folder / OWNED, timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, with the folders in it that nobody may enter."""
+    for place, names, _ in os.walk(folder):
+        for inner in (Path(place, name) for name in names):
+            with contextlib.suppress(OSError):
+                if not inner.is_symlink():
+                    inner.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)

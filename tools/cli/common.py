@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +17,7 @@ import click
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import counted, did_you_mean
 from ..knowledge.paths import INSTALLED
+from ..knowledge.reader import MAX_BYTES
 
 if TYPE_CHECKING:
     from ..knowledge.schema import Entry
@@ -34,6 +37,18 @@ def path(text: str) -> Path:
         shown = text if len(text) < 200 else f"{text[:200]}..."
         raise click.BadParameter(f"{shown!r}: {getattr(error, 'strerror', None) or error}") from error
     return Path(text)
+
+
+def content(text: str) -> str:
+    """The text of a file, a pipe, or the standard input (`-`)."""
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if text == "-" else path(text).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise click.BadParameter(f"{text!r} holds more than {MAX_BYTES:,} bytes")
+        return data.decode()
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{text!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def seconds(text: str) -> float:

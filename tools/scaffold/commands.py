@@ -12,7 +12,7 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 
-from ..cli.common import clone
+from ..cli.common import clone, content
 from ..files import Changes, changing
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import did_you_mean, render
@@ -119,9 +119,7 @@ def all_or_nothing(root: Path) -> Iterator[tuple[Knowledge, Changes]]:
 @click.option("--part", "parts", multiple=True, metavar="ID", help="For a system: a technique that it composes.")
 @click.option("--code/--no-code", default=None, help="Whether to write an implementation to start from. [yes]")
 @click.option("--distinct", is_flag=True, help="It is another technique than those with a similar name.")
-@click.option(
-    "--from-issue", "issue", type=click.File(encoding="utf-8"), help="Answers of the issue form; - reads them."
-)
+@click.option("--from-issue", "issue", type=content, metavar="FILE", help="Answers of the issue form; - reads them.")
 @click.pass_context
 def technique(ctx: click.Context, /, **options: Any) -> None:
     """Write the files of a new technique, system or study: a draft that passes the check and every test."""
@@ -130,7 +128,7 @@ def technique(ctx: click.Context, /, **options: Any) -> None:
         from .issue import answers
 
         try:
-            told = answers(options["issue"].read(), knowledge)
+            told = answers(options["issue"], knowledge)
         except ValueError as error:
             raise click.UsageError(f"--from-issue: {error}") from error
         options |= {key: value for key, value in told.items() if not options[key]}

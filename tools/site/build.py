@@ -196,7 +196,9 @@ def materialise(root: Path, folder: Path | None = None, *, run: bool = True, pro
     """
     target = folder or root / "build" / "pages"
     generated, files, _ = collect(root, run=run, progress=progress)
-    write(generated, files, root, target)
+    with scratch("pages-", target.parent) as aside:
+        write(generated, files, root, aside / "pages")
+        swap(aside / "pages", target, aside)
     progress(f"site: {len(generated)} generated pages written to {target}")
     return target
 

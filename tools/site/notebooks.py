@@ -237,13 +237,16 @@ def _prose(markdown: str) -> str:
 def first_figure(notebook: Notebook, most: int) -> tuple[Html, str] | None:
     """(figure, heading above it) of the first figure of a notebook of at most so many bytes, without measured times."""
     title = ""
-    for cell in notebook.cells:
+    for number, cell in enumerate(notebook.cells, 1):
         if cell["cell_type"] == "markdown":
             title = next(iter(re.findall(r"^#+ (.+)$", cell["source"], re.MULTILINE)[-1:]), title)
         for output in cell.get("outputs", ()) if TIMED not in _tags(cell) else ():
-            svg = _text(output.get("data", {}).get("image/svg+xml", ""))
-            if svg and len(figure := themed_svg(svg, "picture", title)) <= most:
-                return Html(figure), title
+            try:
+                svg = _text((output.get("data") or {}).get("image/svg+xml", ""))
+                if svg and len(figure := themed_svg(svg, "picture", title)) <= most:
+                    return Html(figure), title
+            except OddOutput as error:
+                raise NotebookError(f"{notebook.path}, cell {number}: {error}") from error
     return None
 
 
