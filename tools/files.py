@@ -184,8 +184,8 @@ def _sweep(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a folder, with the folders in it that nobody may enter."""
-    for place, names, _ in os.walk(folder):
-        for inner in (Path(place, name) for name in names):
+    for here, names, _ in os.walk(folder):
+        for inner in (Path(here, name) for name in names):
             with contextlib.suppress(OSError):
                 if not inner.is_symlink():
                     inner.chmod(0o700)

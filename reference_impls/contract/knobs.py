@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from reference_impls.contract.errors import check_range, nearest
 
-LONGEST = 2**63 - 1
-"""Torch holds no larger integer."""
+LONGEST = 2**31 - 1
+"""Some operators of torch take no larger integer."""
 
 
 @dataclass(frozen=True)
