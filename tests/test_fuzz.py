@@ -254,16 +254,16 @@ def test_any_arguments_give_an_answer_or_a_message(tmp_path: Path) -> None:
 
 
 def test_any_surroundings_give_an_answer_or_a_message(tmp_path: Path) -> None:
-    assert list(fuzz_command.as_processes(count(8, 300), SEED, tmp_path / "processes")) == []
+    assert list(fuzz_command.as_processes(count(6, 300), SEED, tmp_path / "processes")) == []
 
 
 @pytest.mark.skipif(not guard.AVAILABLE, reason="keepers need Linux")
 def test_any_interruption_leaves_nothing_and_loses_nothing(tmp_path: Path) -> None:
-    assert list(fuzz_command.interrupted(count(4, 200), SEED, tmp_path / "interrupted")) == []
+    assert list(fuzz_command.interrupted(count(3, 200), SEED, tmp_path / "interrupted")) == []
 
 
 def test_any_knobs_are_taken_or_refused() -> None:
-    assert list(fuzz_knobs.tried(count(150, 10_000), SEED)) == []
+    assert list(fuzz_knobs.tried(count(100, 10_000), SEED)) == []
 
 
 @settings(max_examples=200, derandomize=True, **COMMON)

@@ -97,16 +97,19 @@ def test_what_is_no_json_or_not_clearly_so_is_a_finding(text: str | bytes, code:
 
 
 @pytest.mark.parametrize("make", ["pipe", "link to a device", "folder", "circle"])
-@pytest.mark.parametrize("file", [RESULT, PAPER, "taxonomy/axes.yml"])
-def test_what_is_no_file_is_a_finding(make: str, file: str, atlas: Path) -> None:
+@pytest.mark.parametrize(
+    "file", [RESULT, PAPER, base.ENTRY, base.MODULE, base.NOTEBOOK, base.TEST, "taxonomy/axes.yml"]
+)
+def test_what_is_no_file_stops_nothing(make: str, file: str, atlas: Path) -> None:
     path = atlas / file
     path.unlink()
     {
         "pipe": lambda: os.mkfifo(path), "link to a device": lambda: path.symlink_to("/dev/zero"),
         "folder": path.mkdir, "circle": lambda: path.symlink_to(path),
     }[make]()  # fmt: skip
-    if (file, make) != (RESULT, "folder"):
-        assert [f for f in load(atlas).findings if f.file == file]
+    assert load(atlas).findings
+    result = CliRunner().invoke(main, ["--root", str(atlas), "gaps"])
+    assert isinstance(result.exception, SystemExit | None), result.exception
 
 
 @pytest.mark.parametrize(

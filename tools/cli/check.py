@@ -148,7 +148,7 @@ def schema(ctx: click.Context, only_check: bool) -> None:
     axes = knowledge_of(ctx).axes
     form = root / issue.FILE
     stale = editor.stale(root, axes)
-    if not form.is_file() or form.read_text(encoding="utf-8") != issue.form(axes):
+    if not form.is_file() or form.read_bytes() != issue.form(axes).encode():
         stale.append(issue.FILE)
     if stale and only_check:
         raise Failure(f"out of date: {', '.join(stale)}; run `redundancy schema`")

@@ -77,7 +77,7 @@ def stale(root: Path, axes: Axes) -> list[str]:
     return [
         name
         for name, text in schemas(axes).items()
-        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+        if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode()
     ]
 
 
