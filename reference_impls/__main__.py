@@ -83,11 +83,27 @@ def _run(options: argparse.Namespace) -> None:
     name = options.scenario or next(iter(found), None)
     if name not in found:
         raise ExperimentError("usage", f"{owner!r} has no scenario {name!r}; there are: {', '.join(found) or 'none'}")
+    _usable(options.device)
     record: object = registry.measure(owner, found[name], Context(options.budget, options.device, progress=_report))
     if not isinstance(record, pictures.Record):
         what = f"the scenario {name!r} must return a record (`Study.record` makes one), got {type(record).__name__}"
         raise ExperimentError("invalid-record", what)
     return pictures.save(record, file)
+
+
+def _usable(device: str) -> None:
+    """Raise an ExperimentError unless something can be computed on this device of torch."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        if device.startswith("cpu"):
+            raise RuntimeError("the CPU has no number")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0]
+        raise ExperimentError("usage", f"the device {device!r} cannot be used here: {why}") from error
 
 
 def _report(label: str, done: int, total: int) -> None:

@@ -337,6 +337,18 @@ def test_the_deadline_holds_in_a_flood_of_progress(run: Run, label: str) -> None
     assert outcome.seconds < 6
 
 
+@pytest.mark.parametrize("device", ["cpu:99", "nowhere", "xpu:7"])
+def test_a_device_that_is_not_there_is_wrong_usage(run: Run, device: str) -> None:
+    outcome = run("return make(study)", device=device)
+    assert (outcome.error, f"the device {device!r} cannot be used" in outcome.message) == ("usage", True), outcome
+
+
+@pytest.mark.parametrize("limits", [{"seconds": 0}, {"seconds": -1}, {"seconds": float("nan")}, {"memory_gb": 0}])
+def test_limits_that_are_none_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        runner.run("made-up", **limits)
+
+
 def test_labels_and_logs_reach_no_terminal_as_commands(run: Run) -> None:
     seen: list[str] = []
     body = "study.progress('\\x1b[2J[/x]' + 'y' * 999, 1, 1)\nprint('\\x1b]0;title\\x07text')\nreturn make(study)"

@@ -98,6 +98,8 @@ def run(
 ) -> Outcome:
     """Run a scenario of a technique (the first one when `scenario` is None); what goes wrong there is in the outcome.
 
+    Raises ValueError for limits that are not above 0.
+
     Args:
         seconds: wall-clock limit; the budget's own (`SECONDS`) when None.
         memory_gb: memory limit in GiB of the whole process tree.
@@ -153,6 +155,8 @@ def _guarded(
     preloaded: bool = False,
 ) -> tuple[Outcome, str | None]:
     """Run the child; what it delivered, or None when the outcome holds an error. Its pictures go into `pictures`."""
+    if not (limit_s > 0 and memory_gb > 0):
+        raise ValueError(f"the limits must be above 0, got {limit_s!r} s and {memory_gb!r} GiB")
     limit_bytes = int(min(memory_gb * 2**30, 0.75 * psutil.virtual_memory().total))
     with scratch("atlas-run-") as folder:
         result = folder / "result.json"
