@@ -19,7 +19,7 @@ from reference_impls.accounting.record import Record
 
 from . import references
 from .base import Knowledge
-from .claims import FieldAbsent, FieldError, parse_field
+from .claims import FieldAbsent, FieldError, fields_of, measured
 from .completeness import INDEX_AXES, REASON_WORDS, axis_hint, due
 from .editor import modeline
 from .findings import Finding, did_you_mean, finding, nearest
@@ -374,7 +374,7 @@ class _Checker:
             return
         at = (*path, "check", "field")
         try:
-            field = parse_field(claim.check.field)
+            fields_of(claim.check)
         except FieldError as error:
             hint = "for example points[r=13].quality.value - baseline.quality.value"
             yield document.finding("E502", str(error), at, hint=hint)
@@ -396,9 +396,12 @@ class _Checker:
         if record is None:
             return
         try:
-            field.value(record)
+            measured(claim.check, record)
         except FieldAbsent as error:
             yield document.finding("E503", str(error), at)
+        names = [control.name for control in record.controls]
+        for name in claim.check.unasked:
+            yield from _known(document, (*path, "check", "unasked", name), "E503", "control", name, names, key=True)
         if claim.check.unit is None or claim.check.differs is None:
             lacks = " and ".join(name for name in ("unit", "differs") if getattr(claim.check, name) is None)
             hint = "for example `unit: percentage points` and `differs: [data, model]`; `differs: []` if in nothing"

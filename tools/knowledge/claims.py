@@ -323,12 +323,20 @@ class _Chooser:
         return abs(self.found - self.at.target)
 
 
+def fields_of(check: Check) -> tuple[Field, Field | None]:
+    """The field of a check and that of its operating point. Raises FieldError, also where one has no use for the
+    other."""
+    asked, at = parse_field(check.field), parse_field(check.at.field) if check.at else None
+    if asked.nearest != (at is not None):
+        raise FieldError("`point=nearest` and `at` go together: one of them is missing")
+    return asked, at
+
+
 def measured(check: Check, record: Record) -> tuple[Interval, float | None, dict[str, Interval]]:
     """Our number in the unit of the check, where our nearest point is if the check has an operating point, and what the
     controls give that were asked the same. Raises FieldError, or FieldAbsent if the record lacks the number."""
-    asked = parse_field(check.field)
-    fields = [asked, parse_field(check.at.field)] if check.at else [asked]
-    data = _data(record, *fields, also="controls")
+    asked, at = fields_of(check)
+    data = _data(record, asked, *([at] if at else []), also="controls")
 
     def read(one: Field) -> tuple[Interval, _Chooser | None]:
         chooser = _Chooser(check.at, data) if check.at else None
@@ -386,7 +394,7 @@ def judge(claim: Claim, records: Iterable[Record]) -> Judgement:
         return Judgement("not attempted", f"The scenario {check.scenario} has no result yet.", check=check)
     try:
         ours, place, controls = measured(check, record)
-        neutral = parse_field(check.field).neutral if check.neutral is None else check.neutral
+        neutral = fields_of(check)[0].neutral if check.neutral is None else check.neutral
     except (FieldError, FieldAbsent) as error:
         return Judgement("not attempted", f"The check cannot be computed: {error}.", check=check, record=record)
     near = place is None or check.at is None or abs(place - check.at.target) <= check.at.tolerance
