@@ -19,9 +19,10 @@ from reference_impls.accounting.record import Record
 
 from . import references
 from .base import Knowledge
-from .claims import FieldAbsent, FieldError, fields_of, measured
+from .claims import fields_of, measured
 from .completeness import INDEX_AXES, REASON_WORDS, axis_hint, due
 from .editor import modeline
+from .fields import FieldAbsent, FieldError
 from .findings import Finding, did_you_mean, finding, nearest
 from .latex import latex_problem
 from .notebook import notebook_findings
@@ -396,12 +397,9 @@ class _Checker:
         if record is None:
             return
         try:
-            measured(claim.check, record)
+            measured(claim.check, record, claim.technique)
         except FieldAbsent as error:
             yield document.finding("E503", str(error), at)
-        names = [control.name for control in record.controls]
-        for name in claim.check.unasked:
-            yield from _known(document, (*path, "check", "unasked", name), "E503", "control", name, names, key=True)
         if claim.check.unit is None or claim.check.differs is None:
             lacks = " and ".join(name for name in ("unit", "differs") if getattr(claim.check, name) is None)
             hint = "for example `unit: percentage points` and `differs: [data, model]`; `differs: []` if in nothing"

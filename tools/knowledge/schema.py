@@ -408,7 +408,7 @@ class Check(Model):
     scenario: Id = Field(examples=["speed-vit-s16"])
     """Scenario of the claim's technique: `reference_impls/results/<technique>/<scenario>.json`."""
     field: Text = Field(examples=["baseline.wall_ms.median / points[r=13].wall_ms.median"])
-    """The number in the result record: a path, or the ratio or difference of two (see `tools.knowledge.claims`)."""
+    """The number in the result record: a path, or the ratio or difference of two (see `tools.knowledge.fields`)."""
     target: Number = Field(examples=[2.0])
     """What the number should be if the claim holds, in `unit`."""
     tolerance: Annotated[Number, Field(ge=0)] = Field(examples=[0.2])
@@ -424,10 +424,6 @@ class Check(Model):
         examples=[{"field": "nearest.redundancy", "target": 50, "tolerance": 10, "unit": "percent"}],
     )
     """The operating point of the paper, where the field selects `point=nearest`."""
-    unasked: dict[Text, Prose] = Field(
-        default_factory=dict, examples=[{"random merging": "As fast by construction: as many tokens merge."}]
-    )
-    """Controls that the claim is no question to, and why: what they give is then not held against it."""
     better: Literal["higher", "lower"] | None = Field(default=None, examples=["higher"])
     """The side of the target on which the claim holds even more; absent if both sides are failures."""
     neutral: Number | None = Field(default=None, examples=[0.0])
