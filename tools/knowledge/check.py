@@ -186,6 +186,8 @@ class _Checker:
         ]
         targets += [(("parts", n), part) for n, part in enumerate(entry.parts)]
         yield from self._past(document, ("added",), entry.added)
+        if entry.reviewed:
+            yield from self._past(document, ("reviewed",), entry.reviewed)
         if entry.replaced_by is not None:
             targets.append((("replaced_by",), entry.replaced_by))
         for path, target in targets:

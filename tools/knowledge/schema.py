@@ -227,6 +227,8 @@ class Entry(Model):
     """For a deprecated entry: the id of the entry to use in its place."""
     added: Date = Field(examples=["2026-11-22"])
     """Day on which the entry was added."""
+    reviewed: Date | None = Field(default=None, examples=["2026-11-29"])
+    """Day on which somebody last read the entry against its papers; `redundancy review` lists the oldest."""
     founding: Bool = Field(default=False, examples=[False])
     """Whether the entry stands for one of the founding documents."""
     axes: dict[str, Terms] = Field(examples=[{"scope": "core", "relation": ["spatial_similarity", "irrelevance"]}])
