@@ -28,6 +28,7 @@ from tools.knowledge.reader import MAX_BYTES, Document, parse_yaml, read_json, r
 from tools.knowledge.schema import Claim, Quantity
 from tools.knowledge.source import scenarios
 from tools.knowledge.text import text_problems
+from tools.site.relations import edges
 
 ROOT = Path(__file__).parents[1]
 CODE = "code:\n  - {url: https://github.com/facebookresearch/ToMe, official: true, licence: CC-BY-NC-4.0}\n"
@@ -312,6 +313,15 @@ def test_two_directed_relations_make_no_circle(atlas: Path, kind: str) -> None:
     assert all("token-merging > token-dropping" in f.hint and "other way round" in f.hint for f in findings)
 
 
+def test_analogues_have_no_order(atlas: Path) -> None:
+    base.replace(atlas, ENTRY, "type: composes-with", "type: analogue-of")
+    base.put(atlas, DRAFT, base.FILES[DRAFT] + "relations:\n  - {type: analogue-of, target: token-merging, note: N.}\n")
+    assert found(atlas) == []
+    (edge,) = edges(load(atlas).entries)
+    assert edge.type == "analogue-of"
+    assert {edge.source, edge.target} == {"token-merging", "token-dropping"}
+
+
 def test_what_replaces_an_entry_is_not_superseded_by_it(atlas: Path) -> None:
     base.put(atlas, DRAFT, base.FILES[DRAFT].replace("status: draft", "status: deprecated\nreplaced_by: token-merging"))
     base.replace(atlas, ENTRY, "type: composes-with", "type: supersedes")
@@ -428,11 +438,11 @@ def test_the_axes_of_the_atlas() -> None:
     assert [f for f in knowledge.findings if f.file == "taxonomy/axes.yml"] == []
     assert {name: len(axis.terms) for name, axis in axes.axes.items()} == {
         "data_kind": 11,
-        "location": 10,
-        "granularity": 10,
+        "location": 11,
+        "granularity": 11,
         "relation": 9,
         "detection_time": 3,
-        "detection_mechanism": 17,
+        "detection_mechanism": 18,
         "exploitation": 15,
         "stage": 4,
         "objective": 11,

@@ -144,8 +144,8 @@ class Node(Model):
 
 
 EdgeType = Literal[
-    "generalises", "variant-of", "composes-with", "conflicts-with", "supersedes", "has-part", "replaced-by",
-    "introduces", "ancestor", "extends", "analyses", "applies", "claims", "about",
+    "generalises", "variant-of", "analogue-of", "composes-with", "conflicts-with", "supersedes", "has-part",
+    "replaced-by", "introduces", "ancestor", "extends", "analyses", "applies", "claims", "about",
 ]  # fmt: skip
 
 

@@ -190,10 +190,11 @@ class PaperLink(Model):
 class Relation(Model):
     """A relation to another entry."""
 
-    type: Literal["generalises", "variant-of", "composes-with", "conflicts-with", "supersedes"] = Field(
-        examples=["composes-with"]
-    )
-    """Kind of relation, read from this entry to the target."""
+    type: Literal[
+        "generalises", "variant-of", "analogue-of", "composes-with", "conflicts-with", "supersedes"
+    ] = Field(examples=["composes-with"])  # fmt: skip
+    """Kind of relation, read from this entry to the target. A `variant-of` is the same idea for the same unit; an
+    `analogue-of` is the same idea at another place, for another unit or another kind of data, said from one side."""
     target: Id = Field(examples=["confidence-early-exit"])
     """Id of the other entry."""
     note: Prose = Field(examples=["Merging makes each block cheaper, exiting leaves blocks out."])
