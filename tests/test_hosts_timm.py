@@ -418,7 +418,7 @@ def test_clips_own_block_merges_and_a_causal_one_is_refused() -> None:
 
 
 class Tower(nn.Module):
-    """Blocks behind a token of the user's own."""
+    """Blocks after a token of the user's own."""
 
     def __init__(self, token: str, shape: tuple[int, ...]) -> None:
         super().__init__()

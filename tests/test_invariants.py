@@ -1067,7 +1067,7 @@ def test_token_halting() -> None:
 
 
 def test_token_level_early_exit() -> None:
-    confidence = {"deep": [0.2, 0.95, 0.99], "shallow": [0.2, 0.5, 0.99]}  # of token 2, by what token 1 left behind
+    confidence = {"deep": [0.2, 0.95, 0.99], "shallow": [0.2, 0.5, 0.99]}  # of token 2, by what token 1 left
     first = [0.6, 0.9, 0.99]
 
     def leaves(scores: Sequence[float], threshold: float) -> int:

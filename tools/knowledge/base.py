@@ -92,10 +92,9 @@ class Knowledge:
     @cached_property
     def tested_invariants(self) -> frozenset[str] | None:
         """Modules' names of the entries whose invariant is tried on numbers; None where there are no such tests."""
-        file = self.root / INVARIANTS
-        if not file.is_file():
-            return None
-        return frozenset(re.findall(r"^def test_([a-z0-9_]+)\(", file.read_text("utf-8", "replace"), re.MULTILINE))
+        files = [*self.root.glob(INVARIANTS)]
+        tests = "".join(file.read_text("utf-8", "replace") for file in files)
+        return frozenset(re.findall(r"^def test_([a-z0-9_]+)\(", tests, re.MULTILINE)) if files else None
 
     def entries_of(self, paper_key: str) -> list[Entry]:
         """The entries that name a paper."""

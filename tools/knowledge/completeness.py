@@ -16,7 +16,18 @@ from reference_impls.accounting.record import Record
 from . import references
 from .base import Knowledge
 from .findings import Finding
-from .paths import ENTRIES, EXPERIMENTS, INSTALLED, INVARIANTS, NOTEBOOKS, RESULTS, TECHNIQUES, TESTS, located, module_name
+from .paths import (
+    ENTRIES,
+    EXPERIMENTS,
+    INSTALLED,
+    INVARIANTS,
+    NOTEBOOKS,
+    RESULTS,
+    TECHNIQUES,
+    TESTS,
+    located,
+    module_name,
+)
 from .reader import Keys
 from .schema import Axis, Entry
 from .text import one_line
@@ -158,14 +169,14 @@ def _invariant(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
     yield Need(
         what="its invariant tried on numbers",
         hint=(
-            f"delete `invariant_untested`: there is a test"
+            "delete `invariant_untested`: there is a test"
             if tested
-            else f"write test_{name} in {INVARIANTS}, or say in `invariant_untested` why that needs code first"
+            else f"write test_{name} in {INVARIANTS.replace('*', '')}, or say in `invariant_untested` why it needs code"
         ),
         met=entry.invariant is not None and tested != explained,
         status="draft",
         code="E407",
-        message="the invariant is tested and said to be untested" if tested else "no test tries the invariant on numbers",
+        message="the invariant is tested" if tested else "no test tries the invariant on numbers",
         path=("invariant_untested" if explained else "invariant",),
     )
 

@@ -248,7 +248,7 @@ class Entry(Model):
     deviations: tuple[Prose, ...] = Field(default=(), examples=[["Ties go to the lower index."]])
     """Where our implementation departs from the paper."""
     papers: tuple[PaperLink, ...] = Field(min_length=1, examples=[[{"key": "bolya-2023-token", "role": "introduces"}]])
-    """The papers behind it."""
+    """Its papers."""
     relations: tuple[Relation, ...] = Field(default=(), examples=[[]])
     """Relations to other entries."""
     parts: tuple[Id, ...] = Field(default=(), examples=[["token-merging", "confidence-early-exit"]])
