@@ -38,7 +38,7 @@ WORDS = {
     _OPERATIONS: "MACs",
     r"becomes? less than nothing": "falls below zero",
     r"variance (?:of \w+ )*filled in": "explained variance",
-    r"(?-i:[Bb]ehind)(?<!norms behind)(?<![\"']behind)(?![\"'])": "after, or which cause",
+    r"(?-i:[Bb]ehind)(?<!norms behind)(?!(?<=[\"']behind)[\"'])": "after, or which cause",
     r"in front of": "before",
     rf"(?:{_COUNTED}) an? (?:{_UNITS})(?! (?:needs|has|leaves))": "per",
     r"the (?:top|highest) share": "a fraction of ..., the highest",

@@ -346,7 +346,7 @@ def _take_apart(
         target = layers[i + 1].reached if i + 1 < len(layers) else (last, last._version)
         after = _between((out, layer.version(out)), target, modules)
         if after is None:
-            where = f"between its layers {i + 1} and {i + 2}" if i + 1 < len(layers) else "behind its last layer"
+            where = f"between its layers {i + 1} and {i + 2}" if i + 1 < len(layers) else "after its last layer"
             raise refuse(f"nothing but modules called on the tokens {where}, where this encoder computes more")
         slots.append(slot)
         afters.append(after)
