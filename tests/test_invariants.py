@@ -2154,8 +2154,8 @@ def test_activation_quantisation() -> None:
 
 def test_all_in_one_pruning() -> None:
     def densities(mask: Array, counts: Sequence[int]) -> list[int]:
-        thresholds = [np.sort(mask)[-count] for count in counts]
-        return [int((mask >= t).sum()) for t in thresholds]
+        thresholds = [np.sort(mask)[-count - 1] for count in counts]
+        return [int((mask > t).sum()) for t in thresholds]
 
     counts, soft = (16, 9, 4), rng().uniform(size=25)
     assert densities(soft, counts) == [*counts]
