@@ -588,9 +588,7 @@ def test_output_sparsity_prediction() -> None:
     lost = []
     for bits in (1, 2, 4, 8, 52):
         predicted = y + rng(1).uniform(-1, 1, 200) * 2.0**-bits
-        marked = predicted > 0
-        assert equal(np.where(marked, relu(y), 0), relu(y) * marked)
-        lost.append(int(((y > 0) & ~marked).sum()))
+        lost.append(int(((y > 0) & ~(predicted > 0)).sum()))
     assert lost[-1] == 0 < lost[0]
     marked = y + rng(1).uniform(-1, 1, 200) / 2 > 0
     assert (np.where(marked, y, 0) < 0).any(), "a marked output may be negative, so the rectifier is still needed"
@@ -684,8 +682,6 @@ def test_weight_repetition_reuse() -> None:
     levels = [value for value in np.unique(w) if value]
     assert sum(int(value) * int(x[w == value].sum()) for value in levels) == w @ x
     assert len(levels) == 4 < len(np.unique(w)), "zero needs no multiplication"
-    distinct = np.arange(1, 25)
-    assert len(np.unique(distinct)) == len(distinct)
 
 
 # --- tokens, attention and caches
@@ -1773,9 +1769,9 @@ def test_frozen_feature_caching() -> None:
     prefix.eval()
     assert torch.equal(prefix(batch)[0], prefix(other)[0])
     epochs, macs, frozen = 5, np.array([4, 3, 2, 1]), 2
-    executed = macs[:frozen].sum() + epochs * 3 * macs[frozen:].sum()
-    plain = epochs * (macs.sum() + 2 * macs[frozen:].sum())
-    assert plain - executed == (epochs - 1) * macs[:frozen].sum()
+    active = 3 * macs[frozen:].sum() - macs[frozen]  # the first active block needs no gradient of its input
+    plain = epochs * (macs.sum() + 2 * macs[frozen:].sum() - macs[frozen])
+    assert plain - (macs[:frozen].sum() + epochs * active) == (epochs - 1) * macs[:frozen].sum()
 
 
 def test_gradient_matching_coreset() -> None:
@@ -2101,7 +2097,7 @@ def test_sparsified_backpropagation() -> None:
 
     assert equal(gradient(5), np.outer(errors, x))
     rows = [int(gradient(k).any(1).sum()) for k in range(6)]
-    assert rows == [0, 1, 2, 2, 2, 2], "behind a rectifier fewer than k rows are not zero"  # prose: ok
+    assert rows == [0, 1, 2, 2, 2, 2], "fewer than k rows where the output gradient has zeros"
     batch = r.normal(size=(3, 5))
     unified = sorted(top(abs(batch).sum(0), 2))
     inputs = r.normal(size=(3, 4))
