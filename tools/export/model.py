@@ -109,6 +109,10 @@ class ClaimOut(Claim):
     """The reason of the verdict."""
     measured: Number | None = Field(default=None, examples=[1.6])
     """What we measured, in the unit of the check; absent as long as nothing was."""
+    interval: tuple[Number, Number] | None = Field(default=None, examples=[[1.58, 1.63]])
+    """Its 95 % interval, where the result holds one."""
+    controls: dict[str, Number] = Field(default_factory=dict, examples=[{"random merging": 1.6}])
+    """What the controls gave that were asked the same."""
     result: ResultId | None = Field(default=None, examples=["token-merging/vit-small-latency"])
     """The result that `measured` was taken from."""
     page: Path = Field(examples=["papers/bolya-2023-token.html#c1"])
