@@ -514,7 +514,7 @@ def test_the_column_is_that_of_the_value_or_of_the_key(atlas: Path) -> None:
     base.replace(atlas, ENTRY, "irrelevance]", "irelevance]")
     base.replace(atlas, ENTRY, "note: Each", "nte: Each")
     assert [(f.code, f.line, f.column, f.path) for f in load(atlas).findings if f.code != "E202"] == [
-        ("E201", 35, 51, "relations[0].nte")
+        ("E201", 36, 51, "relations[0].nte")
     ]
     base.replace(atlas, ENTRY, "nte: Each", "note: Each")
     assert [(f.code, f.line, f.column, f.path) for f in load(atlas).findings] == [("E207", 12, 34, "axes.relation[1]")]
@@ -533,9 +533,9 @@ def test_all_findings_of_all_files_come_at_once(atlas: Path) -> None:
         ("E102", "papers/broken-2020-b.yml", 1),
         ("E204", ENTRY, 6),
         ("E205", ENTRY, 7),
-        ("E202", ENTRY, 35),
-        ("E204", ENTRY, 35),
-        ("E201", ENTRY, 35),
+        ("E202", ENTRY, 36),
+        ("E204", ENTRY, 36),
+        ("E201", ENTRY, 36),
     ]
 
 
@@ -623,7 +623,7 @@ def test_a_broken_link_is_found(atlas: Path, file: str, old: str, new: str, code
 @pytest.mark.parametrize("file", [NOTEBOOK, TEST, EXPERIMENTS, RESULT])
 def test_a_stable_entry_needs_its_files(atlas: Path, file: str) -> None:
     (atlas / file).unlink()
-    assert ("E402", ENTRY, 36) in found(atlas)
+    assert ("E402", ENTRY, 37) in found(atlas)
 
 
 @pytest.mark.parametrize("file", [NOTEBOOK, TEST, EXPERIMENTS, MODULE])

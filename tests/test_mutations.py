@@ -92,7 +92,7 @@ DAMAGES = [
     damage("tab inside a line", PAPER, "year: 2023", "year:\t2023", "E105"),
     damage("control character", PAPER, "similar tokens of", "similar\x07tokens of", "E106"),
     damage("invisible line break", PAPER, "similar tokens of", "similar\u2028tokens of", "E106"),
-    damage("escape in double quotes", ENTRY, "cost_model: N^2 C \\to", 'cost_model: "N \\times" #', "E106"),
+    damage("escape in double quotes", ENTRY, "cost_model: N^2 C \\to", 'cost_model: "N \\t C" #', "E106"),
     damage("unquoted colon", PAPER, 'title: "Token Merging: Your ViT But Faster"', "title: Token: Your: ViT", "E107"),
     damage("unclosed bracket", ENTRY, "aliases: [ToMe]", "aliases: [ToMe", "E107", at="status: stable"),
     damage("unclosed quote", DRAFT, "name: Token dropping", 'name: "Token dropping', "E107"),

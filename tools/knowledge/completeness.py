@@ -16,6 +16,7 @@ from reference_impls.accounting.record import Record
 from . import references
 from .base import Knowledge
 from .findings import Finding
+from .latex import unexplained
 from .paths import ENTRIES, EXPERIMENTS, INSTALLED, NOTEBOOKS, RESULTS, TECHNIQUES, TESTS, located, module_name
 from .reader import Keys
 from .schema import Axis, Entry
@@ -115,6 +116,16 @@ def _needs(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
             path=("status",),
             at_key=False,
         )
+    letters = unexplained(entry.cost_model or "", entry.symbols)
+    yield Need(
+        what=f"symbols: {', '.join(letters)}" if letters else "symbols",
+        hint="say under `symbols` what every letter of the cost model means",
+        met=not letters,
+        status="stable",
+        code="E401",
+        message=f"the cost model does not say what {', '.join(letters)} {'is' if len(letters) == 1 else 'are'}",
+        path=("cost_model",),
+    )
     if entry.kind == "technique":
         yield from _evidence(knowledge, entry)
     if entry.kind == "technique" or entry.implementation is not None:

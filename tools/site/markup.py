@@ -33,6 +33,8 @@ UNKNOWN = re.compile(r"\\[A-Za-z]+")
 """A command that the converter passed through as text."""
 UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">[^<]</mi>){2,}')
 """A word set upright letter by letter: as one identifier its letters stand close and it is read as one."""
+PRIME = re.compile(r"<msup><mi>(\w)</mi><mi>(′+)</mi></msup>")
+"""A letter with a prime: a superscript would raise the prime, which is high already, a second time."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]")
 """Characters that no text holds; two of them mark places inside the Markdown reader."""
@@ -95,6 +97,7 @@ def math(latex: str, *, display: bool = False) -> Html:
         mathml = _mathml(tree, f' alttext="{escape(" ".join(latex.split()))}"')
     except Exception as error:  # the converter raises a dozen classes without a common base
         raise MathError(f"cannot read the LaTeX {latex!r}: {type(error).__name__}: {error}") from error
+    mathml = PRIME.sub(r"<mi>\1\2</mi>", mathml)
     return Html(UPRIGHT.sub(lambda m: "<mi>" + re.sub(r"<[^>]+>", "", m[0]) + "</mi>", mathml))
 
 
