@@ -28,6 +28,7 @@ from tools.knowledge.reader import MAX_BYTES, Document, parse_yaml, read_json, r
 from tools.knowledge.schema import Claim, Quantity
 from tools.knowledge.source import scenarios
 from tools.knowledge.text import text_problems
+from tools.site.relations import edges
 
 ROOT = Path(__file__).parents[1]
 CODE = "code:\n  - {url: https://github.com/facebookresearch/ToMe, official: true, licence: CC-BY-NC-4.0}\n"
@@ -312,6 +313,15 @@ def test_two_directed_relations_make_no_circle(atlas: Path, kind: str) -> None:
     assert all("token-merging > token-dropping" in f.hint and "other way round" in f.hint for f in findings)
 
 
+def test_analogues_have_no_order(atlas: Path) -> None:
+    base.replace(atlas, ENTRY, "type: composes-with", "type: analogue-of")
+    base.put(atlas, DRAFT, base.FILES[DRAFT] + "relations:\n  - {type: analogue-of, target: token-merging, note: N.}\n")
+    assert found(atlas) == []
+    (edge,) = edges(load(atlas).entries)
+    assert edge.type == "analogue-of"
+    assert {edge.source, edge.target} == {"token-merging", "token-dropping"}
+
+
 def test_what_replaces_an_entry_is_not_superseded_by_it(atlas: Path) -> None:
     base.put(atlas, DRAFT, base.FILES[DRAFT].replace("status: draft", "status: deprecated\nreplaced_by: token-merging"))
     base.replace(atlas, ENTRY, "type: composes-with", "type: supersedes")
@@ -428,11 +438,11 @@ def test_the_axes_of_the_atlas() -> None:
     assert [f for f in knowledge.findings if f.file == "taxonomy/axes.yml"] == []
     assert {name: len(axis.terms) for name, axis in axes.axes.items()} == {
         "data_kind": 11,
-        "location": 10,
-        "granularity": 10,
+        "location": 11,
+        "granularity": 11,
         "relation": 9,
         "detection_time": 3,
-        "detection_mechanism": 17,
+        "detection_mechanism": 18,
         "exploitation": 15,
         "stage": 4,
         "objective": 11,
@@ -504,7 +514,7 @@ def test_the_column_is_that_of_the_value_or_of_the_key(atlas: Path) -> None:
     base.replace(atlas, ENTRY, "irrelevance]", "irelevance]")
     base.replace(atlas, ENTRY, "note: Each", "nte: Each")
     assert [(f.code, f.line, f.column, f.path) for f in load(atlas).findings if f.code != "E202"] == [
-        ("E201", 35, 51, "relations[0].nte")
+        ("E201", 36, 51, "relations[0].nte")
     ]
     base.replace(atlas, ENTRY, "nte: Each", "note: Each")
     assert [(f.code, f.line, f.column, f.path) for f in load(atlas).findings] == [("E207", 12, 34, "axes.relation[1]")]
@@ -523,9 +533,9 @@ def test_all_findings_of_all_files_come_at_once(atlas: Path) -> None:
         ("E102", "papers/broken-2020-b.yml", 1),
         ("E204", ENTRY, 6),
         ("E205", ENTRY, 7),
-        ("E202", ENTRY, 35),
-        ("E204", ENTRY, 35),
-        ("E201", ENTRY, 35),
+        ("E202", ENTRY, 36),
+        ("E204", ENTRY, 36),
+        ("E201", ENTRY, 36),
     ]
 
 
@@ -613,7 +623,7 @@ def test_a_broken_link_is_found(atlas: Path, file: str, old: str, new: str, code
 @pytest.mark.parametrize("file", [NOTEBOOK, TEST, EXPERIMENTS, RESULT])
 def test_a_stable_entry_needs_its_files(atlas: Path, file: str) -> None:
     (atlas / file).unlink()
-    assert ("E402", ENTRY, 36) in found(atlas)
+    assert ("E402", ENTRY, 37) in found(atlas)
 
 
 @pytest.mark.parametrize("file", [NOTEBOOK, TEST, EXPERIMENTS, MODULE])

@@ -123,7 +123,7 @@ class ResultOut(Record):
     """A measured result: a technique, or several, beside their baseline. An empty cell of a table is an empty text."""
 
     id: ResultId = Field(examples=["token-merging/vit-small-latency"])
-    """Id of the entry or benchmark, `/`, the scenario; with the device behind a point where it is not the CPU."""
+    """Id of the entry or benchmark, `/`, the scenario; with the device after a point where it is not the CPU."""
     page: Path = Field(examples=["techniques/token-merging.html#vit-small-latency"])
     """Where the site shows it."""
     file: Path = Field(examples=["reference_impls/results/token-merging/vit-small-latency.json"])
@@ -148,8 +148,8 @@ class Node(Model):
 
 
 EdgeType = Literal[
-    "generalises", "variant-of", "composes-with", "conflicts-with", "supersedes", "has-part", "replaced-by",
-    "introduces", "ancestor", "extends", "analyses", "applies", "claims", "about",
+    "generalises", "variant-of", "analogue-of", "composes-with", "conflicts-with", "supersedes", "has-part",
+    "replaced-by", "introduces", "ancestor", "extends", "analyses", "applies", "claims", "about",
 ]  # fmt: skip
 
 

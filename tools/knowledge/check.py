@@ -101,7 +101,7 @@ class _Checker:
             yield document.finding("E211", message, path, hint=hint)
         elif not old and len(number) != (wanted := 4 if year < 2015 else 5):
             yield document.finding(
-                "E205", f"an arXiv id of {year} has {wanted} digits behind the point", path, hint=hint
+                "E205", f"an arXiv id of {year} has {wanted} digits after the point", path, hint=hint
             )
         elif not int(number):
             yield document.finding("E205", "arXiv counts from 1, and the number of this id is 0", path, hint=hint)

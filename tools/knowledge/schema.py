@@ -200,10 +200,11 @@ class PaperLink(Model):
 class Relation(Model):
     """A relation to another entry."""
 
-    type: Literal["generalises", "variant-of", "composes-with", "conflicts-with", "supersedes"] = Field(
-        examples=["composes-with"]
-    )
-    """Kind of relation, read from this entry to the target."""
+    type: Literal[
+        "generalises", "variant-of", "analogue-of", "composes-with", "conflicts-with", "supersedes"
+    ] = Field(examples=["composes-with"])  # fmt: skip
+    """Kind of relation, read from this entry to the target. A `variant-of` is the same idea for the same unit; an
+    `analogue-of` is the same idea at another place, for another unit or another kind of data, said from one side."""
     target: Id = Field(examples=["confidence-early-exit"])
     """Id of the other entry."""
     note: Prose = Field(examples=["Merging makes each block cheaper, exiting leaves blocks out."])
@@ -243,6 +244,10 @@ class Entry(Model):
     """The algorithm, step by step."""
     invariant: Prose | None = Field(default=None, examples=["With $r = 0$ the output equals the dense model's."])
     """What a test of an implementation must hold: an equality or a bound that follows from the definition."""
+    invariant_untested: Prose | None = Field(
+        default=None, examples=["Which items are twins is decided by an embedding and by eye, on real data."]
+    )
+    """For a draft whose invariant `tests/test_invariants.py` does not try on numbers: why that needs code first."""
     cost_model: Text | None = Field(default=None, examples=[r"N^2 C \to (N - r)^2 C"])
     """MACs with and without, overhead included, as LaTeX without dollar signs."""
     symbols: dict[Text, Text] = Field(default_factory=dict, examples=[{"N": "tokens", "r": "tokens merged in a block"}])
@@ -256,7 +261,7 @@ class Entry(Model):
     deviations: tuple[Prose, ...] = Field(default=(), examples=[["Ties go to the lower index."]])
     """Where our implementation departs from the paper."""
     papers: tuple[PaperLink, ...] = Field(min_length=1, examples=[[{"key": "bolya-2023-token", "role": "introduces"}]])
-    """The papers behind it."""
+    """Its papers."""
     relations: tuple[Relation, ...] = Field(default=(), examples=[[]])
     """Relations to other entries."""
     parts: tuple[Id, ...] = Field(default=(), examples=[["token-merging", "confidence-early-exit"]])
