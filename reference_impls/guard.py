@@ -46,7 +46,7 @@ class Child(Protocol):
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a command behind a keeper, in a session of its own; `options` are those of `subprocess.Popen`."""
+    """Start a command with a keeper, in a session of its own; `options` are those of `subprocess.Popen`."""
     if AVAILABLE:
         keeper = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(os.getpid()), groups()]
         command = [*keeper, *command]

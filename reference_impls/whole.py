@@ -15,7 +15,7 @@ class OutsideError(OSError):
 def write_atomically(file: Path, content: str | bytes, root: Path | None = None) -> None:
     """Write a file whole or not at all, making its folder: after this the new content is there, or the old.
 
-    A link is followed, and the file behind it is written, if that lies below `root` (anywhere, if `root` is None).
+    A link is followed, and what it leads to is written, if that lies below `root` (anywhere, if `root` is None).
 
     Raises: OutsideError, which is an OSError.
     """

@@ -154,7 +154,7 @@ def broken(root: Path) -> Iterator[str]:
     """What is half-written in an atlas to which only commands have written."""
     with changing(root):
         pass
-    yield from (f"left behind: {part}" for part in root.rglob("*.part"))
+    yield from (f"left over: {part}" for part in root.rglob("*.part"))
     yield from (f"not good any more: {finding}" for finding in load(root).findings if finding.severity == "error")
 
 
@@ -272,7 +272,7 @@ def a_run(chance: random.Random, place: Path, number: signal.Signals) -> Iterato
         processes = endless.processes(1)
     yield from (f"still there: {one}" for one in left(processes, deadline - time.monotonic()))
     with scratch("atlas-run-", place / "tmp") as folder:
-        yield from (f"left behind: {one}" for one in (place / "tmp").glob("atlas-run-*") if one != folder)
+        yield from (f"left over: {one}" for one in (place / "tmp").glob("atlas-run-*") if one != folder)
 
 
 def two_at_once(chance: random.Random, place: Path, number: signal.Signals) -> Iterator[str]:

@@ -171,7 +171,7 @@ def scratch(prefix: str, home: Path | None = None) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the folder of somebody who is gone; not one of another user, nor behind a link."""
+    """Remove the folder of somebody who is gone; not one of another user, nor through a link."""
     with contextlib.suppress(OSError, Timeout):
         about = folder.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != getattr(os, "geteuid", lambda: about.st_uid)():

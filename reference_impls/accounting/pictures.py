@@ -19,7 +19,7 @@ PICTURES_MB = 64
 
 
 def save(record: Record, file: Path, root: Path | None = None) -> None:
-    """Write a record to `file`, and in front of that its pictures beside it; each appears whole or not at all.
+    """Write a record to `file`, and before that its pictures beside it; each appears whole or not at all.
 
     Raises: OSError; `whole.OutsideError` where a link leads out of `root`.
     """

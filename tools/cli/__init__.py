@@ -40,6 +40,7 @@ HOMES: Final = {
     "gaps": ".entries:gaps",
     "list": ".entries:list_",
     "new": "..scaffold.commands:new",
+    "review": ".review:review",
     "run": ".run:run",
     "schema": ".check:schema",
     "show": ".entries:show",

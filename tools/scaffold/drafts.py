@@ -165,7 +165,7 @@ def write(
     `knowledge` must have been read and checked since `changes` has the lock.
 
     Raises: FileExistsError where a new one is there already, Rejected where the check then finds something that it did
-    not find before; in both cases nothing is left behind.
+    not find before; in both cases nothing is left.
     """
     changes.write(texts or {}, new=new, check=lambda: _nothing_new(knowledge))
 

@@ -33,6 +33,8 @@ UNKNOWN = re.compile(r"\\[A-Za-z]+")
 """A command that the converter passed through as text."""
 UPRIGHT = re.compile(r'(?:<mi mathvariant="normal">[^<]</mi>){2,}')
 """A word set upright letter by letter: as one identifier its letters stand close and it is read as one."""
+PRIME = re.compile(r"<msup><mi>(\w)</mi><mi>(′+)</mi></msup>")
+"""A letter with a prime: a superscript would raise the prime, which is high already, a second time."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]")
 """Characters that no text holds; two of them mark places inside the Markdown reader."""
@@ -95,6 +97,7 @@ def math(latex: str, *, display: bool = False) -> Html:
         mathml = _mathml(tree, f' alttext="{escape(" ".join(latex.split()))}"')
     except Exception as error:  # the converter raises a dozen classes without a common base
         raise MathError(f"cannot read the LaTeX {latex!r}: {type(error).__name__}: {error}") from error
+    mathml = PRIME.sub(r"<mi>\1\2</mi>", mathml)
     return Html(UPRIGHT.sub(lambda m: "<mi>" + re.sub(r"<[^>]+>", "", m[0]) + "</mi>", mathml))
 
 
@@ -132,13 +135,13 @@ TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 CLAUSE = re.compile(r"\\(?:to|longrightarrow|rightarrow|qquad)$")
 """What begins a line of its own in a cost model."""
 JOINT = frozenset(["+", "-", "=", r"\ge", r"\le", r"\approx", r"\cdot"])
-"""A line may break in front of these."""
+"""A line may break before these."""
 SPACES = re.compile(r"^(?:\s|\\quad|\\qquad|\\[ ,;:!])+|(?:\s|\\quad|\\qquad|\\[ ,;:!])+$")
 
 
 @cache
 def cost_model(latex: str) -> Html:
-    """A cost model, which may be long: a line for each of its clauses, which breaks in front of signs where it must.
+    """A cost model, which may be long: a line for each of its clauses, which breaks before signs where it must.
 
     Browsers break no line inside a formula, so that each piece is a formula of its own; words stand as text.
     Raises MathError.
@@ -195,7 +198,7 @@ def cost_model(latex: str) -> Html:
 
 
 def _group(tokens: list[str], start: int, most: int = 24) -> int:
-    """Behind the closing bracket of a group that begins before `start`, if it is short enough to stay on one line."""
+    """After the closing bracket of a group that begins before `start`, if it is short enough to stay on one line."""
     depth = 1
     for at, token in enumerate(tokens[start : start + most], start):
         depth += {"(": 1, ")": -1}.get(token, 0)
@@ -456,7 +459,7 @@ def clean_svg(svg: str) -> str:
     if start < 0:
         raise SvgError("it holds no <svg")
     try:
-        root = fromstring(svg[start:])  # what declares entities stands in front of it, and is not read
+        root = fromstring(svg[start:])  # what declares entities stands before it, and is not read
     except (ParseError, ValueError, RecursionError) as error:
         raise SvgError(f"it is no XML: {error}") from error
     return _svg(root, 0)
