@@ -91,6 +91,7 @@ def keep(caller: int, home: str) -> None:
     """
     watched = {signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # which a caller may ignore: then nobody is told of an end
     _prctl(SET_SUBREAPER, 1)
     _prctl(SET_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != caller:

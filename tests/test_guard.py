@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from reference_impls import guard
-from tests.interrupted import Endless, interrupt, left
+from tests.interrupted import ROOT, Endless, interrupt, left
 from tools.files import scratch
 
 pytestmark = pytest.mark.skipif(not guard.AVAILABLE, reason="keepers need Linux")
@@ -49,6 +49,13 @@ def test_a_command_keeps_its_exit_code_and_its_signal() -> None:
     assert guard.start(["/no/such/program"], stderr=subprocess.DEVNULL).wait() != 0
     done = guard.run(["sh", "-c", "echo out; echo err >&2"])
     assert (done.returncode, done.stdout, done.stderr) == (0, b"out\n", b"err\n")
+
+
+def test_a_caller_that_ignores_signals_is_told_of_the_end() -> None:
+    code = "import signal; from reference_impls import guard\n"
+    code += "for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)\n"
+    code += "child = guard.start(['sh', '-c', 'exit 7']); child.wait(); guard.end(guard.start(['sleep', '1000']))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("groups", [None, ""], ids=["as it is", "without groups"])

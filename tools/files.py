@@ -84,11 +84,10 @@ def undo(root: Path) -> None:
             place(file, root)
         except OutsideError:
             continue
-        if _content(file) != after:
-            pass
-        elif before is None:
+        ours = _content(file) == after
+        if ours and before is None:
             file.unlink(missing_ok=True)
-        else:
+        elif ours:
             write_atomically(file, before.encode("latin-1"), root)
         _tidy(file.parent)
     _forget(root)

@@ -20,6 +20,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +38,7 @@ from reference_impls.data.download import fetch
 from reference_impls.data.sources import AssetError as AssetError
 from reference_impls.data.sources import Source, locate
 
+DAY_S = 24 * 3600
 Progress = Callable[[str, int, int], None]  # name of the asset, bytes done, bytes in all
 
 
@@ -149,6 +151,9 @@ def get(name: str, progress: Progress | None = None) -> Path:
             return asset.folder
         for left_over in cache_folder().glob(f".{name}-*"):
             shutil.rmtree(left_over, ignore_errors=True)
+        for left_over in (*cache_folder().glob(".node-*"), *cache_folder().glob(".apt-*")):  # of any asset
+            if time.time() - left_over.stat().st_mtime > DAY_S:
+                shutil.rmtree(left_over, ignore_errors=True)
         reasons, by_hand = [], []
         for source in asset.sources:
             try:
