@@ -23,7 +23,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -152,8 +152,9 @@ def get(name: str, progress: Progress | None = None) -> Path:
         for left_over in cache_folder().glob(f".{name}-*"):
             shutil.rmtree(left_over, ignore_errors=True)
         for left_over in (*cache_folder().glob(".node-*"), *cache_folder().glob(".apt-*")):  # of any asset
-            if time.time() - left_over.stat().st_mtime > DAY_S:
-                shutil.rmtree(left_over, ignore_errors=True)
+            with suppress(OSError):
+                if time.time() - left_over.stat().st_mtime > DAY_S:
+                    shutil.rmtree(left_over)
         reasons, by_hand = [], []
         for source in asset.sources:
             try:
