@@ -284,7 +284,9 @@ class OctreeOccupancyDecoding(Technique):
     def _decoders(self, target: Any) -> dict[str, OctreeDecoder]:
         found = modules_of(target, OctreeDecoder)
         if not found:
-            needs = "an `OctreeDecoder`, whose kernel and stride are 2: with a larger kernel a child has several parents"
+            needs = (
+                "an `OctreeDecoder`, whose kernel and stride are 2: with a larger kernel a child has several parents"
+            )
             raise UnsupportedHost(self.id, target, needs)
         return found
 

@@ -211,14 +211,7 @@ class SparseDisparityCostVolume(Technique):
         if step == 0:
             warn_no_effect(self.id, "step is 0")
             return Handle(target)
-        wanted, trace = asked(focal, baseline, step, far), dict[str, Any]()
-        undo = [replace(one, partial(_nearest, wanted, trace, name), self.id) for name, one in volumes.items()]
-
-        def restore() -> None:
-            for one in undo:
-                one()
-
-        return Handle(target, undo=restore, trace=lambda: trace)
+        return keep_levels(self.id, target, volumes, asked(focal, baseline, step, far))
 
     def saving(self, target: nn.Module, inputs: Any, trace: Mapping[str, Any]) -> int:
         """H times the columns that are not matched, separators included, times the MACs of a column's pixel."""
@@ -254,6 +247,18 @@ def computed(levels: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
 def spared(levels: Sequence[int], wanted: Sequence[int]) -> float:
     """Share of the levels beyond the first that need not be computed."""
     return (len(levels) - len(computed(levels, wanted))) / max(len(levels) - 1, 1)
+
+
+def keep_levels(technique: str, target: Any, volumes: Mapping[str, CostVolume], wanted: Sequence[int]) -> Handle:
+    """Compute only the levels that are nearest to a wanted one, in each of the volumes of `target`, in place."""
+    trace: dict[str, Any] = {}
+    undo = [replace(one, partial(_nearest, tuple(wanted), trace, name), technique) for name, one in volumes.items()]
+
+    def restore() -> None:
+        for one in undo:
+            one()
+
+    return Handle(target, undo=restore, trace=lambda: trace)
 
 
 def _nearest(

@@ -104,7 +104,10 @@ class Decoder(nn.Module):
 
     @staticmethod
     def _stage(channels: int, out: int, kernel: int, padding: int, after: int) -> nn.Sequential:
-        layers = nn.ConvTranspose3d(channels, out, kernel, 2, padding, bias=False), nn.Conv3d(out, out, after, bias=False)
+        layers = (
+            nn.ConvTranspose3d(channels, out, kernel, 2, padding, bias=False),
+            nn.Conv3d(out, out, after, bias=False),
+        )
         return nn.Sequential(*(part for layer in layers for part in (layer, nn.BatchNorm3d(out), nn.ReLU())))
 
     def forward(self, code: Tensor, level: int | None = None) -> list[Tensor]:
@@ -158,7 +161,9 @@ def check_pair(left: Tensor, right: Tensor, stride: int = STRIDE) -> None:
     if left.shape != right.shape:
         raise ValueError(f"both images must have the same size, got {tuple(left.shape)} and {tuple(right.shape)}")
     if any(n % stride for n in left.shape[2:]):
-        raise ValueError(f"height and width must be multiples of {stride}, got {tuple(left.shape[2:])}: crop or pad them")
+        raise ValueError(
+            f"height and width must be multiples of {stride}, got {tuple(left.shape[2:])}: crop or pad them"
+        )
 
 
 def build(variant: str) -> StereoVoxelNet:
