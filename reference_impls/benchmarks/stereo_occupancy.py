@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Interval, Measured, Table
+from reference_impls.contract import Handle, generator, replacement
 from reference_impls.data import assets
-from reference_impls.data.stereo import Camera
+from reference_impls.data.stereo import Camera, Pair, motorcycle
 from reference_impls.data.stereo_scenes import CAMERA, SIZE, draw_scene, render
 from reference_impls.models.semi_global_matching import semi_global_matching
 from reference_impls.study import (
@@ -40,15 +41,17 @@ from reference_impls.study import (
     train,
     trained,
 )
-from reference_impls.techniques.octree_occupancy_decoding import OctreeOccupancyDecoding, decode
+from reference_impls.techniques.octree_occupancy_decoding import OctreeOccupancyDecoding, Skip, decode, grids
 from reference_impls.techniques.sparse_disparity_cost_volume import depth_levels, uniform_levels
 from reference_impls.techniques.stereo_occupancy_voxels.grid import HIT, Grid, chamfer, iou, levels, recall, voxelise
 from reference_impls.techniques.stereo_occupancy_voxels.lifted import LIFTED, LiftedStereoNet, sparse_loss
 
 ID = "stereo-occupancy"
 task = partial(Scenario, benchmark=ID)
-GRID = Grid.in_front(16.0)
-"""16 m with 64 cells of 0.25 m along a side, half the scale of the paper's grid."""
+GRID = Grid.in_front(8.0)
+"""8 m with 64 cells of 0.125 m along a side, a quarter of the paper's grid, as far as the made scenes reach."""
+CLOSE = Grid((-1.6, -1.6, 1.9), 0.05)
+"""A cube of 3.2 m around what the Motorcycle pair shows."""
 DEPTHS = depth_levels(CAMERA.focal, CAMERA.baseline, GRID.depths())
 ALL = uniform_levels(DEPTHS[-1] + 1)
 METHODS: Mapping[str, tuple[tuple[int, ...], bool]] = {
@@ -57,6 +60,9 @@ METHODS: Mapping[str, tuple[tuple[int, ...], bool]] = {
     "monocular": (DEPTHS, False),
 }
 """Name -> the levels of the cost volume, and whether the right image is looked at."""
+
+
+RECIPE = Recipe(12, lr=4e-3, batch_size=8, weight_decay=0.01)
 
 
 class Scenes(NamedTuple):
@@ -70,12 +76,13 @@ class Scenes(NamedTuple):
 class OccupancyPlan(Plan):
     train: int = 320
     test: int = 60
-    recipe: Recipe = Recipe(12, lr=4e-3, batch_size=8, weight_decay=0.01)
+    recipe: Recipe = RECIPE
     thresholds: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 
 
+FULL = OccupancyPlan()
 SMALL = OccupancyPlan(
-    repetitions=3, train=8, test=2, recipe=Recipe(1, lr=4e-3, batch_size=4, weight_decay=0.01), thresholds=(0.25, 0.5)
+    repetitions=3, train=8, test=2, recipe=replace(RECIPE, epochs=1, batch_size=4), thresholds=(0.25, 0.5)
 )
 TEST_SEED = 1_000_000
 
@@ -86,7 +93,7 @@ def scenes(count: int, first: int = 0, untextured: float = 0.25) -> Scenes:
 
     untextured: the share of them whose boxes have one colour each.
     """
-    spec = {"count": count, "first": first, "untextured": untextured, "grid": GRID, "camera": CAMERA, "version": 1}
+    spec = {"count": count, "first": first, "untextured": untextured, "grid": GRID, "camera": CAMERA, "version": 2}
 
     def make() -> dict[str, Tensor]:
         pairs, truth = [], []
@@ -124,7 +131,8 @@ class OnPairs(nn.Module):
         pairs = pairs.float() / 255 if pairs.dtype == torch.uint8 else pairs
         if self.training:
             return self.network.encode(pairs[:, 0], pairs[:, 1], self.where)
-        return self.network(pairs[:, 0], pairs[:, 1], self.where, level)
+        stop = {} if level is None else {"level": level}
+        return self.network(pairs[:, 0], pairs[:, 1], self.where, **stop)
 
 
 def jitter(pairs: Tensor, draws: torch.Generator) -> Tensor:
@@ -136,9 +144,9 @@ def jitter(pairs: Tensor, draws: torch.Generator) -> Tensor:
 def fitted(
     method: str, plan: OccupancyPlan, seed: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> OnPairs:
-    """The network of a method of matching, trained with a seed; from the cache, or from where a training was cut off."""
+    """The network of a method of matching, trained with a seed: from the cache, or from where it was cut off."""
     shifts, stereo = METHODS[method]
-    spec = {"levels": shifts, "stereo": stereo, "train": plan.train, "recipe": plan.recipe, "seed": seed, "version": 1}
+    spec = {"levels": shifts, "stereo": stereo, "train": plan.train, "recipe": plan.recipe, "seed": seed, "version": 2}
     key = hashlib.sha256(json.dumps(spec, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
     resume = assets.cache_folder() / "checkpoints" / f"stereo-occupancy-{key}.resume"
 
@@ -158,7 +166,10 @@ def fit(
     progress: Callable[[int, int], None] = lambda done, total: None,
     resume: Path | None = None,
 ) -> OnPairs:
-    """Train on scenes with the weighted soft IoU of all levels. Cells are refined that are occupied, or thought so."""
+    """Train on scenes with the weighted soft IoU and cross-entropy of all levels.
+
+    Cells are refined that are occupied, or thought so.
+    """
 
     def loss(given: Any, truth: Tensor) -> Tensor:
         grids = levels(truth)
@@ -179,7 +190,7 @@ LEVELS = "By level, the mean over scenes of IoU and of the share of occupied cel
 
 
 class Scores(NamedTuple):
-    """Of every scene: at each level IoU and recall, (N, 4); Chamfer distance in m^2 and emptiness of the finest grid."""
+    """Of N scenes: IoU and recall of each level, (N, 4); of the finest Chamfer distance in m^2 and emptiness, (N,)."""
 
     iou: Tensor
     recall: Tensor
@@ -238,7 +249,7 @@ def others_right(pairs: Tensor) -> Tensor:
 def matched(left: Tensor, right: Tensor, camera: Camera, grid: Grid) -> list[Tensor]:
     """Semi-global matching of a pair (3, H, W) put into voxels: the surfaces that it sees, (1, n, n, n) each."""
     farthest = grid.low[2] + grid.size * grid.cell
-    reach = int(camera.disparity(torch.tensor(max(grid.low[2], farthest / 16)))) + 1
+    reach = int(camera.disparity(torch.tensor(max(grid.low[2], farthest / 8)))) + 1
     disparity = semi_global_matching(left, right, min(reach, left.shape[2] // 2))
     return [cells[None].float() for cells in levels(voxelise(camera.back_project(disparity), grid))]
 
@@ -297,3 +308,83 @@ def training(study: Study[OccupancyPlan], method: str) -> int:
     with count() as tally:
         fit(seeded(0, lambda: OnPairs(shifts, stereo)), first, replace(plan.recipe, epochs=1))
     return tally.macs * plan.recipe.epochs * -(-plan.train // size)
+
+
+def random_cells(model: OnPairs, threshold: float) -> Handle:
+    """Octree decoding of the model's network that refines as many cells as `threshold` would keep, drawn at random."""
+    return Handle(model, undo=replacement.replace(model.network.decoder, partial(_random, threshold), "random cells"))
+
+
+def _random(
+    threshold: float, decoder: Any, dense: Any, x: Tensor, skips: Sequence[Skip] = (), level: int | None = None
+) -> list[Tensor]:
+    counts = [one.kept / len(one.cells.index) for one in decode(decoder, x, threshold, skips, level)]
+    draws, chosen, open_ = generator(0), list[Tensor](), torch.ones(len(x), *x.shape[2:], dtype=torch.bool)
+    for share in counts:
+        chosen.append(open_ & (torch.rand(open_.shape, generator=draws) < share))
+        open_ = torch.stack([refined(cells) for cells in chosen[-1]])
+    found = decode(decoder, x, 1.0, skips, level, truth=chosen)
+    return grids(decoder, found, level)
+
+
+def sparsity(data: Scenes) -> Table:
+    """How many cells are occupied, level by level, and of the Motorcycle pair in a cube of 3.2 m."""
+    pair = motorcycle()
+    real = levels(voxelise(pair.points(), CLOSE))
+    made = [grid.float().mean((1, 2, 3)).tolist() for grid in levels(data.truth)]
+    rows = [
+        [size, over_items(shares), float(cells.float().mean())]
+        for size, shares, cells in zip(SIZES, made, real, strict=True)
+    ]
+    return table("Share of occupied cells.", ("cells", "made scenes", "Motorcycle"), rows)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What needs no network, and the real pair
+
+
+def prior(train: Scenes) -> list[Tensor]:
+    """The mean occupancy of the training scenes, cut where the IoU with them is best, (1, n, n, n) each."""
+    mean = train.truth.float().mean(0)
+
+    def fits(cut: float) -> float:
+        return sum(iou(mean >= cut, truth) for truth in train.truth[:32])
+
+    best = max(torch.linspace(0.02, max(float(mean.max()), 0.04), 8).tolist(), key=fits)
+    return [cells[None].float() for cells in levels(mean >= best)]
+
+
+def empty() -> list[Tensor]:
+    """Nothing is occupied."""
+    return [torch.zeros(1, size, size, size) for size in SIZES]
+
+
+REAL_SIDE = 16 / 3
+"""Metres: the cube in front of the Motorcycle pair, two thirds of the made scenes' in scale."""
+
+
+def real_pair() -> tuple[Pair, Grid]:
+    """The Motorcycle pair at the size of the made ones, and the cube of 64 cells that it is measured in."""
+    pair = motorcycle().fitted(160, 334).centred()
+    return pair, Grid((-REAL_SIDE / 2, -REAL_SIDE / 2, 0.0), REAL_SIDE / 64)
+
+
+def on_pair(model: OnPairs, pair: Pair, grid: Grid) -> list[Tensor]:
+    """What a network makes of the pair of another camera: its own levels, and its own projection of the cells."""
+    camera = pair.camera
+    where = camera.project(grid.coarser(grid.size // LIFTED).centres()).float()
+    shifts = depth_levels(camera.focal, camera.baseline, grid.depths())
+    call = partial(model.network, levels=shifts)
+    return forward(call, pair.left[None], pair.right[None], where)()
+
+
+def real_table(predictions: Mapping[str, Sequence[Tensor]], pair: Pair, grid: Grid) -> Table:
+    """IoU and recall of what was predicted for the real pair, against the surfaces that its disparity shows."""
+    truth = levels(voxelise(pair.points(), grid))
+    rows = []
+    for name, found in predictions.items():
+        ious, recalls, distance, _ = scored([cells[0] >= HIT for cells in found], truth, grid.cell)
+        columns = zip(SIZES, ious.tolist(), recalls.tolist(), strict=True)
+        rows += [[name, size, one, two, float(distance) if size == SIZES[-1] else None] for size, one, two in columns]
+    about = "Motorcycle: cells that hold a visible surface are the truth, while the network learnt whole boxes."
+    return table(about, ("variant", "cells", "IoU", "recall", "Chamfer (m^2)"), rows)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Camera:
         check_disparity(disparity)
         z = self.depth(disparity.double())
         known = torch.isfinite(disparity) & torch.isfinite(z) & (z > 0)
-        v, u = known.nonzero(as_tuple=True)
+        v, u = (n.double() for n in known.nonzero(as_tuple=True))
         z = z[known]
         return torch.stack([(u - self.cx) * z / self.focal, (v - self.cy) * z / self.focal, z], 1)
 
@@ -134,6 +134,18 @@ class Pair:
         camera = self.camera.scaled(scale).cropped(top, at)
         return Pair(self.name, images[0], images[1], camera, disparity, self.lidar)
 
+    def centred(self) -> Pair:
+        """The pair without whole columns of the camera's offset: what is far has a disparity near 0 then.
+
+        As many columns are cut off at the left of the right image and at the right of the left one.
+        """
+        columns = round(self.camera.offset)
+        if columns <= 0:
+            return self
+        camera = replace(self.camera, offset=self.camera.offset - columns)
+        disparity = None if self.disparity is None else self.disparity[:, :-columns] + columns
+        return Pair(self.name, self.left[..., :-columns], self.right[..., columns:], camera, disparity, self.lidar)
+
 
 def check_disparity(disparity: Tensor) -> None:
     """Raise ValueError unless (H, W) holds disparities from 0 on; infinite ones stand for what is not known."""
@@ -197,7 +209,7 @@ def check_rectified(left: Tensor, right: Tensor, reach: int = 96, rows: int = 3,
 def motorcycle() -> Pair:
     """The Motorcycle pair of Middlebury 2014 with its disparity: 500 x 741 pixels, 2.1 to 5.0 m, 7 % not known.
 
-    Source and licence: Scharstein and others, GCPR 2014, in scikit-image (BSD-3); the data's terms are not stated there.
+    Source and licence: Scharstein and others, GCPR 2014, in scikit-image (BSD-3), which does not state the data's own.
     """
     import skimage.data
 

@@ -78,23 +78,24 @@ class View(NamedTuple):
     """(H, W) of the left image: the box, the ground (0) or the sky (-1)."""
 
 
-def draw_scene(seed: int, boxes: tuple[int, int] = (3, 8), far: float = 16.0, untextured: bool = False) -> Scene:
+def draw_scene(seed: int, boxes: tuple[int, int] = (3, 8), far: float = 8.0, untextured: bool = False) -> Scene:
     """A scene drawn at random: some boxes stand, others float; the camera's height differs from scene to scene.
 
-    So neither where a box touches the ground nor its size in the image tells how far it is.
+    So neither where a box touches the ground nor its size in the image tells how far it is. All lengths go with `far`,
+    the depth in metres at which nothing more stands.
     """
-    check_range("far", far, 3)
+    check_range("far", far, 0, low_open=True)
     draws = generator(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(shape, generator=draws)
 
     count = int(torch.randint(boxes[0], boxes[1] + 1, (), generator=draws))
-    ground = float(uniform(0.5, 1.3))
-    z = uniform(2.0, far - 1, count)
+    ground = far * float(uniform(1 / 32, 0.08))
+    z = far * uniform(0.12, 0.9, count)
     x = uniform(-0.6, 0.6, count) * z
-    size = uniform(0.4, 1.0, count, 3) * (0.6 + 0.12 * z)[:, None]  # large enough to be seen
-    lifted = uniform(0.0, 1.5, count) * (torch.rand(count, generator=draws) < 0.5)
+    size = uniform(0.4, 1.0, count, 3) * (far / 25 + 0.12 * z)[:, None]  # large enough to be seen
+    lifted = far * uniform(0.0, 0.1, count) * (torch.rand(count, generator=draws) < 0.5)
     bottom = ground - lifted
     low = torch.stack([x - size[:, 0] / 2, bottom - size[:, 1], z], 1)
     high = torch.stack([x + size[:, 0] / 2, bottom, z + size[:, 2]], 1)
@@ -155,7 +156,7 @@ def _shade(scene: Scene, rays: Tensor, origin: Tensor, depth: Tensor, ids: Tenso
     return torch.where(seen[:, None], surface, sky)
 
 
-def _value_noise(at: Tensor, salt: Tensor, coarsest: float = 0.8, octaves: int = 4) -> Tensor:
+def _value_noise(at: Tensor, salt: Tensor, coarsest: float = 0.4, octaves: int = 4) -> Tensor:
     """(P,) smooth noise in [0, 1] at coordinates (P, 2) of surfaces that `salt` (P,) tells from one another."""
     total = torch.zeros(len(at))
     for octave in range(octaves):

@@ -63,7 +63,7 @@ def aggregated(cost: Tensor) -> Tensor:
 
 
 def _least_step(path: Tensor) -> Tensor:
-    """What it costs at least to come to each disparity from the pixel before, of which `path` (D, K) holds the costs."""
+    """The least cost (D, K) of coming to each disparity from the pixel before, whose costs are `path` (D, K)."""
     best = path.amin(0)
     padded = F.pad(path, (0, 0, 1, 1), value=torch.inf)
     step = torch.minimum(padded[:-2], padded[2:]) + SMALL_STEP

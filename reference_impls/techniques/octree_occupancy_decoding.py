@@ -67,7 +67,7 @@ class Cells:
         rows = torch.full((self.batch * side**3,), count, dtype=torch.int32, device=at.device)
         rows[at] = torch.arange(count, dtype=torch.int32, device=at.device)
         step = torch.cartesian_prod(*[torch.arange(-1, 2, device=at.device)] * 3)
-        near = at[:, None] + step @ step.new_tensor([side * side, side, 1])
+        near = at[:, None] + (step * step.new_tensor([side * side, side, 1])).sum(1)
         return rows[near]
 
     def gather(self, grid: Tensor) -> Tensor:
@@ -306,7 +306,7 @@ class OctreeOccupancyDecoding(Technique):
         return Handle(target, undo=restore, trace=lambda: trace)
 
     def saving(self, target: nn.Module, inputs: Any, trace: Mapping[str, Any]) -> int:
-        """For each level with n cells, N of them computed, of C channels with parents of C': (n - N) (C C' + 27 C^2 + C)."""
+        """Sum over levels of (n - N) (C C' + 27 C^2 + C): n cells of C channels, N computed, C' channels of parents."""
         total = 0
         for name, run in trace.items():
             decoder = self._decoders(target)[name]

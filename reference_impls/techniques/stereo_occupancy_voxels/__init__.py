@@ -69,7 +69,7 @@ class StereoOccupancyVoxels(Technique):
 
     @torch.no_grad()
     def measure(self, target: nn.Module, inputs: Any) -> Redundancy:
-        """Share of the finest cells that lie in free cells of a coarser level: see `OctreeOccupancyDecoding.measure`."""
+        """Share of the finest cells inside free ones of a coarser level: see `OctreeOccupancyDecoding.measure`."""
         _lifted(self.id, target)
         return OCTREE.measure(target, inputs)
 

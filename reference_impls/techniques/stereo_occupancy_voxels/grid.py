@@ -99,7 +99,7 @@ def occupancy_loss(
 
 
 def iou(found: Tensor, truth: Tensor) -> float:
-    """Cells in both over cells in either; 1 if both are empty. The official code adds 1 to both numbers (`smoothed`)."""
+    """Cells in both over cells in either; 1 if both are empty. The official test has `smoothed_iou`."""
     either = int((found | truth).sum())
     return int((found & truth).sum()) / either if either else 1.0
 

@@ -3,7 +3,7 @@
 It keeps both ideas of the paper, the cost volume at depths of the voxels and octree decoding. What lies between them
 differs: the published encoder squeezes all costs through 128 numbers, which takes a large data set to learn. Here each
 cell of a grid of 32 looks up the costs at the pixel and the disparity that its centre projects to (as the later
-ODTFormer does), so the network works for other cameras too. It is the project's own, and no result of it is the paper's.
+ODTFormer does), so the network works for other cameras too. It is no network of the paper, nor are its results.
 """
 
 from __future__ import annotations
@@ -72,7 +72,13 @@ class LiftedStereoNet(nn.Module):
             nn.init.constant_(head.bias, -2.0)  # type: ignore[arg-type]
 
     def forward(
-        self, left: Tensor, right: Tensor, where: Tensor, level: int | None = None, levels: Sequence[int] | None = None
+        self,
+        left: Tensor,
+        right: Tensor,
+        where: Tensor,
+        *,
+        level: int | None = None,
+        levels: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """Occupancies of the grids (B, n, n, n) up to `level`, by default all four.
 
@@ -106,11 +112,14 @@ class LiftedStereoNet(nn.Module):
 
 
 def sparse_loss(found: Sequence[Decoded], truth: Sequence[Tensor], weights: Sequence[float] = LOSS_WEIGHTS) -> Tensor:
-    """`occupancy_loss` of what was computed, where nothing occupied was left out."""
+    """`occupancy_loss` of what was computed, and the mean cross-entropy beside it; nothing occupied was left out.
+
+    With the soft IoU alone, which the paper trains with, fine levels hardly learn anything from a few hundred scenes.
+    """
     total = found[0].probability.new_tensor(0.0)
     for one, cells, weight in zip(found, truth, weights, strict=False):
         due = cells.flatten()[one.cells.flat()].to(one.probability)
-        total = total + weight * (1 - soft_iou(one.probability, due))
+        total = total + weight * (1 - soft_iou(one.probability, due) + F.binary_cross_entropy(one.probability, due))
     return total
 
 

@@ -133,7 +133,7 @@ class StereoVoxelNet(nn.Module):
         self.encoder, self.decoder = Encoder(len(levels)), Decoder()
 
     def forward(
-        self, left: Tensor, right: Tensor, level: int | None = None, levels: Sequence[int] | None = None
+        self, left: Tensor, right: Tensor, *, level: int | None = None, levels: Sequence[int] | None = None
     ) -> list[Tensor]:
         """Occupancies of the grids up to `level`, by default all four; finer ones are not computed.
 
@@ -152,7 +152,7 @@ class StereoVoxelNet(nn.Module):
 
 
 def check_pair(left: Tensor, right: Tensor, stride: int = STRIDE) -> None:
-    """Raise ValueError or TypeError unless these are the two images (B, 3, H, W) of pairs, H and W multiples of `stride`."""
+    """Raise ValueError or TypeError unless these are images (B, 3, H, W) of pairs, H and W multiples of `stride`."""
     for name, image in (("left", left), ("right", right)):
         if not isinstance(image, Tensor) or not image.is_floating_point():
             raise TypeError(f"the {name} image must be a floating point tensor (B, 3, H, W)")

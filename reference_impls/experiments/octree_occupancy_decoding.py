@@ -1,0 +1,181 @@
+"""Experiments of octree occupancy decoding.
+
+- `scenes-threshold`: a trained stereo network on test scenes, over the threshold at which cells are refined.
+- `decoder-64`, `decoder-128`, `decoder-256`: the decoder alone, of which a given share of the cells is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference_impls.accounting.record import Interval, Record
+from reference_impls.benchmarks import stereo_occupancy as benchmark
+from reference_impls.contract import Redundancy, generator
+from reference_impls.study import BASELINE, TECHNIQUE, Plan, Study, forward, measured, seeded, table
+from reference_impls.study.intervals import over_items
+from reference_impls.techniques.octree_occupancy_decoding import OctreeDecoder, OctreeOccupancyDecoding, decode, grids
+
+OCTREE = OctreeOccupancyDecoding()
+
+# --------------------------------------------------------------------------------------------------------------------
+# In a trained network
+
+RANDOM = "random cells"
+
+
+def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
+    """A trained network whose decoder refines every cell, or those at or above a threshold."""
+    plan = study.plan
+    data = benchmark.scenes(plan.test, benchmark.TEST_SEED)
+    models = [benchmark.fitted("depths", plan, seed) for seed in plan.seeds]
+    study.prepare("training", "training the network, for either decoding", held="shared")
+    timed = data.pairs[:: max(1, plan.test // 8)][:8]
+
+    def add(series: str, knobs: dict[str, Any], attach: Callable[[benchmark.OnPairs], Any]) -> benchmark.Scores:
+        found = []
+        for model in models:
+            with attach(model) as handle:
+                found.append(benchmark.evaluated(handle.target, data))
+        scores = benchmark.means(found)
+
+        @torch.no_grad()
+        def call() -> None:
+            with attach(models[0]) as handle:
+                for pair in timed:
+                    handle.target(pair[None])
+
+        study.add(series, knobs, call, units=len(timed), quality=over_items(scores.finest))
+        return scores
+
+    rows = {"every cell": add(BASELINE, {}, lambda model: OCTREE.apply(model, threshold=0.0))}
+    for threshold in plan.thresholds:
+        at = partial(OCTREE.apply, threshold=threshold)
+        rows[f"threshold {threshold:g}"] = add(TECHNIQUE, {"threshold": threshold}, at)
+        study.progress("thresholds", len(rows) - 1, len(plan.thresholds))
+        kept = partial(benchmark.random_cells, threshold=threshold)
+        add(RANDOM, {"threshold": threshold}, kept)
+    study.measure()
+    dense = study.cost(BASELINE).macs
+    for variant in (*study.series(TECHNIQUE), *study.series(RANDOM)):
+        variant.redundancy = max(0.0, 1 - study.cost(variant.series, **variant.knobs).macs / dense)
+    truth = benchmark.sparsity(data)
+    return study.record(
+        data=f"{plan.test} made stereo scenes of 160 x 320 pixels; {plan.train} others to train on",
+        model=f"LiftedStereoNet, {sum(p.numel() for p in models[0].parameters()):,} parameters, with a decoder from "
+        "8 to 64 cells along a side",
+        unit="one pair",
+        knobs=("threshold",),
+        metric=benchmark.METRIC,
+        controls={RANDOM: "As many cells are refined at each level, drawn at random."},
+        redundancy=benchmark.free_space(models, data),
+        notes=(
+            "The scenes are made: boxes over a plane, with exact occupancy. Intervals are over the scenes.",
+            "In training, cells are refined that are occupied, or thought so; in use, those that are thought so.",
+            "The MACs are those of the whole network; the features and the cost volume are in them.",
+        ),
+        tables={"levels": benchmark.by_level(rows), "occupied": truth},
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The decoder alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderPlan(Plan):
+    size: int
+    """Cells along a side of the finest grid."""
+    first: int = 8
+    shares: tuple[float, ...] = (0.01, 0.05, 0.2, 1.0)
+    """Of the cells of every gated level that are kept."""
+
+
+def kept_cells(sizes: Sequence[int], share: float, seed: int = 0) -> list[Tensor]:
+    """Grids (1, n, n, n), bool, with that share of cells, each among the children of the coarser one's."""
+    draws, found = generator(seed), list[Tensor]()
+    for size in sizes:
+        open_ = benchmark.refined(found[-1][0]) if found else torch.ones([size] * 3, dtype=torch.bool)
+        places = open_.flatten().nonzero()[:, 0]
+        wanted = min(len(places), max(1, math.ceil(share * size**3)))
+        cells = torch.zeros(size**3, dtype=torch.bool)
+        cells[places[torch.randperm(len(places), generator=draws)[:wanted]]] = True
+        found.append(cells.view(1, size, size, size))
+    return found
+
+
+@torch.no_grad()
+def masked(decoder: OctreeDecoder, x: Tensor, kept: Sequence[Tensor]) -> Tensor:
+    """The finest occupancies by dense layers that see 0 wherever nothing is live: what skipping must equal."""
+    live = kept[0]
+    for refine, cells in zip(decoder.refinements, kept, strict=False):
+        live = benchmark.refined((live & cells)[0])[None]
+        y = refine.split_norm(refine.split(x * cells[:, None])).relu() * live[:, None]
+        x = refine.mix_norm(refine.mix(y)).relu() * live[:, None]
+    return decoder.heads[-1](x)[:, 0].sigmoid() * live
+
+
+def run_decoder(study: Study[DecoderPlan]) -> Record:
+    """A decoder with random weights, of which a share of the cells of every gated level is kept."""
+    plan = study.plan
+    steps = (plan.size // plan.first).bit_length() - 1
+    widths = ((32, 16, 8, 4) + (4,) * steps)[: steps + 1]
+    decoder = seeded(0, lambda: OctreeDecoder(widths)).eval().requires_grad_(False).to(study.device)
+    x = torch.randn(1, widths[0], *[plan.first] * 3, generator=generator(0)).to(study.device)
+    study.add(BASELINE, {}, forward(decoder, x), quality=Interval(value=0.0))
+    rows = []
+    for share in plan.shares:
+        kept = [cells.to(study.device) for cells in kept_cells([plan.first << n for n in range(steps + 1)], share)]
+
+        @torch.no_grad()
+        def call(kept: Sequence[Tensor] = kept) -> list[Tensor]:
+            return grids(decoder, decode(decoder, x, 1.0, truth=kept))
+
+        error = float((call()[-1] - masked(decoder, x, kept)).abs().max())
+        found = decode(decoder, x, 1.0, truth=kept)
+        rows += [[share, one.cells.size, len(one.cells.index), one.kept] for one in found]
+        study.add(TECHNIQUE, {"kept": share}, call, quality=Interval(value=error))
+    study.measure()
+    dense = study.cost(BASELINE).macs
+    for variant in study.series(TECHNIQUE):
+        variant.redundancy = max(0.0, 1 - study.cost(TECHNIQUE, **variant.knobs).macs / dense)
+    noise = Redundancy(OCTREE.measure(decoder, x).value, "share of the finest cells inside free ones")
+    return study.record(
+        data=f"normal noise on a grid of {plan.first}; the cells to keep are drawn, {steps} levels of them",
+        model=f"a decoder with random weights, from {plan.first} to {plan.size} cells along a side, widths "
+        f"{', '.join(map(str, widths))}",
+        unit="one grid, looking up neighbours and writing the grids included",
+        work="layer",
+        knobs=("kept",),
+        given=("kept",),
+        metric="largest error against dense layers with everything else set to 0",
+        higher_is_better=False,
+        redundancy=measured([noise], {"everything kept": 0.0}),
+        notes=("Baseline: torch's dense transposed and plain 3-D convolutions of the same weights.",),
+        tables={"cells": table("Cells of each level.", ("kept share", "cells", "computed", "kept"), rows)},
+    )
+
+
+ALONE = {
+    "full": DecoderPlan(repetitions=15, size=64),
+    "smoke": DecoderPlan(repetitions=3, size=16, first=4, shares=(0.05, 1.0)),
+}
+SCENARIOS = (
+    benchmark.task(
+        "scenes-threshold", "A trained stereo network that refines only cells thought occupied", run_scenes,
+        smoke=benchmark.SMALL, full=benchmark.FULL,
+    ),
+    *(
+        benchmark.task(
+            f"decoder-{size}", f"A decoder up to {size} cells along a side, a share of the cells kept", run_decoder,
+            smoke=ALONE["smoke"], full=replace(ALONE["full"], size=size),
+        )
+        for size in (64, 128, 256)
+    ),
+)  # fmt: skip
