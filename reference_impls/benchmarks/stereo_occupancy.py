@@ -41,7 +41,13 @@ from reference_impls.study import (
     train,
     trained,
 )
-from reference_impls.techniques.octree_occupancy_decoding import OctreeOccupancyDecoding, Skip, decode, grids
+from reference_impls.techniques.octree_occupancy_decoding import (
+    OctreeOccupancyDecoding,
+    Skip,
+    decode,
+    decode_masked,
+    grids,
+)
 from reference_impls.techniques.sparse_disparity_cost_volume import depth_levels, uniform_levels
 from reference_impls.techniques.stereo_occupancy_voxels.grid import HIT, Grid, chamfer, iou, levels, recall, voxelise
 from reference_impls.techniques.stereo_occupancy_voxels.lifted import LIFTED, LiftedStereoNet, sparse_loss
@@ -308,6 +314,17 @@ def training(study: Study[OccupancyPlan], method: str) -> int:
     with count() as tally:
         fit(seeded(0, lambda: OnPairs(shifts, stereo)), first, replace(plan.recipe, epochs=1))
     return tally.macs * plan.recipe.epochs * -(-plan.train // size)
+
+
+def masked(model: OnPairs, threshold: float) -> Handle:
+    """The model with dense layers that see 0 outside live cells: what octree decoding gives, with nothing skipped."""
+    return Handle(model, undo=replacement.replace(model.network.decoder, partial(_masked, threshold), "masked"))
+
+
+def _masked(
+    threshold: float, decoder: Any, dense: Any, x: Tensor, skips: Sequence[Skip] = (), level: int | None = None
+) -> list[Tensor]:
+    return decode_masked(decoder, x, threshold, skips, level)
 
 
 def random_cells(model: OnPairs, threshold: float) -> Handle:

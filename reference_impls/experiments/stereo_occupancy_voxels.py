@@ -44,7 +44,7 @@ OURS = "stereo, occupied cells"
 
 
 def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
-    """Both ideas in a small network, against the same network with all levels and every cell, and the controls."""
+    """Both ideas in a small network, against one with all levels and dense layers, and the controls."""
     plan = study.plan
     data, learnt = benchmark.scenes(plan.test, benchmark.TEST_SEED), benchmark.scenes(plan.train)
     models = {
@@ -91,10 +91,10 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
         knobs = {"threshold": 0.5, "level": 3}
         study.add(name, knobs, call, units=len(timed), quality=over_items(rows[name].finest))
 
-    add("all levels, every cell", BASELINE, {}, models["all levels"])
+    dense = partial(benchmark.masked, threshold=0.5)
+    add("all levels, dense", BASELINE, {}, models["all levels"], dense)
     at = {"threshold": 0.5, "level": 3}
     gated = partial(VOXELS.apply, threshold=0.5)
-    add("stereo, every cell", TECHNIQUE, {"threshold": 0.0, "level": 3}, models["depths"])
     add(OURS, TECHNIQUE, at, models["depths"], gated)
     for level in (2, 1, 0):
         name = f"stereo, up to {8 << level} cells"
@@ -109,9 +109,9 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     alone(EMPTY, lambda pairs: benchmark.empty())
     alone(SGM, benchmark.semi_global)
     study.measure()
-    dense = study.cost(BASELINE).macs
+    most = study.cost(BASELINE).macs
     for variant in study.series(TECHNIQUE):
-        variant.redundancy = max(0.0, 1 - study.cost(TECHNIQUE, **variant.knobs).macs / dense)
+        variant.redundancy = max(0.0, 1 - study.cost(TECHNIQUE, **variant.knobs).macs / most)
     pair, grid = benchmark.real_pair()
     with gated(models["depths"][0]) as handle:
         real = {"network": benchmark.on_pair(handle.target, pair, grid)}

@@ -207,7 +207,7 @@ def decode(
     every = torch.cartesian_prod(*[torch.arange(n, device=x.device) for n in (len(x), *x.shape[2:])])
     cells, found = Cells(every, x.shape[2], len(x)), list[Decoded]()
     rows = cells.gather(x)
-    least = -math.inf if threshold <= 0 else math.inf if threshold >= 1 else math.log(threshold / (1 - threshold))
+    least = _logit(threshold)
 
     def judge(head: Any) -> Tensor:
         logits = nn.functional.linear(rows, head.weight.flatten(1), head.bias)[:, 0]
@@ -227,6 +227,39 @@ def decode(
     return found
 
 
+def decode_masked(
+    decoder: OctreeDecoder,
+    x: Tensor,
+    threshold: float,
+    skips: Sequence[Skip] = (),
+    level: int | None = None,
+    truth: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    """The grids of `decode` by dense layers: everything is computed, then set to 0 wherever nothing is live.
+
+    What octree decoding must equal, and what it costs to leave the skipping out.
+    """
+    decoder.check(x)
+    live, least = x.new_ones(len(x), 1, *x.shape[2:], dtype=torch.bool), _logit(threshold)
+    logits = decoder.heads[0](x)
+    found = [logits[:, 0].sigmoid()]
+    for n, (head, refine, skip) in enumerate(decoder.steps(skips, level)):
+        keep = live & (logits.float() >= least)
+        if truth:
+            keep |= live & truth[n][:, None]
+        live = nn.functional.interpolate(keep.float(), scale_factor=2).bool()
+        y = refine.split(x * keep)
+        y = refine.split_norm(y if skip is None else y + skip).relu() * live
+        x = refine.mix_norm(refine.mix(y)).relu() * live
+        logits = head(x)
+        found.append((logits.sigmoid() * live)[:, 0])
+    return found
+
+
+def _logit(threshold: float) -> float:
+    return -math.inf if threshold <= 0 else math.inf if threshold >= 1 else math.log(threshold / (1 - threshold))
+
+
 def grids(decoder: OctreeDecoder, found: Sequence[Decoded], level: int | None = None) -> list[Tensor]:
     """The occupancies of every level as `OctreeDecoder` returns them; 0 wherever nothing was computed."""
     first = found[0]
@@ -242,7 +275,6 @@ class OctreeOccupancyDecoding(Technique):
 
     id = "octree-occupancy-decoding"
     execution = "real"
-    trains = True
     knobs: ClassVar = {"threshold": Number(0.5, low=0, high=1, about="occupancy from which on a cell is refined")}
 
     def settings(self) -> list[Setting]:

@@ -176,7 +176,7 @@ class SparseDisparityCostVolume(Technique):
     trains = True
     knobs: ClassVar = {
         "focal": Number(1003.556, low=0, low_open=True, about="focal length in pixels of the image"),
-        "baseline": Number(0.54, low=0, high=LONGEST_BASELINE, low_open=True, about="baseline in metres"),
+        "baseline": Number(0.54, low=0, high=5.0, low_open=True, about="baseline in metres"),
         "step": Number(2.0, low=0, about="distance of the depths in metres; 0 keeps every level"),
         "far": Number(32.0, low=0, low_open=True, about="depth at which the grid ends, in metres"),
     }

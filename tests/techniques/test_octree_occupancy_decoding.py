@@ -12,7 +12,7 @@ from torch import Tensor
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.contract import Case, Cases, Expectation, Invalid, generator
-from reference_impls.experiments.octree_occupancy_decoding import kept_cells, masked
+from reference_impls.experiments.octree_occupancy_decoding import kept_cells
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.study import forward, seeded
 from reference_impls.techniques.octree_occupancy_decoding import (
@@ -20,6 +20,7 @@ from reference_impls.techniques.octree_occupancy_decoding import (
     OctreeDecoder,
     OctreeOccupancyDecoding,
     decode,
+    decode_masked,
     grids,
 )
 from tests.support import noise, parameters
@@ -91,7 +92,9 @@ def test_skipping_equals_dense_layers_that_see_nothing_elsewhere(share: float) -
     network, x = decoder(), noise(1, WIDTHS[0], *[FIRST] * 3)
     kept = kept_cells([FIRST << n for n in range(3)], share)
     found = decode(network, x, 1.0, truth=kept)
-    torch.testing.assert_close(grids(network, found)[-1], masked(network, x, kept), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        grids(network, found)[-1], decode_masked(network, x, 1.0, truth=kept)[-1], rtol=0, atol=1e-12
+    )
     with count() as tally:
         decode(network, x, 1.0, truth=kept)
     rows = [len(one.cells.index) for one in found]

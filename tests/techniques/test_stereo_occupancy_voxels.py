@@ -40,15 +40,15 @@ VOXELS, LEVELS = StereoOccupancyVoxels(), (0, 2, 5)
 WHERE = Camera(30.0, 16.0, 8.0, 0.5).project(Grid.in_front(8.0, 32).centres()).float()
 
 
-def finest(network: torch.nn.Module, pair: Tensor) -> Tensor:
+def finest(network: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     """The finest grid that is computed, as fine as the finest of all."""
-    grid = network(pair[0], pair[1], WHERE.to(pair))[-1]
+    grid = network(*inputs)[-1]
     return grid.repeat_interleave(64 // grid.shape[1], 1)
 
 
 def small(seed: int = 0, **options: bool) -> LiftedStereoNet:
-    made = seeded(seed, lambda: LiftedStereoNet(LEVELS, widths=(6, 5, 4, 3), **options))
-    return randomise_parameters(made).eval().requires_grad_(False)
+    made = seeded(seed, lambda: randomise_parameters(LiftedStereoNet(LEVELS, widths=(6, 5, 4, 3), **options)))
+    return made.eval().requires_grad_(False)
 
 
 class StereoCases(Cases):
@@ -61,23 +61,23 @@ class StereoCases(Cases):
                 head.weight.zero_()
                 head.bias.fill_(3.0 if kind == "null" else -3.0)  # type: ignore[operator]
         pair = torch.rand(2, 1, 3, 16, 32, generator=generator(seed))
-        return Case(network.to(device), pair.to(device), finest)
+        return Case(network.to(device), tuple(x.to(device) for x in (*pair, WHERE)), finest)
 
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         case = self.build("typical", seed, device)
         with VOXELS.apply(case.target, threshold=0.5) as handle:
             finest(handle.target, case.inputs)
             trace = handle.trace["decoder"]
-        dense = case.target(*case.inputs, WHERE)
+        dense = case.target(*case.inputs)
         yield Expectation("kept at 8", (dense[0] >= 0.5).sum(), torch.tensor(trace["kept"][0]))
         yield Expectation("first level", torch.tensor(512), torch.tensor(trace["computed"][0]))
         yield from voxels_by_numpy(seed)
 
     def conserved(self, seed: int, device: str) -> Iterable[Expectation]:
         case = self.build("null", seed, device)
-        dense = case.target(*case.inputs, WHERE)
+        dense = case.target(*case.inputs)
         with VOXELS.apply(case.target, threshold=0.5):
-            for a, b in zip(dense, case.target(*case.inputs, WHERE), strict=True):
+            for a, b in zip(dense, case.target(*case.inputs), strict=True):
                 yield Expectation(f"{a.shape[1]} cells, all of them kept", a, b)
 
     def invalid(self, device: str) -> Iterable[Invalid]:

@@ -43,6 +43,8 @@ TIMED = "timed"
 """Tag of a cell whose output holds times that were measured in this run, and so differs from run to run."""
 RENDERING = 1
 """Raised when the way notebooks are executed (not rendered) changes, so that cached runs are made again."""
+TURNABLE = "application/vnd.atlas.turnable+html"
+"""Type of the outputs of `show.Turnable`, the only ones that bring a script of their own."""
 CELL_TIMEOUT = 600
 AT_ONCE = 2
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -241,6 +243,8 @@ def _output(output: Mapping[str, Any], name: str) -> str:
         base64.b64decode(png, validate=True)
         image = f'<img alt="Output of the cell above" src="data:image/png;base64,{png}">'
         return f'<figure class="atlas-nbfig">{image}</figure>'
+    if TURNABLE in data:
+        return f'<figure class="atlas-nbfig">{data[TURNABLE]}</figure>'
     if "text/html" in data:
         return scrolling(clean_html(data["text/html"]), "Output")
     return _pre(data.get("text/plain", ""))

@@ -54,9 +54,7 @@ class StereoOccupancyVoxels(Technique):
     execution = "real"
     knobs: ClassVar = {
         "threshold": Number(0.5, low=0, high=1, about="occupancy from which on a cell is refined; 0 refines all"),
-        "level": Integer(
-            FINEST, low=0, high=FINEST, about="the last level computed: 8, 16, 32 or 64 cells along a side"
-        ),
+        "level": Integer(3, low=0, high=3, about="the last level computed: 8, 16, 32 or 64 cells along a side"),
     }
 
     def settings(self) -> list[Setting]:
