@@ -24,7 +24,7 @@ from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Interval, Measured, Table
 from reference_impls.contract import Handle, generator, replacement
 from reference_impls.data import assets
-from reference_impls.data.stereo import Camera, Pair, motorcycle
+from reference_impls.data.stereo import Camera, Pair, aloe, motorcycle
 from reference_impls.data.stereo_scenes import CAMERA, SIZE, draw_scene, render
 from reference_impls.models.semi_global_matching import semi_global_matching
 from reference_impls.study import (
@@ -86,7 +86,7 @@ class OccupancyPlan(Plan):
     thresholds: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-FULL = OccupancyPlan()
+FULL = OccupancyPlan(needs=("opencv-stereo",))
 SMALL = OccupancyPlan(
     repetitions=3, train=8, test=2, recipe=replace(RECIPE, epochs=1, batch_size=4), thresholds=(0.25, 0.5)
 )
@@ -344,16 +344,15 @@ def _random(
     return grids(decoder, found, level)
 
 
-def sparsity(data: Scenes) -> Table:
-    """How many cells are occupied, level by level, and of the Motorcycle pair in a cube of 3.2 m."""
-    pair = motorcycle()
-    real = levels(voxelise(pair.points(), CLOSE))
+def sparsity(plan: OccupancyPlan, data: Scenes) -> Table:
+    """How many cells are occupied, level by level: of the scenes, and of the real pairs that are at hand."""
+    real = {"Motorcycle": voxelise(motorcycle().points(), CLOSE)}
+    if "opencv-stereo" in plan.needs:
+        real["Aloe"] = voxelise(aloe().points(), Grid((-0.8, -0.8, 2.6), 0.025))
     made = [grid.float().mean((1, 2, 3)).tolist() for grid in levels(data.truth)]
-    rows = [
-        [size, over_items(shares), float(cells.float().mean())]
-        for size, shares, cells in zip(SIZES, made, real, strict=True)
-    ]
-    return table("Share of occupied cells.", ("cells", "made scenes", "Motorcycle"), rows)
+    shares = [[float(cells.float().mean()) for cells in levels(one)] for one in real.values()]
+    rows = [[size, over_items(made[n]), *(share[n] for share in shares)] for n, size in enumerate(SIZES)]
+    return table("Share of occupied cells.", ("cells", "made scenes", *real), rows)
 
 
 # --------------------------------------------------------------------------------------------------------------------

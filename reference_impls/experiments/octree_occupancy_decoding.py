@@ -72,7 +72,7 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     dense = study.cost(BASELINE).macs
     for variant in (*study.series(TECHNIQUE), *study.series(RANDOM)):
         variant.redundancy = max(0.0, 1 - study.cost(variant.series, **variant.knobs).macs / dense)
-    truth = benchmark.sparsity(data)
+    truth = benchmark.sparsity(plan, data)
     return study.record(
         data=f"{plan.test} made stereo scenes of 160 x 320 pixels; {plan.train} others to train on",
         model=f"LiftedStereoNet, {sum(p.numel() for p in models[0].parameters()):,} parameters, with a decoder from "

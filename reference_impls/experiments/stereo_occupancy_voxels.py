@@ -148,7 +148,7 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
             "levels": benchmark.by_level(rows),
             "textures": benchmark.by_level(textures),
             "real pair": benchmark.real_table(real, pair, grid),
-            "occupied": benchmark.sparsity(data),
+            "occupied": benchmark.sparsity(plan, data),
         },
         pictures={
             "left": data.pairs[-1, 0].permute(1, 2, 0) / 255,

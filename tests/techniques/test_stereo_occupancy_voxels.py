@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -255,6 +255,16 @@ def test_semi_global_matching_agrees_with_the_depth() -> None:
     assert float((found - true)[both].abs().median()) < 1
 
 
+def test_an_independent_matcher_finds_the_disparity() -> None:
+    cv2 = pytest.importorskip("cv2")
+    view = render(draw_scene(2))
+    left, right = ((x.permute(1, 2, 0) * 255).round().byte().numpy() for x in (view.left, view.right))
+    matcher = cv2.StereoSGBM_create(0, 144, 5, P1=600, P2=2400, disp12MaxDiff=1, uniquenessRatio=5)
+    found = torch.from_numpy(matcher.compute(left, right).astype(np.float32) / 16)
+    boxes = (found > 0) & (view.ids > 0)
+    assert float((found - CAMERA.disparity(view.depth))[boxes].abs().median()) < 0.3
+
+
 def test_training_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     x, y = noise(24, 3).float(), torch.arange(24) % 2
 
@@ -300,6 +310,14 @@ def test_motorcycle() -> None:
     assert abs(fitted.camera.offset) < 0.5
     warped, inside = stereo.warp(fitted.right, fitted.disparity)  # type: ignore[arg-type]
     assert float((warped - fitted.left).abs().mean(0)[inside].median()) < 0.03
+
+
+def test_aloe(asset: Callable[[str], Path]) -> None:
+    asset("opencv-stereo")
+    pair = stereo.aloe()
+    assert pair.left.shape == (3, 1110, 1282)
+    assert float(pair.disparity.isfinite().float().mean()) == pytest.approx(0.965, abs=1e-3)  # type: ignore[union-attr]
+    assert pair.points()[:, 2].min() == pytest.approx(2.836, abs=1e-3)
 
 
 def test_swapped_single_and_unrectified_pairs() -> None:
