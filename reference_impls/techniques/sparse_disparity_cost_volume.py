@@ -31,6 +31,8 @@ from reference_impls.hosts.substitution import modules_of
 STRIDE, MAX_DISPARITY = 4, 192.0
 """Of the published network: its features have a quarter of the resolution, and disparities end at 192 pixels."""
 LONGEST_BASELINE = 5.0
+COLUMNS = 1024
+"""Widest map in which levels are matched side by side."""
 
 
 def depth_levels(
@@ -98,8 +100,9 @@ class CostVolume(nn.Module):
     """Costs of matching left features with right ones at each of `levels`, whole shifts in columns of the features.
 
     left, right: (B, C, H, W) -> (B, G, D, H, W) with G costs of `match`, and 0 where a column has no partner.
-    `match(x, inside)` takes interleaved features (B, 2C, H, L). All levels go through it side by side as one wide map,
-    a column of zeros between two of them, so that nothing is computed that `loop` does not compute, and D columns.
+    `match(x, inside)` takes interleaved features (B, 2C, H, L). Levels go through it side by side as a wide map, a
+    column of zeros between two of them, so that nothing is computed that `loop` does not compute, and D columns. Maps
+    are no wider than `COLUMNS`: beyond that, fresh memory takes longer than the calls that are saved.
     """
 
     def __init__(self, levels: Sequence[int], match: nn.Module) -> None:
@@ -108,7 +111,11 @@ class CostVolume(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor, levels: Sequence[int] | None = None) -> Tensor:
         """Costs at `levels`, by default the module's own: another camera has other ones."""
-        shifts = self.check(left, right, levels)
+        groups = side_by_side(self.check(left, right, levels), left.shape[3])
+        return torch.cat([self._wide(left, right, group) for group in groups], 2)
+
+    def _wide(self, left: Tensor, right: Tensor, shifts: tuple[int, ...]) -> Tensor:
+        """Costs of levels that go through the matching as one wide map."""
         batch, _, height, width = left.shape
         u, v, inside, at = (index.to(left.device) for index in packing(shifts, width))
         # Column `width` holds zeros: it is what stands between two levels.
@@ -144,6 +151,18 @@ def checked_levels(levels: Sequence[int]) -> tuple[int, ...]:
     if not shifts or shifts[0] < 0 or list(shifts) != sorted(set(shifts)):
         raise ValueError(f"levels must be whole shifts in ascending order, from 0 on, got {tuple(levels)}")
     return shifts
+
+
+def side_by_side(levels: Sequence[int], width: int) -> list[tuple[int, ...]]:
+    """The levels in groups whose columns, separators included, are no more than `COLUMNS`, or one level each."""
+    groups, columns = [list[int]()], 0
+    for level in levels:
+        columns += width - level + 1
+        if groups[-1] and columns > COLUMNS:
+            groups.append([])
+            columns = width - level + 1
+        groups[-1].append(level)
+    return [tuple(group) for group in groups]
 
 
 def packing(levels: Sequence[int], width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

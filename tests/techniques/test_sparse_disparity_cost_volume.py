@@ -23,6 +23,7 @@ from reference_impls.techniques.sparse_disparity_cost_volume import (
     interleave,
     packing,
     pixel_macs,
+    side_by_side,
     spared,
     uniform_levels,
 )
@@ -121,6 +122,15 @@ def test_interleaving_and_packing() -> None:
     assert v.tolist() == [0, 1, 2, 3, 0, 3]
     assert inside.tolist() == [0, 1, 2, 4]
     assert at.tolist() == [0, 1, 2, 5]
+
+
+def test_levels_side_by_side_in_narrow_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert side_by_side(PAPER, 220) == [PAPER[:4], PAPER[4:8], PAPER[8:]]
+    network, (left, right) = volume(PAPER).double(), features()
+    wide = network(left, right)
+    monkeypatch.setattr("reference_impls.techniques.sparse_disparity_cost_volume.COLUMNS", 70)
+    assert len(side_by_side(PAPER, 34)) > 3
+    torch.testing.assert_close(network(left, right), wide, rtol=1e-12, atol=1e-12)
 
 
 def test_macs_are_those_of_the_loop_and_a_column_for_each_level() -> None:
