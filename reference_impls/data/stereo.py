@@ -213,7 +213,7 @@ def motorcycle() -> Pair:
     """
     import skimage.data
 
-    left, right, disparity = skimage.data.stereo_motorcycle()
+    left, right, disparity = skimage.data.stereo_motorcycle()  # type: ignore[no-untyped-call]
     camera = Camera(994.978, 311.193, 254.877, 0.193001, 31.086)
     return Pair("Motorcycle", image(left), image(right), camera, torch.from_numpy(np.array(disparity)).float())
 
@@ -254,19 +254,18 @@ def load_pair(
         check: look for swapped, unrectified or equal images (`check_rectified`).
     Raises: FileNotFoundError; ValueError that says what is wrong in which file.
     """
-    images = [image(read(Path(file)), str(file)) for file in (left, right)]
-    if check and images[0].shape == images[1].shape:
+    one, other = (image(read(Path(file)), str(file)) for file in (left, right))
+    if check and one.shape == other.shape:
         try:
-            check_rectified(*images)
+            check_rectified(one, other)
         except ValueError as error:
             raise ValueError(f"{left} and {right}: {error}") from error
     camera = calibration if isinstance(calibration, Camera) else _camera(calibration)
     points = None if lidar is None else torch.from_numpy(np.load(lidar)).double()
     if points is not None and (points.ndim != 2 or points.shape[1] != 3 or not bool(points.isfinite().all())):
         raise ValueError(f"{lidar} must hold finite points (N, 3) in metres, got {tuple(points.shape)}")
-    return Pair(
-        Path(left).stem, *images, camera, None if disparity is None else read_disparity(Path(disparity)), points
-    )
+    known = None if disparity is None else read_disparity(Path(disparity))
+    return Pair(Path(left).stem, one, other, camera, known, points)
 
 
 def driving_stereo(root: str | Path, split: str = "test", camera: Camera | None = None) -> Iterator[Pair]:

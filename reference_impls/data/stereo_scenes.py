@@ -167,7 +167,7 @@ def _value_noise(at: Tensor, salt: Tensor, coarsest: float = 0.4, octaves: int =
         i, j = corner.long().unbind(1)
         values = [[_hash(i + a, j + b, salt * 31 + octave) for b in (0, 1)] for a in (0, 1)]
         rows = [torch.lerp(one, other, weight[:, 1]) for one, other in values]
-        total += torch.lerp(*rows, weight[:, 0])
+        total += torch.lerp(rows[0], rows[1], weight[:, 0])
     return total / octaves
 
 

@@ -44,9 +44,8 @@ class Separable(nn.Module):
 
 def separable(channels: int, out: int, stride: int, dilation: int) -> nn.Sequential:
     """A depthwise 3x3 convolution and a 1x1 one, each with batch norm and ReLU6."""
-    depthwise = conv_norm_act(channels, channels, 3, stride, groups=channels)
-    depthwise[0].dilation = depthwise[0].padding = (dilation, dilation)
-    return nn.Sequential(*depthwise, *conv_norm_act(channels, out))
+    depthwise = nn.Conv2d(channels, channels, 3, stride, dilation, dilation, channels, bias=False)
+    return nn.Sequential(depthwise, nn.BatchNorm2d(channels), nn.ReLU6(), *conv_norm_act(channels, out))
 
 
 class Features(nn.Module):
