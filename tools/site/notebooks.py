@@ -47,6 +47,8 @@ TIMED = "timed"
 """Tag of a cell whose output holds times that were measured in this run, and so differs from run to run."""
 RENDERING = 1
 """Raised when the way notebooks are executed (not rendered) changes, so that cached runs are made again."""
+TURNABLE = "application/vnd.atlas.turnable+html"
+"""Type of the outputs of `show.Turnable`, the only ones that bring a script of their own."""
 CELL_TIMEOUT = 600
 AT_ONCE = 2
 CACHED_MB = 256
@@ -336,6 +338,8 @@ def _output(output: Mapping[str, Any], name: str) -> str:
             raise OddOutput("an image that is no PNG")
         image = f'<img alt="Output of the cell above" src="data:image/png;base64,{png}">'
         return f'<figure class="atlas-nbfig">{image}</figure>'
+    if TURNABLE in data:
+        return f'<figure class="atlas-nbfig">{data[TURNABLE]}</figure>'
     if "text/html" in data:
         return scrolling(clean_html(_text(data["text/html"])), "Output")
     return _pre(_text(data.get("text/plain", "")))
