@@ -25,7 +25,7 @@ def inside(member: str, strip: str) -> PurePosixPath:
 
 
 def members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Names and contents of the regular files in a wheel (zip), an sdist or npm package (tar.gz), a Debian package (ar)."""
+    """Names and contents of the regular files in a wheel (zip), an sdist or npm package (tar.gz), or a .deb (ar)."""
     magic = stream.read(8)
     stream.seek(0)
     if magic[:4] == b"PK\x03\x04":

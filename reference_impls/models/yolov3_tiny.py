@@ -157,7 +157,7 @@ def class_names() -> list[str]:
 
 @torch.no_grad()
 def _fill(model: YOLOv3Tiny, numbers: Tensor) -> None:
-    """In Darknet's order: for each convolution its bias, or its norm's shift, scale, mean and variance, then weights."""
+    """In Darknet's order: each convolution's bias, or its norm's shift, scale, mean, variance; its weights."""
     at, layers = 0, [m for m in _in_file(model) if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
     for layer, after in zip(layers, [*layers[1:], None], strict=True):
         if not isinstance(layer, nn.Conv2d):

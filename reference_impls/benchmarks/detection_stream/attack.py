@@ -31,7 +31,7 @@ CLIP, ROW, EVERY = "vtest", 8, 75
 SIZES = (12, 16, 24)
 """Sides of the patches in pixels."""
 CROP = 320
-"""Side of the part of the frame in which a patch is optimised; at multiples of 32, so that cells lie as in the frame."""
+"""Side of the part of the frame in which a patch is optimised; at multiples of 32, as the cells of the frame."""
 STEPS, RATE = 120, 0.2
 Penalty = Callable[[Tensor, tuple[int, int], int], Tensor]
 """What an attacker who knows a defence adds to the loss: of (crop, place of the patch in it, its side)."""
