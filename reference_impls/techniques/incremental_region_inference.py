@@ -82,6 +82,19 @@ class Reference:
         }  # fmt: skip
         self.names = dict(zip([o for o in graph.operations if o.macs], self.layers, strict=True))
 
+    def shallow(self, block: int = 1) -> Tensor:
+        """The feature map (1, C, h, w) behind the first, second, ... convolution and its activation.
+
+        Raises: ValueError for a model that has fewer convolutions.
+        """
+        convolutions = [o.outputs[0] for o in self.graph.operations if o.func in CONVOLUTIONS]
+        if not 1 <= block <= len(convolutions):
+            raise ValueError(f"block must be one of the {len(convolutions)} convolutions, got {block}")
+        value = convolutions[block - 1]
+        while value is not None and (reader := value.only_reader) and (is_pointwise(reader) or reader.func in NORMS):
+            value = reader.outputs[0]
+        return self.known[value]
+
     @torch.no_grad()
     def replaced(self, crops: Tensor, places: Sequence[tuple[int, int]]) -> Any:
         """The model's result for K variants of the frame, as for a batch of them.
@@ -398,8 +411,6 @@ class IncrementalNetwork(nn.Module):
         """
         refuse_capture("which layers run depends on what differs between frames", "to a model that runs eagerly")
         check_tensor("frame", frame, "1 C H W")
-        if len(frame) != 1:
-            raise ValueError(f"a reference is one frame (1, C, H, W), got {tuple(frame.shape)}")
         key = frame.shape, frame.dtype, frame.device
         with torch.no_grad(), self.lock:
             graph, made = self.graphs.get(key), None
