@@ -83,15 +83,15 @@ class Reference:
         self.names = dict(zip([o for o in graph.operations if o.macs], self.layers, strict=True))
 
     def shallow(self, block: int = 1) -> Tensor:
-        """The feature map (1, C, h, w) behind the first, second, ... convolution and its activation.
+        """What the first, second, ... convolution gives (1, C, h, w), with norm, activation and pooling behind it.
 
         Raises: ValueError for a model that has fewer convolutions.
         """
         convolutions = [o.outputs[0] for o in self.graph.operations if o.func in CONVOLUTIONS]
         if not 1 <= block <= len(convolutions):
             raise ValueError(f"block must be one of the {len(convolutions)} convolutions, got {block}")
-        value = convolutions[block - 1]
-        while value is not None and (reader := value.only_reader) and (is_pointwise(reader) or reader.func in NORMS):
+        value, behind = convolutions[block - 1], (*NORMS, aten.max_pool2d_with_indices.default)
+        while value is not None and (reader := value.only_reader) and (is_pointwise(reader) or reader.func in behind):
             value = reader.outputs[0]
         return self.known[value]
 
@@ -116,6 +116,11 @@ class Reference:
             if any(value in varied for value in operation.inputs()):
                 self._follow(operation, varied, len(crops))
         return pytree.tree_map(lambda leaf: self._given(leaf, varied, len(crops)), self.graph.result)
+
+    @property
+    def macs(self) -> int:
+        """MACs of all variants so far, in closed form."""
+        return sum(layer["macs_per_position"] * layer["computed"] for layer in self.layers.values())
 
     def _follow(self, operation: Operation, varied: dict[Value, Varied], count: int) -> None:
         rule = next(
