@@ -75,10 +75,16 @@ def matched(found: Detections, truth: Detections, overlap: float = 0.5) -> Tenso
     return taken
 
 
+def agreement(found: Sequence[Detections], truth: Sequence[Detections], overlap: float = 0.5) -> Tensor:
+    """For each frame how many detections are right, and how many boxes both sets hold together: (T, 2), int64."""
+    hits = [int((matched(a, b, overlap) >= 0).sum()) for a, b in zip(found, truth, strict=True)]
+    both = [len(a.scores) + len(b.scores) for a, b in zip(found, truth, strict=True)]
+    return torch.tensor([hits, both]).T
+
+
 def f1(found: Sequence[Detections], truth: Sequence[Detections], overlap: float = 0.5) -> float:
     """F1 over frames: 2 TP / (found + true); 1 where there was nothing to find and nothing was found."""
-    hits = sum(int((matched(a, b, overlap) >= 0).sum()) for a, b in zip(found, truth, strict=True))
-    both = sum(len(a.scores) + len(b.scores) for a, b in zip(found, truth, strict=True))
+    hits, both = agreement(found, truth, overlap).sum(0).tolist()
     return 2 * hits / both if both else 1.0
 
 

@@ -1,6 +1,6 @@
 """YOLOv3-tiny in plain torch, with the weights that its authors trained on COCO.
 
-Reference: redmon-2018-yolov3, "YOLOv3: An Incremental Improvement", arXiv 1804.02767, and Darknet, whose tiny
+Reference: "YOLOv3: An Incremental Improvement", arXiv 1804.02767, and Darknet, whose tiny
 configuration it is.
 
 The network gives two raw maps of 3 x (4 + 1 + 80) channels, at strides 32 and 16. The configuration file that lies
@@ -90,7 +90,7 @@ def boxes_of(raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Raw maps -> boxes (B, N, 4) in pixels of the network's input and scores of each class (B, N, 80).
 
     The centre is (cell + sigmoid(t_xy)) x stride, the size anchor x exp(t_wh), the score sigmoid(t_o) sigmoid(t_c)
-    (redmon-2018-yolov3, section 2).
+    (arXiv 1804.02767, section 2).
     """
     boxes, scores = [], []
     for head, anchors, stride in zip(raw, ANCHORS, STRIDES, strict=True):

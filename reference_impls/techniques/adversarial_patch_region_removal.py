@@ -256,7 +256,7 @@ class AdversarialPatchRegionRemoval(Technique):
         ),
     }
     waivers: ClassVar = {
-        "execution-is-as-declared": "A defence adds work to the detector; what is reused counts against verification in full passes."
+        "execution-is-as-declared": "A defence adds work to the detector; what it saves is counted against full passes."
     }
 
     def settings(self) -> list[Setting]:

@@ -1,7 +1,7 @@
 """Incremental region inference: variants of a frame that differ in one region each, from what is known of the frame.
 
 References
-- nakandala-2019-krypton, "Incremental and Approximate Inference for Faster Occlusion-based Deep CNN Explanations",
+- nakandala-2019-incremental, "Incremental and Approximate Inference for Faster Occlusion-based Deep CNN Explanations",
   SIGMOD 2019, doi 10.1145/3299869.3319874: the region that a change reaches in each layer, and windows in batches.
 
 The idea. Occlusion maps, perturbation tests and defences against patches run a network on many copies of one frame, of
@@ -487,7 +487,7 @@ def incremental(model: nn.Module, frame_shape: Sequence[int] | None = None) -> I
 
 
 class IncrementalRegionInference(Technique):
-    """Krypton's exact part (nakandala-2019-krypton) on the operators that a model of images really runs."""
+    """Krypton's exact part (nakandala-2019-incremental) on the operators that a model of images really runs."""
 
     id = "incremental-region-inference"
     execution = "real"

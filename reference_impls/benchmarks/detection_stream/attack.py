@@ -4,7 +4,7 @@ A wearer is a person whom the detector finds in a row of frames; a patch lies on
 optimised where it lies, over the frames of its row, to hide its wearer. `patches.npz` holds one for each wearer and
 size as bytes; `python -m reference_impls.benchmarks.detection_stream.attack` makes them anew, in about five minutes.
 
-Reference: thys-2019-fooling, "Fooling automated surveillance cameras: adversarial patches to attack person detection",
+Reference: "Fooling automated surveillance cameras: adversarial patches to attack person detection",
 arXiv 1904.08653: the objectness times the person's score is brought down by the patch's pixels.
 """
 
