@@ -318,21 +318,48 @@ def _concatenation(operation: Operation, window: Window) -> Region | None:
     return found and Region(torch.cat([window.read(v, *found) for v in operands], 1), found[0])
 
 
-def _pointwise(operation: Operation, window: Window) -> Region | None:
-    """An element-wise operator on feature maps, of which others may be one number for each channel."""
-    out, maps = operation.outputs[0], []
+def _maps(operation: Operation) -> list[Value] | None:
+    """The feature maps that an element-wise operator reads, all of the size of its result.
+
+    None if it reads anything else than those and one number for all, or for each channel.
+    """
+    out, maps = operation.outputs[0], list[Value]()
     for leaf in pytree.tree_leaves((operation.args, operation.kwargs)):
         if isinstance(leaf, Value) and out is not None and leaf.shape[2:] == out.shape[2:] and len(leaf.shape) == 4:
             maps.append(leaf)
         elif isinstance(leaf, Value) or (isinstance(leaf, Tensor) and leaf.numel() > 1 and leaf.shape[-2:] != (1, 1)):
             return None
-    found = _together(maps, window) if maps and maps[0].shape[0] == 1 else None
+    return maps if is_pointwise(operation) and maps and maps[0].shape[0] == 1 else None
+
+
+def _pointwise(operation: Operation, window: Window) -> Region | None:
+    """An element-wise operator on feature maps."""
+    maps = _maps(operation) or []
+    if len(set(maps)) == 1 and (region := window.region(maps[0])):
+        return Region(_applied(operation, {maps[0]: region.crops}), region.places)
+    found = _together(maps, window) if maps else None
     if found is None:
         return None
-    read = {value: window.read(value, *found) for value in dict.fromkeys(maps)}
-    args, kwargs = pytree.tree_map(lambda leaf: read.get(leaf, leaf) if isinstance(leaf, Value) else leaf,
-                                   (operation.args, operation.kwargs))  # fmt: skip
-    return Region(operation.func(*args, **kwargs), found[0])
+    return Region(_applied(operation, {value: window.read(value, *found) for value in dict.fromkeys(maps)}), found[0])
+
+
+def _applied(operation: Operation, given: Mapping[Value, Tensor]) -> Tensor:
+    """An operator on other tensors than those that it was recorded with."""
+    args, kwargs = pytree.tree_map(
+        lambda leaf: given.get(leaf, leaf) if isinstance(leaf, Value) else leaf, (operation.args, operation.kwargs)
+    )
+    return operation.func(*args, **kwargs)
+
+
+def _kept(graph: Graph) -> set[Value]:
+    """The values that variants read of the frame: all but those that go through one element-wise operator alone."""
+    values = [graph.frame, *(v for o in graph.operations for v in o.outputs if v is not None)]
+
+    def alone(value: Value) -> bool:
+        reader = value.only_reader
+        return reader is not None and value is not graph.frame and set(_maps(reader) or ()) == {value}
+
+    return {value for value in values if value.readers or value.returned if not alone(value)}
 
 
 Rule = Callable[[Operation, Window], Region | None]
@@ -423,10 +450,10 @@ class IncrementalNetwork(nn.Module):
                 made = self._recorded(frame)
                 graph = self.graphs[key] = made.graph
         if made is not None:
-            return Reference(graph, {graph.frame: frame} | made.tensors, made.result)
+            known = {graph.frame: frame} | made.tensors
+            return Reference(graph, {value: known[value] for value in _kept(graph)}, made.result)
         with torch.no_grad():
-            values = {v for o in graph.operations for v in o.outputs if v is not None} | {graph.frame}
-            result, known = graph.run(frame, values)
+            result, known = graph.run(frame, _kept(graph))
         return Reference(graph, known, result)
 
     def _recorded(self, frame: Tensor) -> Recording:
