@@ -40,6 +40,8 @@ SCENARIOS = (
         "Patches that people wear, on YOLOv3-tiny in a clip of a fixed camera",
         defences.patches,
         full=defences.PatchPlan(),
-        smoke=defences.PatchPlan(wearers=2, frames=(0,), clean=4, calibration=4, exhaustive=0, timed=1, repetitions=2),
+        smoke=defences.PatchPlan(
+            wearers=2, frames=(0,), clean=4, calibration=4, exhaustive=0, people=0, timed=1, repetitions=2
+        ),
     ),
 )
