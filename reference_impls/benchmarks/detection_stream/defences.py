@@ -345,7 +345,7 @@ def _patch_record(
     clean = _clean(plan, model, bare, knobs)
     tables = {
         "people": table(
-            "People in frames of vtest, nobody attacked, against boxes drawn by hand: F1 and AP of what scores at least 0.5.",
+            "People in frames of vtest, nobody attacked, against boxes drawn by hand: F1 and AP from 0.5 on.",
             ("form", "F1", "AP"),
             [
                 [name, *by_hand(_Each(one), plan.people)]

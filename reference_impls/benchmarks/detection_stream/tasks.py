@@ -229,7 +229,7 @@ def _record(
         notes=(TRUTH, "Decoding, non-maximum suppression, motion and comparisons are part of the time.", *notes),
         tables={
             "people": table(
-                f"People in {plan.people} frames of vtest against boxes drawn by hand: F1 and AP of what scores at least 0.5.",
+                f"People in {plan.people} frames of vtest against boxes drawn by hand: F1 and AP from 0.5 on.",
                 ("series", *knobs, "F1", "AP"),
                 [[BASELINE, *first.values(), *by_hand(bare, plan.people)], *hand] if plan.people else [],
             ),
