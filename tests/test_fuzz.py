@@ -211,7 +211,7 @@ def test_any_document_gives_findings_only(atlas: Path, document: tuple[str, byte
     check(atlas, *document)
 
 
-@settings(max_examples=count(60, 2_000), derandomize=True, **COMMON)
+@settings(max_examples=count(40, 2_000), derandomize=True, **COMMON)
 @given(data=st.data())
 def test_any_record_is_refused_or_reaches_every_page(atlas: Path, data: st.DataObject) -> None:
     """A record with a few of its numbers and texts changed: a finding, or everything that shows it works."""
