@@ -173,7 +173,7 @@ def serve_sample(server: Server, monkeypatch: pytest.MonkeyPatch) -> assets.Asse
 
 def test_the_catalogue_pins_everything_and_names_no_host() -> None:
     catalogue = assets.catalogue()
-    assert len(catalogue) == 8
+    assert len(catalogue) >= 8
     for name, asset in catalogue.items():
         assert name == asset.name
         assert asset.title
@@ -489,7 +489,7 @@ p (1.1)"""
     source = dataclasses.replace(source_of("pypi-sdist"), version="1")
     assert sources.locate(source, store) == ("https://mirror/p-1.tar.gz", source.sha256, source.bytes)
     assert asked[0][3:5] == ("index", "versions"), "nothing is downloaded, so no setup.py runs"
-    with pytest.raises(assets.AssetError, match="no source distribution of sample 2"):
+    with pytest.raises(assets.AssetError, match=f"no source distribution of {source.package} 2"):
         sources.locate(dataclasses.replace(source, version="2"), store)
 
 

@@ -358,5 +358,5 @@ class Record(Model):
 def _without_empty(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {key: _without_empty(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item not in ({}, []) or key in ("knobs", "versions")}
+        return {key: item for key, item in kept.items() if item not in ({}, []) or key in ("knobs", "rows", "versions")}
     return [_without_empty(item) for item in value] if isinstance(value, list) else value
