@@ -1,0 +1,156 @@
+"""Low precision: what a classifier loses when its layers run on an in-memory array with converters of few bits.
+
+One small CNN on digits, MNIST and Fashion-MNIST, trained with 4-bit weights and activations, either digitally (the
+*conventional* network) or through a converter. Its first convolution and its last layer stay digital and in floating
+point. The baseline is the conventional network on an array that is fine enough to lose nothing: one bit of activation a
+cycle, one bit of weight a column, converters of 12 bits. What coarser arrays save beside it are columns, cycles and bits
+of conversions. MACs count the products in the array's cells and the shifting and adding of codes, as simulated here;
+a digital machine would do without all of it (control `digital integers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reference_impls.accounting.count import uncounted
+from reference_impls.accounting.record import Record, Table
+from reference_impls.contract import Handle, Redundancy, generator
+from reference_impls.data.splits import TITLES, Labelled, Part, Split, split
+from reference_impls.layers.conv import conv_norm_act
+from reference_impls.layers.norm import recalibrate
+from reference_impls.layers.pim import (
+    IDEAL,
+    NO_RESCALING,
+    Array,
+    Chip,
+    Rescaling,
+    conversions,
+)
+from reference_impls.layers.weights import copy_sharing_weights
+from reference_impls.study import BASELINE, Plan, Scenario, Study, forward, measured, training
+from reference_impls.techniques.pim_qat import PIMQAT
+from reference_impls.techniques.pim_quantization import array_layers
+
+ID = "low-precision"
+task = partial(Scenario, benchmark=ID)
+QAT = PIMQAT()
+COARSE = Array("bit-serial", dac_bits=4, group=144, weights="tanh")
+"""The array of the experiments: all four bits of an activation in one cycle, 144 rows; its converter varies."""
+FINE = replace(COARSE, dac_bits=1, adc_bits=12)
+INTEGERS, DEPLOYED = "digital integers", "conventional network"
+CONTROLS = {
+    INTEGERS: "The conventional network on 4-bit integers without an array: what a digital machine computes.",
+    DEPLOYED: "The conventional network, trained without the converter, on the array as it is.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetPlan(Plan):
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    data: Labelled
+    train: int
+    held: int
+    epochs: int
+    test: int | None = None
+    timed: int = 64
+    bits: tuple[int, ...] = (3, 4, 5, 6)
+    """Of the converter."""
+
+    @property
+    def recipe(self) -> training.Recipe:
+        return training.Recipe(self.epochs, 5e-3, 64, 1e-4)
+
+
+_digits = partial(NetPlan, data="digits", train=1237, held=200)
+DIGITS = (_digits(epochs=15), _digits(repetitions=3, seeds=(0,), epochs=3, timed=16, bits=(5,)))  # full, smoke
+_big = partial(NetPlan, train=6000, held=500, epochs=4, test=2000, seeds=(0, 1, 2), bits=(4, 5, 6))
+MNIST = (_big(data="mnist", needs=("mnist",)), DIGITS[1])
+FASHION = (_big(data="fashion-mnist", needs=("fashion-mnist",)), DIGITS[1])
+
+
+def images_of(plan: NetPlan, seed: int) -> Split:
+    """The images of one seed, in [0, 1]."""
+    return split(plan.data, plan.train, plan.held, plan.test, seed=seed)
+
+
+def network(size: int, width: int = 16, classes: int = 10) -> nn.Sequential:
+    """A CNN for grey images of `size` x `size`, in plain layers: (B, 1, size, size) -> (B, classes).
+
+    Four 3x3 convolutions, each with batch norm and ReLU, the third of stride 2, and a linear layer on the means. Images
+    of more than 16 pixels are halved by the first convolution.
+    """
+    a, b = width, 2 * width
+    norm_act = partial(conv_norm_act, act=nn.ReLU)
+    stages = (norm_act(1, a, 3, 2 if size > 16 else 1), norm_act(a, a, 3), norm_act(a, b, 3, 2), norm_act(b, b, 3))
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(b, classes))
+
+
+def on_array(model: nn.Module, array: Array, rescaling: Rescaling = NO_RESCALING) -> Handle:
+    """The model's inner convolutions on an array, activations clipped to [0, 1]."""
+    return QAT.apply(model, **vars(array), rescaling=rescaling)
+
+
+def trained(
+    plan: NetPlan, part: Part, seed: int, array: Array = COARSE, rescaling: Rescaling = NO_RESCALING
+) -> nn.Module:
+    """A network trained through an array, `COARSE` with its ideal converter being the conventional one; from the cache
+    where the same was trained before. It is a plain one: put it on an array to run it.
+    """
+
+    def fit(model: nn.Module) -> nn.Module:
+        with on_array(model, array, rescaling):
+            return training.train(model, part.x, part.y, plan.recipe, seed=seed)
+
+    spec = {"recipe": plan.recipe, "array": array, "rescaling": rescaling, "seed": seed, "images": (plan.train, plan.held)}
+    return training.trained(f"low-precision-{plan.data}", spec, partial(build, part, seed), fit)
+
+
+def build(part: Part, seed: int) -> nn.Sequential:
+    """The network for these images, with the random weights of the seed."""
+    return training.seeded(seed, lambda: network(part.x.shape[-1]))
+
+
+def trained_macs(plan: NetPlan, part: Part, array: Array = COARSE) -> int:
+    """MACs of that training, as simulated."""
+
+    def made() -> nn.Module:
+        model = build(part, 0)
+        on_array(model, array)
+        return model
+
+    return training.training_macs(made, part.x, part.y, plan.recipe)
+
+
+@dataclass
+class Deployed:
+    """A copy of a network on an array."""
+
+    model: nn.Module
+    handle: Handle
+
+    def accuracy(self, part: Part, seed: int = 0) -> float:
+        """Of images, the noise of the converters following from the seed."""
+        with training.fork_seed(seed):
+            return training.accuracy(self.model, *part)
+
+    def conversions(self, x: Tensor) -> int:
+        """For one image of x (N, ...), over all layers."""
+        with uncounted():
+            forward(self.model, x[:1])()
+        return sum(seen.conversions for seen in self.handle.trace["layers"].values())
+
+
+def deployed(model: nn.Module, array: Array, calibrated: Tensor | None = None, seed: int = 0) -> Deployed:
+    """A copy of the network on an array, its batch norms estimated again there on `calibrated` (N, ...) if given."""
+    ours = copy_sharing_weights(model)
+    handle = on_array(ours, array)
+    if calibrated is not None:
+        with training.fork_seed(seed):
+            recalibrate(ours, calibrated)
+    return Deployed(ours, handle)
