@@ -68,7 +68,7 @@ class NetPlan(Plan):
 
 
 _digits = partial(NetPlan, data="digits", train=1237, held=200)
-DIGITS = (_digits(epochs=15), _digits(repetitions=3, seeds=(0,), epochs=3, timed=16, bits=(5,)))  # full, smoke
+DIGITS = (_digits(epochs=20), _digits(repetitions=3, seeds=(0,), epochs=3, timed=16, bits=(5,)))  # full, smoke
 _big = partial(NetPlan, train=6000, held=500, epochs=4, test=2000, seeds=(0, 1, 2), bits=(4, 5, 6))
 MNIST = (_big(data="mnist", needs=("mnist",)), DIGITS[1])
 FASHION = (_big(data="fashion-mnist", needs=("fashion-mnist",)), DIGITS[1])

@@ -63,12 +63,13 @@ class Chip:
         for name in ("noise", "gain_spread", "offset_spread"):
             check_range(name, getattr(self, name), 0, 1e6)
 
-    def of_columns(self, columns: int, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Gain and offset of each converter, (columns, 1, 1), or one number where they do not differ."""
+    def of_columns(self, codes: Tensor, axis: int) -> tuple[Tensor | float, Tensor | float]:
+        """Gain and offset of each converter along an axis of the codes, or one number where they do not differ."""
         if not (self.gain_spread or self.offset_spread):
             return self.gain, self.offset
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.randn(2, columns, 1, 1, generator=generator).to(like)
+        shape = [2, *[1] * codes.ndim]
+        shape[axis] = codes.shape[axis]
+        draws = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed)).to(codes)
         return self.gain + self.gain_spread * draws[0], self.offset + self.offset_spread * draws[1]
 
 
@@ -188,8 +189,8 @@ def slices(x: Tensor, array: Array) -> Tensor:
     return ((x.int().unsqueeze(0) >> shifts) & (2**array.dac_bits - 1)).to(x.dtype)
 
 
-def convert(sums: Tensor, array: Array, channel: int = -3) -> Tensor:
-    """Codes of partial sums, in place, rounded half to even; `channel` is the axis of the converters.
+def convert(sums: Tensor, array: Array, axis: int = -3) -> Tensor:
+    """Codes of partial sums, in place, rounded half to even; `axis` is that of the columns, each with its converter.
 
     Exact while L F < 2^23 in float32 (2^52 in float64): then s L is an integer that is held exactly, and no quotient
     that is not a tie can be rounded to one.
@@ -201,7 +202,7 @@ def convert(sums: Tensor, array: Array, channel: int = -3) -> Tensor:
     if chip.bow:
         v = codes.abs() / array.levels
         codes += codes * (chip.bow * (1 - v) * (1 - 2 * v))
-    gain, offset = chip.of_columns(codes.shape[channel], codes)
+    gain, offset = chip.of_columns(codes, axis)
     codes.mul_(gain).add_(offset)
     if chip.noise:
         codes += chip.noise * torch.randn_like(codes)
@@ -212,7 +213,8 @@ def convert(sums: Tensor, array: Array, channel: int = -3) -> Tensor:
 def array_product(x: Tensor, w: Tensor, array: Array) -> Tensor:
     """The readable path: integers that `array.scale` makes the products of x (M, K) and w (O, K) in codes, (M, O).
 
-    One conversion after the other, in float64, whatever it takes. `array_convolution` is the fast one.
+    One conversion after the other, in float64, whatever it takes; its groups share converters, which shows where a chip
+    has a spread of them. `array_convolution` is the fast one.
     """
     x, w = x.double(), w.double()
     total = x.new_zeros(len(x), len(w))
@@ -220,7 +222,7 @@ def array_product(x: Tensor, w: Tensor, array: Array) -> Tensor:
         for column, w_column in zip(array.column_factors, columns(w, array), strict=True):
             for x_group, w_group in zip(x_slice.split(array.group, 1), w_column.split(array.group, 1), strict=True):
                 sums = x_group @ w_group.T  # (M, O) voltages
-                total += cycle * column * (sums if array.adc_bits is None else convert(sums, array, channel=-1))
+                total += cycle * column * (sums if array.adc_bits is None else convert(sums, array, axis=-1))
     return total
 
 
