@@ -32,7 +32,15 @@ def column_of(weight: int, scheme: str, column: int, bits: int) -> int:
 
 
 def codes(
-    x: Integers, w: Integers, scheme: str, b: int, m: int, n: int, *, bits: int = 4, activation_bits: int = 4,
+    x: Integers,
+    w: Integers,
+    scheme: str,
+    b: int,
+    m: int,
+    n: int,
+    *,
+    bits: int = 4,
+    activation_bits: int = 4,
     included: bool = False,
 ) -> tuple[dict[tuple[int, int, int], Integers], Fraction]:
     """The code of every conversion of x (M, K) with w (O, K): (cycle's lowest bit, group, column) -> (M, O); and F / L."""
@@ -75,7 +83,9 @@ def windows(
     channels, height, width = x.shape
     padded = np.full((channels, height + 2 * padding, width + 2 * padding), fill, dtype=np.int64)
     padded[:, padding : padding + height, padding : padding + width] = x
-    size = tuple((side - dilation * (k - 1) - 1) // stride + 1 for side, k in zip(padded.shape[1:], kernel, strict=True))
+    size = tuple(
+        (side - dilation * (k - 1) - 1) // stride + 1 for side, k in zip(padded.shape[1:], kernel, strict=True)
+    )
     rows = [
         [
             padded[c, i * stride + di * dilation, j * stride + dj * dilation]

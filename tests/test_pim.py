@@ -230,7 +230,9 @@ def test_the_dead_zone_gives_nothing_and_a_guarded_gradient() -> None:
     assert ours.bias is not None and ours.seen is not None and ours.seen.xi == 0
     assert torch.equal(y, ours.bias.view(1, -1, 1, 1).expand_as(y))
     y.square().sum().backward()
-    assert ours.weight.grad is not None and bool(torch.isfinite(ours.weight.grad).all()) and bool(ours.weight.grad.any())
+    assert (
+        ours.weight.grad is not None and bool(torch.isfinite(ours.weight.grad).all()) and bool(ours.weight.grad.any())
+    )
 
 
 def test_forward_rescaling_is_a_factor() -> None:
@@ -261,7 +263,9 @@ def test_layers_of_torch_in_all_else() -> None:
     x = torch.rand(2, 4, 6, 6)
     for how in ({"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}, {"bias": False}, {"dilation": 2}):
         plain = nn.Conv2d(4, 6, 3, **how)  # type: ignore[arg-type]
-        ours = PIMConv2d(4, 6, 3, **how, array=Array(weight_bits=8, activation_bits=8, dac_bits=8, weights="max", group=9))  # type: ignore[arg-type]
+        ours = PIMConv2d(
+            4, 6, 3, **how, array=Array(weight_bits=8, activation_bits=8, dac_bits=8, weights="max", group=9)
+        )  # type: ignore[arg-type]
         ours.load_state_dict(plain.state_dict())
         torch.testing.assert_close(ours(x), plain(x), rtol=0, atol=0.03)
 
@@ -358,7 +362,9 @@ def test_codes_equal_torch() -> None:
     assert isinstance(a.step, float)
     torch.testing.assert_close(a.real, torch.fake_quantize_per_tensor_affine(x, a.step, a.zero, 0, 15))
     w = weight_codes(noise(5, 30, dtype=torch.float32), 4, "max")
-    expected = torch.fake_quantize_per_channel_affine(w.through, w.step.flatten(), torch.zeros(5, dtype=torch.int32), 0, -7, 7)  # type: ignore[union-attr] # noqa: E501
+    expected = torch.fake_quantize_per_channel_affine(
+        w.through, w.step.flatten(), torch.zeros(5, dtype=torch.int32), 0, -7, 7
+    )  # type: ignore[union-attr] # noqa: E501
     torch.testing.assert_close(w.real, expected)
 
 

@@ -10,7 +10,7 @@ a digital machine would do without all of it (control `digital integers`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,23 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.accounting.count import uncounted
-from reference_impls.accounting.record import Record, Table
-from reference_impls.contract import Handle, Redundancy, generator
+from reference_impls.accounting.record import Measured, Record
+from reference_impls.contract import Handle, generator
 from reference_impls.data.splits import TITLES, Labelled, Part, Split, split
 from reference_impls.layers.conv import conv_norm_act
 from reference_impls.layers.norm import recalibrate
-from reference_impls.layers.pim import (
-    IDEAL,
-    NO_RESCALING,
-    Array,
-    Chip,
-    Rescaling,
-    conversions,
-)
+from reference_impls.layers.pim import NO_RESCALING, Array, Rescaling
 from reference_impls.layers.weights import copy_sharing_weights
 from reference_impls.study import BASELINE, Plan, Scenario, Study, forward, measured, training
 from reference_impls.techniques.pim_qat import PIMQAT
-from reference_impls.techniques.pim_quantization import array_layers
 
 ID = "low-precision"
 task = partial(Scenario, benchmark=ID)
@@ -43,10 +35,11 @@ QAT = PIMQAT()
 COARSE = Array("bit-serial", dac_bits=4, group=144, weights="tanh")
 """The array of the experiments: all four bits of an activation in one cycle, 144 rows; its converter varies."""
 FINE = replace(COARSE, dac_bits=1, adc_bits=12)
-INTEGERS, DEPLOYED = "digital integers", "conventional network"
+INTEGERS, DEPLOYED, RECALIBRATED = "digital integers", "conventional network", "conventional, recalibrated"
 CONTROLS = {
     INTEGERS: "The conventional network on 4-bit integers without an array: what a digital machine computes.",
     DEPLOYED: "The conventional network, trained without the converter, on the array as it is.",
+    RECALIBRATED: "The same with its batch norms estimated again on the array.",
 }
 
 
@@ -68,8 +61,9 @@ class NetPlan(Plan):
 
 
 _digits = partial(NetPlan, data="digits", train=1237, held=200)
-DIGITS = (_digits(epochs=20), _digits(repetitions=3, seeds=(0,), epochs=3, timed=16, bits=(5,)))  # full, smoke
-_big = partial(NetPlan, train=6000, held=500, epochs=4, test=2000, seeds=(0, 1, 2), bits=(4, 5, 6))
+DIGITS = (_digits(epochs=20), _digits(repetitions=3, seeds=(0,), epochs=3, timed=16, bits=(5,)))
+"""Plans, full and smoke, for `task`."""
+_big = partial(NetPlan, train=6000, held=500, epochs=8, test=2000, seeds=(0, 1, 2), bits=(4, 5, 6))
 MNIST = (_big(data="mnist", needs=("mnist",)), DIGITS[1])
 FASHION = (_big(data="fashion-mnist", needs=("fashion-mnist",)), DIGITS[1])
 
@@ -107,7 +101,13 @@ def trained(
         with on_array(model, array, rescaling):
             return training.train(model, part.x, part.y, plan.recipe, seed=seed)
 
-    spec = {"recipe": plan.recipe, "array": array, "rescaling": rescaling, "seed": seed, "images": (plan.train, plan.held)}
+    spec = {
+        "recipe": plan.recipe,
+        "array": array,
+        "rescaling": rescaling,
+        "seed": seed,
+        "images": (plan.train, plan.held),
+    }
     return training.trained(f"low-precision-{plan.data}", spec, partial(build, part, seed), fit)
 
 
@@ -154,3 +154,80 @@ def deployed(model: nn.Module, array: Array, calibrated: Tensor | None = None, s
         with training.fork_seed(seed):
             recalibrate(ours, calibrated)
     return Deployed(ours, handle)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one seed gave: its images, and the conventional network."""
+
+    seed: int
+    parts: Split
+    network: nn.Module
+
+
+def folds(study: Study[NetPlan]) -> list[Fold]:
+    """Train the conventional networks, and add them to the study on the fine array and on integers."""
+    plan, found = study.plan, []
+    for number, seed in enumerate(plan.seeds):
+        study.progress("training", number, len(plan.seeds))
+        parts = images_of(plan, seed)
+        found.append(Fold(seed, parts, trained(plan, parts.train, seed)))
+        add(study, found[-1], BASELINE, {}, deployed(found[-1].network, FINE))
+    return found
+
+
+def add(study: Study[NetPlan], fold: Fold, series: str, knobs: Knobs, on: Deployed) -> None:
+    """Add a network of a fold to the study; that of the first seed is counted and timed."""
+    timed = fold.parts.test.x[: study.plan.timed]
+    call = forward(on.model, timed) if fold.seed == study.plan.seeds[0] else None
+    study.add(series, knobs, call, units=len(timed), score=on.accuracy(fold.parts.test, fold.seed))
+
+
+def add_integers(study: Study[NetPlan], found: Sequence[Fold], knobs: Knobs) -> None:
+    """Add the control `INTEGERS`; knobs: those that its one point has to say."""
+    for fold in found:
+        add(study, fold, INTEGERS, knobs, deployed(fold.network, COARSE))
+
+
+def report(study: Study[NetPlan], found: Sequence[Fold], controls: Sequence[str], **said: Any) -> Record:
+    """The record of what was added. controls: those of `CONTROLS` that it has; said: what `Study.record` takes else."""
+    plan, parts = study.plan, found[0].parts
+    study.measure()
+    study.prepare("training", "training the conventional network with 4-bit weights and activations", held="shared")
+    return study.record(
+        metric="accuracy",
+        data=f"{TITLES[plan.data]}, {plan.train:,} images to train on, {len(parts.held.x):,} held out, "
+        f"{len(parts.test.x):,} to test",
+        model=f"a CNN of four convolutions and a linear layer, {sum(p.numel() for p in found[0].network.parameters()):,} "
+        "parameters; the first and the last layer digital",
+        unit="one image",
+        controls={name: CONTROLS[name] for name in controls},
+        redundancy=unused(found),
+        **said,
+    )
+
+
+def unused(found: Sequence[Fold]) -> Measured:
+    """The measure of PIM quantisation on the conventional networks: the range of a converter that the data leave."""
+    x = found[0].parts.test.x[:128]
+    noise = torch.rand(x.shape, generator=generator(0))
+    null = network(x.shape[-1]).eval()  # equal weights and images reach the full scale, and nothing is left
+    with torch.no_grad():
+        for layer in null.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.fill_(1)
+                layer.padding = (0, 0)
+    return measured(
+        [QAT.measure(fold.network, x) for fold in found],
+        {
+            "noise as images": QAT.measure(found[0].network, noise).value,
+            "equal weights on white images, without padding": QAT.measure(null, torch.ones(1, 1, 28, 28)).value,
+        },
+    )
+
+
+Knobs = Mapping[str, bool | int | float | str]

@@ -113,7 +113,9 @@ class Array:
         if self.adc_bits is not None:
             check_range("adc_bits", self.adc_bits, 2 if self.sign_bit == "included" else 1, 16, integer=True)
         elif self.chip != IDEAL:
-            raise ValueError("adc_bits=None is an ideal converter: give it bits to have the chip's gain, offset or noise")
+            raise ValueError(
+                "adc_bits=None is an ideal converter: give it bits to have the chip's gain, offset or noise"
+            )
 
     @property
     def columns(self) -> int:
@@ -278,17 +280,17 @@ def array_convolution(
     All cycles, columns and groups at once, for a few images at a time. Equal to `array_product` on the windows: codes
     are computed in float32 or float64, whichever is exact, or float64 where none is.
     """
-    exact = array.group * (2**array.dac_bits - 1) * 2**array.weight_bits * 2**array.activation_bits
     if array.adc_bits is None:
         wide = _dtype(x, w[0].numel() * 2 ** (array.weight_bits + array.activation_bits))
         return F.conv2d(x.to(wide), w.to(wide), stride=stride, dilation=dilation, groups=groups)
-    total = array.conversions(w[0].numel()) * array.levels * 2 ** (array.weight_bits + array.activation_bits)
-    wide = _dtype(x, max(exact, total, 2 * array.levels * array.full_scale))
-    job = _job(x.to(wide), w.to(wide), array, groups, stride, dilation)
+    narrow = _dtype(x, 2 * array.levels * array.full_scale)
+    counted = sum(array.slice_factors) * sum(map(abs, array.column_factors))
+    wide = _dtype(x, array.groups(w[0].numel()) * counted * array.levels)
+    job = _job(x.to(narrow), w.to(narrow), array, groups, stride, dilation)
     cycles = torch.tensor(array.slice_factors, dtype=wide, device=x.device)
     found = []
     for sums in partial_sums(job, array):
-        codes = convert(sums, array)
+        codes = convert(sums, array).to(wide)
         size, per_group = codes.shape[2:], codes.shape[1] // groups // job.outputs
         factors = cycles.new_tensor(array.column_factors).repeat(per_group // array.columns)
         y = torch.matmul(factors, codes.view(len(codes), groups, per_group, -1))  # (b S, J, O H' W')

@@ -65,12 +65,12 @@ def spans(model: nn.Module, x: Tensor, digital: Sequence[str] = DIGITAL, quantil
     return {name: Span.of(seen, quantile) for name, seen in inputs_of(layers, model, x).items()}
 
 
-def utilisation(layer: Layer, x: Tensor, array: Array) -> float:
+def utilisation(layer: Layer, x: Tensor, array: Array, span: Span | None = None) -> float:
     """max |s| / F of the partial sums when x reaches the layer: the part of the converter's range that is in use.
 
     A range that ended there would save log2(F / max |s|) bits at the same step.
     """
-    return largest_sum(layer, x, array, None) / array.full_scale
+    return largest_sum(layer, x, array, span) / array.full_scale
 
 
 class PIMQuantization(Technique):

@@ -15,7 +15,7 @@ from reference_impls.contract import Case, Cases, Expectation, Invalid, Unsuppor
 from reference_impls.data import images
 from reference_impls.layers.pim import Array, Chip, PIMConv2d
 from reference_impls.layers.quantised import Span
-from reference_impls.models import efficientnet_lite
+from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
 from reference_impls.study import forward
 from reference_impls.techniques.pim_quantization import PIMQuantization, spans, utilisation
 from tests.pim_cases import network, simulated
@@ -93,7 +93,9 @@ def test_a_model_on_an_array_is_the_model_of_pim_layers() -> None:
 
 
 def test_what_is_digital() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 3), nn.Flatten(), nn.LazyLinear(2))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 3), nn.Flatten(), nn.LazyLinear(2)
+    )
     model(torch.zeros(1, 1, 9, 9))
 
     def layers(*digital: str, group: int = 9) -> list[str]:
@@ -127,10 +129,10 @@ def test_the_measure_is_the_unused_range() -> None:
 def test_a_pretrained_network(asset: Callable[[str], Path]) -> None:
     """EfficientNet-Lite0 on photos: 8-bit arrays keep what it sees, converters of few bits do not."""
     asset("efficientnet-lite0")
-    model = efficientnet_lite.pretrained()
-    photos = efficientnet_lite.normalised(images.photos(96)[1])
+    model = efficientnet_lite0()
+    photos = normalise(images.photos(96)[1])
     dense = forward(model, photos)()
-    knobs: dict[str, Any] = {"weight_bits": 8, "activation_bits": 8, "dac_bits": 8, "group": 144}
+    knobs: dict[str, Any] = {"weight_bits": 8, "activation_bits": 8, "dac_bits": 8, "group": 16}
     digital = ("first", "last", "small")
     clip = spans(model, photos, digital=())
 
