@@ -43,7 +43,7 @@ def codes(
     activation_bits: int = 4,
     included: bool = False,
 ) -> tuple[dict[tuple[int, int, int], Integers], Fraction]:
-    """The code of every conversion of x (M, K) with w (O, K): (cycle's lowest bit, group, column) -> (M, O); and F / L."""
+    """The code of every conversion of x (M, K) with w (O, K): (lowest bit, group, column) -> (M, O); and F / L."""
     columns = {"native": 1, "differential": 2, "bit-serial": bits}[scheme]
     levels = 2 ** (b - 1 if included and scheme == "native" else b) - 1
     full = n * (2**m - 1) * (1 if scheme == "bit-serial" else 2 ** (bits - 1) - 1)
@@ -68,11 +68,8 @@ def product(x: Integers, w: Integers, scheme: str, b: int, m: int, n: int, *, bi
     found, _ = codes(x, w, scheme, b, m, n, bits=bits, **how)
     total = np.zeros((len(x), len(w)), dtype=np.int64)
     for (low, _, column), code in found.items():
-        if scheme == "bit-serial":
-            counts = -(2**column) if column == bits - 1 else 2**column
-        else:
-            counts = 1 - 2 * column
-        total += 2**low * counts * code
+        negative = column == bits - 1 if scheme == "bit-serial" else column == 1
+        total += (-1) ** negative * 2**low * (2**column if scheme == "bit-serial" else 1) * code
     return total
 
 

@@ -216,7 +216,8 @@ def test_without_rescaling_or_converter_xi_does_nothing() -> None:
         ours = layer(adc_bits=bits)
         ours.rescaling = Rescaling(on)
         ours(x).sum().backward()
-        assert ours.weight.grad is not None and ours.seen is not None
+        assert ours.weight.grad is not None
+        assert ours.seen is not None
         grads[name] = ours.weight.grad
         assert bits or ours.seen.xi == pytest.approx(1)
     torch.testing.assert_close(grads["plain"], grads["ideal"], rtol=1e-9, atol=1e-12)
@@ -227,12 +228,14 @@ def test_the_dead_zone_gives_nothing_and_a_guarded_gradient() -> None:
     ours = layer(scheme="native", adc_bits=1)
     x = noise(2, 4, 5, 5).abs() * 0.1
     y = ours(x)
-    assert ours.bias is not None and ours.seen is not None and ours.seen.xi == 0
+    assert ours.seen is not None
+    assert ours.seen.xi == 0
+    assert ours.bias is not None
     assert torch.equal(y, ours.bias.view(1, -1, 1, 1).expand_as(y))
     y.square().sum().backward()
-    assert (
-        ours.weight.grad is not None and bool(torch.isfinite(ours.weight.grad).all()) and bool(ours.weight.grad.any())
-    )
+    assert ours.weight.grad is not None
+    assert bool(torch.isfinite(ours.weight.grad).all())
+    assert bool(ours.weight.grad.any())
 
 
 def test_forward_rescaling_is_a_factor() -> None:
@@ -272,11 +275,16 @@ def test_layers_of_torch_in_all_else() -> None:
 
 def test_bad_arrays_and_layers() -> None:
     for how, says in (
-        ({"adc_bits": 0}, "adc_bits must be an integer in"), ({"adc_bits": 17}, "adc_bits"),
-        ({"dac_bits": 5}, r"dac_bits must be an integer in \[1, 4\]"), ({"dac_bits": 0}, "dac_bits"),
-        ({"group": 0}, "group"), ({"scheme": "serial"}, "scheme must be 'native' or"), ({"weight_bits": 1}, "weight_bits"),
-        ({"chip": Chip(noise=1)}, "adc_bits=None is an ideal converter"), ({"adc_bits": 1, "sign_bit": "included"}, "adc"),
-    ):  # fmt: skip
+        ({"adc_bits": 0}, "adc_bits must be an integer in"),
+        ({"adc_bits": 17}, "adc_bits"),
+        ({"adc_bits": 1, "sign_bit": "included"}, "adc_bits"),
+        ({"dac_bits": 5}, r"dac_bits must be an integer in \[1, 4\]"),
+        ({"dac_bits": 0}, "dac_bits"),
+        ({"group": 0}, "group"),
+        ({"scheme": "serial"}, "scheme must be 'native' or"),
+        ({"weight_bits": 1}, "weight_bits"),
+        ({"chip": Chip(noise=1)}, "adc_bits=None is an ideal converter"),
+    ):
         with pytest.raises(ValueError, match=says):
             Array(**how)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="choose a group of at most 36"):
@@ -340,7 +348,8 @@ def test_one_conversion_equals_aihwkit() -> None:
         array = Array("native", adc_bits=b, group=144)
         io = IOParameters(
             noise_management=NoiseManagementType.NONE, bound_management=BoundManagementType.NONE, inp_res=-1,
-            inp_bound=1e9, inp_noise=0, out_noise=0, w_noise=0, out_bound=array.full_scale, out_res=1 / (2 * array.levels),
+            inp_bound=1e9, inp_noise=0, out_noise=0, w_noise=0, out_bound=array.full_scale,
+            out_res=1 / (2 * array.levels),
         )  # fmt: skip
         theirs = AnalogMVM.matmul(w, x, io)
         torch.testing.assert_close(pim.array_product(x, w, array) * array.scale, theirs, rtol=0, atol=1e-9)
@@ -364,7 +373,7 @@ def test_codes_equal_torch() -> None:
     w = weight_codes(noise(5, 30, dtype=torch.float32), 4, "max")
     expected = torch.fake_quantize_per_channel_affine(
         w.through, w.step.flatten(), torch.zeros(5, dtype=torch.int32), 0, -7, 7
-    )  # type: ignore[union-attr] # noqa: E501
+    )  # type: ignore[union-attr]
     torch.testing.assert_close(w.real, expected)
 
 

@@ -2,10 +2,10 @@
 
 One small CNN on digits, MNIST and Fashion-MNIST, trained with 4-bit weights and activations, either digitally (the
 *conventional* network) or through a converter. Its first convolution and its last layer stay digital and in floating
-point. The baseline is the conventional network on an array that is fine enough to lose nothing: one bit of activation a
-cycle, one bit of weight a column, converters of 12 bits. What coarser arrays save beside it are columns, cycles and bits
-of conversions. MACs count the products in the array's cells and the shifting and adding of codes, as simulated here;
-a digital machine would do without all of it (control `digital integers`).
+point. The baseline is the conventional network on an array that is fine enough to lose nothing: one bit of activation
+a cycle, one bit of weight a column, converters of 12 bits. What coarser arrays save beside it are columns, cycles and
+bits of conversions. MACs count the products in the array's cells and the shifting and adding of codes, as simulated
+here; a digital machine would do without all of it (control `digital integers`).
 """
 
 from __future__ import annotations
@@ -196,14 +196,14 @@ def add_integers(study: Study[NetPlan], found: Sequence[Fold], knobs: Knobs) -> 
 def report(study: Study[NetPlan], found: Sequence[Fold], controls: Sequence[str], **said: Any) -> Record:
     """The record of what was added. controls: those of `CONTROLS` that it has; said: what `Study.record` takes else."""
     plan, parts = study.plan, found[0].parts
+    parameters = sum(p.numel() for p in found[0].network.parameters())
     study.measure()
     study.prepare("training", "training the conventional network with 4-bit weights and activations", held="shared")
     return study.record(
         metric="accuracy",
         data=f"{TITLES[plan.data]}, {plan.train:,} images to train on, {len(parts.held.x):,} held out, "
         f"{len(parts.test.x):,} to test",
-        model=f"a CNN of four convolutions and a linear layer, {sum(p.numel() for p in found[0].network.parameters()):,} "
-        "parameters; the first and the last layer digital",
+        model=f"a CNN of four convolutions and a linear layer, {parameters:,} parameters; first and last layer digital",
         unit="one image",
         controls={name: CONTROLS[name] for name in controls},
         redundancy=unused(found),

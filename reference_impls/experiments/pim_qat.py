@@ -1,7 +1,7 @@
 """Experiments of PIM-QAT: networks trained through the converter, beside conventional ones on the same array.
 
-- `digits-recovery`, `mnist-recovery`, `fashion-recovery`: accuracy against the bits of the converter, bit-serial columns,
-  groups of 144 rows, all four bits of an activation in one cycle, in the benchmark of low precision.
+- `digits-recovery`, `mnist-recovery`, `fashion-recovery`: accuracy against the bits of the converter, in the benchmark
+  of low precision: bit-serial columns, groups of 144 rows, all four bits of an activation in one cycle.
 """
 
 from __future__ import annotations

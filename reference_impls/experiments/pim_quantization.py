@@ -2,7 +2,7 @@
 
 - `digits-schemes`: accuracy against the bits of the converter for three schemes and several widths of a cycle, in the
   benchmark of low precision; conversions, and the range of converters that is in use.
-- `lite0-photos`: EfficientNet-Lite0 with its ImageNet weights on an array, agreement with the digital network on photos.
+- `lite0-photos`: EfficientNet-Lite0 with its ImageNet weights on an array, agreement with the float network on photos.
 - `layer`: time and memory of one layer on an array against the digital one.
 """
 
@@ -39,7 +39,7 @@ from reference_impls.study import (
 from reference_impls.techniques.pim_quantization import PIMQuantization, array_layers, spans, utilisation
 
 PIM = PIMQuantization()
-CYCLES = tuple((scheme, 4) for scheme in SCHEMES) + (("bit-serial", 2), ("bit-serial", 1))
+CYCLES = (*((scheme, 4) for scheme in SCHEMES), ("bit-serial", 2), ("bit-serial", 1))
 """Schemes and bits of an activation that enter in a cycle."""
 
 
@@ -61,8 +61,7 @@ def schemes(study: Study[NetPlan]) -> Record:
         knobs=("adc_bits", "scheme", "dac_bits"),
         tables={"conversions": conversions(found[0]), "range in use": in_use(found)},
         notes=(
-            "Groups of 144 rows. MACs are those of the array's cells and of shifting and adding codes; on a digital "
-            "machine the integers alone give the exact result for fewer.",
+            "Groups of 144 rows. MACs: in the array's cells, and to shift and add codes. Digital integers need fewer.",
             "The baseline is bit-serial with one bit of activation a cycle and converters of 12 bits.",
         ),
     )
@@ -137,8 +136,8 @@ def photos(study: Study[PhotoPlan]) -> Record:
         metric="mean correlation of logits with the float network's",
         redundancy=measured([PIM.measure(model, x)], {"equal partial sums": 0.0}),
         notes=(
-            "The baseline computes 8-bit integers exactly. Groups of 16 rows, all eight bits of an activation in one "
-            "cycle; the weights are not trained for it.",
+            "The baseline computes 8-bit integers exactly. Weights are not trained for the array.",
+            "Groups of 16 rows, all eight bits of an activation in one cycle.",
         ),
     )
 

@@ -27,8 +27,8 @@ def plain_layers(
     left: names of modules, patterns of them such as `blocks.*`, and the words `first` and `last` (of the layers of the
     model, in the order in which it holds them) and `small` (those for which `small(layer)`).
 
-    Raises: UnsupportedHost for what is no module in float32 or float64, for a part that multiplies in another way and is
-        not left, and where nothing remains; ValueError for a name in `left` that the model does not have.
+    Raises: UnsupportedHost for what is no module in float32 or float64, for a part that multiplies in another way and
+        is not left, and where nothing remains; ValueError for a name in `left` that the model does not have.
     """
     if not isinstance(target, nn.Module):
         raise UnsupportedHost(technique, target, "an nn.Module with convolutions or linear layers")

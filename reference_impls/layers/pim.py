@@ -11,8 +11,8 @@ reads each sum s, of full scale F, as the code round(s L / F) with L = 2^b - 1. 
     layer = PIMConv2d(16, 32, 3, padding=1, array=array)     # an nn.Conv2d in all else, its state dict included
     y = layer(x)                                             # x in [0, 1]: (B, 16, H, W) -> (B, 32, H, W)
 
-Everything is exact in integers. A code is s * L / F in this order, rounded half to even: a factor L / F that is computed
-first is wrong on ties, which are common. Codes are added up as integers, and the real scale comes once at the end.
+Everything is exact in integers. A code is s * L / F in this order, rounded half to even: a factor L / F that is
+computed first is wrong on ties, which are common. Codes are added up as integers, and the real scale comes at the end.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Chip:
 
 
 IDEAL = Chip()
+UNIT = Span()
 
 
 @dataclass(frozen=True)
@@ -343,7 +344,7 @@ class Seen(NamedTuple):
 
 
 def scale_ratio(y_pim: Tensor, y: Tensor) -> float:
-    """rho = std(y_pim) / std(y): above 1, conversion enlarges the scale; 0 in the dead zone, and where y is constant."""
+    """rho = std(y_pim) / std(y): above 1, conversion enlarges the scale; 0 in the dead zone and for constant y."""
     spread = y.std(correction=0).item()
     return y_pim.std(correction=0).item() / spread if spread > 0 else 0.0
 
@@ -476,7 +477,7 @@ class _OnArray:
     seen: Seen | None = None
 
     def _set(self, array: Array, span: Span | None, rescaling: Rescaling) -> None:
-        self.array, self.span, self.rescaling = array, span, rescaling
+        self.array, self.span, self.rescaling, self.seen = array, span, rescaling, None
         check_layer(self, array)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -494,7 +495,7 @@ class PIMConv2d(_OnArray, nn.Conv2d):
         self,
         *args: Any,
         array: Array = Array(),
-        span: Span | None = Span(),
+        span: Span | None = UNIT,
         rescaling: Rescaling = Rescaling(),
         **kwargs: Any,
     ) -> None:
@@ -509,7 +510,7 @@ class PIMLinear(_OnArray, nn.Linear):
         self,
         *args: Any,
         array: Array = Array(),
-        span: Span | None = Span(),
+        span: Span | None = UNIT,
         rescaling: Rescaling = Rescaling(),
         **kwargs: Any,
     ) -> None:

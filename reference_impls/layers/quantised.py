@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 Weights = Literal["tanh", "max"]
-"""How weights become codes: `tanh` squeezes them first, by one scale for a layer, for training from the start; `max` has
-a scale for each output channel, for the weights of a finished network."""
+"""How weights become codes: `tanh` squeezes them first, by one scale for a layer, for training from the start; `max`
+has a scale for each output channel, for the weights of a finished network."""
 
 
 @dataclass(frozen=True)
