@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.count import uncounted
+from reference_impls.accounting.count import count, uncounted
 from reference_impls.accounting.record import Measured, Record
 from reference_impls.contract import Handle, generator
 from reference_impls.data.splits import TITLES, Labelled, Part, Split, split
@@ -193,8 +193,25 @@ def add_integers(study: Study[NetPlan], found: Sequence[Fold], knobs: Knobs) -> 
         add(study, fold, INTEGERS, knobs, deployed(fold.network, COARSE))
 
 
-def report(study: Study[NetPlan], found: Sequence[Fold], controls: Sequence[str], **said: Any) -> Record:
-    """The record of what was added. controls: those of `CONTROLS` that it has; said: what `Study.record` takes else."""
+def macs_of(on: Deployed, x: Tensor) -> int:
+    """MACs of one image of x (N, ...) as simulated."""
+    with count() as tally:
+        forward(on.model, x[:1])()
+    return tally.macs
+
+
+def report(
+    study: Study[NetPlan],
+    found: Sequence[Fold],
+    controls: Mapping[str, str],
+    redundancy: Measured | None = None,
+    **said: Any,
+) -> Record:
+    """The record of what was added.
+
+    controls: what each series is. redundancy: the technique's own measure, `unused` by default. said: what
+    `Study.record` takes else.
+    """
     plan, parts = study.plan, found[0].parts
     parameters = sum(p.numel() for p in found[0].network.parameters())
     study.measure()
@@ -205,8 +222,8 @@ def report(study: Study[NetPlan], found: Sequence[Fold], controls: Sequence[str]
         f"{len(parts.test.x):,} to test",
         model=f"a CNN of four convolutions and a linear layer, {parameters:,} parameters; first and last layer digital",
         unit="one image",
-        controls={name: CONTROLS[name] for name in controls},
-        redundancy=unused(found),
+        controls=controls,
+        redundancy=redundancy or unused(found),
         **said,
     )
 

@@ -12,6 +12,7 @@ from reference_impls.accounting.record import Record
 from reference_impls.benchmarks import low_precision as benchmark
 from reference_impls.benchmarks.low_precision import (
     COARSE,
+    CONTROLS,
     DEPLOYED,
     DIGITS,
     FASHION,
@@ -48,7 +49,7 @@ def recovery(study: Study[NetPlan]) -> Record:
     return benchmark.report(
         study,
         found,
-        (DEPLOYED, RECALIBRATED, INTEGERS),
+        {name: CONTROLS[name] for name in (DEPLOYED, RECALIBRATED, INTEGERS)},
         knobs=("adc_bits",),
         tables={"conversions": table("Conversions of one image.", ("adc_bits", "conversions"), rows)},
         notes=("A network of its own is trained for each number of bits, with rescaled gradients.",),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.record import Record, Table
 from reference_impls.benchmarks import low_precision as benchmark
-from reference_impls.benchmarks.low_precision import COARSE, DIGITS, INTEGERS, Fold, NetPlan, deployed
+from reference_impls.benchmarks.low_precision import COARSE, CONTROLS, DIGITS, INTEGERS, Fold, NetPlan, deployed
 from reference_impls.contract import Redundancy, generator
 from reference_impls.data import images
 from reference_impls.hosts.substitution import inputs_of
@@ -57,7 +57,7 @@ def schemes(study: Study[NetPlan]) -> Record:
     return benchmark.report(
         study,
         found,
-        (INTEGERS,),
+        {INTEGERS: CONTROLS[INTEGERS]},
         knobs=("adc_bits", "scheme", "dac_bits"),
         tables={"conversions": conversions(found[0]), "range in use": in_use(found)},
         notes=(
