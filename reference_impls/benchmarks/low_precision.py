@@ -35,7 +35,7 @@ QAT = PIMQAT()
 COARSE = Array("bit-serial", dac_bits=4, group=144, weights="tanh")
 """The array of the experiments: all four bits of an activation in one cycle, 144 rows; its converter varies."""
 FINE = replace(COARSE, dac_bits=1, adc_bits=12)
-INTEGERS, DEPLOYED, RECALIBRATED = "digital integers", "conventional network", "conventional, recalibrated"
+INTEGERS, DEPLOYED, RECALIBRATED = "digital integers", "conventional network", "conventional and recalibrated"
 CONTROLS = {
     INTEGERS: "The conventional network on 4-bit integers without an array: what a digital machine computes.",
     DEPLOYED: "The conventional network, trained without the converter, on the array as it is.",
@@ -51,7 +51,7 @@ class NetPlan(Plan):
     held: int
     epochs: int
     test: int | None = None
-    timed: int = 64
+    timed: int = 32
     bits: tuple[int, ...] = (3, 4, 5, 6)
     """Of the converter."""
 
@@ -63,6 +63,8 @@ class NetPlan(Plan):
 _digits = partial(NetPlan, data="digits", train=1237, held=200)
 DIGITS = (_digits(epochs=20), _digits(repetitions=3, seeds=(0,), epochs=3, timed=16, bits=(5,)))
 """Plans, full and smoke, for `task`."""
+THREE = (replace(DIGITS[0], seeds=(0, 1, 2)), DIGITS[1])
+"""The same with three of the seeds, where many arrays are tried."""
 _big = partial(NetPlan, train=6000, held=500, epochs=8, test=2000, seeds=(0, 1, 2), bits=(4, 5, 6))
 MNIST = (_big(data="mnist", needs=("mnist",)), DIGITS[1])
 FASHION = (_big(data="fashion-mnist", needs=("fashion-mnist",)), DIGITS[1])

@@ -12,8 +12,8 @@ from reference_impls.accounting.record import Record
 from reference_impls.benchmarks import low_precision as benchmark
 from reference_impls.benchmarks.low_precision import (
     COARSE,
-    DIGITS,
     RECALIBRATED,
+    THREE,
     Deployed,
     Fold,
     NetPlan,
@@ -89,4 +89,4 @@ def _held_macs(fold: Fold) -> int:
     return len(fold.parts.held.x) * benchmark.macs_of(on, fold.parts.held.x)
 
 
-SCENARIOS = (benchmark.task("digits-noise", "Trained at other bits, a noisy 7-bit converter, digits", noise, *DIGITS),)
+SCENARIOS = (benchmark.task("digits-noise", "Trained at other bits, a noisy 7-bit converter, digits", noise, *THREE),)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from reference_impls.accounting.record import Record
 from reference_impls.benchmarks import low_precision as benchmark
-from reference_impls.benchmarks.low_precision import COARSE, DEPLOYED, DIGITS, Deployed, Fold, NetPlan, deployed
+from reference_impls.benchmarks.low_precision import COARSE, DEPLOYED, THREE, Deployed, Fold, NetPlan, deployed
 from reference_impls.layers.pim import Array, Chip
 from reference_impls.study import TECHNIQUE, Study, measured
 from reference_impls.techniques.bn_calibration import BNCalibration
@@ -82,6 +82,6 @@ def _report(study: Study[NetPlan], found: list[Fold], number: int, **said: objec
 
 task = benchmark.task
 SCENARIOS = (
-    task("digits-chips", "Calibrated on chips that are not ideal, digits", chips, *DIGITS),
-    task("digits-images", "How many images a calibration takes, digits", images, *DIGITS),
+    task("digits-chips", "Calibrated on chips that are not ideal, digits", chips, *THREE),
+    task("digits-images", "How many images a calibration takes, digits", images, *THREE),
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.record import Record, Table
 from reference_impls.benchmarks import low_precision as benchmark
-from reference_impls.benchmarks.low_precision import COARSE, CONTROLS, DIGITS, INTEGERS, Fold, NetPlan, deployed
+from reference_impls.benchmarks.low_precision import COARSE, CONTROLS, INTEGERS, THREE, Fold, NetPlan, deployed
 from reference_impls.contract import Redundancy, generator
 from reference_impls.data import images
 from reference_impls.hosts.substitution import inputs_of
@@ -188,7 +188,7 @@ def layer(study: Study[LayerPlan]) -> Record:
 
 task = benchmark.task
 SCENARIOS = (
-    task("digits-schemes", "A conventional 4-bit CNN on arrays, digits", schemes, *DIGITS),
+    task("digits-schemes", "A conventional 4-bit CNN on arrays, digits", schemes, *THREE),
     task(
         "lite0-photos",
         "EfficientNet-Lite0 on arrays, 7 photos",

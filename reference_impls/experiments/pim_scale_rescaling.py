@@ -40,7 +40,7 @@ def rescaling(study: Study[NetPlan]) -> Record:
     macs = benchmark.trained_macs(plan, found[0].parts.train, replace(COARSE, adc_bits=plan.bits[0]))
     study.prepare("training", "training a network through its converter, as simulated", macs)
     full = len(plan.bits) > 1
-    groups, cycles, bits = ((9, 36, 72, 144), (1, 4), range(3, 9)) if full else ((144,), (4,), (3, 5, 8))
+    groups, cycles, bits = ((9, 36, 72, 144), (4,), range(3, 9)) if full else ((144,), (4,), (3, 5, 8))
     return benchmark.report(
         study,
         found,
@@ -77,11 +77,11 @@ def change(fold: Fold, array: Array) -> Redundancy:
 
 
 def second_convolution(fold: Fold) -> tuple[Layer, Tensor]:
-    """The layer, and what reaches it of 128 test images."""
+    """The layer, and what reaches it of 32 test images."""
     on = deployed(fold.network, COARSE)
     layers = array_layers("pim-scale-rescaling", on.model, ("first", "last"), 144)
     name, layer = next(iter(layers.items()))
-    return layer, inputs_of(layers, on.model, fold.parts.test.x[:128])[name]
+    return layer, inputs_of(layers, on.model, fold.parts.test.x[:32])[name]
 
 
 SCENARIOS = (benchmark.task("digits-rescaling", "Rescaled gradients and plain ones, digits", rescaling, *DIGITS),)

@@ -79,6 +79,7 @@ class PIMQuantization(Technique):
     id = "pim-quantization"
     execution = "simulated"
     trains = True
+    own_rescaling = NO_RESCALING
     knobs: ClassVar = {
         "on_array": Switch(True, about="False: leave every layer digital, in floating point"),
         "scheme": Choice(
@@ -90,13 +91,17 @@ class PIMQuantization(Technique):
         "activation_bits": Integer(4, low=1, high=8, about="b_a"),
         "adc_bits": Integer(None, low=1, high=16, optional=True, about="b of the converter; None: exact sums"),
         "dac_bits": Integer(4, low=1, high=8, about="m, bits of an activation that enter in a cycle; at most b_a"),
-        "group": Integer(144, low=1, high=2**16, about="N, rows that one conversion adds up"),
+        "group": Integer(144, low=1, high=65536, about="N, rows that one conversion adds up"),
         "sign_bit": Choice("extra", options=("extra", "included"), about="of the signed codes of `native`"),
         "weights": Choice("max", options=("max", "tanh"), about="how weights become codes: `layers.quantised`"),
         "clip": Given(None, about="of activations: a number, {layer: Span}, or None for what holds the batch"),
-        "digital": Given(DIGITAL, about="names of modules to leave digital, or `first`, `last`, `small` (K < N)"),
-        "chip": Given(IDEAL, about="a `layers.pim.Chip`: gain, offset, curve and noise of a real converter"),
-        "rescaling": Given(NO_RESCALING, about="a `layers.pim.Rescaling` of gradients and outputs"),
+        "digital": Given(
+            ("first", "last"), about="names of modules to leave digital, or `first`, `last`, `small` (K < N)"
+        ),
+        "chip": Given(
+            None, about="a `layers.pim.Chip`, gain, offset, curve and noise of a real converter; None: ideal"
+        ),
+        "rescaling": Given(None, about="a `layers.pim.Rescaling` of gradients and outputs; None: the technique's own"),
     }
 
     def settings(self) -> list[Setting]:
@@ -131,7 +136,8 @@ class PIMQuantization(Technique):
         on_array: bool,
         clip: float | Mapping[str, Span] | None,
         digital: Sequence[str],
-        rescaling: Rescaling,
+        rescaling: Rescaling | None,
+        chip: Chip | None,
         **array: Any,
     ) -> Handle:
         """Run the layers on the array. The trace holds `layers`, what each of them did in the last run (`pim.Seen`).
@@ -140,10 +146,11 @@ class PIMQuantization(Technique):
             another way; ValueError or TypeError for knobs that do not fit together, a layer with fewer inputs than a
             group, and weights that are not finite.
         """
-        for name, value, kind in (("chip", array["chip"], Chip), ("rescaling", rescaling, Rescaling)):
+        chip, rescaling = chip or IDEAL, rescaling or self.own_rescaling
+        for name, value, kind in (("chip", chip, Chip), ("rescaling", rescaling, Rescaling)):
             if not isinstance(value, kind):
-                raise TypeError(f"{name} must be a layers.pim.{kind.__name__}, got {value!r}")
-        built = Array(**array)
+                raise TypeError(f"{name} must be a layers.pim.{kind.__name__} or None, got {value!r}")
+        built = Array(**array, chip=chip)
         layers = array_layers(self.id, target, digital, built.group)
         if not on_array:
             warn_no_effect(self.id, "on_array is False, so every layer stays digital")
