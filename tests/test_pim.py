@@ -273,6 +273,15 @@ def test_layers_of_torch_in_all_else() -> None:
         torch.testing.assert_close(ours(x), plain(x), rtol=0, atol=0.03)
 
 
+def test_memory_is_bounded_by_chunks() -> None:
+    """The layer of the speed record holds an image of partial sums at a time, 3 MB of them, and not 16."""
+    array = Array(adc_bits=5)
+    x, w = integers(0, 15, 16, 64, 30, 30).float(), integers(-7, 7, 64, 64, 3, 3).float()
+    sizes = [sums.numel() for sums in pim.partial_sums(pim._job(x, w, array, 1, (1, 1), (1, 1)), array)]
+    assert sum(sizes) == 16 * 28 * 28 * 64 * 4 * 4
+    assert max(sizes) <= pim.CHUNK
+
+
 def test_bad_arrays_and_layers() -> None:
     for how, says in (
         ({"adc_bits": 0}, "adc_bits must be an integer in"),

@@ -192,13 +192,15 @@ def slices(x: Tensor, array: Array) -> Tensor:
     return ((x.int().unsqueeze(0) >> shifts) & (2**array.dac_bits - 1)).to(x.dtype)
 
 
-def convert(sums: Tensor, array: Array, axis: int = -3) -> Tensor:
+def convert(sums: Tensor, array: Array, axis: int = -3, *, multiplied: bool = False) -> Tensor:
     """Codes of partial sums, in place, rounded half to even; `axis` is that of the columns, each with its converter.
+
+    multiplied: the sums are those of weights that were multiplied by L, which spares a pass.
 
     Exact while L F < 2^23 in float32 (2^52 in float64): then s L is an integer that is held exactly, and no quotient
     that is not a tie can be rounded to one.
     """
-    codes = sums.mul_(array.levels).div_(array.full_scale)
+    codes = (sums if multiplied else sums.mul_(array.levels)).div_(array.full_scale)
     chip = array.chip
     if chip == IDEAL:
         return codes.round_()
@@ -288,10 +290,11 @@ def array_convolution(
     counted = sum(array.slice_factors) * sum(map(abs, array.column_factors))
     wide = _dtype(x, array.groups(w[0].numel()) * counted * array.levels)
     job = _job(x.to(narrow), w.to(narrow), array, groups, stride, dilation)
+    job = job._replace(w=job.w * array.levels)
     cycles = torch.tensor(array.slice_factors, dtype=wide, device=x.device)
     found = []
     for sums in partial_sums(job, array):
-        codes = convert(sums, array).to(wide)
+        codes = convert(sums, array, multiplied=True).to(wide)
         size, per_group = codes.shape[2:], codes.shape[1] // groups // job.outputs
         factors = cycles.new_tensor(array.column_factors).repeat(per_group // array.columns)
         y = torch.matmul(factors, codes.view(len(codes), groups, per_group, -1))  # (b S, J, O H' W')
