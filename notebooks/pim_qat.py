@@ -78,7 +78,12 @@ plt.show()
 
 # %%
 records = {"full record": digits, "run now": run("pim-qat", "digits-recovery")}
-axes = show.panels(records, lambda p: p.knobs.get("adc_bits", 12) or 12, "bits (12: baseline)", [3, 4, 5, 6, 12])
+axes = show.panels(
+    records,
+    lambda variant: getattr(variant, "knobs", {}).get("adc_bits") or 12,
+    "bits (12: baseline and integers)",
+    [3, 4, 5, 6, 12],
+)
 for axis in axes:
     axis.set(ylim=(0, 1.02))
 axes[0].legend(fontsize=7)

@@ -125,8 +125,9 @@ plt.show()
 
 # %%
 figure, axis = plt.subplots(figsize=(7.5, 3))
-show.grouped_bars(axis, schemes.tables["range in use"], "scheme", "layer", "bits")
-axis.set(ylabel="bits that a calibrated range saves")
+rows = schemes.tables["range in use"].records()
+bars = {f"{row['scheme']}, {row['layer']}": row["bits"] for row in rows}
+show.bars(axis, bars, label="bits that a calibrated range saves", form=".1f")
 plt.show()
 
 # %% [markdown]

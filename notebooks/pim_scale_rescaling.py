@@ -69,7 +69,9 @@ print(f"ratio of spreads {ratio:.4f}, of gradients {(gradients[True] / gradients
 
 # %%
 records = {"full record": record, "run now": run("pim-scale-rescaling", "digits-rescaling")}
-axes = show.panels(records, lambda p: p.knobs.get("adc_bits", 12), "bits (12: baseline)", [3, 4, 5, 6, 12])
+axes = show.panels(
+    records, lambda variant: getattr(variant, "knobs", {}).get("adc_bits", 12), "bits (12: baseline)", [3, 4, 5, 6, 12]
+)
 axes[0].legend(fontsize=8)
 plt.show()
 show.gains(record, "plain estimator")
