@@ -54,7 +54,7 @@ for name, one in networks.items():
     print(f"{name}: {exact:.1%} with exact sums, {few:.1%} with 5 bits")
 
 # %% [markdown]
-# What one test image gives behind the second convolution, exactly and converted:
+# What one test image gives after the second convolution, exactly and converted:
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, sharey=True)

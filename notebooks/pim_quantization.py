@@ -62,7 +62,7 @@ for axis, m, group in ((axes[0], 1, 9), (axes[1], 4, 36)):
             y = array_product(x, w, array) * array.scale
             errors.append(((y - x @ w.T).norm() / (x @ w.T).norm()).item())
         axis.plot(bits, [max(e, 1e-6) for e in errors], "o-", markersize=4, label=scheme)
-    axis.set(xlabel="bits of the converter", yscale="log", title=f"groups of {group}, {m} bits a cycle")
+    axis.set(xlabel="bits of the converter", yscale="log", title=f"groups of {group}, {m} bits per cycle")
 axes[0].set(ylabel="relative error (0 drawn as 1e-6)")
 axes[1].legend(fontsize=8)
 plt.show()
@@ -98,7 +98,7 @@ converted = {(r["scheme"], r["dac_bits"]): r["conversions"] for r in schemes.tab
 for (scheme, m), number in converted.items():
     points = sorted(show.select(schemes.points, scheme=scheme, dac_bits=m), key=lambda p: p.knobs["adc_bits"])
     quality = [p.quality for p in points]
-    label = f"{scheme}, {m} bits a cycle"
+    label = f"{scheme}, {m} bits per cycle"
     axes[0].errorbar(
         [p.knobs["adc_bits"] for p in points],
         [q.value for q in quality],

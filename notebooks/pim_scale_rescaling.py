@@ -77,7 +77,7 @@ plt.show()
 show.gains(record, "plain estimator")
 
 # %% [markdown]
-# AdamW divides each gradient by its own running size, and a batch norm behind the layer divides the output by its
+# AdamW divides each gradient by its own running size, and a batch norm after the layer divides the output by its
 # spread; between them little is left of a factor. A training without either would feel it more.
 #
 # ## When not to use it

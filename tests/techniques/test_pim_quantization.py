@@ -61,7 +61,7 @@ class PIMQuantizationCases(Cases):
         grouped = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv1d(2, 2, 1), nn.Linear(3, 2)).to(device)
         yield Invalid("inputs with NaN", lambda: self.technique.measure(target, x), "not finite")
         yield Invalid("a group larger than the layer", lambda: apply(target, group=37), "2: Conv2d")
-        yield Invalid("more bits a cycle than there are", lambda: apply(target, group=9, dac_bits=5), "dac_bits")
+        yield Invalid("more bits per cycle than there are", lambda: apply(target, group=9, dac_bits=5), "dac_bits")
         yield Invalid("weights that are not finite", lambda: apply(broken, group=9), "not finite")
         yield Invalid("a part of another kind", lambda: apply(grouped, group=1), "put '1' into `digital`")
         yield Invalid("an unknown layer", lambda: apply(target, digital=("2.conv",)), "no module '2.conv'")
