@@ -7,9 +7,9 @@ Paper
 Idea
     Otherwise different documents quote one another, carry one licence, end with one footer. Join all documents, sort
     the suffixes, and a passage of k characters that repeats begins suffixes that stand side by side. Nothing beyond k
-    characters of a suffix decides that, so the sort stops there: runs of 1, 2, 4, ... characters are named, a run of 2 l
-    by the names of its halves, as prefix doubling builds a suffix array (Manber and Myers 1993,
-    doi 10.1137/0222058). A run that occurs once cannot begin a longer one that repeats, so few positions are left soon.
+    characters of a suffix decides that, so the sort stops there: runs of 1, 2, 4, ... characters are named, a run of
+    2 l by the names of its halves, as prefix doubling builds a suffix array (Manber and Myers 1993, doi
+    10.1137/0222058). A run that occurs once cannot begin a longer one that repeats, so few positions are left soon.
 
 What is cut are the characters of later occurrences, less those that any first occurrence needs. So each passage that
 was cut still stands in the corpus, whole, also where occurrences overlap. The published tool cuts every occurrence.

@@ -8,10 +8,10 @@ Papers
 
 Idea
     A document is the set of its shingles, runs of five words. The share of equal minima over k random permutations of
-    all shingles estimates the Jaccard index of two sets. The k minima are cut into B bands of R; documents that agree in
-    a whole band share a bucket, with probability 1 - (1 - J^R)^B, so nobody compares all pairs. What shares a bucket is
-    a candidate only: its exact Jaccard index decides. Documents are looked at in order, and one goes if a document that
-    stays is as similar as the threshold asks: every removal is verified, and its twin is still there.
+    all shingles estimates the Jaccard index of two sets. The k minima are cut into B bands of R; documents that agree
+    in a whole band share a bucket, with probability 1 - (1 - J^R)^B, so nobody compares all pairs. What shares a bucket
+    is a candidate only: its exact Jaccard index decides. Documents are looked at in order, and one goes if a document
+    that stays is as similar as the threshold asks: every removal is verified, and its twin is still there.
 
 The signatures are computed by rensa; everything else stands here. Shingles are 64-bit hashes (words by xxhash), so two
 different ones are taken for one with a probability of about n^2 / 2^65 among n.
@@ -218,7 +218,7 @@ def remove(
         if not own:
             continue
         best, nearest, tried = 0.0, i, set[int]()
-        for j in (j for b in own for j in inside.get(b, ()) if i >= references):
+        for j in () if i < references else (j for b in own for j in inside.get(b, ())):
             if j in tried or (join == "components" and end(j) == end(i)):
                 continue
             tried.add(j)
@@ -232,7 +232,7 @@ def remove(
                 best, nearest = alike, j
         if nearest != i:
             twin[i], similarity[i] = nearest, best
-        if i < references or (join == "components" or nearest == i) and not references:
+        if i < references or (not references and (join == "components" or nearest == i)):
             for b in own:
                 inside.setdefault(b, []).append(i)
     if join == "components":

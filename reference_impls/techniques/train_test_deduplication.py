@@ -6,10 +6,10 @@ Papers
     lee-2022-deduplicating: Lee et al., arXiv 2107.06499. The same between training and validation documents.
 
 Idea
-    An item that stands in both sets is answered by heart. For each test item the nearest training item is sought; a pair
-    at the threshold or above is a suspect, and a stricter judge may acquit it: a person, or a comparison of the items
-    themselves. What is left out is the test item, and the training set stays; or, where the test set is given, every
-    training item that is a twin of a test item.
+    An item that stands in both sets is answered by heart. For each test item the nearest training item is sought; a
+    pair at the threshold or above is a suspect, and a stricter judge may acquit it: a person, or a comparison of the
+    items themselves. What is left out is the test item, and the training set stays; or, where the test set is given,
+    every training item that is a twin of a test item.
 
 Items are given as embeddings, compared by cosine, or as texts, compared by the exact Jaccard index of their shingles
 among the candidates that MinHash finds.
