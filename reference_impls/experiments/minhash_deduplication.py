@@ -3,23 +3,37 @@
 - `planted-sweep`: copies of six kinds planted in mails, against the threshold.
 - `mails-candidates`: signatures and candidates of all mails, beside rensa alone and datasketch alone; and how many of
   the pairs that are alike become candidates.
+- `scale`: corpora of up to a million generated documents, from file to file in a process of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
+import pyarrow.parquet
 from sklearn.feature_extraction.text import CountVectorizer
 
 from reference_impls.accounting.record import Interval, Record
 from reference_impls.benchmarks import deduplication as benchmark
+from reference_impls.data.planted import generated
 from reference_impls.data.text import legible_mails, normalised
-from reference_impls.study import BASELINE, TECHNIQUE, Plan, Study, measured, over_items, table
+from reference_impls.dedup import Options, Source, run
+from reference_impls.study import BASELINE, TECHNIQUE, Cost, Plan, Study, measured, over_items, table
 from reference_impls.techniques import minhash_deduplication as technique
 from reference_impls.techniques.minhash_deduplication import THRESHOLD, WORDS, MinHashDeduplication, minhash_dedup
 
@@ -93,8 +107,7 @@ def candidates(study: Study[CandidatesPlan]) -> Record:
     plan = study.plan
     texts = [mail.text for mail in legible_mails(plan.folders)]
     sets, (i, j, alike) = technique.shingled(texts), all_pairs(texts, min(plan.thresholds))
-    words = [normalised(text).split() for text in texts]
-    strings = [[" ".join(w[k : k + WORDS]) for k in range(max(len(w) - WORDS + 1, 1))] for w in words]
+    strings = [ngrams(text) for text in texts]
     raw = [[shingle.encode() for shingle in document] for document in strings]
 
     def share(hit: Any) -> Interval:
@@ -171,8 +184,122 @@ def candidates(study: Study[CandidatesPlan]) -> Record:
 
 def word_sets(texts: Sequence[str], index: Any) -> list[set[str]]:
     """The five-word shingles of the texts of these indices, as strings."""
-    words = [normalised(texts[k]).split() for k in index.tolist()]
-    return [{" ".join(w[k : k + WORDS]) for k in range(max(len(w) - WORDS + 1, 1))} for w in words]
+    return [set(ngrams(texts[k])) for k in index.tolist()]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Up to a million documents, from file to file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalePlan(Plan):
+    sizes: tuple[int, ...]
+    needs: tuple[str, ...] = ("spam-assassin",)
+    folders: Mapping[str, int] | None = None
+
+
+class Ran(NamedTuple):
+    """One run of `redundancy dedup` in a process of its own."""
+
+    seconds: float
+    peak: float
+    """Resident memory at most, in GB"""
+    idle: float
+    """Resident memory before it began, in GB"""
+    removed: float
+    """Share of the rows"""
+
+
+def one_run(file: str, out: str, method: str) -> None:
+    """Deduplicate a file into a folder in this process, and print what it took."""
+    idle, began = psutil.Process().memory_info().rss, time.perf_counter()
+    removed = run(Source(Path(file)), Path(out), Options(method))["share of rows removed"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps([time.perf_counter() - began, peak / 1e9, idle / 1e9, removed]))
+
+
+def alone(file: Path, out: Path, method: str) -> Ran:
+    """The same in a fresh process."""
+    code = f"import sys; from {__name__} import one_run; one_run(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(file), str(out), method]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    return Ran(*json.loads(done.stdout))
+
+
+def written(file: Path, documents: Iterable[tuple[str, int | None]], every: int) -> dict[int, float]:
+    """Write documents as JSONL; of every so many-th that is a copy, its Jaccard index with its original."""
+    recent, alike = deque[set[str]](maxlen=4000), dict[int, float]()
+    with file.open("w", encoding="utf-8") as out:
+        for number, (text, original) in enumerate(documents):
+            out.write(json.dumps({"text": text}) + "\n")
+            recent.append(set(ngrams(text)))
+            if original is not None and number % every == 0 and number - original < len(recent):
+                first = recent[original - number - 1]
+                alike[number] = len(first & recent[-1]) / len(first | recent[-1])
+    return alike
+
+
+def scale(study: Study[ScalePlan]) -> Record:
+    """Time, peak memory, and what is found of the planted copies, against the number of documents."""
+    plan, lines = study.plan, list[list[Any]]()
+    texts = [mail.text for mail in legible_mails(plan.folders)]
+    with tempfile.TemporaryDirectory() as folder:
+        for size in plan.sizes:
+            file = Path(folder, f"{size}.jsonl")
+            alike = written(file, generated(texts, size), every=max(1, size // 10_000))
+            megabytes = file.stat().st_size / 1e6
+            for method in ("minhash", "exact"):
+                out = Path(folder, f"{method}-{size}")
+                ran = alone(file, out, method)
+                study.progress(method, size, plan.sizes[-1])
+                decision = pyarrow.parquet.read_table(out / "result.parquet")["decision"].to_pylist()
+                hits = {
+                    t: [float(decision[n] == "removed") for n, one in alike.items() if one >= t] for t in (0.8, 0.9)
+                }
+                recall = [over_items(hit) if hit else Interval(value=1.0) for hit in hits.values()]
+                first = method == "exact" and size == plan.sizes[0]
+                series = TECHNIQUE if method == "minhash" else BASELINE if first else "equal texts only"
+                cost = Cost(0, round(1e6 * megabytes / size), (), (1000 * ran.seconds / size,))
+                knobs = {} if first else {"documents": size}
+                study.add(series, knobs, cost=cost, quality=recall[0], redundancy=ran.removed)
+                lines.append([method, size, megabytes, *ran[:3], len(hits[0.8]), *(one.value for one in recall)])
+            file.unlink()
+    found = MinHashDeduplication().measure([text for text, _ in generated(texts, 2000)])
+    return study.record(
+        data="documents of four to eight sentences of SpamAssassin mails, drawn at random with seed 0, about 30 % of them "
+        "copies of six kinds (`data.planted.generated`)",
+        unit="one document, from a JSONL file to the table of what goes",
+        work="selection",
+        knobs=("documents",),
+        given=("documents",),
+        metric="share of the planted copies with a Jaccard index of 0.8 or more that go",
+        controls={"equal texts only": "The method `exact`: equal texts go, by a hash."},
+        redundancy=measured([found], {"no copies planted": unplanted(texts)}),
+        notes=(
+            "Each run has a process of its own, on as many threads as there are cores; peak is its resident memory.",
+            "The copies that are judged are drawn evenly, about 10,000 of each size at most.",
+            "The baseline is the exact hash at the smallest size.",
+        ),
+        tables={
+            "runs": table(
+                "Seconds and peak memory of each run; idle is what the process held before.",
+                ("method", "documents", "file MB", "seconds", "peak GB", "idle GB", "copies", "recall", "recall of 0.9"),
+                lines,
+            )
+        },
+    )  # fmt: skip
+
+
+def ngrams(text: str) -> list[str]:
+    """The five-word shingles of a text, as strings."""
+    words = normalised(text).split()
+    return [" ".join(words[k : k + WORDS]) for k in range(max(len(words) - WORDS + 1, 1))]
+
+
+def unplanted(texts: Sequence[str]) -> float:
+    """The measure of generated documents without copies."""
+    return MinHashDeduplication().measure([text for text, _ in generated(texts, 2000, share=0)]).value
 
 
 SWEEP: Callable[..., Record] = partial(
@@ -189,6 +316,13 @@ SCENARIOS = (
         candidates,
         full=CandidatesPlan(),
         smoke=CandidatesPlan(repetitions=3, folders=benchmark.TWO_FOLDERS),
+    ),
+    benchmark.task(
+        "scale",
+        "Up to a million generated documents, from file to file",
+        scale,
+        full=ScalePlan(sizes=(10_000, 100_000, 1_000_000)),
+        smoke=ScalePlan(sizes=(500, 2_000), folders=benchmark.TWO_FOLDERS),
     ),
 )
 CONTENDERS = {"deduplication/corpora": (method(THRESHOLD),)}
