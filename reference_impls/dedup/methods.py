@@ -6,6 +6,8 @@ depends on the rows alone, so it does not matter where, and in which blocks, it 
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from reference_impls.contract import check_range
-from reference_impls.dedup.sources import DedupError
+from reference_impls.dedup.sources import Block, DedupError
 from reference_impls.techniques import minhash_deduplication as minhash
 from reference_impls.techniques.exact_substring_deduplication import LENGTH, find_cuts
 from reference_impls.techniques.semantic_deduplication import semdedup
@@ -129,6 +131,16 @@ def stacked(sketches: Sequence[Sketch], name: str) -> npt.NDArray[Any]:
 def _length(sketch: Sketch, name: str) -> int:
     sizes = sketch["sizes"]
     return len(sizes) if name == "keys" else int(sizes.sum())
+
+
+def packed(method: Method, block: Block) -> bytes:
+    """The sketch of a block and its rows' names, as the bytes of an .npz."""
+    lengths = [len(value) if isinstance(value, str) else 0 for value in block.values]
+    told = json.dumps([block.ids, block.numbers, lengths, block.bad]).encode()
+    sketch = method.sketch(block.values) if block.values else {}
+    raw = io.BytesIO()
+    np.savez(raw, allow_pickle=False, told=np.frombuffer(told, np.uint8), **sketch)
+    return raw.getvalue()
 
 
 class Exact(Method):

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from reference_impls.dedup.methods import Method, Semantic
+from reference_impls.dedup.methods import Method, Semantic, packed
 from reference_impls.dedup.sources import Block, DedupError
 
 ANSWER_S = 5.0
@@ -25,8 +25,6 @@ class Sketcher:
         self.method = method
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from reference_impls.dedup.pipeline import packed
-
         return {"name": row["name"], "sketch": packed(self.method, pickle.loads(row["block"]))}
 
 

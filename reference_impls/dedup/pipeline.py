@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reference_impls.dedup import page
-from reference_impls.dedup.methods import Decisions, Method, Options, Progress, Sketch, check_images
+from reference_impls.dedup.methods import Decisions, Method, Options, Progress, Sketch, check_images, packed
 from reference_impls.dedup.sources import BLOCK_ROWS, Block, DedupError, Source
 
 Engine = Literal["local", "ray"]
@@ -80,16 +80,6 @@ class Reader(Mapping[str, Any]):
         return len(list(iter(self)))
 
 
-def packed(method: Method, block: Block) -> bytes:
-    """The sketch of a block and its rows' names, as the bytes of an .npz."""
-    lengths = [len(value) if isinstance(value, str) else 0 for value in block.values]
-    told = json.dumps([block.ids, block.numbers, lengths, block.bad]).encode()
-    sketch = method.sketch(block.values) if block.values else {}
-    raw = io.BytesIO()
-    np.savez(raw, allow_pickle=False, told=np.frombuffer(told, np.uint8), **sketch)
-    return raw.getvalue()
-
-
 def locally(method: Method, blocks: Iterable[tuple[str, Block]]) -> Iterator[tuple[str, bytes]]:
     """Sketch block after block in this process."""
     for name, block in blocks:
@@ -115,10 +105,10 @@ def sketched(
             done[names[-1]] = block.done
             if names[-1] not in store:
                 yield names[-1], block
-            progress(f"sketching {name}", block.done, total)
 
     for finished, raw in engine(options.own(options), waiting()):
         store.put(finished, raw)
+        progress(f"sketching {name}", done[finished], total)
     ids, numbers, lengths, bad, sketches = list[str](), list[int](), list[int](), list[Any](), list[Any]()
     for one in names:
         sketch = store.get(one)
@@ -251,16 +241,15 @@ def run(
     state = {"options": options.told(), "input": source.state(), "against": against.state() if against else None}
     if out.exists():
         raise DedupError(f"{out} exists; name another folder, or remove it")
+    work, store = engine_of(engine, address), Store(part / "blocks")
     _claim(part, state, resume)
     try:
-        work, store = engine_of(engine, address), Store(part / "blocks")
         theirs = (
             sketched(against.blocks(), against.size, options, store, "against", work, progress) if against else None
         )
         ours = sketched(source.blocks(), source.size, options, store, "rows", work, progress)
         for one, before in ((source, state["input"]), (against, state["against"])):
             if one is not None and one.state() != before:
-                shutil.rmtree(part)
                 raise DedupError(f"{one.path} changed while it was read; nothing is written: wait until it is finished")
         found = decide(options, ours, theirs, progress)
         summary = _write(part, source, options, ours, theirs, found, write_kept)
@@ -269,6 +258,9 @@ def run(
         shutil.rmtree(part / "blocks")
         (part / "state.json").unlink()
         part.replace(out)
+    except DedupError:  # what is wrong with the input will not be right when it goes on
+        shutil.rmtree(part)
+        raise
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

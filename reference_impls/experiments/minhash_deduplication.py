@@ -263,12 +263,12 @@ def scale(study: Study[ScalePlan]) -> Record:
                 cost = Cost(0, round(1e6 * megabytes / size), (), (1000 * ran.seconds / size,))
                 knobs = {} if first else {"documents": size}
                 study.add(series, knobs, cost=cost, quality=recall[0], redundancy=ran.removed)
-                lines.append([method, size, megabytes, *ran[:3], len(hits[0.8]), *(one.value for one in recall)])
+                lines.append([method, size, megabytes, *ran[:3], len(hits[0]), *(one.value for one in recall)])
             file.unlink()
     found = MinHashDeduplication().measure([text for text, _ in generated(texts, 2000)])
     return study.record(
-        data="documents of four to eight sentences of SpamAssassin mails, drawn at random with seed 0, about 30 % of them "
-        "copies of six kinds (`data.planted.generated`)",
+        data="documents of four to eight sentences of SpamAssassin mails, drawn with seed 0; about 30 % "
+        "are copies, of six kinds (`data.planted.generated`)",
         unit="one document, from a JSONL file to the table of what goes",
         work="selection",
         knobs=("documents",),
@@ -284,7 +284,7 @@ def scale(study: Study[ScalePlan]) -> Record:
         tables={
             "runs": table(
                 "Seconds and peak memory of each run; idle is what the process held before.",
-                ("method", "documents", "file MB", "seconds", "peak GB", "idle GB", "copies", "recall", "recall of 0.9"),
+                ("method", "documents", "MB", "seconds", "peak GB", "idle GB", "copies", "recall", "recall of 0.9"),
                 lines,
             )
         },

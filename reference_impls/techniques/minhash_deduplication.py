@@ -235,6 +235,7 @@ def remove(
         if i < references or (not references and (join == "components" or nearest == i)):
             for b in own:
                 inside.setdefault(b, []).append(i)
+    progress(n, n)
     if join == "components":
         twin = np.array([end(i) for i in range(n)], np.int64)
         similarity = np.array([1.0 if t == i else jaccard(sets.of(i), sets.of(int(t))) for i, t in enumerate(twin)])
