@@ -37,9 +37,8 @@ plt.show()
 # %%
 sets = TwoSets(training.mails, test.mails, training.z, test.z)
 with TrainTestDeduplication().apply(sets, threshold=0.9) as handle:
-    print(
-        f"{len(test.mails)} test mails, {len(handle.target.test)} without a twin among {len(training.mails)} to train on"
-    )
+    left = len(handle.target.test)
+    print(f"{left} of {len(test.mails)} test mails have no twin among {len(training.mails)} mails to train on")
     pairs = zip(handle.trace["item"].tolist(), handle.trace["twin"].tolist(), strict=True)
 for item, other in list(pairs)[:3]:
     print(f"\n{float(cosine[item]):.3f}\n  {test.mails[item].text[:110]!r}\n  {training.mails[other].text[:110]!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,9 +42,17 @@ def nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def lengths(rows: list[str]) -> Any:
-    """An encoder, for the pool of actors."""
-    return np.array([[hash_ % 97, hash_ % 89, 1] for hash_ in (sum(map(ord, row)) for row in rows)], dtype=float)
+def encoder(dies_once_at: Path | None = None) -> Callable[[list[str]], Any]:
+    """An encoder for the pool of actors, whose first process may die."""
+
+    def encode(rows: list[str]) -> Any:
+        if dies_once_at is not None and not dies_once_at.exists():
+            dies_once_at.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        sums = [sum(map(ord, row)) for row in rows]
+        return np.array([[n % 97, n % 89, 1] for n in sums], dtype=float)
+
+    return encode
 
 
 def test_one_and_two_nodes_give_what_one_process_gives_and_a_killed_worker_changes_nothing(
@@ -52,25 +60,18 @@ def test_one_and_two_nodes_give_what_one_process_gives_and_a_killed_worker_chang
 ):
     add, address = nodes
     expected = {method: dedup(TEXTS, method) for method in ("exact", "minhash", "substring")}
-    meaning = dedup(TEXTS, "semantic", encoder=lengths)
+    meaning = dedup(TEXTS, "semantic", encoder=encoder())
     for rows in (400, 40):
         monkeypatch.setattr(pipeline, "BLOCK_ROWS", rows)
         assert dedup(TEXTS, "minhash", engine="ray", address=address).equals(expected["minhash"])
     add()
     for method, table in expected.items():
         assert dedup(TEXTS, method, engine="ray", address=address).equals(table), method
-    assert dedup(TEXTS, "semantic", encoder=lengths, engine="ray", address=address).equals(meaning)
+    assert dedup(TEXTS, "semantic", encoder=encoder(), engine="ray", address=address).equals(meaning)
 
     marker = tmp_path / "killed"
 
-    def once(rows: list[str]) -> Any:
-        try:
-            marker.touch(exist_ok=False)
-        except FileExistsError:
-            return lengths(rows)
-        return os.kill(os.getpid(), signal.SIGKILL)
-
-    assert dedup(TEXTS, "semantic", encoder=once, engine="ray", address=address).equals(meaning)
+    assert dedup(TEXTS, "semantic", encoder=encoder(marker), engine="ray", address=address).equals(meaning)
     assert marker.exists()
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))

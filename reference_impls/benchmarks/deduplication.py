@@ -147,7 +147,7 @@ def corpora(plan: CorpusPlan, context: Context) -> Callable[[int], Corpus]:
     first, y = copies.first if copies else len(texts), torch.tensor(labels).long().to(context.device)
 
     def corpus(seed: int) -> Corpus:
-        order = torch.randperm(first, generator=generator(seed))
+        order = torch.randperm(first, generator=generator(2000 + seed))  # another order than that of the planting
         test, training = order[: first // 5], torch.cat([order[first // 5 :], torch.arange(first, len(texts))])
         planted = None
         if copies:

@@ -137,9 +137,8 @@ class Source:
                 return BadRow(where, f"there is no field {field!r}, but {there or 'nothing'}")
         value = record[self.field]
         if not isinstance(value, str):
-            return BadRow(
-                where, f"the field {self.field!r} must be a text, got {'null' if value is None else value!r:.60}"
-            )
+            got = "null" if value is None else repr(value)[:60]
+            return BadRow(where, f"the field {self.field!r} must be a text, got {got}")
         return Row(str(record[self.id_field]) if self.id_field else key, value)
 
     def _guarded(self, read: Callable[[], Any], key: str, where: str) -> Row | BadRow:

@@ -10,20 +10,21 @@ from functools import partial
 import numpy as np
 
 from reference_impls.benchmarks import deduplication as benchmark
+from reference_impls.benchmarks.deduplication import Corpus, Left, Method
 from reference_impls.data.text import normalised
 from reference_impls.techniques.exact_substring_deduplication import LENGTH, ExactSubstringDeduplication, find_cuts
 
 
-def method(length: int) -> benchmark.Method:
+def method(length: int) -> Method:
     """Passages of so many characters that stood before are cut; a mail goes when no word of it is left."""
 
-    def leave(corpus: benchmark.Corpus, seed: int) -> benchmark.Left:
+    def leave(corpus: Corpus, seed: int) -> Left:
         cuts = find_cuts(corpus.texts, length)
         left = cuts.apply(corpus.texts)
         empty = np.array([not normalised(text) for text in left])
-        return benchmark.Left(np.where(empty, 1.0, np.minimum(cuts.share, 1 - 1e-9)), left)
+        return Left(np.where(empty, 1.0, np.minimum(cuts.share, 1 - 1e-9)), left)
 
-    return benchmark.Method(f"passages of {length} characters", leave)
+    return Method(f"passages of {length} characters", leave)
 
 
 LENGTHS = tuple(map(method, (400, 200, 100, 50)))

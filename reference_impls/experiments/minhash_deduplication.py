@@ -30,6 +30,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from reference_impls.accounting.record import Interval, Record
 from reference_impls.benchmarks import deduplication as benchmark
+from reference_impls.benchmarks.deduplication import Corpus, Left, Method, whole
 from reference_impls.data.planted import generated
 from reference_impls.data.text import legible_mails, normalised
 from reference_impls.dedup import Options, Source, run
@@ -38,14 +39,14 @@ from reference_impls.techniques import minhash_deduplication as technique
 from reference_impls.techniques.minhash_deduplication import THRESHOLD, WORDS, MinHashDeduplication, minhash_dedup
 
 
-def method(threshold: float, join: technique.Join = "greedy") -> benchmark.Method:
+def method(threshold: float, join: technique.Join = "greedy") -> Method:
     """Mails with a twin of this Jaccard index go."""
 
-    def leave(corpus: benchmark.Corpus, seed: int) -> benchmark.Left:
+    def leave(corpus: Corpus, seed: int) -> Left:
         removed = minhash_dedup(corpus.texts, threshold, seed=seed, join=join).removed
-        return benchmark.whole(removed, len(corpus.texts))
+        return whole(removed, len(corpus.texts))
 
-    return benchmark.Method(f"Jaccard {threshold:g}" + (", components" if join == "components" else ""), leave)
+    return Method(f"Jaccard {threshold:g}" + (", components" if join == "components" else ""), leave)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -10,26 +10,27 @@ from __future__ import annotations
 from functools import partial
 
 from reference_impls.benchmarks import deduplication as benchmark
+from reference_impls.benchmarks.deduplication import Corpus, Left, Method, whole
 from reference_impls.techniques.train_test_deduplication import TrainTestDeduplication, leaks
 
 
-def by_words(threshold: float) -> benchmark.Method:
+def by_words(threshold: float) -> Method:
     """Mails to train on go that share this much with a test mail, by the Jaccard index of their shingles."""
 
-    def leave(corpus: benchmark.Corpus, seed: int) -> benchmark.Left:
-        return benchmark.whole(leaks(corpus.texts, corpus.test, threshold).item.numpy(), len(corpus.texts))
+    def leave(corpus: Corpus, seed: int) -> Left:
+        return whole(leaks(corpus.texts, corpus.test, threshold).item.numpy(), len(corpus.texts))
 
-    return benchmark.Method(f"Jaccard {threshold:g} with a test mail", leave, benchmark.ACROSS)
+    return Method(f"Jaccard {threshold:g} with a test mail", leave, benchmark.ACROSS)
 
 
-def by_meaning(threshold: float) -> benchmark.Method:
+def by_meaning(threshold: float) -> Method:
     """Mails to train on go whose embedding has this cosine with that of a test mail."""
 
-    def leave(corpus: benchmark.Corpus, seed: int) -> benchmark.Left:
+    def leave(corpus: Corpus, seed: int) -> Left:
         found = leaks(*corpus.embed(), threshold).item
-        return benchmark.whole(found.cpu().numpy(), len(corpus.texts))
+        return whole(found.cpu().numpy(), len(corpus.texts))
 
-    return benchmark.Method(f"cosine {threshold:g} with a test mail", leave, benchmark.ACROSS, embeds=True)
+    return Method(f"cosine {threshold:g} with a test mail", leave, benchmark.ACROSS, embeds=True)
 
 
 METHODS = (*map(by_words, (0.95, 0.8, 0.5)), *map(by_meaning, (0.99, 0.95, 0.9)))
