@@ -6,8 +6,11 @@ of actors, which load their model once. The caller reads the input, keeps finish
 
 from __future__ import annotations
 
+import logging
 import pickle
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -41,11 +44,18 @@ def connect(address: str | None) -> Any:
             socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
         except (OSError, ValueError) as error:
             raise DedupError(f"no Ray cluster answers at {address} ({error}); start one: `ray start --head`") from None
+        health = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        try:  # something else may listen there, to which Ray would talk for minutes
+            if not address.startswith("ray://"):
+                subprocess.run(health, check=True, capture_output=True, timeout=12 * ANSWER_S)
+        except subprocess.SubprocessError:
+            raise DedupError(f"what answers at {address} is no Ray cluster that is well") from None
     try:
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError) as error:
         raise DedupError(f"no Ray cluster answers at {address or 'the default address'}: {error}") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     return ray
 
