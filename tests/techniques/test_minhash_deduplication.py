@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from reference_impls.benchmarks.deduplication import ACROSS, WITHIN, Corpus, Planted, found, whole
 from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, generator
+from reference_impls.data.planted import KINDS, generated
 from reference_impls.techniques import minhash_deduplication as technique
 from reference_impls.techniques.minhash_deduplication import MinHashDeduplication, TextDataset, minhash_dedup, shingled
 
@@ -180,6 +182,37 @@ def test_its_own_output_loses_nothing_more():
     assert len(again) < len(texts)
     with pytest.warns(NoEffectWarning, match="no two documents"):
         MINHASH.apply(again, threshold=0.5)
+
+
+def test_generated_documents_say_which_of_them_are_copies():
+    texts = [". ".join(sentence(Random(50 * n + k), 12).capitalize() for k in range(6)) + ". End." for n in range(60)]
+    documents = list(generated(texts, 600, seed=1))
+    assert documents == list(generated(texts, 600, seed=1))
+    copies = [(n, original) for n, (_, original) in enumerate(documents) if original is not None]
+    assert 0.25 < len(copies) / 600 < 0.35
+    assert all(original < n and documents[original][1] is None for n, original in copies)
+    exact = [documents[n][0] == documents[original][0] for n, original in copies]
+    assert exact == [n % len(KINDS) == 0 for n in range(len(copies))]
+    removed = set(minhash_dedup([text for text, _ in documents], 0.8).removed.tolist())
+    assert {n for (n, _), same in zip(copies, exact, strict=True) if same} <= removed <= {n for n, _ in copies}
+
+
+def test_a_copy_is_found_when_it_or_its_original_goes():
+    planted = Planted(np.array([4, 5, 6]), np.array([0, 1, 0]), np.array([False, False, True]), np.array([0, 1, 0]))
+    corpus = Corpus(
+        [""] * 7, torch.zeros(7), [""], torch.zeros(1), planted, lambda: (torch.zeros(7, 1), torch.zeros(1, 1))
+    )
+    kinds = [None] * 4
+    assert found(corpus, whole([0, 3], 7), WITHIN) == [
+        1.0,
+        0.0,
+        *kinds,
+        0.5,
+        0.5,
+    ]  # the original of 4 goes, and a stranger
+    assert found(corpus, whole([4, 5, 6], 7), WITHIN) == [1.0, 1.0, *kinds, 1.0, 1.0]
+    assert found(corpus, whole([4], 7), ACROSS) == [0.0, None, *kinds, 0.0, 1.0]  # only 6 copies a test mail
+    assert found(corpus, whole([], 7), ACROSS) == [0.0, None, *kinds, 0.0, None]
 
 
 def test_datasketch_with_the_same_bands_makes_the_same_pairs_candidates():
