@@ -140,7 +140,9 @@ def corpora(plan: CorpusPlan, context: Context) -> Callable[[int], Corpus]:
     texts, copies, spam = [mail.text for mail in mails], None, {mail.text: mail.spam for mail in mails}
     labels = [mail.spam for mail in mails]
     if plan.originals is not None:
-        copies = plant(distinct(texts, plan.originals), plan.rate)
+        alone = distinct(texts, len(texts))  # in order, so that the first ones are of one class
+        drawn = torch.randperm(len(alone), generator=generator(3000))[: plan.originals]
+        copies = plant([alone[i] for i in drawn.tolist()], plan.rate)
         texts = copies.texts
         labels = [spam[text] for text in texts[: copies.first]]
         labels += [labels[i] for i in copies.original.tolist()]

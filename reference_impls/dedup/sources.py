@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 OnError = Literal["stop", "skip"]
+Kind = Literal["jsonl", "csv", "parquet", "arrow", "texts", "images"]
 BLOCK_ROWS, BLOCK_BYTES = 10_000, 64 << 20
 TEXTS = {".txt", ".md", ".rst", ".html", ".eml"}
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+IN_FOLDERS: dict[Kind, set[str]] = {"parquet": {".parquet"}, "arrow": {".arrow"}, "texts": TEXTS, "images": IMAGES}
 
 
 class DedupError(ValueError):
@@ -61,7 +63,7 @@ class Source:
     on_error: OnError = "stop"
 
     @property
-    def kind(self) -> Literal["jsonl", "csv", "parquet", "arrow", "texts", "images"]:
+    def kind(self) -> Kind:
         """The format, from the name or from what a folder holds. Raises: DedupError for any other."""
         return _kind(self.path)
 
@@ -70,7 +72,7 @@ class Source:
         """The files that hold the rows, in order."""
         if self.path.is_file():
             return [self.path]
-        wanted = {"parquet": {".parquet"}, "arrow": {".arrow"}, "texts": TEXTS, "images": IMAGES}[self.kind]
+        wanted = IN_FOLDERS[self.kind]
         return sorted(file for file in self.path.rglob("*") if file.suffix.lower() in wanted and file.is_file())
 
     @property
@@ -171,21 +173,26 @@ class Source:
         return home
 
 
-def _kind(path: Path) -> Any:
+def _kind(path: Path) -> Kind:
     if not path.exists():
         raise DedupError(f"{path} does not exist")
-    suffixes = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+    names: dict[str, Kind] = {
+        ".jsonl": "jsonl",
+        ".ndjson": "jsonl",
+        ".csv": "csv",
+        ".parquet": "parquet",
+        ".arrow": "arrow",
+    }
     if path.is_file():
-        if path.suffix.lower() not in suffixes:
-            raise DedupError(f"{path.name} is of no known format; these are: {', '.join(suffixes)}, or a folder")
-        return suffixes[path.suffix.lower()]
+        if path.suffix.lower() not in names:
+            raise DedupError(f"{path.name} is of no known format; these are: {', '.join(names)}, or a folder")
+        return names[path.suffix.lower()]
     found = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
-    for kind, wanted in (("parquet", {".parquet"}), ("arrow", {".arrow"}), ("texts", TEXTS), ("images", IMAGES)):
+    for kind, wanted in IN_FOLDERS.items():
         if found & wanted:
             return kind
-    raise DedupError(
-        f"the folder {path} holds no file that can be read: {', '.join(sorted(found)[:8]) or 'it is empty'}"
-    )
+    there = ", ".join(sorted(found)[:8]) or "it is empty"
+    raise DedupError(f"the folder {path} holds no file that can be read: {there}")
 
 
 def _text(file: Path) -> str:
