@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from reference_impls.dedup import DedupError, Options, Source, dedup, pipeline, run
 from reference_impls.dedup.sources import Block
+from tools import progress as progress_module
 from tools.cli import main
 
 pa = pytest.importorskip("pyarrow", reason="the extra `dedup` is not installed")
@@ -229,7 +230,7 @@ def test_a_row_that_cannot_be_read_is_named_or_skipped_and_counted(line: str, sa
     file = jsonl(tmp_path)
     with file.open("ab") as more:
         more.write(line.encode("utf-8", "surrogateescape") + b"\n")
-    with pytest.raises(DedupError, match=r"rows\.jsonl, line 9") as error:
+    with pytest.raises(DedupError, match=r"rows\.jsonl, (row|line) 9") as error:
         run(Source(file), tmp_path / "out", Options())
     assert says in str(error.value)
     summary = run(Source(file, on_error="skip"), tmp_path / "skipped", Options(), write_kept=True)
@@ -281,6 +282,27 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(tmp_path: Path):
     assert "<script>" not in page
     assert "http" not in page
     assert "2 rows: 0" in page
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path):
+    file = jsonl(tmp_path)
+    file.write_text(file.read_text().replace("\n", "\n\n"))
+    summary = run(Source(file), tmp_path / "out", Options(), write_kept=True)
+    assert (summary["rows"], summary["kept"]) == (8, 5)
+    assert len((tmp_path / "out" / "kept" / "rows.jsonl").read_text().splitlines()) == 5
+
+
+def test_lines_of_progress_tell_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    clock = iter((0.0, 10.0, 20.0))
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    with progress_module.progress() as report:
+        for done in (0, 250, 1000):
+            report("sketching", done, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "sketching: 0 of 1000", "sketching: 250 of 1000, about 30 s left", "sketching: 1000 of 1000",
+    ]  # fmt: skip
 
 
 def test_a_block_without_a_readable_row_is_no_sketch():

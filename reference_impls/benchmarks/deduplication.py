@@ -317,7 +317,7 @@ def shuffled_words(texts: Sequence[str]) -> list[list[str]]:
 
 def meet(study: Study[CorpusPlan]) -> Record:
     """All techniques that send methods, in one interleaved run."""
-    return compare(study, contenders(ID, "corpora"))
+    return compare(study, contenders(ID, study.scenario.name))
 
 
 NATURAL: dict[str, Any] = {

@@ -124,7 +124,7 @@ class Source:
                 continue
             number = -1
             for number, (record, done) in enumerate(READERS[self.kind](file)):
-                where = f"{file.name}, {'line' if self.kind == 'jsonl' else 'row'} {number + 1}"
+                where = f"{file.name}, row {number + 1}"
                 key = f"{file.stem}:{number}" if len(self.files) > 1 else str(number)
                 yield (record if isinstance(record, BadRow) else self._of(record, key, where)), before + done
             before += file.stat().st_size
@@ -218,6 +218,8 @@ def _jsonl(file: Path) -> Iterator[tuple[Any, int]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines):
             done += len(line)
+            if not line.strip():
+                continue
             try:
                 yield json.loads(line.decode("utf-8-sig" if number == 0 else "utf-8")), done
             except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -273,6 +275,8 @@ def _columns(file: Path) -> Iterator[tuple[Any, int]]:
 def _write_jsonl(file: Path, out: Path, field: str, number: int, kept: set[int], changed: Mapping[int, str]) -> int:
     with file.open("rb") as lines, out.open("wb") as left:
         for line in lines:
+            if not line.strip():
+                continue
             number += 1
             if number in changed:
                 row = json.loads(line.decode("utf-8-sig"))

@@ -326,4 +326,4 @@ SCENARIOS = (
         smoke=ScalePlan(sizes=(500, 2_000), folders=benchmark.TWO_FOLDERS),
     ),
 )
-CONTENDERS = {"deduplication/corpora": (method(THRESHOLD),)}
+CONTENDERS = dict.fromkeys(("deduplication/planted-copies", "deduplication/natural-mails"), (method(THRESHOLD),))
