@@ -44,7 +44,7 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Shingles(NamedTuple):
-XX
+    """The shingle sets of N documents, one after the other."""
 
     hashes: Hashes
     """(T,) 64-bit shingles; those of a document are distinct and ascending"""
