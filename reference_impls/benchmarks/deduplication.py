@@ -325,7 +325,7 @@ NATURAL: dict[str, Any] = {
     "smoke": CorpusPlan(repetitions=3, folders=TWO_FOLDERS),
 }
 PLANTED: dict[str, Any] = {
-    "full": CorpusPlan(seeds=(0, 1, 2, 3, 4), originals=1200),
+    "full": CorpusPlan(seeds=(0, 1, 2), originals=600),
     "smoke": CorpusPlan(repetitions=3, folders=TWO_FOLDERS, originals=90),
 }
 SCENARIOS = (
