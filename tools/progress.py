@@ -60,16 +60,20 @@ def _bars(unit: str) -> Iterator[Report]:
 
 
 def _lines(unit: str) -> Report:
-    """A line when a label first appears, every few seconds, and when it is done."""
+    """A line when a label first appears, every few seconds with the time that is left, and when it is done."""
     shown: dict[str, float] = {}
+    began: dict[str, tuple[float, int]] = {}
 
     def report(label: str, done: int, total: int) -> None:
         now, done, total = time.monotonic(), _bounded(done), _bounded(total)
         if label in shown and done < total and now - shown[label] < EVERY_S:
             return
         shown[label] = now
+        start, first = began.setdefault(label, (now, done))
+        left = (total - done) * (now - start) / (done - first) if done > first else 0
         amount = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if unit == "bytes" else f"{done} of {total}"
-        print(f"{_shown(label)}: {amount}", file=sys.stderr, flush=True)
+        told = f", about {left:.0f} s left" if left >= 1 else ""
+        print(f"{_shown(label)}: {amount}{told}", file=sys.stderr, flush=True)
 
     return report
 

@@ -34,6 +34,7 @@ HOMES: Final = {
     "bench": ".run:bench",
     "check": ".check:check",
     "compare": ".compare:compare",
+    "dedup": ".dedup:dedup",
     "explain": ".check:explain",
     "export": ".export:export",
     "fmt": ".check:fmt",
