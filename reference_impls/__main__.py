@@ -1,6 +1,6 @@
 """One experiment in a process of its own: `python -m reference_impls ID --result FILE`.
 
-`redundancy run` starts this as a child. On success it writes the result record as JSON to FILE, in front of it its
+`redundancy run` starts this as a child. On success it writes the result record as JSON to FILE, before it its
 pictures to the same name with `.npz`, and exits with 0; when the experiment fails it writes `{"error": kind, "message":
 text}` to FILE and exits with 1. FILE appears whole or not at all. Standard output goes to standard error, where lines
 that start with `ATLAS-PROGRESS` tell how far the experiment is.
@@ -23,9 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reference_impls.whole import write_atomically
+
 PROGRESS = "ATLAS-PROGRESS "
 """Starts a line of progress on standard error; a JSON object with `label`, `done` and `total` follows."""
 
+MESSAGE_LENGTH = 4000
 CONNECTION_EVENTS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 NETWORK_EVENTS = CONNECTION_EVENTS | {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
 
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         traceback.print_exc()
         kind, message = _explain(error)
-        _write(options.result, json.dumps({"error": kind, "message": message}))
+        write_atomically(options.result, json.dumps({"error": kind, "message": message[:MESSAGE_LENGTH]}))
         return 1
     return 0
 
@@ -76,7 +79,7 @@ def _run(options: argparse.Namespace) -> None:
     except Exception as error:
         raise ExperimentError("import", f"the experiment of {owner!r} cannot be imported: {_name(error)}") from error
     if options.list:
-        return _write(file, json.dumps({name: scenario.title for name, scenario in found.items()}))
+        return write_atomically(file, json.dumps({name: scenario.title for name, scenario in found.items()}))
     name = options.scenario or next(iter(found), None)
     if name not in found:
         raise ExperimentError("usage", f"{owner!r} has no scenario {name!r}; there are: {', '.join(found) or 'none'}")
@@ -121,12 +124,6 @@ def _explain(error: BaseException) -> tuple[str, str]:
 
 def _name(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _limit_memory(size: int, device: str) -> None:

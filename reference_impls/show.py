@@ -56,7 +56,7 @@ def committed(owner: str, scenario: str) -> Record:
     if not file.exists():
         there = ", ".join(sorted(f"{f.parent.name}/{f.stem}" for f in RESULTS.glob(f"{owner}/*.json")))
         raise FileNotFoundError(f"there is no result {owner}/{scenario}; there are: {there or 'none of ' + owner}")
-    return Record.model_validate_json(file.read_text(encoding="utf-8"))
+    return Record.from_json(file.read_bytes())
 
 
 def pictures(record: Record) -> dict[str, np.ndarray[Any, Any]]:

@@ -46,6 +46,7 @@ algorithm:
   - {step: Match the tokens., function: match}
   - {step: Merge them., function: TokenMerging.apply}
 cost_model: N^2 C \to (N - r)^2 C
+symbols: {N: tokens, r: tokens merged, C: channels}
 when_to_use: [Many tokens are alike.]
 when_not_to_use: [Few tokens.]
 limits: [Dense outputs need unmerging.]

@@ -14,6 +14,7 @@ from tests.site_fixture import record, variant
 from tools.cli import main
 from tools.knowledge import load
 from tools.knowledge.completeness import PLACEHOLDER, due, gaps, needs, notebook_faults, record_faults
+from tools.knowledge.latex import unexplained
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_a_stable_entry_without_findings_lacks_nothing(atlas: Path) -> None:
     assert wanted[:13] == [f"axis {name}" for name in knowledge.axes]
     assert wanted[13:] == [
         "definition", "algorithm", "cost_model", "when_to_use", "when_not_to_use", "limits", "implementation",
-        "a paper that introduces it", "a claim", EXPERIMENTS, TEST, NOTEBOOK, f"SCENARIOS in {EXPERIMENTS}",
+        "symbols", "a paper that introduces it", "a claim", EXPERIMENTS, TEST, NOTEBOOK, f"SCENARIOS in {EXPERIMENTS}",
         f"CASES in {TEST}", f"a heading in {NOTEBOOK}",
         "a measured result", "a null case", "a saving", "its own code", "`status: stable`",
     ]  # fmt: skip
@@ -56,6 +57,7 @@ def test_a_draft_lacks_what_the_check_would_ask_of_it_when_stable(atlas: Path) -
         (ENTRY, "  guarantee: empirical\n", "", "axis guarantee"),
         (ENTRY, "  stage: inference\n", "", "axis stage"),
         (ENTRY, "role: introduces", "role: applies", "a paper that introduces it"),
+        (ENTRY, "symbols: {N: tokens, r: tokens merged, C: channels}\n", "symbols: {C: channels}\n", "symbols: N, r"),
     ],
 )
 def test_one_thing_taken_away_is_one_gap_and_one_finding(atlas: Path, file: str, old: str, new: str, what: str) -> None:
@@ -64,6 +66,19 @@ def test_one_thing_taken_away_is_one_gap_and_one_finding(atlas: Path, file: str,
     (missing,) = gaps(knowledge, knowledge.entries["token-merging"])
     assert missing.what == what
     assert [(f.code, f.message) for f in knowledge.findings] == [(missing.code, missing.message)]
+
+
+@pytest.mark.parametrize(
+    ("formula", "symbols", "missing"),
+    [
+        (r"4 n_l D^2 \quad\text{instead of}\quad 4 N D^2", ["n_l", "N"], ["D"]),
+        (r"c(n) + h_{exit}, \quad c(n) = n D", ["n", "D", "h_{exit}"], []),
+        (r"\rho\, c_{prefix} + O(n)", ["c_{prefix}"], [r"\rho", "n"]),
+        (r"q_e c, \qquad q_e = \text{share at stage } e", ["c", "e"], []),
+    ],
+)
+def test_every_letter_of_a_cost_model_is_explained(formula: str, symbols: list[str], missing: list[str]) -> None:
+    assert unexplained(formula, symbols) == missing
 
 
 @pytest.mark.parametrize("file", [NOTEBOOK, TEST, EXPERIMENTS])

@@ -23,6 +23,7 @@ HARD_CASES, OPEN_PROBLEMS = "taxonomy/hard_cases.yml", "taxonomy/open_problems.y
 NEXT_YEAR = datetime.date.today().year + 2
 MODELINE = "# yaml-language-server: $schema=../../tools/knowledge/schemas/entry.schema.json\n"
 GOOD = {
+    "tests/test_invariants.py": "def test_another_entry():\n    pass\n",
     HARD_CASES: """# yaml-language-server: $schema=../tools/knowledge/schemas/hard_cases.schema.json
 cases:
   - id: dropping-or-merging
@@ -92,7 +93,7 @@ DAMAGES = [
     damage("tab inside a line", PAPER, "year: 2023", "year:\t2023", "E105"),
     damage("control character", PAPER, "similar tokens of", "similar\x07tokens of", "E106"),
     damage("invisible line break", PAPER, "similar tokens of", "similar\u2028tokens of", "E106"),
-    damage("escape in double quotes", ENTRY, "cost_model: N^2 C \\to", 'cost_model: "N \\times" #', "E106"),
+    damage("escape in double quotes", ENTRY, "cost_model: N^2 C \\to", 'cost_model: "N \\t C" #', "E106"),
     damage("unquoted colon", PAPER, 'title: "Token Merging: Your ViT But Faster"', "title: Token: Your: ViT", "E107"),
     damage("unclosed bracket", ENTRY, "aliases: [ToMe]", "aliases: [ToMe", "E107", at="status: stable"),
     damage("unclosed quote", DRAFT, "name: Token dropping", 'name: "Token dropping', "E107"),
@@ -230,6 +231,12 @@ DAMAGES = [
            at="papers:"),
     damage("replacement of what is in use", DRAFT, "status: draft", "status: draft\nreplaced_by: token-pruning", "E405",
            at="replaced_by"),
+    damage("invariant that nobody tried", DRAFT, "papers:", "invariant: Nothing changes.\npapers:", "E407",
+           at="invariant:"),
+    damage("reason without an invariant", DRAFT, "papers:", "invariant_untested: It needs data.\npapers:", "E407",
+           at="invariant_untested:"),
+    damage("reason beside a test", ENTRY, "limits:", "invariant: Nothing changes.\ninvariant_untested: So.\nlimits:",
+           "E407", at="invariant_untested:"),
     # claims and numbers
     damage("check of no scenario", PAPER, "scenario: photos", "scenario: fotos", "E501"),
     damage("check that cannot be read", PAPER, "field: baseline.wall_ms.median /", "field: baseline..median /", "E502"),

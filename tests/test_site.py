@@ -38,6 +38,7 @@ from tools.cli import main
 from tools.export.bibtex import bibtex
 from tools.knowledge import Knowledge, load
 from tools.knowledge.schema import Paper, Statements
+from tools.knowledge.verdicts import MEANINGS
 from tools.site import build, evidence, figures, guides, home, links, markup, notebooks, relations
 from tools.site.figures import Axis, Mark, Series
 from tools.site.model import Atlas, Material, Result, gather, of_entry
@@ -57,7 +58,7 @@ SVG = "{http://www.w3.org/2000/svg}"
         (1.7e9, "1.70·10⁹"),
         (0.912, "0.912"),
         (12.04, "12"),
-        (1234, "1\u202f230"),
+        (1234, "1,230"),
         (-0.5, "−0.5"),
         (3e-7, "3.00·10⁻⁷"),
     ],
@@ -153,6 +154,11 @@ def test_math_becomes_mathml_and_code_stays() -> None:
     assert "5$ and 6$" in html
     assert "*" not in re.sub(r"```.*", "", html, flags=re.DOTALL), "nothing that Markdown would read as emphasis"
     assert ET.fromstring(re.search(r"<math .*</math>", html)[0]) is not None
+
+
+def test_a_prime_stands_beside_its_letter() -> None:
+    assert "<mi>D′</mi>" in markup.math("2 N D D'")
+    assert "<msup>" in markup.math("D^2")
 
 
 def test_words_set_upright_are_one_identifier() -> None:
@@ -328,7 +334,7 @@ def test_every_number_of_a_figure_is_in_its_table() -> None:
     html = block(fixture.record())
     assert html.count('<svg class="atlas-figure"') == 2
     table = html[html.index("<table") :]
-    for text in ("4\u202f000\u202f000\u202f000", "75.0\u00a0%", "1.25×", "Control: random merging", "0.89 to 0.91"):
+    for text in ("4,000,000,000", "75.0\u00a0%", "1.25×", "Control: random merging", "0.89 to 0.91"):
         assert text in table, text
     assert "Gain" not in table
     assert "ratios of the median times" in table
@@ -918,6 +924,19 @@ def test_the_guide_shows_every_family_with_its_versions(real: Atlas) -> None:
             assert f'<th scope="row">{markup.escape(one.family)}</th>' in table
             assert one.status == "exact" or f"refused: {markup.escape(one.because)}" in table
     assert guides.pages(Atlas(real.knowledge, Material())) == []
+
+
+def test_the_page_on_numbers_tells_every_verdict_and_how_many_there_are(real: Atlas) -> None:
+    known = real.knowledge
+    (page,) = guides.verdicts(Atlas(known, gather(known, {})))
+    assert guides.VERDICTS not in page.markdown
+    table = page.markdown.partition("<tbody>")[2].partition("</tbody>")[0]
+    cells = [re.findall(r"<t[hd][^>]*>\s*(.*?)\s*</t[hd]>", row) for row in table.split("</tr>") if "<tr" in row]
+    assert [re.sub("<[^>]+>", "", word) for word, *_ in cells] == list(MEANINGS)
+    assert sum(int(count) for _, count, _ in cells) == sum(len(paper.claims) for paper in known.papers.values())
+    style = (ROOT / "tools/site/docs/assets/atlas.css").read_text(encoding="utf-8")
+    assert all(f".atlas-verdict.{word.replace(' ', '-')}" in style for word in MEANINGS)
+    assert guides.verdicts(Atlas(known, Material())) == []
 
 
 @pytest.mark.parametrize("name", ["apply", "contract"])

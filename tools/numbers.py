@@ -24,7 +24,7 @@ def number(value: float, digits: int = 3) -> str:
         rounded = round(value, digits - 1 - magnitude)
         text = f"{rounded:,.{max(0, digits - 1 - magnitude)}f}"
         text = text.rstrip("0").rstrip(".") if "." in text else text
-        return text.replace(",", "\u202f").replace("-", "\u2212")
+        return text.replace("-", "\u2212")
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     superscript = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa.replace('-', chr(0x2212))}·10{superscript}"

@@ -85,7 +85,10 @@ class Status(NamedTuple):
 def cache_folder() -> Path:
     """The folder that holds everything that is cached: `$ATLAS_CACHE`, else the user's cache folder."""
     folder = os.environ.get("ATLAS_CACHE") or platformdirs.user_cache_dir("redundancy-atlas")
-    return Path(folder).expanduser().absolute()
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody/here
+        raise FileNotFoundError(errno.ENOENT, f"ATLAS_CACHE names no folder ({error})", folder) from error
 
 
 @cache
@@ -236,7 +239,7 @@ def _disk(asset: Asset) -> Iterator[None]:
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = "set ATLAS_CACHE to a folder that you may write to"
         else:
-            raise
+            hint = "set ATLAS_CACHE to a folder, or leave it out"
         raise AssetError(f"{asset.name!r} cannot be stored in {cache_folder()}: {error.strerror}; {hint}") from error
 
 

