@@ -1,4 +1,4 @@
-"""Stereo occupancy: which cells in front of two cameras are occupied, from one rectified pair.
+"""Stereo occupancy: which cells before two cameras are occupied, from one rectified pair.
 
 The data are made scenes (`data.stereo_scenes`), for their occupancy is exact: cells that share volume with a box of
 which something is seen. A network is trained once for each way of matching (`METHODS`) and seed; what a technique does
@@ -376,7 +376,7 @@ def empty() -> list[Tensor]:
 
 
 REAL_SIDE = 16 / 3
-"""Metres: the cube in front of the Motorcycle pair, two thirds of the made scenes' in scale."""
+"""Metres: the cube before the Motorcycle pair, two thirds of the made scenes' in scale."""
 
 
 def real_pair() -> tuple[Pair, Grid]:

@@ -71,7 +71,7 @@ class Camera:
         return torch.stack([(u - self.cx) * z / self.focal, (v - self.cy) * z / self.focal, z], 1)
 
     def project(self, points: Tensor) -> Tensor:
-        """Column, row and disparity (N, 3) of points (N, 3) in front of the camera."""
+        """Column, row and disparity (N, 3) of points (N, 3) before the camera."""
         x, y, z = points.unbind(-1)
         return torch.stack([self.focal * x / z + self.cx, self.focal * y / z + self.cy, self.disparity(z)], -1)
 

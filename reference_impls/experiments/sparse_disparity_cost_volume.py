@@ -169,7 +169,7 @@ def run_volume(study: Study[VolumePlan]) -> Record:
         ),
         notes=(
             "Levels are those of the calibration of DrivingStereo: f = 1003.556 pixels, B = 0.54 m, depths 2 m apart.",
-            "What fewer levels are worth to the encoder behind them is a matter of training, and is not measured here.",
+            "What fewer levels are worth to the encoder after them is a matter of training, and is not measured here.",
         ),
         tables={"levels": table("Shifts in columns of the features.", ("volume", "count", "levels"), rows)},
     )

@@ -187,7 +187,7 @@ def packing(levels: Sequence[int], width: int) -> tuple[Tensor, Tensor, Tensor, 
 class SparseDisparityCostVolume(Technique):
     """In every `CostVolume` of a network, costs at the disparities of evenly spaced depths only.
 
-    The layers behind the volume keep their shape: a level that is left out takes the costs of the nearest computed one.
+    The layers after the volume keep their shape: a level that is left out takes the costs of the nearest computed one.
     """
 
     id = "sparse-disparity-cost-volume"

@@ -1,4 +1,4 @@
-"""A cube of voxels in front of a camera: which cells points fall into, and how well one grid agrees with another."""
+"""A cube of voxels before a camera: which cells points fall into, and how well one grid agrees with another."""
 
 from __future__ import annotations
 
