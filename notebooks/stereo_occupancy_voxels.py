@@ -2,7 +2,7 @@
 # # StereoVoxelNet
 #
 # A robot wants to know where it must not go. **StereoVoxelNet** (Li et al., arXiv 2209.08459) asks a stereo pair for
-# occupied voxels directly, with no disparity map in between. It rests on two redundancies of the data:
+# occupied voxels directly, with no disparity map in between. Two redundancies of the data cause its saving:
 # disparities in even steps sample near space more finely than voxels can hold, and most of space is free, so that a
 # grid need not be refined everywhere.
 

@@ -312,7 +312,7 @@ LAYER_COLOURS = (
 
 
 def space(axis: Any, layers: Mapping[str, Cells], least: float = 0.5) -> None:
-    """Occupied cells on an axis with `projection="3d"`, seen from the camera's back; a colour for each layer."""
+    """Occupied cells on an axis with `projection="3d"`, seen from the camera; a colour for each layer."""
     for number, (name, cells) in enumerate(layers.items()):
         x, y, z = (np.argwhere(np.asarray(cells) >= least) / len(cells)).T
         axis.scatter(x, z, 1 - y, s=4, marker="s", color=f"C{number}", label=name, alpha=0.6, linewidths=0)

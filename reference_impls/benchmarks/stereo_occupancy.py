@@ -152,7 +152,7 @@ def fitted(
 ) -> OnPairs:
     """The network of a method of matching, trained with a seed: from the cache, or from where it was cut off."""
     shifts, stereo = METHODS[method]
-    spec = {"levels": shifts, "stereo": stereo, "train": plan.train, "recipe": plan.recipe, "seed": seed, "version": 2}
+    spec = {"levels": shifts, "stereo": stereo, "train": plan.train, "recipe": plan.recipe, "seed": seed, "version": 3}
     key = hashlib.sha256(json.dumps(spec, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
     resume = assets.cache_folder() / "checkpoints" / f"stereo-occupancy-{key}.resume"
 
@@ -172,7 +172,7 @@ def fit(
     progress: Callable[[int, int], None] = lambda done, total: None,
     resume: Path | None = None,
 ) -> OnPairs:
-    """Train on scenes with the weighted soft IoU and cross-entropy of all levels.
+    """Train on scenes with the weighted soft IoU of all levels.
 
     Cells are refined that are occupied, or thought so.
     """
@@ -376,7 +376,7 @@ def empty() -> list[Tensor]:
 
 
 REAL_SIDE = 16 / 3
-"""Metres: the cube before the cameras of the Motorcycle pair, two thirds of the made scenes' in scale."""
+"""Metres: the cube before the Motorcycle pair, two thirds of the made scenes' in scale."""
 
 
 def real_pair() -> tuple[Pair, Grid]:

@@ -1,7 +1,7 @@
 """Made stereo pairs: boxes on a plane, seen by two pinhole cameras, with exact depth and exact occupancy.
 
 Every ray is (x, y, 1) in the camera's coordinates, so the parameter of a hit *is* its depth. Rays meet the ground and
-the boxes in closed form, the nearest hit wins. Textures are fixed to surfaces, not to views (four octaves of value
+the boxes in closed form, the nearest hit wins. Textures belong to the surfaces, not to the views (four octaves of value
 noise, hashed from coordinates on the surface), so that both cameras see the same; a sun that stands still shades them.
 
     scene = draw_scene(seed=0)

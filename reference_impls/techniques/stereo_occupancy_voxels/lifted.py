@@ -112,14 +112,11 @@ class LiftedStereoNet(nn.Module):
 
 
 def sparse_loss(found: Sequence[Decoded], truth: Sequence[Tensor], weights: Sequence[float] = LOSS_WEIGHTS) -> Tensor:
-    """`occupancy_loss` of what was computed, and the mean cross-entropy beside it; nothing occupied was left out.
-
-    With the soft IoU alone, which the paper trains with, fine levels hardly learn anything from a few hundred scenes.
-    """
+    """`occupancy_loss` of what was computed, where nothing occupied was left out."""
     total = found[0].probability.new_tensor(0.0)
     for one, cells, weight in zip(found, truth, weights, strict=False):
         due = cells.flatten()[one.cells.flat()].to(one.probability)
-        total = total + weight * (1 - soft_iou(one.probability, due) + F.binary_cross_entropy(one.probability, due))
+        total = total + weight * (1 - soft_iou(one.probability, due))
     return total
 
 
