@@ -189,8 +189,8 @@ def _record(
     bare = Frames(model)
     rows, truths = [], {}
     first: dict[str, Any] = dict.fromkeys(knobs)
-    for clip, stream in ((plan.clip, frames), (plan.other, other)):
-        truths[clip], latency = _timed(bare, stream)
+    for clip, given in ((plan.clip, frames), (plan.other, other)):
+        truths[clip], latency = _timed(bare, given)
         rows.append([BASELINE, *first.values(), clip, 1.0, 1.0, *latency])
     timed = list(frames[: plan.timed])
     study.add(BASELINE, {}, partial(followed, bare, timed), units=len(timed), quality=Interval(value=1.0))
