@@ -29,7 +29,7 @@ def column_of(weight: int, scheme: str, column: int, bits: int) -> int:
         return weight
     if scheme == "differential":
         return max(weight, 0) if column == 0 else max(-weight, 0)
-    return (weight + 2**bits) >> column & 1  # two's complement, modulo 2^bits
+    return (weight >> column) & 1  # two's complement, modulo 2^bits
 
 
 def codes(
