@@ -19,7 +19,6 @@ show.style()
 planted = show.committed("deduplication", "planted-copies")
 sweep = show.committed("minhash-deduplication", "planted-sweep")
 candidates = show.committed("minhash-deduplication", "mails-candidates")
-scale = show.committed("minhash-deduplication", "scale")
 
 # %% [markdown]
 # ## The idea in one picture
@@ -109,44 +108,6 @@ for row in candidates.tables["recall"].records():
     print("Jaccard {threshold}: {candidates} of {pairs} pairs found, {false removals} false removals".format(**row))
 
 # %% [markdown]
-# ## A million documents, and a billion on paper
-#
-# `redundancy dedup` from file to file, on generated documents: four to eight sentences of real mails, drawn at random
-# with seed 0, of which about 30 % are copies of the six kinds (`data.planted.generated`).
-
-# %%
-runs = [row for row in scale.tables["runs"].records() if row["method"] == "minhash"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-for axis, values, label in (
-    (left, [row["seconds"] for row in runs], "seconds"),
-    (right, [row["peak GB"] for row in runs], "peak memory, GB"),
-):
-    axis.loglog([row["documents"] for row in runs], values, marker="o")
-    axis.set(xlabel="documents", ylabel=label)
-figure.tight_layout()
-plt.show()
-for row in runs:
-    print("{documents:9,} documents: {seconds:6.1f} s, {peak GB:.2f} GB, {recall:.2%} of copies found".format(**row))
-
-# %% [markdown]
-# What grows with the documents, from the two largest runs: time and memory. With these, and 8 bytes for a key and for a
-# number in each band, a billion documents come to:
-
-# %%
-small, large = runs[-2:]
-more = large["documents"] - small["documents"]
-seconds, memory = ((large[name] - small[name]) / more for name in ("seconds", "peak GB"))
-billion, ram = 1e9, 64
-print(f"a document: {1e3 * seconds:.2f} ms, {1e9 * memory:.0f} bytes of memory, {16 * bands} bytes to shuffle")
-print(f"computing: {billion * seconds / 3600:,.0f} hours of such a machine; sketches need no exchange")
-print(f"shuffle: {billion * 16 * bands / 1e12:.2f} TB of keys, band by band, to bring buckets together")
-nodes = billion * memory / ram
-print(f"memory: {billion * memory / 1e3:.2f} TB, so {nodes:,.0f} nodes of {ram} GB hold everything at once")
-
-# %% [markdown]
-# `--engine ray` spreads the sketches, which is most of the work; one process decides, so its memory is the limit of the
-# command. Beyond it the buckets would have to be shuffled over the nodes too.
-#
 # ## When not to use it
 #
 # - **Copies in other words**, translations and paraphrases: embed and compare.
