@@ -32,6 +32,7 @@ HOMES: Final = {
     "gaps": ".entries:gaps",
     "list": ".entries:list_",
     "new": "..scaffold.commands:new",
+    "profile": ".profile:profile",
     "run": ".run:run",
     "schema": ".check:schema",
     "show": ".entries:show",
