@@ -338,7 +338,7 @@ def test_the_headline_tells_how_predictable_the_cost_of_an_item_is() -> None:
     spreading = fixture.record(baseline=base, points=[point])
     (cell,) = [row for row in evidence.headline([spreading]) if row[0] == "P99 - P50"]
     assert cell[1] == "10\u00a0%"
-    assert "of the baseline 0\u00a0%; in time 4 ms, of the baseline 0 ms" in cell[2]
+    assert "of the baseline 0\u00a0%; in time 4\u00a0ms, of the baseline 0\u00a0µs" in cell[2]
     assert not [row for row in evidence.headline([fixture.record()]) if row[0] == "P99 - P50"]
 
 

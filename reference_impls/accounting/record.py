@@ -111,7 +111,9 @@ class Variant(Model):
     """Median over paired rounds of (time of the baseline) / (time of the variant); below 1 the variant is slower."""
     gain: dict[str, Interval] = Field(default_factory=dict, examples=[{"baseline": {"value": -0.02, "n": 5}}])
     """Quality minus that of the baseline (`baseline`) or of a control (its name) with the same seed, over the seeds."""
-    items: Items | None = Field(default=None, examples=[None])
+    items: Items | None = Field(
+        default=None, examples=[{"n": 795, "macs_p50": 4e9, "macs_p99": 5e9, "ms_p50": 121.8, "ms_p99": 140.1}]
+    )
     """How its cost varies from item to item; absent where that was not asked."""
     samples: Count | None = Field(default=None, examples=[4096])
     """Samples, tokens or frames really processed, where the technique changes that number."""
