@@ -98,9 +98,12 @@ class MTCNN(nn.Module):
         """image: (1, 3, H, W), RGB in [0, 1]. Raises: ValueError for another shape or a picture without pixels."""
         if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
             raise ValueError(f"one picture (1, 3, H, W) is needed, got {tuple(image.shape)}")
-        proposed = self.propose(image)
-        kept = self.refine(image, proposed)
-        return Found(self.decide(image, kept), len(proposed), len(kept))
+        return self.decide(image, self.propose(image))
+
+    def decide(self, image: Tensor, proposals: Boxes) -> Found:
+        """What R-Net and O-Net make of the proposals of P-Net."""
+        kept = self.refine(image, proposals)
+        return Found(self.conclude(image, kept), len(proposals), len(kept))
 
     def scales(self, height: int, width: int) -> list[float]:
         """Of the pyramid: the smallest face fills a window of P-Net, and each level is smaller by the factor."""
@@ -111,7 +114,7 @@ class MTCNN(nn.Module):
         return found
 
     def propose(self, image: Tensor) -> Boxes:
-        """Windows of P-Net whose score passes, the best of each neighbourhood, made square."""
+        """Windows of P-Net whose score passes, the best of each neighbourhood, made square; the best first."""
         height, width = image.shape[-2:]
         found = [
             self._of_level(_resized(image, int(height * s + 1), int(width * s + 1)), s)
@@ -138,8 +141,8 @@ class MTCNN(nn.Module):
         best = nms(kept, 0.7)
         return _square(_corrected(kept[best], corrections[best]))
 
-    def decide(self, image: Tensor, boxes: Boxes) -> Boxes:
-        """Faces, the best of each neighbourhood."""
+    def conclude(self, image: Tensor, boxes: Boxes) -> Boxes:
+        """Faces that O-Net sees, the best of each neighbourhood."""
         kept, corrections = self._judged(self.onet, image, boxes, 48, self.thresholds[2])
         kept = _corrected(kept, corrections)
         return kept[nms(kept, 0.7, of_smaller=True)]
