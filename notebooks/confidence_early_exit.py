@@ -59,7 +59,7 @@ for title, at in {"left at the first exit": 0, "went to the end": 3}.items():
 
 # %%
 found = ConfidenceEarlyExit().measure(network, x)
-print(f"digits: {found.value:.3f} of the computation behind the first stage comes after the answer has settled")
+print(f"digits: {found.value:.3f} of the computation after the first stage comes after the answer has settled")
 
 figure, (depths, shares) = plt.subplots(1, 2, figsize=(9, 3.6))
 values = {}

@@ -117,7 +117,7 @@ plt.show()
 #
 # Four pooling blocks as in the second stage of EfficientFormer-L1, with the same weights: on tokens (the baseline),
 # where each pooling needs a feature map and so two changes of layout; on feature maps; on feature maps with a copy
-# there and back in front of each block; and on tokens with the layer norms that blocks on tokens have. MACs are equal
+# there and back before each block; and on tokens with the layer norms that blocks on tokens have. MACs are equal
 # to the unit.
 
 # %%

@@ -92,7 +92,7 @@ with torch.no_grad(), EfficientFormerTechnique().apply(small, tolerance=0.02) as
     for name, x in (("blurred photos", coarse), ("photos", fine), ("white noise", noise[:2, :, :128, :128])):
         handle.target(x)
         seen = handle.trace
-        print(f"{name}: seen at {seen['size'][0]} pixels, {seen['macs']:,} MACs an image")
+        print(f"{name}: seen at {seen['size'][0]} pixels, {seen['macs']:,} MACs per image")
 
 # %% [markdown]
 # Does the network still answer rightly? Below, a small EfficientFormer on handwritten digits that were enlarged to 64

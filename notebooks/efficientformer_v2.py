@@ -34,8 +34,8 @@ with torch.device("meta"):
 # ## What the stride of attention is worth
 #
 # One attention block of S0 at stride 16, on a map of 14 x 14: with a stride of 2, products between queries and keys
-# fall sixteen-fold, and the block's MACs to less than a third. Published, the projection behind attention runs on
-# the interpolated map, where three of four pixels are interpolated ones; in front of the interpolation it would cost a
+# fall sixteen-fold, and the block's MACs to less than a third. Published, the projection after attention runs on
+# the interpolated map, where three of four pixels are interpolated ones; before the interpolation it would cost a
 # quarter (the activation in between makes it another network, to be trained anew).
 
 # %%

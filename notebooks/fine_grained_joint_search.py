@@ -66,7 +66,7 @@ for name, subnet in (("largest", space.largest()), ("smallest", space.smallest()
     print(f"{name:8} {subnet.text()}: {total.parameters:,} parameters, {total.macs:,} MACs")
 
 # %% [markdown]
-# Are batch norms by width enough? A layer's statistics depend on the widths in front of it as well. Recalibrating them
+# Are batch norms by width enough? A layer's statistics depend on the widths before it as well. Recalibrating them
 # on a few training images, which trains nothing, tells:
 
 # %%

@@ -29,7 +29,7 @@ record = show.committed("latency-driven-slimming", "fashion-slimming")
 #
 # The choices of a position are mixed with weights softmax((a + noise) / temperature). The logits `a` are learned, the
 # noise is drawn again in each pass. With Gumbel noise the largest weight falls on a choice exactly with probability
-# softmax(a); with the uniform noise that the formula is printed with, a choice that is 1 behind never comes first.
+# softmax(a); with the uniform noise that the formula is printed with, a choice that lags by 1 never comes first.
 
 # %%
 logits = torch.tensor([1.0, 0.0, -0.5])

@@ -66,7 +66,7 @@ plt.show()
 # The twin of a removed mail may itself be removed. Following such chains leads to the kept mail that stands for it:
 
 # %%
-chosen = semdedup(data.z, 0.05, labels)  # the function behind `apply`
+chosen = semdedup(data.z, 0.05, labels)  # the function that `apply` calls
 stands = representatives(chosen)
 print("kept mails that stand for n mails:", Counter(Counter(stands.tolist()).values()))
 to_kept = (data.z[chosen.removed] * data.z[stands[chosen.removed]]).sum(1)

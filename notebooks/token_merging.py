@@ -26,7 +26,7 @@ digits, photos, by_threshold = (
 # ## The idea in one picture
 #
 # A pretrained ViT-S/14 predicts where people look (a saliency map). It sees a photo as 16 x 16 patches. With `r` = 16,
-# three quarters of them are gone behind its last block. In the second picture, patches that ended in the same token
+# three quarters of them are gone after its last block. In the second picture, patches that ended in the same token
 # have one colour, the mean of what they show: flat background collapses into a few tokens, detail keeps more of them.
 
 # %%
@@ -109,7 +109,7 @@ figure, axes = plt.subplots(2, 6, figsize=(9, 3.1))
 with torch.no_grad(), TokenMerging().apply(model, r=12) as handle:
     answers = model(x_test[:6]).argmax(1)
     token_of = handle.trace["group"][:, 1:].view(-1, 8, 8) - 1
-    print("tokens in front of and behind the merge of each block:", handle.trace["tokens"])
+    print("tokens before and after the merge of each block:", handle.trace["tokens"])
 for column, answer in enumerate(answers):
     axes[0, column].imshow(x_test[column, 0], cmap="gray_r")
     axes[1, column].imshow(token_of[column], cmap="tab20")

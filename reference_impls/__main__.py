@@ -1,6 +1,6 @@
 """One experiment in a process of its own: `python -m reference_impls ID --result FILE`.
 
-`redundancy run` starts this as a child. On success it writes the result record as JSON to FILE, in front of it its
+`redundancy run` starts this as a child. On success it writes the result record as JSON to FILE, before it its
 pictures to the same name with `.npz`, and exits with 0; when the experiment fails it writes `{"error": kind, "message":
 text}` to FILE and exits with 1. FILE appears whole or not at all. Standard output goes to standard error, where lines
 that start with `ATLAS-PROGRESS` tell how far the experiment is.

@@ -255,7 +255,7 @@ VISION: dict[str, Build] = {
 
 
 def text_inputs() -> dict[str, Tensor]:
-    """Texts of several lengths: {"ids": (B, N), "real": (B, N)}, with padding id 1 behind."""
+    """Texts of several lengths: {"ids": (B, N), "real": (B, N)}, with padding id 1 at the end."""
     draws = torch.Generator().manual_seed(1)
     real = torch.arange(TOKENS) < torch.tensor([12, 7, 9, 3]).unsqueeze(1)
     return {"ids": torch.randint(2, VOCABULARY, (TEXTS, TOKENS), generator=draws).where(real, 1), "real": real}
@@ -292,7 +292,7 @@ ENCODERS: dict[str, Build] = {
 }  # fmt: skip
 
 # --------------------------------------------------------------------------------------------------------------------
-# Convolutional networks behind a camera
+# Convolutional networks for a camera
 
 
 def video(frames: int = 2, side: int = 64, seed: int = 1) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cases of techniques on feature maps: maps in front of attention, and what coarse attention must agree with."""
+"""Cases of techniques on feature maps: maps before attention, and what coarse attention must agree with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that stand behind cameras, in plain torch with random weights: what delta convolution is tried on."""
+"""Networks for cameras, in plain torch with random weights: what delta convolution is tried on."""
 
 from __future__ import annotations
 

@@ -427,8 +427,8 @@ class Alone(Encoder):
 REFUSALS = {
     ScaleBetween: "between its layers 1 and 2",
     InPlaceBetween: "between its layers 1 and 2",
-    ScaleAtTheEnd: "behind its last layer",
-    TwoArguments: "behind its last layer",
+    ScaleAtTheEnd: "after its last layer",
+    TwoArguments: "after its last layer",
     Noise: "same in each run",
     Narrow: r"last hidden state \(B, N, D\)",
     FromLayerToLayer: "unlike layer 2",

@@ -58,7 +58,7 @@ ROTARY = {"use_rot_pos_emb": True}
 VIT = "vit_tiny_patch16_224"
 EXACTLY: Mapping[str, tuple[int, Callable[[], Case]]] = {  # number of leading tokens, and the model
     "norms of heads and hidden units": (1, partial(in_timm, VIT, scale_attn_norm=True, scale_mlp_norm=True)),
-    "mean of patches, a norm behind": (1, partial(in_timm, VIT, global_pool="avg", fc_norm=True)),
+    "mean of patches, a norm after": (1, partial(in_timm, VIT, global_pool="avg", fc_norm=True)),
     "no class token": (0, partial(in_timm, VIT, class_token=False, global_pool="avg")),
     "any image size": (1, partial(in_timm, VIT, dynamic_img_size=True)),
     "norms behind attention and MLP": (1, partial(with_blocks, "ResPostBlock", init_values=1e-5)),
@@ -418,7 +418,7 @@ def test_clips_own_block_merges_and_a_causal_one_is_refused() -> None:
 
 
 class Tower(nn.Module):
-    """Blocks behind a token of the user's own."""
+    """Blocks after a token of the user's own."""
 
     def __init__(self, token: str, shape: tuple[int, ...]) -> None:
         super().__init__()

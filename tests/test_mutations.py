@@ -23,6 +23,7 @@ HARD_CASES, OPEN_PROBLEMS = "taxonomy/hard_cases.yml", "taxonomy/open_problems.y
 NEXT_YEAR = datetime.date.today().year + 2
 MODELINE = "# yaml-language-server: $schema=../../tools/knowledge/schemas/entry.schema.json\n"
 GOOD = {
+    "tests/test_invariants.py": "def test_another_entry():\n    pass\n",
     HARD_CASES: """# yaml-language-server: $schema=../tools/knowledge/schemas/hard_cases.schema.json
 cases:
   - id: dropping-or-merging
@@ -230,6 +231,12 @@ DAMAGES = [
            at="papers:"),
     damage("replacement of what is in use", DRAFT, "status: draft", "status: draft\nreplaced_by: token-pruning", "E405",
            at="replaced_by"),
+    damage("invariant that nobody tried", DRAFT, "papers:", "invariant: Nothing changes.\npapers:", "E407",
+           at="invariant:"),
+    damage("reason without an invariant", DRAFT, "papers:", "invariant_untested: It needs data.\npapers:", "E407",
+           at="invariant_untested:"),
+    damage("reason beside a test", ENTRY, "limits:", "invariant: Nothing changes.\ninvariant_untested: So.\nlimits:",
+           "E407", at="invariant_untested:"),
     # claims and numbers
     damage("check of no scenario", PAPER, "scenario: photos", "scenario: fotos", "E501"),
     damage("check that cannot be read", PAPER, "field: baseline.wall_ms.median /", "field: baseline..median /", "E502"),

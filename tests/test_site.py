@@ -38,6 +38,7 @@ from tools.cli import main
 from tools.export.bibtex import bibtex
 from tools.knowledge import Knowledge, load
 from tools.knowledge.schema import Paper, Statements
+from tools.knowledge.verdicts import MEANINGS
 from tools.site import build, evidence, figures, guides, home, links, markup, notebooks, relations
 from tools.site.figures import Axis, Mark, Series
 from tools.site.model import Atlas, Material, Result, gather, of_entry
@@ -936,6 +937,19 @@ def test_the_guide_shows_every_family_with_its_versions(real: Atlas) -> None:
             assert f'<th scope="row">{markup.escape(one.family)}</th>' in table
             assert one.status == "exact" or f"refused: {markup.escape(one.because)}" in table
     assert guides.pages(Atlas(real.knowledge, Material())) == []
+
+
+def test_the_page_on_numbers_tells_every_verdict_and_how_many_there_are(real: Atlas) -> None:
+    known = real.knowledge
+    (page,) = guides.verdicts(Atlas(known, gather(known, {})))
+    assert guides.VERDICTS not in page.markdown
+    table = page.markdown.partition("<tbody>")[2].partition("</tbody>")[0]
+    cells = [re.findall(r"<t[hd][^>]*>\s*(.*?)\s*</t[hd]>", row) for row in table.split("</tr>") if "<tr" in row]
+    assert [re.sub("<[^>]+>", "", word) for word, *_ in cells] == list(MEANINGS)
+    assert sum(int(count) for _, count, _ in cells) == sum(len(paper.claims) for paper in known.papers.values())
+    style = (ROOT / "tools/site/docs/assets/atlas.css").read_text(encoding="utf-8")
+    assert all(f".atlas-verdict.{word.replace(' ', '-')}" in style for word in MEANINGS)
+    assert guides.verdicts(Atlas(known, Material())) == []
 
 
 @pytest.mark.parametrize("name", ["apply", "contract"])

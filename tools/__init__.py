@@ -1,4 +1,4 @@
-"""The command `redundancy`, the knowledge behind it, its exports and the site.
+"""The command `redundancy`, its knowledge, its exports and the site.
 
 In a clone this package is `tools`. Installed it is `redundancy_atlas`, so that it meets no `tools` of somebody else;
 for that its modules import one another relatively. An editable install puts the folder `import-path/` on the path,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Write a file whole or not at all, making its folder. A link is followed: the file behind it is written."""
+    """Write a file whole or not at all, making its folder. A link is followed: the file that it leads to is written."""
     file = file.resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     part = _part(file)

@@ -52,7 +52,7 @@ class Saves(Model):
     about: str = Field(examples=["at a loss of at most 1 % of the accuracy; over 3 scenarios"])
     """The condition, the scenarios without a saving, and what is left out."""
     shares: tuple[float, ...] = Field(default=(), examples=[[0.37, 0.51]])
-    """The shares behind `value`: one for each scenario, or for each input of a scenario; 0 where nothing is saved."""
+    """The shares from which `value` is taken: one per scenario, or per input of it; 0 where nothing is saved."""
 
 
 def own_part(record: Record, entry_id: str) -> Record:

@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACES = ("README.md", "CONTRIBUTING.md", "taxonomy", "reference_impls", "notebooks", "tests", "tools")
+PLACES = ("README.md", "CONTRIBUTING.md", "taxonomy", "papers", "reference_impls", "notebooks", "tests", "tools")
 SUFFIXES = (".py", ".md", ".yml", ".txt", ".html", ".json")
 LEFT_OUT = ("tools/prose.py", "CHANGELOG.md", "tools/knowledge/schemas/")
 
+_OPERATIONS = r"(?:counted|executed|fewer|saved|saves|million|billion) operations"
+"""What a paper counts may be called so in what is said of the paper."""
+_COUNTED = "MACs|operations|images|frames|tokens|neurons|evaluations|draws|passes|seeds|paths|bits"
+_UNITS = "second|step|frame|value|row|token|sample|block|image|seed|cycle|unit|point"
 WORDS = {
     r"specimens?": "case, fixture",
     r"battery of (?:\d+ )?checks": "conformance checks",
@@ -31,9 +35,21 @@ WORDS = {
     r"one label an item": "one label per item",
     r"how they hang together": "how they relate",
     r"multiply-accumulate operations": "multiply-accumulates (MACs)",
-    r"(?:counted|executed|fewer|saved|saves|million|billion) operations": "MACs",
+    _OPERATIONS: "MACs",
     r"becomes? less than nothing": "falls below zero",
     r"variance (?:of \w+ )*filled in": "explained variance",
+    r"(?-i:[Bb]ehind)(?<!norms behind)(?!(?<=[\"']behind)[\"'])": "after, or which cause",
+    r"in front of": "before",
+    rf"(?:{_COUNTED}) an? (?:{_UNITS})(?! (?:needs|has|leaves))": "per",
+    r"the (?:top|highest) share": "a fraction of ..., the highest",
+    r"hangs? on": "depends on",
+    r"says? nothing of": "says nothing about",
+    r"the same thought": "the same idea",
+    r"gives? out (?:the|a) (?:\w+ )?(?:mean|output|result|value)": "outputs",
+    r"bears? (?:fewer|less|more)": "tolerates, needs",
+    r"go(?:es)? round": "bypasses",
+    r"good part of": "most of",
+    r"made up when": "computed when",
 }
 _PATTERN = re.compile("|".join(f"(?P<w{n}>\\b(?:{word})\\b)" for n, word in enumerate(WORDS)), re.IGNORECASE)
 
@@ -44,7 +60,9 @@ def findings(name: str, text: str) -> Iterator[str]:
         if "prose: ok" in line:
             continue
         for match in _PATTERN.finditer(line):
-            instead = list(WORDS.values())[int((match.lastgroup or "w0")[1:])]
+            word, instead = list(WORDS.items())[int((match.lastgroup or "w0")[1:])]
+            if word == _OPERATIONS and name.startswith("papers/"):
+                continue
             yield f'{name}:{number}:{match.start() + 1}: "{match.group()}": write {instead}'
 
 

@@ -11,7 +11,7 @@ from reference_impls.accounting.record import Record
 
 
 def save(record: Record, file: Path) -> None:
-    """Write a record to `file`, and in front of that its pictures beside it; each appears whole or not at all."""
+    """Write a record to `file`, and before that its pictures beside it; each appears whole or not at all."""
     if record.arrays:
         part = file.with_name(f"{file.stem}.part.npz")
         np.savez_compressed(part, **record.arrays)

@@ -46,7 +46,7 @@ class Interval(Model):
     high: Finite | None = Field(default=None, examples=[0.916])
     """Upper end of the 95 % interval."""
     n: Annotated[int, Field(ge=1)] = Field(default=1, examples=[5])
-    """Number of independent units behind the interval (seeds, items, or rounds)."""
+    """Number of independent units that the interval rests on (seeds, items, or rounds)."""
 
     @model_validator(mode="after")
     def _interval_holds_value(self) -> Self:
@@ -256,7 +256,7 @@ class Record(Model):
     controls: tuple[Control, ...] = Field(default=(), examples=[[]])
     """Null cases."""
     counted: tuple[Preparation, ...] = Field(default=(), examples=[[]])
-    """Preparations that are in the MACs of every point, once a unit."""
+    """Preparations that are in the MACs of every point, once per unit."""
     excluded: tuple[Preparation, ...] = Field(
         default=(), examples=[[{"what": "embedding 4,837 mails with MiniLM", "macs": 6_722_693_228_160}]]
     )

@@ -20,7 +20,7 @@ import torch
 from reference_impls.accounting.record import Interval, WallTime
 
 REPETITIONS = 15
-"""The least number of repetitions behind a published wall-clock."""
+"""The least number of repetitions for a published wall-clock."""
 
 Variants = Mapping[str, Callable[[], object]]
 """Label -> a call that does the variant's whole work."""

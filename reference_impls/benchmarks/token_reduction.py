@@ -255,7 +255,7 @@ def saliency(
                 lines.append([value, error, min(_tokens_behind(method, model, noise, value)), *left])
     common = _measured(study, technique, methods, model, x, {"white noise": noise, "shuffled pixels": shuffled})
     common["tables"]["tokens left"] = table(
-        "Mean absolute error of the saliency map, and tokens left behind the last block: of white noise (fewest), and "
+        "Mean absolute error of the saliency map, and tokens left after the last block: of white noise (fewest), and "
         "of each photo.",
         (knob, "mean absolute error", "white noise", *names),
         lines,
@@ -268,7 +268,7 @@ def saliency(
         metric="correlation with the dense map",
         notes=(
             "Agreement with the dense network, not accuracy: the photos have no saliency labels.",
-            "Tokens are unmerged behind the last block, since the decoder needs every patch; it stays dense.",
+            "Tokens are unmerged after the last block, since the decoder needs every patch; it stays dense.",
             f"The interval is a bootstrap over only {len(x)} photos.",
         ),
         pictures=picture(model, x[:1]) if picture else None,
@@ -281,7 +281,7 @@ def _frames(number: int, device: str) -> list[Tensor]:
 
 
 def _tokens_behind(method: Method, model: nn.Module, x: Tensor, value: Any) -> list[int]:
-    """Tokens left behind the last block, for each image on its own."""
+    """Tokens left after the last block, for each image on its own."""
     left = []
     with method.attach(model, value) as handle:
         for image in x:

@@ -43,7 +43,7 @@ def fewer_words(text: str, random: Random) -> str:
 
 
 def quoted(text: str, random: Random) -> str:
-    """The text as a reply quotes it, every twelve words behind a mark."""
+    """The text as a reply quotes it, every twelve words after a mark."""
     words = text.split()
     lines = [" ".join(words[i : i + 12]) for i in range(0, len(words), 12)]
     return "Somebody wrote: " + " ".join(f"> {line}" for line in lines)
@@ -60,7 +60,7 @@ KINDS: dict[str, Callable[[str, Random], str]] = {
 
 
 class Planted(NamedTuple):
-    """Originals with planted duplicates behind them: item `first + i` is a duplicate of item `original[i]`."""
+    """Originals with planted duplicates after them: item `first + i` is a duplicate of item `original[i]`."""
 
     texts: list[str]
     """The originals, then the duplicates."""

@@ -145,7 +145,7 @@ def run_layout(study: Study[Plan]) -> Record:
     reference = forward(models["tokens"], x)()
     controls = {
         "there and back": "On maps, but each block first copies its map to the layout of tokens and back.",
-        "tokens with layer norms": "On tokens, with a layer norm in front of either part; its result is another one.",
+        "tokens with layer norms": "On tokens, with a layer norm before either part; its result is another one.",
     }
     for name, series in {"tokens": BASELINE, "maps": TECHNIQUE, **{name: name for name in controls}}.items():
         call = forward(models[name], x)

@@ -113,7 +113,7 @@ def run(study: Study[SlimmingPlan]) -> Record:
         notes=(
             "`target`: share of the whole network's predicted latency; the first network of a path below it counts.",
             searches.WEIGHTS.format("as long as the supernet"),
-            f"Random slimming is the mean of {plan.draws} paths a seed; from scratch, one of them is trained.",
+            f"Random slimming is the mean of {plan.draws} paths per seed; from scratch, one of them is trained.",
             (
                 "Latency tables hold 10th percentiles of 50 repetitions of a batch. Networks are held against sums of "
                 "parts that were measured in the same rounds, not against the search's own table."

@@ -183,7 +183,7 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
             "A planted duplicate is found when the same kept item stands for it and for its original.",
             "Natural duplicates are kept out beforehand by the words that mails share.",
             "So precision (found / removed) counts a mail as an error that resembles another one in meaning only.",
-            f"Only the first {benchmark.MAX_TOKENS} tokens are embedded: what was changed behind them cannot be seen.",
+            f"Only the first {benchmark.MAX_TOKENS} tokens are embedded: what was changed after them cannot be seen.",
             "The interval of the quality is over the planted duplicates.",
             "Cost does not depend on epsilon; its MACs hold those of k-means by closed form.",
         ),

@@ -164,14 +164,14 @@ def run_mixers(study: fm.FeatureMapStudy, on: fm.Task, strides: Sequence[int], o
 
 
 def swap_order(model: nn.Module) -> None:
-    """Let every strided attention of a trained network project in front of its interpolation."""
+    """Let every strided attention of a trained network project before its interpolation."""
     for module in model.modules():
         if isinstance(module, MapAttention) and module.stride_conv is not None:
             module.project_first = True
 
 
 def run_order(study: fm.FeatureMapStudy) -> Record:
-    """Projecting before the interpolation instead of behind it: trained so, or swapped in finished networks."""
+    """Projecting before the interpolation instead of after it: trained so, or swapped in finished networks."""
     published, swapped, first = strided_networks(study, 2), "swapped in finished networks", {"project_first": True}
     fm.add(study, TECHNIQUE, first, strided_networks(study, 2, project_first=True))
     fm.finished(study, published, {swapped: [fm.Contender(first, swap_order)]})

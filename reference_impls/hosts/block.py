@@ -99,7 +99,7 @@ class Block(ABC):
         self._tensors = {path: path.split(".") for path in self.TENSORS if isinstance(_get(module, path), Tensor)}
         self.norms: Norms = self.NORMS[0]
         self.beside: tuple[None, ...] | None = None
-        """What the block returns behind its tokens; None if it returns no tuple."""
+        """What the block returns after its tokens; None if it returns no tuple."""
         inputs = list(inspect.signature(own_forward(module)).parameters.values())[1:]  # the tokens first
         self._positional = [one.name for one in inputs if one.kind is one.POSITIONAL_OR_KEYWORD][1:]
         self.required = [one.name for one in inputs if one.default is one.empty and one.name in self._positional]
@@ -116,15 +116,15 @@ class Block(ABC):
 
     @abstractmethod
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, N, d), of the tokens x: (B, N, D) in front of the block."""
+        """Queries, keys and values, each (B, H, N, d), of the tokens x: (B, N, D) before the block."""
 
     @abstractmethod
     def mixed(self, x: Tensor, y: Tensor) -> Tensor:
-        """Tokens behind the attention branch, from those in front of it and the heads' joint output y: (B, N, H d)."""
+        """Tokens after the attention branch, from those before it and the heads' joint output y: (B, N, H d)."""
 
     @abstractmethod
     def mlp(self, x: Tensor) -> Tensor:
-        """Tokens behind the MLP branch, from those in front of it: (B, N, D) -> (B, N, D)."""
+        """Tokens after the MLP branch, from those before it: (B, N, D) -> (B, N, D)."""
 
     @property
     @abstractmethod
@@ -206,7 +206,7 @@ class Block(ABC):
         return self.through(x, norm) if self.norms == "before" else x
 
     def joined(self, x: Tensor, y: Tensor, norm: str, *parts: str) -> Tensor:
-        """The tokens behind a branch of output y, which goes on through these parts, and around it."""
+        """The tokens after a branch of output y, which goes on through these parts, and around it."""
         if self.norms == "before":
             return x + self.through(y, *parts)
         if self.norms == "behind":
@@ -251,7 +251,7 @@ class Block(ABC):
         return x if self.batch_first else x.transpose(0, 1)
 
     def attention(self, x: Tensor, bias: Tensor | None = None, positions: Positions = NOWHERE) -> tuple[Tensor, Tensor]:
-        """Tokens behind attention by the fused kernel, and its keys: (B, N, D) -> (B, N, D), (B, H, N, d).
+        """Tokens after attention by the fused kernel, and its keys: (B, N, D) -> (B, N, D), (B, H, N, d).
 
         `bias`, broadcastable to (B, H, N, N), is added to the attention logits, beside that of the positions.
         """
@@ -349,7 +349,7 @@ def hides_nothing(condition: Tensor) -> bool:
 
 
 def quiet(module: nn.Module) -> bool:
-    """Nothing listens to the module, or only what Hugging Face leaves behind once attention maps were asked for."""
+    """Nothing listens to the module, or only what Hugging Face leaves once attention maps were asked for."""
     attributes = vars(module)
     if "forward" in attributes or getattr(attributes.get("config"), "output_attentions", False) or replaced_by(module):
         return False

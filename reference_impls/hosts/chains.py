@@ -19,7 +19,7 @@ LEADING = (
     *("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token", "reg_token"),
     *("register_tokens", "storage_tokens"),
 )
-"""Parameters that hold tokens in front of those of the datum."""
+"""Parameters that hold tokens before those of the datum."""
 
 
 def leading_tokens(model: nn.Module, chain: str) -> int | None:

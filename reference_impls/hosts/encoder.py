@@ -1,6 +1,6 @@
 """An encoder of text run layer by layer, exactly as its own `forward` runs it; no family is known by name.
 
-What stands in front of the layers (embeddings, projections, masks, relative positions, rotary angles) is computed by
+What stands before the layers (embeddings, projections, masks, relative positions, rotary angles) is computed by
 the encoder's own `forward`, with stand-ins in the places of the layers, which note what each layer would be given. The
 layers are then called with that, one after the other. `take_apart` runs the encoder once, follows its tokens from layer
 to layer, and refuses an encoder that does more on that way than call modules on them.
@@ -149,7 +149,7 @@ class Slot:
 
 
 class Front(nn.Module):
-    """What an encoder computes in front of its layers: inputs -> the state that the first layer takes.
+    """What an encoder computes before its layers: inputs -> the state that the first layer takes.
 
     State: {"x": (B, N, D), "real": (B, N) bool, "given": the tensors beside x that have a row for each sample, "calls":
     what each layer is called with}. `left_out` names the parameters of the encoder that its last hidden state does not
@@ -166,7 +166,7 @@ class Front(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # control flow by an exception; what is expensive is outside
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        refuse_capture("the encoder's forward ends in front of its first layer", "to the encoder with captured layers")
+        refuse_capture("the encoder's forward ends before its first layer", "to the encoder with captured layers")
         ids, real = check_inputs(inputs)
         calls: list[Call] = []
         numbers: dict[int, int] = {}
@@ -346,7 +346,7 @@ def _take_apart(
         target = layers[i + 1].reached if i + 1 < len(layers) else (last, last._version)
         after = _between((out, layer.version(out)), target, modules)
         if after is None:
-            where = f"between its layers {i + 1} and {i + 2}" if i + 1 < len(layers) else "behind its last layer"
+            where = f"between its layers {i + 1} and {i + 2}" if i + 1 < len(layers) else "after its last layer"
             raise refuse(f"nothing but modules called on the tokens {where}, where this encoder computes more")
         slots.append(slot)
         afters.append(after)
@@ -509,12 +509,12 @@ def _frame(encoder: nn.Module, name: str, slot: Slot) -> nn.Module:
 
 
 def _check_calls(notes: list[Note], layers: list[_Layer], refuse: Callable[[str], UnsupportedHost]) -> None:
-    """Refuse an encoder that gives a layer something else when the layers in front of it have computed."""
+    """Refuse an encoder that gives a layer something else when the layers before it have computed."""
     for i, (note, layer) in enumerate(zip(notes, layers, strict=True)):
         expected, actual = layer.call.leaves(), note.call.leaves()
         same = note.layer is layer.layer and note.call.place == layer.call.place and len(expected) == len(actual)
         if not same or not all(map(_equal, expected, actual)):
-            raise refuse(f"layers of which each is given only tokens by the one in front of it, unlike layer {i + 1}")
+            raise refuse(f"layers of which each is given only tokens by the one before it, unlike layer {i + 1}")
     if not torch.equal(notes[0].tokens, layers[0].tokens):
         raise refuse("embeddings that are the same in each run in eval mode")
 

@@ -1,7 +1,7 @@
 """Adapters to blocks around `nn.MultiheadAttention`: torch's own encoder, torchvision's ViT, CLIP and its kin.
 
 The weights of `nn.MultiheadAttention` are read, not called, as the module itself does. Each layout of the block around
-it has its class; norms may stand in front of attention and MLP, or behind the sums.
+it has its class; norms may stand before attention and MLP, or after the sums.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _LAYOUTS = (
 )
 _BEFORE = ("layernorm_before", "norm1", "layer_norm1")
 _AFTER = ("layernorm_after", "norm2", "layer_norm2")
-"""Norms in front of attention and of the MLP."""
+"""Norms before attention and of the MLP."""
 _DROPOUTS = ("attention_dropout", "dropout_prob", "dropout")
 """Names of attention dropout, a share or a module; the first that is there counts."""
 _TABLES = ("relative_position_bias", "attention.attention.relative_position_bias")

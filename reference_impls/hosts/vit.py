@@ -8,7 +8,7 @@ may have besides
 - layer scale (`ls1`, `ls2`; `gamma_1`, `gamma_2`) and stochastic depth (`drop_path1`, `drop_path2`; `drop_path`);
 - positions in attention: a table of biases for each pair of places, its own (`relative_position_bias_table`,
   `rel_pos`) or the model's (`shared_rel_pos`, `rel_pos_bias`), or rotary embeddings that the model gives (`rope`);
-- its norms behind attention and MLP, or behind the sums, instead of in front.
+- its norms after attention and MLP, or after the sums, instead of before.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Activation = type[nn.Module] | None
 class ConvNorm(nn.Module):
     """A convolution with bias, then batch normalisation: (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride)).
 
-    The bias in front of a normalisation changes nothing, but it is part of the published networks and their weights.
+    The bias before a normalisation changes nothing, but it is part of the published networks and their weights.
     """
 
     def __init__(self, channels: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:

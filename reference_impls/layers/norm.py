@@ -1,4 +1,4 @@
-"""Batch normalisation of a finished network: folded into the convolutions in front of it, or estimated again."""
+"""Batch normalisation of a finished network: folded into the convolutions before it, or estimated again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Means over positions: of neighbours, which mixes them without parameters, and of all, in front of a classifier."""
+"""Means over positions: of neighbours, which mixes them without parameters, and of all, before a classifier."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each with a residual connection and a layer norm behind it."""
+    """Attention and MLP, each with a residual connection and a layer norm after it."""
 
     def __init__(self, dim: int, num_heads: int, hidden: int) -> None:
         super().__init__()

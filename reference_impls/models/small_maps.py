@@ -135,7 +135,7 @@ class TokenPooling(nn.Module):
 def on_tokens(block: MapBlock, size: Size, *, norms: bool) -> TokenBlock:
     """What a folded `MapBlock` with `Pooling` computes, on tokens (B, N, C): linear layers, a map for the pooling only.
 
-    `norms`: with a layer normalisation in front of either part, as blocks on tokens have; then the result differs.
+    `norms`: with a layer normalisation before either part, as blocks on tokens have; then the result differs.
     """
     first, second = (conv for conv in block.mlp.modules() if isinstance(conv, nn.Conv2d))
     made = TokenBlock(first.in_channels, TokenPooling(size), first.out_channels).to(first.weight)

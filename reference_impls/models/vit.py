@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm and around a residual connection."""
+    """Attention and MLP, each after a layer norm and around a residual connection."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, layer_scale: float | None, eps: float) -> None:
         super().__init__()

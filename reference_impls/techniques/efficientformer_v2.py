@@ -52,7 +52,7 @@ class Config(Stages):
 
     `ratios`: expansion of the feed-forward part of every block, stage by stage. `strides`: stride of the attention of
     each stage. `mixer`: what stands in the place of attention in those blocks. `dual_path`: attention beside the
-    convolution in front of the last stage.
+    convolution before the last stage.
     """
 
     ratios: tuple[tuple[float, ...], ...]

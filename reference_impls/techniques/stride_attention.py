@@ -8,8 +8,8 @@ References:
 The idea: what attention adds to a map is smooth, so a quarter of the pixels is enough to compute it. A depthwise
 convolution of stride 2 makes the small map, all of attention runs there (a sixteenth of the query-key products), and
 bilinear interpolation brings the result back. Beside it, a depthwise convolution of the values is added to what
-attention mixes. Scores also pass through two 1x1 convolutions across heads (talking heads), one in front of the softmax
-and one behind it, so the rows of the mixing matrix need not sum to 1.
+attention mixes. Scores also pass through two 1x1 convolutions across heads (talking heads), one before the softmax
+and one after it, so the rows of the mixing matrix need not sum to 1.
 
     attend = MapAttention(96, (14, 14), stride=2)        # attention on 7 x 7 = 49 tokens
     y = attend(x)                                        # (B, 96, 14, 14) -> (B, 96, 14, 14)
@@ -146,7 +146,7 @@ class Coarseness:
 def attend_coarsely(attention: MapAttention, x: Tensor, coarse: Coarseness) -> Tensor:
     """What `attention` (of stride 1) gives with coarser queries, keys or local values: (B, C, H, W) -> (B, C, H, W).
 
-    Maps are coarsened by averaging cells, see `coarse_values`, and brought back by bilinear interpolation in front of
+    Maps are coarsened by averaging cells, see `coarse_values`, and brought back by bilinear interpolation before
     the activation.
     """
     size, (mixed, local) = x.shape[2:], coarse_values(attention, x, coarse)
@@ -160,7 +160,7 @@ def coarse_values(attention: MapAttention, x: Tensor, coarse: Coarseness) -> tup
 
     Queries, keys and values are linear in x in evaluation mode, so averaging x averages them; position biases are
     averaged alike. The score of two cells is therefore the mean score of their positions. The bias of the talking heads
-    behind the softmax is a weight that every key gets, so it counts for all positions that a coarse key stands for.
+    after the softmax is a weight that every key gets, so it counts for all positions that a coarse key stands for.
     With that, equal positions give what they give at full resolution.
     """
     size = (x.shape[2], x.shape[3])

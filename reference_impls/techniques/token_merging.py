@@ -109,14 +109,14 @@ def bipartite_soft_matching(
 
     metric: (B, N, C), what tokens are compared by, such as their keys averaged over heads. Over the whole sequence, set
     A holds the tokens at even positions and B those at odd ones; each token of A draws an edge to its most similar one
-    of B by cosine, and the r edges with the highest cosine are kept, but never more than half of the tokens behind the
+    of B by cosine, and the r edges with the highest cosine are kept, but never more than half of the tokens after the
     prefix (r=None: that half). The first `prefix` tokens (class token, then a distillation token) are protected: those
     in A do not merge, and nothing merges into those in B. With `threshold`, only edges whose cosine reaches it count; a
     batch stays rectangular, so the datum with the fewest such edges decides. Cosines are taken in float32.
 
     The tokens that stay are ordered as in the official code: the protected ones, what is left of A (by position;
     without a prefix, by falling cosine), then B. `keep_order` leaves them in the order of the sequence instead, and
-    `split_behind_prefix` begins A at the first token behind the prefix.
+    `split_behind_prefix` begins A at the first token after the prefix.
 
     Returns None when nothing merges. Raises ValueError for a wrong shape, values that are not finite, or a bad knob.
     """
@@ -193,7 +193,7 @@ def matching_macs(tokens: int, prefix: int, channels: int, split_behind_prefix: 
 
 
 def tokens_left(tokens: int, r: int, blocks: int, prefix: int = 1) -> list[int]:
-    """Closed form of the number of tokens behind each block, leading tokens included, where each merges r."""
+    """Closed form of the number of tokens after each block, leading tokens included, where each merges r."""
     left = [tokens]
     for _ in range(blocks):
         left.append(left[-1] - min(r, (left[-1] - prefix) // 2))
@@ -240,7 +240,7 @@ class Merged:
     """(B, n) number of patches that each token stands for; None while no token has merged."""
     matches: tuple[Match, ...] = ()
     tokens: tuple[tuple[int, int], ...] = ()
-    """In front of and behind the merge of each block."""
+    """Before and after the merge of each block."""
     matched: tuple[bool, ...] = ()
     """Whether each block compared its tokens."""
 
@@ -356,7 +356,7 @@ class Step:
     def _merged(
         self, block: Block, x: Tensor, run: Merged, positions: Positions
     ) -> tuple[Tensor, Tensor | None, tuple[Match, ...]]:
-        """The tokens behind the block, their sizes, and all matches so far."""
+        """The tokens after the block, their sizes, and all matches so far."""
         size, matches, bias = run.size, run.matches, None
         if matches and positions != NOWHERE:
             positions = positions.of(run.anchor, run.group, self.rule.proportional)
@@ -398,9 +398,9 @@ class TokenMerging(Technique):
             optional=True,
             about="leading tokens that never merge (class and distillation tokens); None: as many as the model says",
         ),
-        "keep_order": Switch(False, about="keep tokens in the order of the sequence; the paper puts A in front of B"),
+        "keep_order": Switch(False, about="keep tokens in the order of the sequence; the paper puts A before B"),
         "split_behind_prefix": Switch(
-            False, about="split into A and B behind the leading tokens; the paper splits the whole sequence"
+            False, about="split into A and B after the leading tokens; the paper splits the whole sequence"
         ),
     }
 
@@ -412,8 +412,8 @@ class TokenMerging(Technique):
         """Mean best-match cosine of centred keys, over the tokens and blocks of the dense model.
 
         The formula is `spatial_similarity` on the keys averaged over heads, class token left out, with the mean key of
-        the image subtracted: keys share a large mean that says nothing of the image. `where` holds it for each block,
-        and the raw cosine, which is what ToMe compares, as "raw block 0" and so on.
+        the image subtracted: keys share a large mean that says nothing about the image. `where` holds it for each
+        block, and the raw cosine, which is what ToMe compares, as "raw block 0" and so on.
         """
         keys = _keys(transformer_blocks(self.id, target), target, inputs)
         where = {name: spatial_similarity(key, centred=True).mean().item() for name, key in keys.items()}
@@ -450,7 +450,7 @@ class TokenMerging(Technique):
         return Handle(target, undo=merging.undo, trace=lambda: options | merging.trace())
 
     def saving(self, target: nn.Module, inputs: Tensor, trace: Mapping[str, Any]) -> int:
-        """Closed form of the saving of a batch, from the tokens (n, m) in front of and behind the merge of each block.
+        """Closed form of the saving of a batch, from the tokens (n, m) before and after the merge of each block.
 
         With N tokens in the dense model, blocks of width D and hidden width D' save for each image
 

@@ -192,7 +192,7 @@ def test_random_paths_follow_the_generator_and_gain_with_every_move() -> None:
 def check_rules(path: list[Architecture], table: LatencyTable) -> None:
     for architecture in path:
         kinds = [kind for _, _, kind in architecture.positions() if kind != "identity"]
-        assert kinds == sorted(kinds, reverse=True), "MB3D stay behind all MB4D"
+        assert kinds == sorted(kinds, reverse=True), "MB3D stay after all MB4D"
         assert all(depth >= 1 for depth in architecture.depths())
         assert all(width >= 16 and width % 16 == 0 for width in architecture.widths)
     latencies = [table(architecture.parts()) for architecture in path]

@@ -337,10 +337,10 @@ def test_projecting_first_commutes_but_for_the_activation() -> None:
     attend = randomise_parameters(MapAttention(CHANNELS, (8, 8), 2, 4, 2, stride=2)).double().eval()
     x = maps(8, 8)
     with torch.no_grad():
-        behind = attend(x)
+        after = attend(x)
         attend.project_first = True
         in_front = attend(x)
-        assert (in_front - behind).abs().max() > 1e-3
+        assert (in_front - after).abs().max() > 1e-3
         attend.act = nn.Identity()
         without = attend(x)
         attend.project_first = False

@@ -274,10 +274,10 @@ def test_options_keep_the_order_and_split_behind_the_prefix(draws: torch.Generat
     metric = torch.randn(2, 10, 4, generator=draws)
     kept = bipartite_soft_matching(metric, 3, prefix=1, keep_order=True).kept
     assert torch.equal(kept, kept.sort(1).values)
-    behind = bipartite_soft_matching(metric, 3, prefix=1, split_behind_prefix=True)
+    after = bipartite_soft_matching(metric, 3, prefix=1, split_behind_prefix=True)
     alone = bipartite_soft_matching(metric[:, 1:], 3)
-    assert torch.equal(behind.source, alone.source + 1)
-    assert torch.equal(behind.group[:, 1:] == behind.group[:, -1:], alone.group == alone.group[:, -1:])
+    assert torch.equal(after.source, alone.source + 1)
+    assert torch.equal(after.group[:, 1:] == after.group[:, -1:], alone.group == alone.group[:, -1:])
     case = CASES.build("typical", 0, "cpu")
     with TOME.apply(case.target, r=4, keep_order=True, split_behind_prefix=True) as handle, count() as merged:
         run(case.target, case.inputs)

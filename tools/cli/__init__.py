@@ -33,6 +33,7 @@ HOMES: Final = {
     "list": ".entries:list_",
     "new": "..scaffold.commands:new",
     "profile": ".profile:profile",
+    "review": ".review:review",
     "run": ".run:run",
     "schema": ".check:schema",
     "show": ".entries:show",

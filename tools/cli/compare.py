@@ -22,7 +22,7 @@ def compare(ctx: click.Context, benchmark: str, json_: bool) -> None:
     """What the techniques of BENCHMARK save at the same quality, beside the best control.
 
     Each row is the setting with the fewest MACs that loses at most 1 % of the baseline's quality. What a technique
-    needs once and its MACs do not hold stands behind them; work that is done once is told from end to end.
+    needs once and its MACs do not hold stands after them; work that is done once is told from end to end.
     """
     from ..compare import compare as compared
 

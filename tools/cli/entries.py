@@ -12,10 +12,12 @@ import click
 from ..knowledge import Knowledge
 from ..knowledge.findings import counted, did_you_mean, render
 from ..knowledge.paths import INSTALLED
+from ..numbers import number
 from .common import as_json, entry_of, heading, knowledge_of, print_json, table, wrong_usage
 from .records import print_record
 
 if TYPE_CHECKING:
+    from ..knowledge.claims import Judgement
     from ..knowledge.completeness import Need
     from ..knowledge.schema import Claim, Entry, Paper
 
@@ -119,6 +121,8 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
                         "verdict": judgement.verdict,
                         "because": judgement.because,
                         "measured": judgement.value,
+                        "interval": judgement.interval,
+                        "controls": {name: one.value for name, one in judgement.controls.items()},
                     }
                     for paper, claim, judgement in claims
                 ],
@@ -142,7 +146,7 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
         ("Limits", entry.limits),
         ("How ours departs from the paper", entry.deviations),
         ("Papers", [cite(paper) for paper in papers]),
-        ("Claims, and what we found", [told(paper, claim, judged.verdict) for paper, claim, judged in claims]),
+        ("Claims, and what we found", [told(*one) for one in claims]),
     ):
         if items:
             heading(title)
@@ -166,9 +170,15 @@ def cite(paper: Paper) -> str:
     return f"{who}: {paper.title}{f' ({where})' if where else ''} [{paper.key}]"
 
 
-def told(paper: Paper, claim: Claim, verdict: str) -> str:
+def told(paper: Paper, claim: Claim, judged: Judgement) -> str:
+    """A claim with our verdict; where we tried it, with our number, its scenario, why, and in what ours differs."""
     where = ", ".join(f"{name} {value}" for name, value in claim.locator.model_dump(exclude_none=True).items())
-    return f"[{verdict}] {claim.statement} ({paper.key}, {where})"
+    told = f"{claim.statement.strip()} ({paper.key}, {where})"
+    if judged.check is None:
+        return f"[{judged.verdict}] {told}"
+    ours = "" if judged.value is None else f"{number(judged.value)} {judged.check.unit or ''}".strip() + " in "
+    notes = [judged.because, *([judged.check.note.strip()] if judged.check.note else [])]
+    return "\n  ".join([f"[{judged.verdict}: {ours}{judged.check.scenario}] {told}", *notes])
 
 
 @click.command()

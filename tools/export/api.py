@@ -223,6 +223,8 @@ def claims(knowledge: Knowledge) -> tuple[model.ClaimOut, ...]:
                 verdict=judged.verdict,
                 because=judged.because,
                 measured=judged.value,
+                interval=judged.interval,
+                controls={name: one.value for name, one in judged.controls.items()},
                 result=result_id(judged.record) if judged.record else None,
                 page=f"papers/{one.key}.html#{claim.id}",
             )

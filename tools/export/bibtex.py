@@ -15,7 +15,7 @@ SPECIAL = {
     "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "`": r"\textasciigrave{}",
 } | {c: "\\" + c for c in "&%$#_"}  # fmt: skip
-"""BibTeX counts braces even behind a backslash, so that a brace of a title must not stand there as such."""
+"""BibTeX counts braces even after a backslash, so that a brace of a title must not stand there as such."""
 ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u030a": "r", "\u030c": "v",
            "\u0327": "c", "\u0328": "k", "\u0304": "=", "\u0306": "u", "\u030b": "H", "\u0307": ".", "\u0323": "d",
            "\u0331": "b", "\u0326": "textcommabelow"}  # fmt: skip
@@ -134,7 +134,7 @@ def escape(text: str) -> str:
 
 
 def _piece(letter: str) -> str:
-    """LaTeX for one letter, its accents behind it."""
+    """LaTeX for one letter, its accents after it."""
     char = unicodedata.normalize("NFC", letter)
     if char in SPECIAL:
         return SPECIAL[char]

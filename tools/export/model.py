@@ -109,6 +109,10 @@ class ClaimOut(Claim):
     """The reason of the verdict."""
     measured: Number | None = Field(default=None, examples=[1.6])
     """What we measured, in the unit of the check; absent as long as nothing was."""
+    interval: tuple[Number, Number] | None = Field(default=None, examples=[[1.58, 1.63]])
+    """Its 95 % interval, where the result holds one."""
+    controls: dict[str, Number] = Field(default_factory=dict, examples=[{"random merging": 1.6}])
+    """What the controls gave that were asked the same."""
     result: ResultId | None = Field(default=None, examples=["token-merging/vit-small-latency"])
     """The result that `measured` was taken from."""
     page: Path = Field(examples=["papers/bolya-2023-token.html#c1"])
@@ -119,7 +123,7 @@ class ResultOut(Record):
     """A measured result: a technique, or several, beside their baseline. An empty cell of a table is an empty text."""
 
     id: ResultId = Field(examples=["token-merging/vit-small-latency"])
-    """Id of the entry or benchmark, `/`, the scenario; with the device behind a point where it is not the CPU."""
+    """Id of the entry or benchmark, `/`, the scenario; with the device after a point where it is not the CPU."""
     page: Path = Field(examples=["techniques/token-merging.html#vit-small-latency"])
     """Where the site shows it."""
     file: Path = Field(examples=["reference_impls/results/token-merging/vit-small-latency.json"])
@@ -144,8 +148,8 @@ class Node(Model):
 
 
 EdgeType = Literal[
-    "generalises", "variant-of", "composes-with", "conflicts-with", "supersedes", "has-part", "replaced-by",
-    "introduces", "ancestor", "extends", "analyses", "applies", "claims", "about",
+    "generalises", "variant-of", "analogue-of", "composes-with", "conflicts-with", "supersedes", "has-part",
+    "replaced-by", "introduces", "ancestor", "extends", "analyses", "applies", "claims", "about",
 ]  # fmt: skip
 
 

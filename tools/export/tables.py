@@ -159,7 +159,7 @@ class ClaimRow(Model):
     seen_at: str | None = Field(examples=["README of the official repository"])
     """Where it was read, if not in the paper."""
     verdict: str = Field(examples=["reproduced"])
-    """reproduced, partly, contradicted or not attempted; computed from our results."""
+    """Our verdict, computed from our results; the site's page on numbers says what each word means."""
     because: str = Field(examples=["Within the tolerance."])
     """The reason of the verdict."""
     measured: float | None = Field(examples=[1.6])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from reference_impls.accounting.record import Record
 
 from .claims import Judgement, judge
 from .findings import Finding
+from .paths import INVARIANTS
 from .reader import Document
 from .schema import Axes, Claim, Entry, HardCase, Paper, Statements
 from .source import Source
@@ -86,6 +88,13 @@ class Knowledge:
     def claimed(self) -> frozenset[str]:
         """Ids of the entries about which a paper makes a claim."""
         return frozenset(claim.technique for paper in self.papers.values() for claim in paper.claims)
+
+    @cached_property
+    def tested_invariants(self) -> frozenset[str] | None:
+        """Modules' names of the entries whose invariant is tried on numbers; None where there are no such tests."""
+        files = [*self.root.glob(INVARIANTS)]
+        tests = "".join(file.read_text("utf-8", "replace") for file in files)
+        return frozenset(re.findall(r"^def test_([a-z0-9_]+)\(", tests, re.MULTILINE)) if files else None
 
     def entries_of(self, paper_key: str) -> list[Entry]:
         """The entries that name a paper."""

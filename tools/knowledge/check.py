@@ -19,9 +19,10 @@ from reference_impls.accounting.record import Record
 
 from . import references
 from .base import Knowledge
-from .claims import FieldAbsent, FieldError, parse_field
+from .claims import fields_of, measured
 from .completeness import INDEX_AXES, REASON_WORDS, axis_hint, due
 from .editor import modeline
+from .fields import FieldAbsent, FieldError
 from .findings import Finding, did_you_mean, finding, nearest
 from .latex import latex_problem
 from .notebook import notebook_findings
@@ -100,7 +101,7 @@ class _Checker:
             yield document.finding("E211", message, path, hint=hint)
         elif not old and len(number) != (wanted := 4 if year < 2015 else 5):
             yield document.finding(
-                "E205", f"an arXiv id of {year} has {wanted} digits behind the point", path, hint=hint
+                "E205", f"an arXiv id of {year} has {wanted} digits after the point", path, hint=hint
             )
         elif not int(number):
             yield document.finding("E205", "arXiv counts from 1, and the number of this id is 0", path, hint=hint)
@@ -185,6 +186,8 @@ class _Checker:
         ]
         targets += [(("parts", n), part) for n, part in enumerate(entry.parts)]
         yield from self._past(document, ("added",), entry.added)
+        if entry.reviewed:
+            yield from self._past(document, ("reviewed",), entry.reviewed)
         if entry.replaced_by is not None:
             targets.append((("replaced_by",), entry.replaced_by))
         for path, target in targets:
@@ -374,7 +377,7 @@ class _Checker:
             return
         at = (*path, "check", "field")
         try:
-            field = parse_field(claim.check.field)
+            fields_of(claim.check)
         except FieldError as error:
             hint = "for example points[r=13].quality.value - baseline.quality.value"
             yield document.finding("E502", str(error), at, hint=hint)
@@ -396,7 +399,7 @@ class _Checker:
         if record is None:
             return
         try:
-            field.value(record)
+            measured(claim.check, record, claim.technique)
         except FieldAbsent as error:
             yield document.finding("E503", str(error), at)
         if claim.check.unit is None or claim.check.differs is None:

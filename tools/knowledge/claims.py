@@ -1,87 +1,35 @@
-"""How a claim compares with our own results: the verdict is computed here, and typed nowhere.
+"""How a claim compares with our own results: the verdict is computed, and typed nowhere.
 
-A claim's `check` names a scenario and a `field` of its result record, in a small grammar:
+A claim's `check` names a scenario and a `field` of its result record (`tools.knowledge.fields`). Where it has an
+operating point, our number is that of the point nearest to it, not of the best:
 
-    field    = operand [ " / " operand | " - " operand ]     a number, a ratio, a difference; spaces around the sign
-             | "1 - " operand " / " operand                  a share: what the first is less than the second
-    operand  = name { "." name | "[" selector "]" }
-    selector = key | knob "=" value { "," knob "=" value }
+    baseline.wall_ms.median / points[rule=entropy, point=nearest].wall_ms.median
+    nearest.quality.value - baseline.quality.value                      the field of its `at`
 
-    points[r=13].quality.value                                          the point of the sweep whose knob r is 13
-    baseline.wall_ms.median / points[r=13].wall_ms.median               a speed-up
-    points[r=13].quality.value - baseline.quality.value                 a change of quality
-    controls[name=random merging].points[r=13].quality.value          a control
-    redundancy.null[white noise]                                      a key that is no plain word
-    tables[by epsilon].rows[epsilon=0.2][kept share]                  a cell of a table, by the names of its columns
-
-A selector with `=` picks by the knobs of the items, or by their own fields where they have no knobs, and must match
-exactly one item. Nothing is selected by its position: positions change when a sweep does, and names do not.
+Every control on the same input is asked the same: its points take the place of the first `points` of the field, with
+the same knobs, or nearest to the operating point, or as the only one that it has. What a setting costs is no question
+to a control without an operating point: random merging of as many tokens is as fast. What follows from the numbers
+stands in `tools.knowledge.verdicts`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final, get_args
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from reference_impls.accounting.record import Record
+from reference_impls.accounting.record import Control, Interval, Record
 
-from .findings import did_you_mean
-from .reader import scalar
-from .schema import Check, Claim, Differing, Verdict
-
-_NAME = re.compile(r"[A-Za-z_][\w-]*")
-_SELECTOR = re.compile(r"\[([^\[\]]+)\]")
-_COMMA = re.compile(r",(?=[^,=]*=)")  # a comma inside a value, such as a name with one, stays
-_SIGN = re.compile(r"\s+([/-])\s+")
-_SHARE = re.compile(r"1\s+-\s+")
+from .fields import NEAREST, Field, FieldAbsent, FieldError, Part, data_of, parse_field, same
+from .schema import SETTING, Check, Claim, OperatingPoint, Verdict
+from .verdicts import verdict
 
 FACTORS: Final = {"percent": 100.0, "percentage points": 100.0, "million": 1e-6, "billion": 1e-9}
 """Unit of a check -> what a share or a count of a record is multiplied by; other units are those of the field."""
 
-Part = str | tuple[tuple[str, Any], ...]
-"""A name or key, or the conditions of a selector."""
-
-
-class FieldError(ValueError):
-    """The field of a check cannot be read; the message says why."""
-
-
-class FieldAbsent(LookupError):
-    """The record holds no such number; the message says what it does hold."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """A parsed field: one operand, or two and the sign between them."""
-
-    first: tuple[Part, ...]
-    sign: str | None = None
-    second: tuple[Part, ...] = ()
-    share: bool = False
-    """Whether it is 1 minus the ratio."""
-
-    @property
-    def neutral(self) -> float | None:
-        """The value that means `no difference`: 1 for a ratio, 0 for a difference or a share, none for a number."""
-        return 0.0 if self.share else {"/": 1.0, "-": 0.0}.get(self.sign or "")
-
-    def value(self, record: Record) -> float:
-        """The number in `record`. Raises FieldAbsent if it is not there."""
-        named = {str(parts[0]) for parts in (self.first, self.second) if parts}
-        data = record.model_dump(include=named if named <= Record.model_fields.keys() else None)
-        for table in data.get("tables", {}).values():
-            table["rows"] = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
-        first = _number(data, self.first)
-        if self.sign is None:
-            return first
-        second = _number(data, self.second)
-        if self.sign == "-":
-            return first - second
-        if second == 0:
-            raise FieldAbsent(f"{_text(self.second)} is 0, so there is no ratio")
-        return 1 - first / second if self.share else first / second
+COSTS: Final = frozenset({"macs", "bytes", "wall_ms", "speed_up", "samples"})
+"""Fields of a variant that say what it costs."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +39,23 @@ class Judgement:
     verdict: Verdict
     because: str
     """The reason, in a sentence."""
-    value: float | None = None
-    """What we measured, in the unit of the check."""
+    ours: Interval | None = None
+    """What we measured, with its interval where the record holds one, in the unit of the check."""
     check: Check | None = None
     record: Record | None = None
+    controls: Mapping[str, Interval] = field(default_factory=dict)
+    """What the controls that were asked the same gave."""
+
+    @property
+    def value(self) -> float | None:
+        """What we measured."""
+        return self.ours.value if self.ours else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Its 95 % interval, where the record holds one."""
+        one = self.ours
+        return (one.low, one.high) if one and one.low is not None and one.high is not None else None
 
     @property
     def attempted(self) -> bool:
@@ -102,116 +63,100 @@ class Judgement:
         return self.verdict != "not attempted"
 
 
-def parse_field(text: str) -> Field:
-    """Parse the field of a check. Raises FieldError."""
-    share = _SHARE.match(text)
-    first, at = _operand(text, share.end() if share else 0)
-    if at == len(text) and not share:
-        return Field(first)
-    sign = _SIGN.match(text, at)
-    if share and (sign is None or sign.group(1) != "/"):
-        raise FieldError('after "1 - " a ratio is due: 1 - name / name')
-    if sign is None:
-        raise FieldError(f'cannot read "{text[at:]}" at character {at + 1}: expected ".name", "[...]", " / " or " - "')
-    second, at = _operand(text, sign.end())
-    if at != len(text):
-        raise FieldError(f'"{text[at:]}" at character {at + 1} is one operand too many')
-    return Field(first, sign.group(1), second, share=share is not None)
+@dataclass
+class _Chooser:
+    """Picks the item nearest to an operating point, and keeps how far it is."""
+
+    at: OperatingPoint
+    data: dict[str, Any]
+    found: float = math.nan
+    """Where the item is that was picked, in the unit of the operating point."""
+
+    def __call__(self, items: list[Any]) -> Any:
+        one, places = parse_field(self.at.field), []
+        for item in items:
+            try:
+                place = one.read(self.data | {NEAREST[1]: item}).value * FACTORS.get(self.at.unit or "", 1.0)
+            except FieldAbsent:
+                continue
+            places.append((abs(place - self.at.target), place, item))
+        if not places:
+            raise FieldAbsent(f"no point has the operating point {self.at.field}")
+        _, self.found, item = min(places, key=lambda known: known[0])
+        return item
+
+    @property
+    def distance(self) -> float:
+        """Of that item from the operating point; nan as long as none was picked."""
+        return abs(self.found - self.at.target)
 
 
-def _operand(text: str, at: int) -> tuple[tuple[Part, ...], int]:
-    parts: list[Part] = []
-    while True:
-        name = _NAME.match(text, at)
-        if name is None:
-            raise FieldError(f"expected a name at character {at + 1}")
-        parts.append(name.group())
-        at = name.end()
-        while selector := _SELECTOR.match(text, at):
-            parts.append(_selector(selector.group(1)))
-            at = selector.end()
-        if text[at : at + 1] != ".":
-            return tuple(parts), at
-        at += 1
+def fields_of(check: Check) -> tuple[Field, Field | None]:
+    """The field of a check and that of its operating point. Raises FieldError, also where one has no use for the
+    other."""
+    asked, at = parse_field(check.field), parse_field(check.at.field) if check.at else None
+    if asked.nearest != (at is not None):
+        raise FieldError("`point=nearest` and `at` go together: one of them is missing")
+    return asked, at
 
 
-def _selector(text: str) -> Part:
-    if "=" not in text:
-        if type(scalar(text.strip())) is int:
-            raise FieldError(f"[{text}] is a position, and positions change: select by name, such as [knob=value]")
-        return text.strip()
-    conditions = []
-    for condition in _COMMA.split(text):
-        knob, equals, value = condition.partition("=")
-        if not equals or not knob.strip() or not value.strip():
-            raise FieldError(f'cannot read the selector "[{text}]": write [knob=value] or [knob=value, knob=value]')
-        conditions.append((knob.strip(), scalar(value.strip())))
-    return tuple(conditions)
+def measured(check: Check, record: Record, technique: str) -> tuple[Interval, float | None, dict[str, Interval]]:
+    """Our number in the unit of the check, where our nearest point is if the check has an operating point, and what the
+    controls give that were asked the same. Raises FieldError, or FieldAbsent if the record lacks the number."""
+    asked, at = fields_of(check)
+    data = data_of(record, asked.roots | (at.roots if at else set()) | {"controls"})
+    if record.technique is None and "points" in data:  # several meet: its own points are meant
+        data["points"] = [point for point in data["points"] if point["technique"] == technique]
+
+    def read(one: Field) -> tuple[Interval, _Chooser | None]:
+        chooser = _Chooser(check.at, data) if check.at else None
+        return _in_unit(one.read(data, chooser), check.unit), chooser
+
+    ours, chooser = read(asked)
+    reach = max(check.at.tolerance, chooser.distance) if check.at and chooser else math.inf
+    controls = {}
+    for control in record.controls:
+        if not control.other_input and (one := _of_control(asked, control, costs=check.at is not None)):
+            try:
+                theirs, place = read(one)
+            except FieldAbsent:
+                continue
+            if place is None or place.distance <= reach:
+                controls[control.name] = theirs
+    return ours, chooser.found if chooser else None, controls
 
 
-def _number(data: Any, parts: tuple[Part, ...]) -> float:
-    for n, part in enumerate(parts):
-        data = _step(data, part, _text(parts[:n]))
-    if isinstance(data, bool) or not isinstance(data, (int, float)):
-        raise FieldAbsent(f"{_text(parts)} is {'absent' if data is None else 'no number'}")
-    return float(data)
+def _of_control(asked: Field, control: Control, *, costs: bool) -> Field | None:
+    """The field with the points of a control in the place of the technique's; None where that asks it nothing, as it
+    does where the control is what the technique is compared with."""
+    if asked.second[:2] == ("controls", (("name", control.name),)):
+        return None
+    for name in ("first", "second"):
+        parts: tuple[Part, ...] = getattr(asked, name)
+        if parts[:1] == ("points",) and len(parts) > 2 and isinstance(parts[1], tuple):
+            if parts[2] in COSTS and not costs:
+                return None
+            knobs = [point.knobs for point in control.points]
+            if NEAREST in parts[1]:
+                which: Part = (NEAREST,)
+            elif sum(all(same(one.get(knob), value) for knob, value in parts[1]) for one in knobs) == 1:
+                which = parts[1]
+            elif len(knobs) == 1:
+                which = ()
+            else:
+                return None
+            return replace(asked, **{name: ("controls", (("name", control.name),), "points", which, *parts[2:])})
+    return None
 
 
-def _step(data: Any, part: Part, where: str) -> Any:
-    place = where or "the record"
-    if isinstance(part, str):
-        if not isinstance(data, dict):
-            raise FieldAbsent(f'{place} has no field "{part}"')
-        if part not in data:
-            hint = did_you_mean(part, map(str, data))
-            raise FieldAbsent(f'{place} has no "{part}"{f": {hint}" if hint else ""}')
-        return data[part]
-    if not isinstance(data, (list, tuple)):
-        raise FieldAbsent(f"{place} is no list to select from")
-    matches = [item for item in data if all(_same(_fields(item).get(knob), value) for knob, value in part)]
-    if len(matches) == 1:
-        return matches[0]
-    there = "; ".join(
-        ", ".join(f"{knob}={_fields(item).get(knob)}" for knob, _ in part) for item in data if isinstance(item, dict)
-    )
-    if matches:
-        raise FieldAbsent(f"{place} has {len(matches)} points with {_conditions(part)}: name more knobs")
-    raise FieldAbsent(f"{place} has no point with {_conditions(part)}; there are: {there}")
-
-
-def _fields(item: Any) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        return {}
-    knobs = item.get("knobs", item)
-    return knobs if isinstance(knobs, dict) else {}
-
-
-def _same(a: Any, b: Any) -> bool:
-    return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
-
-
-def _conditions(part: tuple[tuple[str, Any], ...]) -> str:
-    return ", ".join(f"{knob}={str(value).lower() if isinstance(value, bool) else value}" for knob, value in part)
-
-
-def _text(parts: tuple[Part, ...]) -> str:
-    text = ""
-    for part in parts:
-        if isinstance(part, str) and _NAME.fullmatch(part):
-            text += f".{part}" if text else part
-        else:
-            text += f"[{_conditions(part) if isinstance(part, tuple) else part}]"
-    return text
+def _in_unit(one: Interval, unit: str | None) -> Interval:
+    by = FACTORS.get(unit or "", 1.0)
+    ends = {"low": one.low * by, "high": one.high * by} if one.low is not None and one.high is not None else {}
+    return Interval(value=one.value * by, **ends)
 
 
 def judge(claim: Claim, records: Iterable[Record]) -> Judgement:
-    """Compare a claim with our results of its technique.
-
-    reproduced: our number lies within the tolerance of the target, or on the better side of it; where task, data and
-    model are all other ones than the paper's, that is the same effect in another setting. partly: not so, but it
-    lies on the better side of no effect (a ratio of 1, a difference of 0, or what `neutral` says): it is there, and
-    smaller. contradicted: neither. not attempted: the claim has no check, or its result is not there.
-    """
+    """Compare a claim with our results of its technique, by the rule of `tools.knowledge.verdicts`."""
     check = claim.check
     if check is None:
         return Judgement("not attempted", "No experiment of the atlas bears on this claim yet.")
@@ -219,23 +164,28 @@ def judge(claim: Claim, records: Iterable[Record]) -> Judgement:
     if record is None:
         return Judgement("not attempted", f"The scenario {check.scenario} has no result yet.", check=check)
     try:
-        field = parse_field(check.field)
-        value = field.value(record) * FACTORS.get(check.unit or "", 1.0)
+        ours, place, controls = measured(check, record, claim.technique)
+        neutral = fields_of(check)[0].neutral if check.neutral is None else check.neutral
     except (FieldError, FieldAbsent) as error:
         return Judgement("not attempted", f"The check cannot be computed: {error}.", check=check, record=record)
+    near = place is None or check.at is None or abs(place - check.at.target) <= check.at.tolerance
+    word, why = verdict(check, ours, neutral, controls, near=near)
+    return Judgement(word, _sentence(check, why, ours, place, controls), ours, check, record, controls)
+
+
+def _sentence(check: Check, why: str, ours: Interval, place: float | None, controls: Mapping[str, Interval]) -> str:
+    """The reason in full: why, our number, the target, the operating point, the controls, and what differs."""
     unit = f" {check.unit}" if check.unit else ""
-    numbers = f"we measure {value:.4g}{unit}, the target is {check.target:g} ± {check.tolerance:g}"
-    elsewhere = len(check.differs or ()) == len(get_args(Differing))
-    holds: Verdict = "same effect in another setting" if elsewhere else "reproduced"
-    if elsewhere:
-        numbers += "; task, data and model are others than the paper's"
-    slack = 1e-9 * max(abs(value), abs(check.target))  # rounding of a number that lies on the edge
-    if abs(value - check.target) <= check.tolerance + slack:
-        return Judgement(holds, f"Within the tolerance: {numbers}.", value, check, record)
-    side = {"higher": 1.0, "lower": -1.0}.get(check.better or "")
-    if side is not None and side * (value - check.target) > 0:
-        return Judgement(holds, f"Better than the target: {numbers}.", value, check, record)
-    neutral = field.neutral if check.neutral is None else check.neutral
-    if side is not None and neutral is not None and side * (value - neutral) > 0:
-        return Judgement("partly", f"The effect is there, but smaller: {numbers}.", value, check, record)
-    return Judgement("contradicted", f"Outside the tolerance: {numbers}.", value, check, record)
+    text = f"{why}: we measure {ours.value:.4g}{unit}, the target is {check.target:g} ± {check.tolerance:g}"
+    if ours.low is not None:
+        text += f"; 95 % interval {ours.low:.4g} to {ours.high:.4g}"
+    if place is not None and check.at:
+        text += f"; our nearest point lies at {place:.3g}{f' {check.at.unit}' if check.at.unit else ''}"
+        text += f", the paper's at {check.at.target:g}"
+    if controls:
+        text += "; controls: " + ", ".join(f"{name} {one.value:.4g}" for name, one in controls.items())
+    if set(SETTING) <= set(check.differs or ()):
+        text += "; task, data and model are others than the paper's"
+    if "quantity" in (check.differs or ()):
+        text += "; it is another quantity than the paper's"
+    return f"{text}."

@@ -465,6 +465,17 @@ CODES: Final[dict[str, Code]] = _table(
         '"""Row sharing.\n\nThe idea: ...',
     ),
     (
+        "E407",
+        "an invariant that nobody has tried",
+        (
+            "The invariant of a draft is tried on numbers by a test of its name in `tests/test_invariants.py`, which "
+            "shows a case that a wrong sentence would let through; or `invariant_untested` says why that needs an "
+            "implementation first. An entry with tests of its own needs neither."
+        ),
+        "invariant: Equal keys can be merged without error.",
+        "invariant: ...\ninvariant_untested: Which items are twins is decided by an embedding, on real data.",
+    ),
+    (
         "E501",
         "a check of a scenario without a result",
         "A claim's check compares with the committed result of a scenario of the claim's technique.",

@@ -17,7 +17,18 @@ from . import references
 from .base import Knowledge
 from .findings import Finding
 from .latex import unexplained
-from .paths import ENTRIES, EXPERIMENTS, INSTALLED, NOTEBOOKS, RESULTS, TECHNIQUES, TESTS, located, module_name
+from .paths import (
+    ENTRIES,
+    EXPERIMENTS,
+    INSTALLED,
+    INVARIANTS,
+    NOTEBOOKS,
+    RESULTS,
+    TECHNIQUES,
+    TESTS,
+    located,
+    module_name,
+)
 from .reader import Keys
 from .schema import Axis, Entry
 from .text import one_line
@@ -91,7 +102,8 @@ def due(knowledge: Knowledge, entry: Entry) -> tuple[Need, ...]:
     """What the entry lacks although its present status needs it."""
     if entry.status == "stable":
         return gaps(knowledge, entry)
-    return tuple(n for n in _classification(knowledge, entry) if not n.met and n.status == "draft")
+    needed = (*_classification(knowledge, entry), *_invariant(knowledge, entry))
+    return tuple(n for n in needed if not n.met and n.status == "draft")
 
 
 def findings_of(knowledge: Knowledge, entry: Entry) -> list[Finding]:
@@ -105,6 +117,7 @@ def findings_of(knowledge: Knowledge, entry: Entry) -> list[Finding]:
 
 def _needs(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
     yield from _classification(knowledge, entry)
+    yield from _invariant(knowledge, entry)
     for name in _PARTS[entry.kind]:
         yield Need(
             what=name,
@@ -155,6 +168,28 @@ def _classification(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
             message=f"the entry has no term on the axis {name}",
             path=("axes",),
         )
+
+
+def _invariant(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:
+    """An invariant without code is tried on numbers, or says why it cannot be: one or the other."""
+    tests, name = knowledge.tested_invariants, module_name(entry.id)
+    if tests is None or (entry.invariant is None and entry.invariant_untested is None):
+        return
+    tested = name in tests or located(knowledge.root, f"{TESTS}/test_{name}.py").is_file()
+    explained = entry.invariant_untested is not None
+    yield Need(
+        what="its invariant tried on numbers",
+        hint=(
+            "delete `invariant_untested`: there is a test"
+            if tested
+            else f"write test_{name} in {INVARIANTS.replace('*', '')}, or say in `invariant_untested` why it needs code"
+        ),
+        met=entry.invariant is not None and tested != explained,
+        status="draft",
+        code="E407",
+        message="the invariant is tested" if tested else "no test tries the invariant on numbers",
+        path=("invariant_untested" if explained else "invariant",),
+    )
 
 
 def _evidence(knowledge: Knowledge, entry: Entry) -> Iterator[Need]:

@@ -114,7 +114,7 @@ def look(root: Path, names: Iterable[str], axes: Axes) -> Iterator[Laid]:
 
 
 def dump(data: Mapping[str, Any], file: str, axes: Axes, *, notes: Sequence[str] = ()) -> str:
-    """Plain data as the text of the file `file`, with the line for editors; `notes` are comments behind its last key.
+    """Plain data as the text of the file `file`, with the line for editors; `notes` are comments after its last key.
 
     Raises ValueError for what no file of the atlas may hold: control characters, numbers without a finite value.
     """
@@ -208,7 +208,7 @@ class _Collection:
     flow: bool
     items: list[_Item] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
-    """Comments behind the last item."""
+    """Comments after the last item."""
     column: int = 0
     indentless: bool = False
     """A list whose dashes stand in the column of its key."""
@@ -428,7 +428,7 @@ def _form(annotation: Any) -> tuple[str, Any]:
 
 
 class _Kept(str):
-    """A blank line that belongs to a text: none may be added behind it."""
+    """A blank line that belongs to a text: none may be added after it."""
 
     __slots__ = ()
 
@@ -501,7 +501,7 @@ def _item_lines(item: _Item, head: str, indent: int) -> Iterator[str]:
 
 
 def _inline(node: _Collection, head: str) -> str | None:
-    """A collection behind `head` as `{...}` or `[...]`, if it is to be written so and fits."""
+    """A collection after `head` as `{...}` or `[...]`, if it is to be written so and fits."""
     if not _fits_flow(node):
         return None
     line = f"{head} {_flow(node)}"
@@ -552,7 +552,7 @@ def _key_text(key: _Scalar | None, *, flow: bool = False) -> str:
 
 
 def _scalar_lines(node: _Scalar, head: str, indent: int) -> list[str]:
-    """A scalar behind `head`, its further lines indented by more than `indent`."""
+    """A scalar after `head`, its further lines indented by more than `indent`."""
     if node.source is None:
         return _text_lines(node.value, head, indent)
     if node.style == "|":

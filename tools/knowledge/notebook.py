@@ -50,7 +50,7 @@ def notebook_findings(text: str, file: str) -> Iterator[Finding]:
     for (start, is_text), (end, _) in zip(cells, [*cells[1:], (len(lines) + 1, False)], strict=True):
         code = [statement for statement in tree.body if is_text and start < statement.lineno < end]
         if code and not (len(code) == 1 and _is_string(code[0])):
-            hint = "put a line `# %%` above it, or `# ` in front of what is text"
+            hint = "put a line `# %%` above it, or `# ` before what is text"
             message = "code under a markdown cell, which shows as prose and is never run"
             yield finding("E804", file, message, line=code[0].lineno, column=code[0].col_offset + 1, hint=hint)
 

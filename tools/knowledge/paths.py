@@ -19,6 +19,8 @@ BENCHMARKS: Final = "reference_impls/benchmarks"
 RESULTS: Final = "reference_impls/results"
 NOTEBOOKS: Final = "notebooks"
 TESTS: Final = "tests/techniques"
+INVARIANTS: Final = "tests/test_invariants*.py"
+"""Files in which invariants of drafts are tried on numbers, each by a test of the draft's name."""
 
 INSTALLED: Final = Path(__file__).resolve().parents[1] / "atlas"
 """Root of the atlas inside an installed package; in a clone there is no such folder."""

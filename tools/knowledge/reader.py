@@ -106,7 +106,7 @@ class Document:
     ) -> Finding:
         """A finding at the value of `path`, or at its key; at the nearest enclosing value if it is not in the file."""
         place = place or self.place(path, key=key)
-        if self.text and place.line > self.end.line:  # a value that is absent may count as behind the end
+        if self.text and place.line > self.end.line:  # a value that is absent may count as after the end
             place = self.end
         return finding(code, self.file, message, line=place.line, column=place.column, path=dotted(path), hint=hint)
 

@@ -4,7 +4,7 @@
     {{scenario: field | format}}
     {{entry-id/scenario: field | format}} of another entry's, or of a benchmark's
 
-The field is that of a check (`tools.knowledge.claims`). The formats, where n is a number of decimals:
+The field is that of a check (`tools.knowledge.fields`). The formats, where n is a number of decimals:
 
     (none)      3 significant digits; whole numbers in full           0.0123, 12,289,928
     .n          decimals                                              .2: 0.73
@@ -29,7 +29,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel
 
 from .base import Knowledge
-from .claims import Field, FieldAbsent, FieldError, parse_field
+from .fields import Field, FieldAbsent, FieldError, parse_field
 from .findings import did_you_mean
 from .paths import ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
 from .schema import Claim, Entry

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,8 +29,18 @@ URL = r'^https?://[^\s<>"]+$'
 
 Status = Literal["draft", "stable", "deprecated"]
 Role = Literal["introduces", "ancestor", "extends", "analyses", "applies"]
-Verdict = Literal["reproduced", "same effect in another setting", "partly", "contradicted", "not attempted"]
-Differing = Literal["task", "data", "model"]
+Verdict = Literal[
+    "reproduced",
+    "same effect in another setting",
+    "partly",
+    "not shown",
+    "does not discriminate",
+    "contradicted",
+    "not attempted",
+]
+Differing = Literal["task", "data", "model", "quantity"]
+SETTING: Final = ("task", "data", "model")
+"""What makes up a setting; where all of it differs, the verdict says so."""
 
 
 def _no_bool(value: Any) -> Any:
@@ -190,10 +200,11 @@ class PaperLink(Model):
 class Relation(Model):
     """A relation to another entry."""
 
-    type: Literal["generalises", "variant-of", "composes-with", "conflicts-with", "supersedes"] = Field(
-        examples=["composes-with"]
-    )
-    """Kind of relation, read from this entry to the target."""
+    type: Literal[
+        "generalises", "variant-of", "analogue-of", "composes-with", "conflicts-with", "supersedes"
+    ] = Field(examples=["composes-with"])  # fmt: skip
+    """Kind of relation, read from this entry to the target. A `variant-of` is the same idea for the same unit; an
+    `analogue-of` is the same idea at another place, for another unit or another kind of data, said from one side."""
     target: Id = Field(examples=["confidence-early-exit"])
     """Id of the other entry."""
     note: Prose = Field(examples=["Merging makes each block cheaper, exiting leaves blocks out."])
@@ -217,6 +228,8 @@ class Entry(Model):
     """For a deprecated entry: the id of the entry to use in its place."""
     added: Date = Field(examples=["2026-11-22"])
     """Day on which the entry was added."""
+    reviewed: Date | None = Field(default=None, examples=["2026-11-29"])
+    """Day on which somebody last read the entry against its papers; `redundancy review` lists the oldest."""
     founding: Bool = Field(default=False, examples=[False])
     """Whether the entry stands for one of the founding documents."""
     axes: dict[str, Terms] = Field(examples=[{"scope": "core", "relation": ["spatial_similarity", "irrelevance"]}])
@@ -231,6 +244,10 @@ class Entry(Model):
     """The algorithm, step by step."""
     invariant: Prose | None = Field(default=None, examples=["With $r = 0$ the output equals the dense model's."])
     """What a test of an implementation must hold: an equality or a bound that follows from the definition."""
+    invariant_untested: Prose | None = Field(
+        default=None, examples=["Which items are twins is decided by an embedding and by eye, on real data."]
+    )
+    """For a draft whose invariant `tests/test_invariants.py` does not try on numbers: why that needs code first."""
     cost_model: Text | None = Field(default=None, examples=[r"N^2 C \to (N - r)^2 C"])
     """MACs with and without, overhead included, as LaTeX without dollar signs."""
     symbols: dict[Text, Text] = Field(default_factory=dict, examples=[{"N": "tokens", "r": "tokens merged in a block"}])
@@ -244,7 +261,7 @@ class Entry(Model):
     deviations: tuple[Prose, ...] = Field(default=(), examples=[["Ties go to the lower index."]])
     """Where our implementation departs from the paper."""
     papers: tuple[PaperLink, ...] = Field(min_length=1, examples=[[{"key": "bolya-2023-token", "role": "introduces"}]])
-    """The papers behind it."""
+    """Its papers."""
     relations: tuple[Relation, ...] = Field(default=(), examples=[[]])
     """Relations to other entries."""
     parts: tuple[Id, ...] = Field(default=(), examples=[["token-merging", "confidence-early-exit"]])
@@ -379,13 +396,26 @@ class Locator(Model):
         return self
 
 
+class OperatingPoint(Model):
+    """Where on its trade-off the paper makes a claim. Ours is judged at the point nearest to it, not at the best."""
+
+    field: Text = Field(examples=["nearest.quality.value - baseline.quality.value"])
+    """What tells the points apart: a field whose `nearest` is the item that `point=nearest` selects."""
+    target: Number = Field(examples=[-1.5])
+    """Its value at the paper's operating point, in `unit`."""
+    tolerance: Annotated[Number, Field(ge=0)] = Field(examples=[0.5])
+    """How far from it a point may lie and still be compared as the same, in `unit`."""
+    unit: Text | None = Field(default=None, examples=["percentage points"])
+    """Its unit, converted like that of the check."""
+
+
 class Check(Model):
     """How a claim is compared with our own results. The verdict is computed from it, never typed."""
 
     scenario: Id = Field(examples=["speed-vit-s16"])
     """Scenario of the claim's technique: `reference_impls/results/<technique>/<scenario>.json`."""
     field: Text = Field(examples=["baseline.wall_ms.median / points[r=13].wall_ms.median"])
-    """The number in the result record: a path, or the ratio or difference of two (see `tools.knowledge.claims`)."""
+    """The number in the result record: a path, or the ratio or difference of two (see `tools.knowledge.fields`)."""
     target: Number = Field(examples=[2.0])
     """What the number should be if the claim holds, in `unit`."""
     tolerance: Annotated[Number, Field(ge=0)] = Field(examples=[0.2])
@@ -394,7 +424,13 @@ class Check(Model):
     """Unit in which the paper's number and ours are shown beside each other: ours, a share or a count, is converted to
     `percent`, `percentage points`, `million` or `billion`; any other unit is that of the field."""
     differs: tuple[Differing, ...] | None = Field(default=None, examples=[["data", "model"]])
-    """In what our setting is another one than the paper's; empty where in none of the three."""
+    """In what our setting is another one than the paper's; empty where in nothing. `quantity`: the number stands for
+    another quantity than the paper's, so that only its direction is compared."""
+    at: OperatingPoint | None = Field(
+        default=None,
+        examples=[{"field": "nearest.redundancy", "target": 50, "tolerance": 10, "unit": "percent"}],
+    )
+    """The operating point of the paper, where the field selects `point=nearest`."""
     better: Literal["higher", "lower"] | None = Field(default=None, examples=["higher"])
     """The side of the target on which the claim holds even more; absent if both sides are failures."""
     neutral: Number | None = Field(default=None, examples=[0.0])

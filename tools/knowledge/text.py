@@ -49,7 +49,7 @@ def quoted_wrongly(document: Document) -> Iterator[Finding]:
     """A finding for every key and every value around which curly quotes stand where YAML's own were meant.
 
     “Memo” Functions is a title, and “2210.09461” is no id: there the quotes stand around the whole of it, or the second
-    of them is elsewhere, such as behind a comma that ended the item.
+    of them is elsewhere, such as after a comma that ended the item.
     """
     if not any(sign in document.text for sign in _OPENING + _CLOSING):
         return

@@ -360,7 +360,7 @@ def _paper(knowledge: Knowledge, asker: Asker, options: dict[str, Any]) -> dict[
         authors = [_author(t) for t in asker.texts("--author", (), "Author as `family, given`")]
     year = options["year"]
     if year is None and found and not (options["venue"] and found.venue == lookup.PREPRINT):
-        year = found.year  # that of the preprint says nothing of a later publication
+        year = found.year  # that of the preprint says nothing about a later publication
     if year is None and asker.interactive:
         answer = asker.text("--year", None, "Year", required=False, check=fitting(r"(19|20)\d\d", "four digits"))
         year = int(answer) if answer else None

@@ -161,7 +161,7 @@ def write(knowledge: Knowledge, texts: Mapping[str, str]) -> None:
     """Write new files below the root of `knowledge`, which must have been checked.
 
     Raises FileExistsError where one is there already, Rejected where the check then finds something that it did not
-    find before; in both cases nothing is left behind.
+    find before; in both cases nothing is left.
     """
     files = {knowledge.root / file: text for file, text in texts.items()}
     write_new(files)

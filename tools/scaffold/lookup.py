@@ -1,4 +1,4 @@
-"""Bibliographic data from arXiv and from the registries behind DOIs, where there is a network. Nothing is guessed.
+"""Bibliographic data from arXiv and from the registries of DOIs, where there is a network. Nothing is guessed.
 
 arXiv answers over OAI-PMH in its own metadata format, in which family names stand apart from given names. A DOI is
 resolved with a request for CSL-JSON (content negotiation), which Crossref, DataCite and others answer.

@@ -20,8 +20,8 @@ KINDS = {
     "study": "Study: measures and removes nothing",
 }
 INVERSE = {
-    "generalises": "is generalised by", "variant-of": "has the variant", "composes-with": "composes with",
-    "conflicts-with": "conflicts with", "supersedes": "is superseded by",
+    "generalises": "is generalised by", "variant-of": "has the variant", "analogue-of": "is an analogue of",
+    "composes-with": "composes with", "conflicts-with": "conflicts with", "supersedes": "is superseded by",
 }  # fmt: skip
 """A relation, read from its target."""
 EXECUTION = {"real": "fewer MACs are executed", "simulated": "everything is computed, the result is masked"}

@@ -135,13 +135,13 @@ TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 CLAUSE = re.compile(r"\\(?:to|longrightarrow|rightarrow|qquad)$")
 """What begins a line of its own in a cost model."""
 JOINT = frozenset(["+", "-", "=", r"\ge", r"\le", r"\approx", r"\cdot"])
-"""A line may break in front of these."""
+"""A line may break before these."""
 SPACES = re.compile(r"^(?:\s|\\quad|\\qquad|\\[ ,;:!])+|(?:\s|\\quad|\\qquad|\\[ ,;:!])+$")
 
 
 @cache
 def cost_model(latex: str) -> Html:
-    """A cost model, which may be long: a line for each of its clauses, which breaks in front of signs where it must.
+    """A cost model, which may be long: a line for each of its clauses, which breaks before signs where it must.
 
     Browsers break no line inside a formula, so that each piece is a formula of its own; words stand as text.
     Raises MathError.
@@ -198,7 +198,7 @@ def cost_model(latex: str) -> Html:
 
 
 def _group(tokens: list[str], start: int, most: int = 24) -> int:
-    """Behind the closing bracket of a group that begins before `start`, if it is short enough to stay on one line."""
+    """After the closing bracket of a group that begins before `start`, if it is short enough to stay on one line."""
     depth = 1
     for at, token in enumerate(tokens[start : start + most], start):
         depth += {"(": 1, ")": -1}.get(token, 0)

@@ -32,6 +32,7 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
         papers.papers(atlas),
         *(papers.paper(atlas, p) for p in atlas.papers),
         *guides.pages(atlas),
+        *guides.verdicts(atlas),
     ]
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import unescape
 
-from ..knowledge.claims import Judgement
-from ..knowledge.schema import Claim, Locator, Paper, Quantity, Terms
+from ..knowledge.schema import Claim, Locator, Paper, Quantity, Terms, Verdict
 from ..numbers import number
 from .markup import Html, escape, front_matter, href, link, paragraph, prose
 from .model import Atlas, Page
@@ -142,9 +141,8 @@ def facet_of_axis(atlas: Atlas, axis: str, used: Iterable[Mapping[str, Terms]]) 
     return [Facet(axis, known.name, {key: term.name for key, term in known.terms.items() if key in there})]
 
 
-def verdict_mark(judgement: Judgement) -> Html:
+def verdict_mark(word: Verdict) -> Html:
     """A verdict with its colour and shape."""
-    word = judgement.verdict
     return Html('<span class="atlas-verdict {}">{}</span>').format(word.replace(" ", "-"), word)
 
 

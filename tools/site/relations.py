@@ -22,7 +22,8 @@ AXIS = "relation"
 TYPES = {
     "generalises": ("generalises", True), "variant-of": ("is a variant of", True),
     "supersedes": ("supersedes", True), "has-part": ("has the part", True),
-    "composes-with": ("composes with", False), "conflicts-with": ("conflicts with", False),
+    "analogue-of": ("is an analogue of", False), "composes-with": ("composes with", False),
+    "conflicts-with": ("conflicts with", False),
 }  # fmt: skip
 """Type of edge -> how it reads, and whether it has a direction."""
 WIDTH, ROW, GAP, TOP = 1000, 17, 15, 8

@@ -39,7 +39,7 @@ def _supporting(view: View, support: Support) -> tuple[str, Html]:
         return "paper", Html("{} ({})").format(view.of_paper(paper), short_reference(paper))
     claim = next((c for c in paper.claims if c.id == id_), None) if paper else None
     if paper is not None and claim is not None:
-        where = view.of_claim(paper, claim), locator(claim.locator), verdict_mark(known.judge(claim))
+        where = view.of_claim(paper, claim), locator(claim.locator), verdict_mark(known.judge(claim).verdict)
         return "claim", Html("{} ({}, {}; {})").format(view.inline(claim.statement), *where)
     owner, _, scenario = key.partition("/")
     record = known.result(owner, scenario) if support.result else None

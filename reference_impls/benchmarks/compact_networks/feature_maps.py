@@ -271,7 +271,7 @@ def reordered(x: Tensor, order: Tensor) -> Tensor:
 def random_cells(model: nn.Module, coarse: Coarseness) -> None:
     """Attach coarse attention whose cells are positions drawn at random, not neighbours; local values stay in place.
 
-    Positions are put into a random order before the map is coarsened and put back behind the interpolation, their
+    Positions are put into a random order before the map is coarsened and put back after the interpolation, their
     biases with them.
     """
     order = torch.randperm(math.prod(GRID), generator=generator(0))

@@ -78,7 +78,7 @@ class Lowering:
     # Making units ---------------------------------------------------------------------------------------------------
 
     def _name(self, operation: Operation) -> str:
-        """The module's path for what a module computes, else with the operator's name behind; a number if it recurs."""
+        """The module's path for what a module computes, else the operator's name after it; a number if it recurs."""
         own = operation.func in (*CONVOLUTIONS, *NORMS, aten.mm.default, aten.addmm.default)
         name = operation.where if own and operation.where else f"{operation.where}/{operation.name}".lstrip("/")
         self.names[name] += 1
@@ -105,7 +105,7 @@ class Lowering:
         self.parts |= {v: whole.Part(unit, i) for i, v in enumerate(operation.outputs) if v is not None}
 
     def _source(self, argument: Any) -> Source | None:
-        """The stage behind an argument; a tensor (B, C, H, W) that was computed as a whole becomes one."""
+        """The stage that gives an argument; a tensor (B, C, H, W) that was computed as a whole becomes one."""
         if not isinstance(argument, Value):
             return None
         if argument in self.maps:

@@ -5,7 +5,7 @@ References:
     MobileNet Speed. NeurIPS 2022, arXiv 2206.01191. Variants L1, L3 and L7.
 
 The network is a `dimension_consistent_design` of `layers`: a stem of stride 4, four stages of blocks on maps at
-strides 4, 8, 16 and 32, and, behind the one flattening, blocks with attention at the end. Widths and depths were found
+strides 4, 8, 16 and 32, and, after the one flattening, blocks with attention at the end. Widths and depths were found
 by `latency_driven_slimming`. Two heads are trained, one on labels and one on a teacher's; their mean is the prediction.
 
     model = build("l1").eval()                           # 12,289,928 parameters, 1,291,284,736 MACs at 224 pixels

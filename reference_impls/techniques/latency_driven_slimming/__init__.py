@@ -74,7 +74,7 @@ def moves(architecture: Architecture, scores: Importance) -> Iterator[tuple[str,
     """The three moves of slimming: at most one each of `remove`, `3d to 4d` and `narrow`.
 
     The least important block goes, unless it is the last one of its stage; the first MB3D becomes MB4D, so that MB3D
-    stay behind all MB4D; the least important stage that is wider than 16 channels gives up 16. The importance of a
+    stay after all MB4D; the least important stage that is wider than 16 channels gives up 16. The importance of a
     stage counts the positions whose blocks are still there.
     """
     depths = architecture.depths()

@@ -142,7 +142,7 @@ class Network(nn.Module):
     """The plain network of an architecture: (B, in_channels, size, size) -> logits (B, classes).
 
     It computes on maps up to the first MB3D and on tokens from there on; where that block is not in the last stage, the
-    downsampling behind it has to go through a map.
+    downsampling after it has to go through a map.
     """
 
     def __init__(self, space: Space, architecture: Architecture) -> None:
@@ -187,7 +187,7 @@ def path_weights(
     """softmax((importance + noise) / temperature) over the last axis: how much of each choice runs in this step.
 
     `gumbel`: noise -log(-log U), with which the largest entry is drawn with probability softmax(importance).
-    `uniform`: noise U itself, as the formula is printed; a choice that is 1 or more behind is then never the largest.
+    `uniform`: noise U itself, as the formula is printed; a choice that lags by 1 or more is then never the largest.
 
     It is drawn in float32 or wider. Raises: ValueError for a temperature that is not positive or an unknown noise.
     """
