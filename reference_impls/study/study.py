@@ -144,6 +144,7 @@ class Study(Generic[P_co]):
         stream: Callable[[], Iterable[Callable[[], object]]] | None = None,
         score: float | Sequence[float] | None = None,
         quality: Interval | None = None,
+        items: Items | None = None,
         samples: int | None = None,
         redundancy: float | None = None,
         cost: Cost | None = None,
@@ -157,7 +158,7 @@ class Study(Generic[P_co]):
                 tells from it how cost varies from item to item. For techniques whose work follows the data.
             score: what it delivers for the next seed, or for several.
             quality: what it delivers with its interval, where it is not a mean over seeds.
-            samples, redundancy: as in the record.
+            items, samples, redundancy: as in the record; `items` where the spread was measured elsewhere.
             cost: what it costs, where that was measured elsewhere (`cost`, `pooled`).
         """
         knobs = dict(knobs or {})
@@ -166,7 +167,8 @@ class Study(Generic[P_co]):
             variant.scores += np.atleast_1d(score).tolist()
         if call is not None:
             variant.call, variant.units = call, units
-        others = {"stream": stream, "quality": quality, "samples": samples, "redundancy": redundancy, "cost": cost}
+        others: dict[str, Any] = {"stream": stream, "items": items, "quality": quality, "samples": samples}
+        others |= {"redundancy": redundancy, "cost": cost}
         for name, value in others.items():
             if value is not None:
                 setattr(variant, name, value)
@@ -362,11 +364,15 @@ def measure_items(streams: Streams, *, threads: int = 1) -> dict[str, Items]:
     counted = {label: list(map(_macs, begin())) for label, begin in streams.items()}
     long_ = {label: begin for label, begin in streams.items() if len(counted[label]) >= LEAST_ITEMS}
     times = repeat_items(long_, threads=threads) if long_ else {}
-    found = {}
-    for label, ms in times.items():
-        (macs_p50, macs_p99), (ms_p50, ms_p99) = (np.percentile(x, [50, 99]).tolist() for x in (counted[label], ms))
-        found[label] = Items(n=len(ms), macs_p50=macs_p50, macs_p99=macs_p99, ms_p50=ms_p50, ms_p99=ms_p99)
-    return found
+    return {label: items for label, ms in times.items() if (items := items_of(counted[label], ms))}
+
+
+def items_of(macs: Sequence[float], ms: Sequence[float]) -> Items | None:
+    """The spread of single items, one number each; None for fewer than 100, which have no 99th percentile."""
+    if len(ms) < LEAST_ITEMS:
+        return None
+    (macs_p50, macs_p99), (ms_p50, ms_p99) = (np.percentile(x, [50, 99]).tolist() for x in (macs, ms))
+    return Items(n=len(ms), macs_p50=macs_p50, macs_p99=macs_p99, ms_p50=ms_p50, ms_p99=ms_p99)
 
 
 def _macs(call: Callable[[], object]) -> int:
