@@ -15,6 +15,7 @@ from reference_impls.accounting.count import count
 from reference_impls.data import images
 from reference_impls.models import mtcnn
 from reference_impls.models.efficientnet_lite import EfficientNetLite0, efficientnet_lite0, normalise
+from reference_impls.models.lanes import Lanes
 from reference_impls.models.minilm import Layer, MiniLM, embed, from_bert, load_minilm, mean_pool, pad, tokenise
 from reference_impls.models.timm import timm_network
 from reference_impls.models.vit import (
@@ -306,6 +307,26 @@ def test_mtcnn_finds_the_face_that_the_official_code_finds(asset: Callable[[str]
     torch.testing.assert_close(
         found.boxes, torch.tensor([[181.0514, 62.1561, 267.7473, 172.0502, 1.0]]), atol=1e-3, rtol=0
     )
+
+
+def test_the_lane_finder_sees_a_line_and_its_work_follows_the_points() -> None:
+    image = torch.zeros(1, 3, 80, 100)
+    image[..., 60:, :] = 1  # an edge 20 pixels below the upper end of the lower half
+    found = Lanes()(image)
+    assert found.shape == (1, 4, 3)
+    angle, distance, votes = found[0, 0].tolist()
+    assert (angle, votes) == (pytest.approx(math.pi / 2), 100)
+    assert distance in (19, 20)
+    finder, costs = Lanes(directions=30), []
+    for picture in (image, torch.zeros_like(image)):
+        with count() as tally:
+            finder(picture)
+        costs.append((tally.macs, len(finder.points(picture))))
+    (busy, points), (blank, none) = costs
+    assert (points, none) == (200, 0)
+    assert busy - blank == 2 * points * 30
+    with pytest.raises(ValueError, match="one picture"):
+        finder(image[0])
 
 
 def test_the_work_of_mtcnn_is_affine_in_its_windows() -> None:

@@ -9,12 +9,14 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from reference_impls.variation import (
@@ -41,7 +43,8 @@ from reference_impls.variation import (
     violations,
     write_trace,
 )
-from reference_impls.variation.fusion import run
+from reference_impls.variation.fusion import Policy, chosen, run
+from reference_impls.variation.live import BranchDied, Branches
 from reference_impls.variation.prediction import last_value
 from reference_impls.variation.report import overhead
 from reference_impls.variation.spread import certified, correlation_length, interval, needed
@@ -723,3 +726,77 @@ def test_a_script_without_marks_is_told_how(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     quiet = subprocess.run([sys.executable, str(script), "3"], capture_output=True, text=True, check=False)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", ""), "without the command the marks do nothing"
+
+
+# --- branches in processes of their own
+
+
+def bright() -> Callable[[torch.Tensor], float]:
+    return lambda frame: float(frame.mean())
+
+
+def dies_at_a_dark_frame() -> Callable[[torch.Tensor], float]:
+    return lambda frame: float(frame.mean()) if frame.mean() > 0 else os._exit(3)
+
+
+def hangs_at_a_dark_frame() -> Callable[[torch.Tensor], object]:
+    return lambda frame: None if frame.mean() > 0 else time.sleep(600)
+
+
+def cannot_begin() -> Callable[[torch.Tensor], object]:
+    raise FileNotFoundError("no weights")
+
+
+def light(*dark: int, number: int = 6) -> torch.Tensor:
+    frames = torch.ones(number, 3, 4, 4)
+    frames[list(dark)] = 0
+    return frames
+
+
+def test_live_branches_fuse_every_frame_and_a_death_is_told() -> None:
+    with Branches({"sound": bright, "dying": dies_at_a_dark_frame}, light(3)) as branches:
+        live = branches.run(period=1, policy="every", patience=60)
+        assert live.outcome.computed == {"sound": tuple(range(6)), "dying": (0, 1, 2)}
+        assert [one.stamps["sound"] for one in live.outcome.fused] == [0, 1, 2]
+        assert live.died == {"dying": "it ended with exit code 3"}
+        assert live.outcome.wasted == 3
+        assert all(took >= 0 for took in live.latencies["sound"].values())
+        assert branches.run(period=1, policy="every", patience=60).died == live.died
+
+
+def test_a_branch_that_hangs_is_ended_at_the_limit() -> None:
+    with Branches({"sound": bright, "hanging": hangs_at_a_dark_frame}, light(1, number=3)) as branches:
+        live = branches.run(period=1, policy="coordinated", patience=0.5)
+    assert live.unfinished.keys() == {"hanging"}
+    assert 1 not in live.outcome.computed["hanging"]
+
+
+def test_a_branch_that_cannot_begin_is_named() -> None:
+    with pytest.raises(BranchDied, match="'lost' did not begin: it ended with exit code 1"), Branches(
+        {"lost": cannot_begin}, light()
+    ):  # fmt: skip
+        pass
+
+
+@pytest.mark.parametrize(
+    ("policy", "by_hand"),
+    [
+        ("every", [("fast", 1)]),
+        ("latest", [("fast", 3)]),
+        ("deadline", [("fast", 2)]),
+        ("coordinated", []),
+    ],
+)
+def test_what_a_free_branch_takes_up(policy: Policy, by_hand: list[tuple[str, int]]) -> None:
+    branches = {"slow": (False, [0]), "fast": (True, [0])}
+    assert chosen(branches, 4, 35.0, period=10, policy=policy, deadline=20) == by_hand
+
+
+def test_coordinated_branches_take_the_newest_together_and_leave_out_what_will_be_late() -> None:
+    branches = {"slow": (True, [0]), "fast": (True, [0])}
+    both = [("slow", 3), ("fast", 3)]
+    late = {"slow": [1.0, 1.0, 1.0, 16.0]}
+    assert chosen(branches, 4, 35.0, period=10, policy="coordinated") == both
+    assert chosen(branches, 4, 35.0, period=10, policy="coordinated", deadline=20, predicted=late) == []
+    assert chosen(branches, 4, 35.0, period=10, policy="coordinated", deadline=21, predicted=late) == both
+    assert chosen({"slow": (True, [3]), "fast": (True, [3])}, 4, 35.0, period=10, policy="coordinated") == []

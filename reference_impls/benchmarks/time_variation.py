@@ -286,6 +286,9 @@ def lines(finder: Lanes, frame: Tensor) -> Step:
     return Step(run)
 
 
+MODELS = "EfficientNet-Lite0 (fixed work), MTCNN (windows), lines by votes (edge points)"
+
+
 def structure(study: Study[VariationPlan]) -> Record:
     """Model: one stage of fixed work against two stages, and against raw points, on the same changing scenes."""
     plan, detector, network, finder = study.plan, mtcnn.pretrained(), efficientnet_lite0().eval(), Lanes()
@@ -302,10 +305,17 @@ def structure(study: Study[VariationPlan]) -> Record:
         for what, values in (("MACs", one.macs), ("processor ms", one.cpu_ms), ("wall ms", one.ms))
         for s in [spread(values)]
     ]
-    columns = ("condition", "cost", "mean", "coefficient of variation", "middle half over median", "maximum over median")
+    columns = (
+        "condition",
+        "cost",
+        "mean",
+        "coefficient of variation",
+        "middle half over median",
+        "maximum over median",
+    )
     about = "Spread of the frames, in work, on the processor and on the wall."
     return recorded(
-        study, conditions, seen, data=_frames(plan), model="EfficientNet-Lite0 (fixed work), MTCNN (windows), lines by votes (edge points)",
+        study, conditions, seen, data=_frames(plan), model=MODELS,
         tables={"spread": table(about, columns, spreads)},
         notes=("The models have different results; only their spread is compared.",),
     )  # fmt: skip
@@ -637,8 +647,10 @@ def whole(study: Study[SystemPlan]) -> Record:
             predicted = {b: [float(np.median(t))] * len(frames) for b, t in known.items()} if predicts else None
             lived[name] = branches.run(period=plan.period, policy=policy, deadline=plan.deadline, predicted=predicted,
                                        patience=30 + len(frames))  # fmt: skip
-            if ended := {**lived[name].died, **{b: "it was not done in time" for b in lived[name].unfinished}}:
-                raise RuntimeError("; ".join(f"the branch {b!r} failed under {name!r}: {how}" for b, how in ended.items()))
+            if ended := lived[name].died | dict.fromkeys(lived[name].unfinished, "it was not done in time"):
+                raise RuntimeError(
+                    "; ".join(f"the branch {b!r} failed under {name!r}: {how}" for b, how in ended.items())
+                )
             known = known or {b: [t[n] for n in range(len(frames))] for b, t in lived[name].latencies.items()}
     rows = []
     for name, (policy, predicts) in WAYS.items():
@@ -666,8 +678,7 @@ def whole(study: Study[SystemPlan]) -> Record:
                               [(b, p50, p99) for b, (p50, p99) in spreads.items()]),
         },
         notes=(
-            f"{1000 / plan.period:.0f} frames a second; three processes and the camera share "
-            f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores.",
+            f"{1000 / plan.period:.0f} frames a second; three processes and the camera share the machine's cores.",
             "Time is the delay of the frames that are fused, from sensing to fusion.",
             "Simulated: the latencies of the first pass, each branch on a processor of its own.",
         ),

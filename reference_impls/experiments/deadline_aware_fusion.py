@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from reference_impls.accounting.record import Record
 from reference_impls.benchmarks import time_variation as benchmark
@@ -87,11 +86,11 @@ def fuse(study: Study[FusionPlan], *, real: bool) -> Record:
         variant.cost = replace(variant.cost, macs=round(float(np.mean(macs))))
         variant.items = items_of(macs, _of_frames(outcome, times, len(frames)))
     rows = [_row(*key, outcome, plan.deadlines[-1]) for key, outcome in outcomes.items()]
-    null = Perception(branches, {name: plan.period / 2 for name in branches}, period=plan.period, example=frames[:1])
+    null = Perception(branches, dict.fromkeys(branches, plan.period / 2), period=plan.period, example=frames[:1])
     return study.record(
         data=f"{len(frames)} frames of {', '.join(plan.clips)}, {plan.size[1]} x {plan.size[0]} pixels, "
         f"{1000 / plan.period:.0f} a second",
-        model="MTCNN (windows), EfficientNet-Lite0 (fixed work), lines by votes (edge points)",
+        model=benchmark.MODELS,
         unit="one frame that was sensed",
         knobs=("deadline",),
         metric=f"share of the frames that are fused within {plan.deadlines[-1]:g} ms",
@@ -99,7 +98,7 @@ def fuse(study: Study[FusionPlan], *, real: bool) -> Record:
         redundancy=measured([FUSION.measure(system, frames)],
                             {"branches that keep up": FUSION.measure(null, frames).value}),
         tables={
-            "policies": table("What the fusion gets, in simulated time; delays in milliseconds, from sensing to fusion.",
+            "policies": table("What the fusion gets, in simulated time; delays in milliseconds from sensing to fusion.",
                               POLICIES, rows),
             "branches": table("Milliseconds that each branch takes for a frame.", ("branch", "median", "P99"),
                               [(name, *np.percentile(t, [50, 99]).tolist()) for name, t in times.items()]),
@@ -107,8 +106,8 @@ def fuse(study: Study[FusionPlan], *, real: bool) -> Record:
         notes=(
             "A branch takes the times that were measured here, one frame after the other." if real else
             f"A branch takes 1 ms for {plan.speed:g} million MACs, and never less than 0.1 ms.",
-            "Each branch has a processor of its own; the fusion puts results of one frame together. A deadline of 0: "
-            "there is none.",
+            "Each branch has a processor of its own; the fusion puts results of one frame together.",
+            "A deadline of 0: there is none.",
             f"Bytes and time of a call are of the first {len(part)} frames, MACs and items of all.",
             "A deadline decides by the times that the branches will take: predictions are exact here.",
         ),

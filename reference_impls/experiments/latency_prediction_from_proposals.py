@@ -150,8 +150,7 @@ def changing(study: Study[DeadlinePlan]) -> Record:
         notes=(
             "Deadlines are in millions of MACs: percentiles of the frames of the fit.",
             f"Bytes and time are of the first {min(plan.timed, len(tried))} frames, MACs and F1 of all that are tried.",
-            "The third network's share of the cost follows how many windows the second keeps, which the count of "
-            "proposals does not tell: the fit errs by it.",
+            "The third network's cost follows how many windows the second keeps: the fit on proposals errs by it.",
         ),
     )  # fmt: skip
 

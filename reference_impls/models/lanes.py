@@ -1,7 +1,7 @@
 """A classical lane finder: edges, and the straight lines that most of them vote for. Its work follows the edge points.
 
-No network and no weights: a stand-in, in pipelines of perception, for lane detectors that work on raw points. For n edge
-points and T directions the vote takes exactly 2 n T multiply-accumulates beside the two filters.
+No network and no weights: a stand-in, in pipelines of perception, for lane detectors that work on raw points. For n
+edge points and T directions the vote takes exactly 2 n T multiply-accumulates beside the two filters.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Branches in processes of their own on real frames, and the fusion of what they deliver: `fusion.run` in real time.
 
-This process is the camera and hands out the work, by the same policies as in simulated time. Each branch sees all frames
-in shared memory, is told numbers, and answers with what it took. A branch that dies is told of, and time limits end
-what would hang; what was delivered until then stays.
+This process is the camera and hands out the work, by the same policies as in simulated time. Each branch sees all
+frames in shared memory, is told numbers, and answers with what it took. A branch that dies is told of, and time limits
+end what would hang; what was delivered until then stays.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Branches:
         slop: float = 0,
         patience: float = 30,
     ) -> Live:
-        """Send the frames, one each `period`, and fuse what the branches deliver. Times in milliseconds; as `fusion.run`.
+        """Send the frames, one each `period`, and fuse what the branches deliver; as `fusion.run`, in milliseconds.
 
         patience: seconds after the last frame in which branches may finish.
         """
