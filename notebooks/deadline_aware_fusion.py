@@ -22,7 +22,7 @@ measured = show.committed("deadline-aware-fusion", "measured-times")
 # ## Three branches and a camera
 #
 # A detector in two stages, a network of fixed work, and a lane finder that votes with edge points. On frames of a clip,
-# a branch takes 1 ms for 3 million multiply-accumulates; the camera sends 30 frames a second.
+# a branch takes 1 ms for 3 million multiply-accumulates; the camera sends 30 frames per second.
 
 # %%
 frames = video.clip("bikes", 16, (120, 160))
@@ -95,9 +95,9 @@ for one in (record, measured):
         )
 
 # %% [markdown]
-# Taking every frame in its turn wastes nothing and falls behind without end. Coordination is no fresher than branches by
-# themselves, because every branch waits for the slowest; it saves what was computed for nothing. A deadline lets frames
-# go that would come too late.
+# Taking every frame in its turn wastes nothing, and its delay grows without end. Coordination is no fresher than
+# branches by themselves, because every branch waits for the slowest; it saves what was computed for nothing. A deadline
+# lets frames go that would come too late.
 #
 # ## When not to use it
 #

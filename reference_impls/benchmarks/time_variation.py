@@ -369,7 +369,7 @@ def arrival(study: Study[VariationPlan]) -> Record:
         conditions = [Condition(name, [step(way(image)) for image in pixels]) for name, way in ways.items()]
         seen = observe(conditions, plan)
     return recorded(
-        study, conditions, seen, data=_frames(plan), model="EfficientNet-Lite0, behind the reading of a frame",
+        study, conditions, seen, data=_frames(plan), model="EfficientNet-Lite0, after the reading of a frame",
         notes=("JPEG at quality 95 loses a little, so that some frames get another class.",),
     )  # fmt: skip
 
@@ -678,7 +678,7 @@ def whole(study: Study[SystemPlan]) -> Record:
                               [(b, p50, p99) for b, (p50, p99) in spreads.items()]),
         },
         notes=(
-            f"{1000 / plan.period:.0f} frames a second; three processes and the camera share the machine's cores.",
+            f"{1000 / plan.period:.0f} frames per second; three processes and the camera share the machine's cores.",
             "Time is the delay of the frames that are fused, from sensing to fusion.",
             "Simulated: the latencies of the first pass, each branch on a processor of its own.",
         ),

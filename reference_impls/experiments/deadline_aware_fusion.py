@@ -27,7 +27,7 @@ FUSION = DeadlineAwareFusion()
 POLICIES = ("policy", "deadline", "frames fused", "fused in time", "wasted results", "median delay", "longest delay")
 IN_TURN, FRESH = "every frame in its turn", "each branch drops what is old"
 CONTROLS = {
-    IN_TURN: "No branch skips a frame: nothing is wasted, and the slowest branch falls behind without end.",
+    IN_TURN: "No branch skips a frame: nothing is wasted, and the delay of the slowest branch grows without end.",
     FRESH: "Each branch by itself takes the oldest frame that is no older than the deadline.",
 }
 
@@ -89,7 +89,7 @@ def fuse(study: Study[FusionPlan], *, real: bool) -> Record:
     null = Perception(branches, dict.fromkeys(branches, plan.period / 2), period=plan.period, example=frames[:1])
     return study.record(
         data=f"{len(frames)} frames of {', '.join(plan.clips)}, {plan.size[1]} x {plan.size[0]} pixels, "
-        f"{1000 / plan.period:.0f} a second",
+        f"{1000 / plan.period:.0f} per second",
         model=benchmark.MODELS,
         unit="one frame that was sensed",
         knobs=("deadline",),

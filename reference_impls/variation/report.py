@@ -30,7 +30,7 @@ class Row:
     """One stage over the frames, in milliseconds."""
 
     path: tuple[str, ...]
-    """Its name behind those of the stages around it; empty for the whole frame."""
+    """Its name after those of the stages around it; empty for the whole frame."""
     wall: Spread
     cpu: float | None
     """Mean on the processor."""

@@ -76,7 +76,8 @@ def spread_added(atlas: Atlas) -> Html | str:
 
 def _spread(record: Record, point: Point, name: str) -> Mark:
     own, base = point.items, record.baseline.items
-    assert own is not None and base is not None
+    assert own is not None
+    assert base is not None
     saved = 100 * macs_saved(record, point)
     added = 100 * ((own.macs_p99 - own.macs_p50) - (base.macs_p99 - base.macs_p50)) / (base.macs_p50 or 1)
     tooltip = f"{name}, {record.title}, {knobs(point)}: saves {saved:.0f} %, adds {added:.0f} % of the median"
