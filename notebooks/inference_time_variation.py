@@ -65,7 +65,7 @@ print(report(profiler.spans, warmup=2, clocks=ALL).to_text())
 # ## Whose the variation is
 #
 # The share of a stage is its covariance with the whole over the variance of the whole. Shares sum to one; what no stage
-# covers is a part of its own. With a clock that follows a script, everything is known: the middle stage is longer on
+# covers is a part of its own. With times that were drawn, everything is known: the middle stage is longer on
 # every fifth frame.
 
 # %%

@@ -196,6 +196,12 @@ def scenes(plan: VariationPlan) -> list[Tensor]:
     return [found[n % len(found)][n // len(found) % len(found[n % len(found)])][None] for n in range(plan.frames)]
 
 
+def fitted_and_tried(plan: VariationPlan) -> tuple[list[int], list[int]]:
+    """Which of the `scenes` a predictor is fitted to and which it is tried on: rounds through the clips by turns."""
+    rounds = [n // len(plan.clips) % 2 for n in range(plan.frames)]
+    return [n for n, r in enumerate(rounds) if r == 0], [n for n, r in enumerate(rounds) if r == 1]
+
+
 def faces(detector: mtcnn.MTCNN, frame: Tensor) -> Step:
     """A two-stage detector on a frame; its result is the number of windows and of faces."""
 
@@ -242,7 +248,7 @@ def scene(study: Study[VariationPlan]) -> Record:
     return recorded(
         study, conditions, seen, data=_frames(plan),
         model="MTCNN, three stages, windows proposed by the first",
-        tables={"prediction": _prediction(seen["changing scenes"])},
+        tables={"prediction": _prediction(seen["changing scenes"], *fitted_and_tried(plan))},
         notes=("Results differ between the conditions because the frames do.",),
     )  # fmt: skip
 
@@ -250,13 +256,12 @@ def scene(study: Study[VariationPlan]) -> Record:
 PREDICTORS = ("cost", "predictor", "accuracy on held-out frames")
 
 
-def _prediction(seen: Seen) -> Table:
-    """Latency from proposals, fitted on every other frame and tried on the rest."""
+def _prediction(seen: Seen, known: list[int], held: list[int]) -> Table:
+    """Latency from proposals, fitted on the frames `known` and tried on `held`."""
     proposals = np.asarray([n for n, *_ in seen.results], dtype=float)
     rows = []
     for name, cost in (("MACs", seen.macs), ("processor ms", seen.cpu_ms), ("wall ms", seen.ms)):
         cost_ = np.asarray(cost, dtype=float)
-        held, known = slice(1, None, 2), slice(0, None, 2)
         shuffled = np.random.default_rng(0).permutation(proposals)
         tried = {
             "proposals": _fitted(proposals, cost_, known, held),
@@ -268,7 +273,7 @@ def _prediction(seen: Seen) -> Table:
     return table("1 - mean relative error of the predicted cost of a frame.", PREDICTORS, rows)
 
 
-def _fitted(counts: np.ndarray[Any, Any], cost: np.ndarray[Any, Any], known: slice, held: slice) -> list[float]:
+def _fitted(counts: np.ndarray[Any, Any], cost: np.ndarray[Any, Any], known: list[int], held: list[int]) -> list[float]:
     found = fit({"n": counts[known].tolist()}, cost[known].tolist())
     return [max(found({"n": n}), 1e-9) for n in counts[held].tolist()]
 
