@@ -614,9 +614,10 @@ def latencies(branch: nn.Module, frames: Tensor) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemPlan(VariationPlan):
-    period: float = 100.0
+    frames: int = 120
+    period: float = 150.0
     """Milliseconds from frame to frame."""
-    deadline: float = 200.0
+    deadline: float = 500.0
     """From sensing to fusion, in milliseconds."""
     branches: tuple[tuple[str, Callable[[], nn.Module]], ...] = (
         ("detector", Boxes), ("segmentation", Saliency), ("lanes", Lanes),
