@@ -944,6 +944,7 @@ def test_the_page_on_numbers_tells_every_verdict_and_how_many_there_are(real: At
     (page,) = guides.verdicts(Atlas(known, gather(known, {})))
     assert guides.VERDICTS not in page.markdown
     assert guides.SPREAD not in page.markdown
+    assert "saves" in page.markdown.partition("fig-spread-added")[2]
     table = page.markdown.partition("<tbody>")[2].partition("</tbody>")[0]
     cells = [re.findall(r"<t[hd][^>]*>\s*(.*?)\s*</t[hd]>", row) for row in table.split("</tr>") if "<tr" in row]
     assert [re.sub("<[^>]+>", "", word) for word, *_ in cells] == list(MEANINGS)
