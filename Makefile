@@ -7,12 +7,13 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help serve site materialise setup assets lint test test-all times bench clean
+.PHONY: help serve site materialise setup assets lint test test-all fuzz times bench clean
 
 help:
 	@echo "make serve        build the site and serve it on localhost"
 	@echo "make test         lint and run the tests"
 	@echo "make test-all     the same, and look at every page of the site in a browser"
+	@echo "make fuzz         random arguments, documents, knobs and interruptions by the thousand (half an hour)"
 	@echo "make times        the slowest tests of the last run, and what each technique costs"
 	@echo "make site         build the site into site/"
 	@echo "make materialise  write the generated pages as Markdown into build/pages/"
@@ -63,6 +64,9 @@ test: lint
 
 test-all:
 	@$(MAKE) test PYTEST_ARGS='-m "" $(PYTEST_ARGS)'
+
+fuzz: $(READY)
+	@ATLAS_FUZZ=$${ATLAS_FUZZ:-1} $(BIN)/python -m pytest tests/test_fuzz.py --numprocesses 2 --timeout 1800 $(PYTEST_ARGS)
 
 times: $(READY)
 	@$(BIN)/python -m tools.times

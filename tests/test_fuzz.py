@@ -1,32 +1,52 @@
-"""Whatever a file holds, reading and checking it gives findings, never an exception.
+"""Whatever a file holds, and whatever is typed, comes to a finding or a message, never to an exception.
 
-Documents come in four sorts: good files with nodes replaced, moved or left out; good texts with characters changed;
-text that looks like YAML; and bytes. The quick test tries a few hundred, the slow one thousands.
+Documents, records among them, come in four sorts: good files with nodes replaced, moved or left out; good texts with
+characters changed; text that looks like YAML; and bytes. Arguments, knobs and interruptions stand in `fuzz_command.py`
+and `fuzz_knobs.py`. `make test` tries a few of each, the same ones every time; `make fuzz` (ATLAS_FUZZ=1) 10,000
+documents, argument lists and sets of knobs, 300 processes and 200 interruptions; ATLAS_FUZZ=0.1 a tenth of these.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reference_impls import guard
+from tests import fuzz_command, fuzz_knobs
 from tests import knowledge_fixture as base
 from tests.site_fixture import record
+from tools.cli import main
+from tools.export import api
 from tools.knowledge import load
 from tools.knowledge.claims import FieldAbsent, FieldError, parse_field
 from tools.knowledge.codes import CODES
 from tools.knowledge.findings import render
 from tools.knowledge.reader import MAX_DIGITS, read_yaml
+from tools.knowledge.references import resolved
 
-GOOD = {base.ENTRY: base.FILES[base.ENTRY], base.PAPER: base.FILES[base.PAPER]}
+LONG = float(os.environ.get("ATLAS_FUZZ", "0"))
+SEED = int(os.environ.get("ATLAS_SEED", "0"))
+
+
+def count(bounded: int, long: int) -> int:
+    """How many are tried: a few in `make test`, as many as are asked for in `make fuzz`."""
+    return max(1, round(long * LONG)) if LONG else bounded
+
+
+GOOD = {
+    base.ENTRY: base.FILES[base.ENTRY], base.PAPER: base.FILES[base.PAPER], base.RESULT: record().to_json(),
+}  # fmt: skip
 AXES = (base.ROOT / "taxonomy/axes.yml").read_text(encoding="utf-8")
 
 scalars = st.one_of(
@@ -171,6 +191,8 @@ def check(root: Path, file: str, content: bytes) -> None:
                 assert finding.column <= len(lines[finding.line - 1]) + 1
         assert len(json.loads(render(findings, "json"))) == len(findings)
         assert len(render(findings, "github").split("\n")) == max(len(findings), 1)
+        if not findings:
+            assert api.files(load(root, check=False))
     finally:
         base.put(root, file, GOOD.get(file, AXES))
 
@@ -183,17 +205,65 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=200, derandomize=True, **COMMON)
+@settings(max_examples=count(200, 10_000), derandomize=True, **COMMON)
 @given(document=documents)
 def test_any_document_gives_findings_only(atlas: Path, document: tuple[str, bytes]) -> None:
     check(atlas, *document)
 
 
-@pytest.mark.slow
-@settings(max_examples=2500, **COMMON)
-@given(document=documents)
-def test_thousands_of_documents_give_findings_only(atlas: Path, document: tuple[str, bytes]) -> None:
-    check(atlas, *document)
+@settings(max_examples=count(40, 2_000), derandomize=True, **COMMON)
+@given(data=st.data())
+def test_any_record_is_refused_or_reaches_every_page(atlas: Path, data: st.DataObject) -> None:
+    """A record with a few of its numbers and texts changed: a finding, or everything that shows it works."""
+    from tools.site.model import gather
+    from tools.site.pages import pages
+
+    content = json.loads(GOOD[base.RESULT])
+    leaves = list(_leaves(content))
+    for holder, key in data.draw(st.lists(st.sampled_from(leaves), min_size=1, max_size=4, unique_by=str)):
+        holder[key] = data.draw(numbers if isinstance(holder[key], (int, float)) else st.text(max_size=20) | numbers)
+    base.put(atlas, base.RESULT, json.dumps(content).encode("utf-8", "surrogatepass"))
+    try:
+        knowledge = load(atlas)
+        if not [f for f in knowledge.findings if f.severity == "error"]:
+            assert api.files(knowledge)
+            assert pages(resolved(knowledge), gather(knowledge, {}))
+        shown = CliRunner().invoke(main, ["--root", str(atlas), "show", "token-merging"])
+        assert shown.exit_code == 0, shown.exception
+    finally:
+        base.put(atlas, base.RESULT, GOOD[base.RESULT])
+
+
+numbers = (
+    st.sampled_from([0, 1, 10**18, 10**18 + 1, 10**400, 1e-9, 1e12, 5e-324, -1e18, 1.0000000000000002, 1e308])
+    | st.floats()
+)
+
+
+def _leaves(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place of a number or a text: what holds it, and its key."""
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+        if isinstance(value, (dict, list)):
+            yield from _leaves(value)
+        else:
+            yield data, key
+
+
+def test_any_arguments_give_an_answer_or_a_message(tmp_path: Path) -> None:
+    assert list(fuzz_command.called(count(150, 10_000), SEED, tmp_path / "called")) == []
+
+
+def test_any_surroundings_give_an_answer_or_a_message(tmp_path: Path) -> None:
+    assert list(fuzz_command.as_processes(count(6, 300), SEED, tmp_path / "processes")) == []
+
+
+@pytest.mark.skipif(not guard.AVAILABLE, reason="keepers need Linux")
+def test_any_interruption_leaves_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    assert list(fuzz_command.interrupted(count(3, 200), SEED, tmp_path / "interrupted")) == []
+
+
+def test_any_knobs_are_taken_or_refused() -> None:
+    assert list(fuzz_knobs.tried(count(100, 10_000), SEED)) == []
 
 
 @settings(max_examples=200, derandomize=True, **COMMON)

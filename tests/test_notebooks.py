@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from reference_impls import show
 from reference_impls.contract import registry
 from reference_impls.data import assets
 from tools.knowledge import load
@@ -33,3 +35,17 @@ def test_every_technique_has_a_notebook_without_outputs() -> None:
     assert {entries[id_].kind for id_ in others} <= {"study"}
     for path in notebooks.sources(ROOT).values():
         assert list(notebook_findings(path.read_text(encoding="utf-8"), path.name)) == []
+
+
+def test_what_can_be_turned_keeps_its_script_and_foreign_html_none() -> None:
+    cells = np.zeros((4, 4, 4))
+    cells[1, 2, 3] = cells[0, 0, 0] = 1
+    bundle = show.Turnable({"found <b>": cells, "truth": cells})._repr_mimebundle_()
+    html = notebooks._output({"output_type": "display_data", "data": bundle}, "nb")
+    assert '"cells":[[0,0,0],[1,2,3]]' in html
+    assert "found &lt;b&gt;" in html
+    assert "<script>" in html
+    assert "http" not in html
+    bundle.pop(show.TURNABLE)
+    assert "script" not in notebooks._output({"output_type": "display_data", "data": bundle}, "nb")
+    assert bundle["text/plain"] == "found <b>: 2 cells, truth: 2 cells"

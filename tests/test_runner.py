@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def test_failures_have_a_kind_and_a_message(run: Run, name: str) -> None:
         ({}, None),
         ({"technique": "other"}, "technique: 'other', but the run was of 'made-up'"),
         ({"scenario": "other"}, "scenario: 'other', but the run was of 'default'"),
-        ({"extra": {"loss": float("nan")}}, "extra.loss"),
+        ({"extra": {"loss": float("nan")}}, "NaN is no number"),
         ({"seeds": []}, "seeds"),
         ({"surprise": 1}, "surprise"),
     ],
@@ -202,11 +203,12 @@ def test_the_callers_packages_come_before_folders_of_the_clone(run: Run, tmp_pat
     assert outcome.record is not None, outcome
 
 
-def test_the_implementations_are_those_that_are_asked_for(run: Run, tmp_path: Path) -> None:
+@STARTS
+def test_the_implementations_are_those_that_are_asked_for(run: Run, tmp_path: Path, preloaded: bool) -> None:
     package = tmp_path / "another clone" / "reference_impls"
     package.mkdir(parents=True)
     (package / "__main__.py").write_text("raise SystemExit('the other clone')")
-    outcome = run("return make(study)", implementations=package, preloaded=False)
+    outcome = run("return make(study)", implementations=package, preloaded=preloaded)
     assert outcome.error == "crash"
     assert "the other clone" in outcome.log
 
@@ -261,6 +263,95 @@ def test_memory_without_end_is_stopped(run: Run, body: str) -> None:
     assert outcome.error == "memory", outcome
     assert "memory" in outcome.message
     assert outcome.peak_mb < 2500
+
+
+LEFT = {
+    "brackets without end": ("open(p, 'w').write('[' * 10**6); os._exit(0)", "invalid-record", "nested more than"),
+    "a folder": ("os.mkdir(p); os._exit(0)", "invalid-record", "a folder"),
+    "a pipe": ("os.mkfifo(p); os._exit(0)", "invalid-record", "a pipe"),
+    "a link to a device": ("os.symlink('/dev/zero', p); os._exit(0)", "invalid-record", "a link"),
+    "a file without end": ("open(p, 'w').truncate(2**40); os._exit(0)", "invalid-record", "larger than 32 MiB"),
+    "an error of no kind": (
+        "open(p, 'w').write('{\"error\": [1], \"message\": {}}'); os._exit(0)", "invalid-record", "not valid",
+    ),
+    "pictures that are none": (
+        "open(p[:-4] + 'npz', 'w').write('x' * 99); return make(study)", "invalid-record", "no file of pictures",
+    ),
+    "a pipe of pictures": ("os.mkfifo(p[:-4] + 'npz'); return make(study)", "invalid-record", "a pipe"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_whatever_is_left_as_the_result_the_caller_stands(run: Run, name: str) -> None:
+    body, kind, says = LEFT[name]
+    outcome = run("p = os.path.abspath('result.json')\n" + body)
+    assert (outcome.error, says in outcome.message) == (kind, True), outcome
+
+
+def test_a_pipe_as_the_result_does_not_outlast_the_grace(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "GRACE_S", 0.5)
+    outcome = run("os.mkfifo('result.json')\ntime.sleep(1000)", seconds=30)
+    assert outcome.error == "invalid-record"
+    assert outcome.seconds < 30
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"label": 1, "done": 1e999, "total": 1}', b"[" * 3900,
+        b'{"label": "x", "done": 1' + b"0" * 400 + b', "total": 1}',
+        b'{"label": "x", "done": true, "total": null}', b"\xff\xfe", b'{"label": "\\ud800", "done": 1, "total": 1}',
+    ],
+    ids=["infinity", "brackets", "digits", "no numbers", "no text", "half a character"],
+)  # fmt: skip
+def test_a_bad_line_of_progress_costs_nothing(run: Run, line: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[str, int, int]] = []
+    body = f"os.write(2, b'\\nATLAS-PROGRESS ' + {line!r} + b'\\n')\nfor _ in range(300): os.write(2, b'x' * 1000)\n"
+    outcome = run(
+        body + "study.progress('then', 1, 1)\nprint('said')\nreturn make(study)",
+        progress=lambda *told: seen.append(told),
+    )
+    assert outcome.record is not None, outcome
+    assert seen == [("then", 1, 1)]
+    assert outcome.log.endswith("said")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("label", ["'steps'", "f'step {n}'"], ids=["one label", "many labels"])
+def test_the_deadline_holds_in_a_flood_of_progress(run: Run, label: str) -> None:
+    told = 0
+
+    def slow(label: str, done: int, total: int) -> None:
+        nonlocal told
+        told += 1
+        time.sleep(0.02)
+
+    body = f"n = 0\nwhile True:\n    n += 1\n    study.progress({label}, n, n + 1)"
+    outcome = run(body, seconds=3, progress=slow)
+    assert outcome.error == "timeout"
+    assert told <= 500
+    assert outcome.seconds < 6
+
+
+@pytest.mark.parametrize("device", ["cpu:99", "nowhere", "xpu:7"])
+def test_a_device_that_is_not_there_is_wrong_usage(run: Run, device: str) -> None:
+    outcome = run("return make(study)", device=device)
+    assert (outcome.error, f"the device {device!r} cannot be used" in outcome.message) == ("usage", True), outcome
+
+
+@pytest.mark.parametrize("limits", [{"seconds": 0}, {"seconds": -1}, {"seconds": float("nan")}, {"memory_gb": 0}])
+def test_limits_that_are_none_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        runner.run("made-up", **limits)
+
+
+def test_labels_and_logs_reach_no_terminal_as_commands(run: Run) -> None:
+    seen: list[str] = []
+    body = "study.progress('\\x1b[2J[/x]' + 'y' * 999, 1, 1)\nprint('\\x1b]0;title\\x07text')\nreturn make(study)"
+    outcome = run(body, progress=lambda label, done, total: seen.append(label))
+    assert seen[0].startswith("[2J[/x]yyy")
+    assert len(seen[0]) == runner.LABEL_LENGTH
+    assert outcome.log == "]0;titletext"
 
 
 @STARTS

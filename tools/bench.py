@@ -6,9 +6,9 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import Any
 
 import yaml
 
+from reference_impls import strict
 from reference_impls.accounting.pictures import save as save_record
 
 from . import runner
+from .files import changing, scratch
 from .knowledge.paths import AXES, RESULTS
 from .knowledge.reader import read_yaml
 from .runner import Budget, Outcome
@@ -45,6 +47,7 @@ def run_all(
     budget: Budget = "full",
     device: str = "cpu",
     folder: Path = ROOT / RESULTS,
+    root: Path | None = None,
     seconds: float | None = None,
     memory_gb: float = runner.MEMORY_GB,
     started: Callable[[str, str], runner.Progress] = lambda technique, scenario: lambda label, done, total: None,
@@ -57,6 +60,7 @@ def run_all(
         ids: the techniques.
         save: write each record to `folder/<id>/<scenario>.json` (on another device than the CPU,
             `<scenario>.<device>.json`). A failed run leaves an earlier record as it is.
+        root: the checkout whose lock is held while a record is written, and out of which no link may lead.
         started: called before each scenario; returns what is told of its progress.
         implementations: as for `runner.run`.
     """
@@ -82,8 +86,8 @@ def run_all(
             if save and outcome.record is not None:
                 kind = device.partition(":")[0]
                 file = folder / technique / (f"{name}.json" if kind == "cpu" else f"{name}.{kind}.json")
-                file.parent.mkdir(parents=True, exist_ok=True)
-                save_record(outcome.record, file)
+                with changing(root) if root else nullcontext():
+                    save_record(outcome.record, file, root)
             yield Result(technique, name, outcome, file)
 
 
@@ -113,15 +117,15 @@ print(json.dumps([[str(finding) for finding in findings], resource.getrusage(res
 def check_cost(entries: int = 200, papers: int | None = None, repetitions: int = 5, root: Path = ROOT) -> CheckCost:
     """Time the check of an atlas of `entries` drafts and `papers` papers (by default as many), in new interpreters."""
     papers = entries if papers is None else papers
-    with tempfile.TemporaryDirectory(prefix="atlas-check-") as folder:
-        generate(Path(folder), entries, papers, root)
+    with scratch("atlas-check-") as folder:
+        generate(folder, entries, papers, root)
         seconds, peaks, findings = [], [], []
         for _ in range(repetitions):
             start = time.perf_counter()
-            command = [sys.executable, "-c", CHECK, folder]
+            command = [sys.executable, "-c", CHECK, str(folder)]
             answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
             seconds.append(time.perf_counter() - start)
-            findings, peak = json.loads(answer)
+            findings, peak = strict.loads(answer)
             peaks.append(peak * (1 if sys.platform == "darwin" else 1024) / 2**20)
         return CheckCost(entries, papers, tuple(seconds), max(peaks), tuple(findings))
 

@@ -2,18 +2,17 @@
 
 An interpreter that imports torch costs two seconds of CPU, a fork a few milliseconds. The server (that of
 `multiprocessing`) starts with the first child, has imported `PRELOADED` once, runs no thread, and ends with this
-process. What a child imports beyond that it imports for itself, so that it sees files as they are now.
+process. What a child imports beyond that it imports for itself, so that it sees files as they are now. Each child has
+its keeper (`reference_impls.guard`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import importlib
 import io
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +20,9 @@ import warnings
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
+
+from reference_impls import guard
 
 PRELOADED = ("torch", "pydantic", "psutil", "sklearn.datasets", "ipykernel.kernelapp")
 """Nothing of the atlas, which a child finds by its own path, nor matplotlib, which reads the environment on import."""
@@ -29,22 +30,7 @@ SERVER = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 """Environment that only counts when an interpreter starts."""
 AVAILABLE = sys.platform == "linux"
 """Elsewhere native libraries may not survive a fork; start a new interpreter instead."""
-PR_SET_PDEATHSIG = 1
 _STARTING = threading.Lock()
-
-
-class Child(Protocol):
-    """What is used of `subprocess.Popen`."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def stdout(self) -> Any: ...
-    @property
-    def returncode(self) -> Any: ...
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def kill(self) -> None: ...
 
 
 class Forked:
@@ -61,10 +47,9 @@ class Forked:
         context.set_forkserver_preload(list(PRELOADED))
         reader, writer = context.Pipe(duplex=False)
         output = writer if capture else None
-        self._process = context.Process(
-            target=_child, args=(function, arguments, str(folder), dict(environment), output), daemon=False
-        )
-        _start_server()
+        server = _start_server()
+        about = (server, guard.groups(), function, arguments, str(folder), dict(environment), output)
+        self._process = context.Process(target=_child, args=about, daemon=False)
         self._process.start()
         writer.close()
         self.stdin = self.stderr = None
@@ -94,21 +79,25 @@ class Forked:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
+        """Kill the keeper, which keeps nothing any more or does not answer; `terminate` ends what it keeps."""
         if self.poll() is None:
             self._process.kill()
 
     def terminate(self) -> None:
+        """Let the keeper end the process and everything below it."""
         if self.poll() is None:
             self._process.terminate()
 
 
-def _start_server() -> None:
-    """Start the server in its environment, unless it runs."""
+def _start_server() -> int:
+    """Start the server in its environment, unless it runs; its process id."""
     with _STARTING:
         before = {name: os.environ.get(name) for name in SERVER}
         os.environ.update(SERVER)
         try:
-            importlib.import_module("multiprocessing.forkserver").ensure_running()
+            server: Any = importlib.import_module("multiprocessing.forkserver")
+            server.ensure_running()
+            return int(server._forkserver._forkserver_pid)
         finally:
             for name, value in before.items():
                 if value is None:
@@ -118,11 +107,20 @@ def _start_server() -> None:
 
 
 def _child(
-    function: str, arguments: tuple[Any, ...], folder: str, environment: Mapping[str, str], output: Connection | None
+    server: int,
+    home: str,
+    function: str,
+    arguments: tuple[Any, ...],
+    folder: str,
+    environment: Mapping[str, str],
+    output: Connection | None,
 ) -> None:
     """In the child: begin as an interpreter does that is started in `folder` with this environment."""
     os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the server, which ends with its starter
+    its: Any = importlib.import_module("multiprocessing.forkserver")
+    os.close(its._forkserver._forkserver_alive_fd)  # else the server would wait for this process, not for its starter
+    its._forkserver._forkserver_alive_fd = its._forkserver._forkserver_address = None
+    guard.keep(server, home)  # this process ends with the server, which ends with its starter
     sink = os.open(os.devnull, os.O_WRONLY) if output is None else output.fileno()
     for stream in (1, 2):
         os.dup2(sink, stream)
@@ -131,9 +129,9 @@ def _child(
     os.chdir(folder)
     first = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [*first, *(path for path in sys.path if path not in first)]
-    own = __name__.partition(".")[0]
-    for known in [name for name in sys.modules if name.partition(".")[0] == own]:
-        del sys.modules[known]  # the child may know another package of that name
+    own = {name.partition(".")[0] for name in (__name__, guard.__name__)}
+    for known in [name for name in sys.modules if name.partition(".")[0] in own]:
+        del sys.modules[known]  # the child may know other packages of these names
     importlib.invalidate_caches()
     multiprocessing.set_start_method(None, force=True)  # the default again, for the child's own children
     for text in (sys.stdout, sys.stderr):

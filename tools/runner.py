@@ -1,20 +1,19 @@
 """Runs one experiment in a child process that can neither hang nor take down its caller.
 
 The child (`reference_impls.__main__`) imports the contribution; this process never does. A watchdog limits
-the wall-clock and the memory of the child's whole process tree, and ends all of it, whatever happens. The record that
-comes back is validated here again.
+the wall-clock and the memory of the child's whole process tree, and ends all of it, whatever happens; should this
+process end first, the child's keeper does (`reference_impls.guard`). What comes back is not trusted: progress, log and
+record are read within bounds, and the record is validated here again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import queue
+import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -22,16 +21,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import psutil
 import pydantic
 
 import reference_impls
+from reference_impls import guard, strict
 from reference_impls.accounting.record import Record
+from reference_impls.guard import Child
 
 from . import forked
-from .forked import Child, Forked
+from .files import scratch
+from .forked import Forked
 
 Budget = Literal["smoke", "full"]
 ErrorKind = Literal[
@@ -58,8 +60,12 @@ CHILD = "reference_impls.__main__"
 PROGRESS = "ATLAS-PROGRESS "  # as in that module, whose import would bring in the experiments
 TOKEN = "ATLAS_RUN"  # environment variable that marks the processes of a run
 LOG_LINES, LINE_LENGTH = 60, 4000
+LABELS, LABEL_LENGTH, WAITING = 50, 200, 200
+"""Bounds of what is told of progress: labels, their characters, and reports that wait to be passed on."""
 RECORD_MB = 32
+MESSAGE_LENGTH = 4000
 POLL_S, GRACE_S = 0.1, 5.0
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ def run(
     preloaded: bool = False,
 ) -> Outcome:
     """Run a scenario of a technique (the first one when `scenario` is None); what goes wrong there is in the outcome.
+
+    Raises ValueError for limits that are not above 0.
 
     Args:
         seconds: wall-clock limit; the budget's own (`SECONDS`) when None.
@@ -131,7 +139,10 @@ def scenarios(
     outcome, text = _guarded(arguments, seconds, memory_gb, lambda label, done, total: None, implementations)
     if text is None:
         raise RuntimeError(outcome.message)
-    return {str(name): str(title) for name, title in json.loads(text).items()}
+    try:
+        return {str(name): str(title) for name, title in dict(strict.loads(text)).items()}
+    except (ValueError, TypeError) as error:
+        raise RuntimeError(f"the scenarios of {technique!r} cannot be read: {error}") from error
 
 
 def _guarded(
@@ -144,21 +155,26 @@ def _guarded(
     preloaded: bool = False,
 ) -> tuple[Outcome, str | None]:
     """Run the child; what it delivered, or None when the outcome holds an error. Its pictures go into `pictures`."""
+    if not (limit_s > 0 and memory_gb > 0):
+        raise ValueError(f"the limits must be above 0, got {limit_s!r} s and {memory_gb!r} GiB")
     limit_bytes = int(min(memory_gb * 2**30, 0.75 * psutil.virtual_memory().total))
-    with tempfile.TemporaryDirectory(prefix="atlas-run-", ignore_cleanup_errors=True) as folder:
-        result = Path(folder) / "result.json"
+    with scratch("atlas-run-") as folder:
+        result = folder / "result.json"
         options = [*arguments, "--result", str(result), "--memory", str(limit_bytes)]
         token = uuid.uuid4().hex
-        environment = _environment(token, Path(folder), implementations)
+        environment = _environment(token, folder, implementations)
         start = time.monotonic()
-        child = (_forked if preloaded and forked.AVAILABLE else _started)(options, folder, environment)
-        tree, output = _Tree(child, token), _Output(child)
+        deadline = start + limit_s
+        child = (_forked if preloaded and forked.AVAILABLE else _started)(options, str(folder), environment)
+        tree = _Tree(child, token)
         try:
-            stopped = _watch(tree, output, progress, result, start + limit_s, limit_bytes)
+            output = _Output(child)
+            stopped = _watch(tree, output, progress, result, deadline, limit_bytes)
         finally:
             tree.end()
-            output.close()
-        output.pass_on(progress)
+        output.close()
+        if stopped is None:
+            output.pass_on(progress, deadline)
         about = Outcome(
             log="\n".join(output.lines), seconds=time.monotonic() - start, peak_mb=round(tree.peak / 2**20, 1)
         )
@@ -169,23 +185,25 @@ def _guarded(
             remedy = f"used more than {limit_bytes / 2**30:.1f} GiB of memory and was stopped"
             advice = "make it smaller, or allow more memory"
             return replace(about, error=stopped, message=f"{arguments[0]} {remedy}; {advice}"), None
-        if pictures is not None and result.with_suffix(".npz").exists():
+        if pictures is not None and os.path.lexists(result.with_suffix(".npz")):
             from reference_impls.accounting.pictures import load
 
-            pictures.update(load(result))
+            try:
+                pictures.update(load(result))
+            except ValueError as error:
+                return replace(about, error="invalid-record", message=f"the pictures cannot be read: {error}"), None
         return _delivered(about, result, child.returncode)
 
 
 def _started(options: Sequence[str], folder: str, environment: Mapping[str, str]) -> Child:
     """The child in a new interpreter."""
-    return subprocess.Popen(
+    return guard.start(
         [sys.executable, "-m", CHILD.removesuffix(".__main__"), *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd=folder,
         env=environment,
-        start_new_session=True,
     )
 
 
@@ -222,13 +240,15 @@ class _Tree:
         self._token = token
         self._descendants: dict[int, psutil.Process] = {}
         with contextlib.suppress(psutil.NoSuchProcess):
-            self._descendants[child.pid] = psutil.Process(child.pid)
+            self._root = psutil.Process(child.pid)
 
     def memory(self) -> int:
-        """Bytes in main memory; pages that forked processes share are divided among them."""
-        with contextlib.suppress(psutil.Error, KeyError):
-            root = self._descendants[self.child.pid]
-            self._descendants |= {process.pid: process for process in root.children(recursive=True)}
+        """Bytes in main memory, without those of a keeper; pages that forked processes share are divided among them."""
+        with contextlib.suppress(psutil.Error, AttributeError):
+            below = self._root.children(recursive=True)
+            self._descendants |= {
+                process.pid: process for process in (below if guard.AVAILABLE else [self._root, *below])
+            }
         processes = list(self._descendants.values())
         used = sum(_memory(process, "rss") for process in processes)
         if len(processes) > 1 and used > self.peak:
@@ -237,9 +257,8 @@ class _Tree:
         return used
 
     def end(self) -> None:
-        """Kill every process of the run that is still there."""
-        self.child.kill()
-        self.child.wait()
+        """Kill every process of the run that is still there: the keeper does, or what is left is found by its marks."""
+        guard.end(self.child)
         for _ in range(20):  # a process may start another one while it is being killed
             if not [process for process in (*self._descendants.values(), *self._marked()) if _kill(process)]:
                 break
@@ -277,25 +296,41 @@ class _Output:
     def __init__(self, child: Child) -> None:
         assert child.stdout is not None
         self.lines: deque[str] = deque(maxlen=LOG_LINES)
-        self._progress: queue.SimpleQueue[tuple[str, int, int]] = queue.SimpleQueue()
+        self._progress: deque[tuple[str, int, int]] = deque(maxlen=WAITING)
+        self._labels: set[str] = set()
         self._stream = child.stdout
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        while line := self._stream.readline(LINE_LENGTH):
-            text = line.decode("utf-8", "replace").rstrip()
-            if text.startswith(PROGRESS):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    told = json.loads(text.removeprefix(PROGRESS))
-                    self._progress.put((str(told["label"]), int(told["done"]), int(told["total"])))
-            elif text:
-                self.lines.append(text)
+        with contextlib.suppress(OSError, ValueError):  # the stream was closed
+            while line := self._stream.readline(LINE_LENGTH):
+                text = _CONTROL.sub("", line.decode("utf-8", "replace")).rstrip()
+                if text.startswith(PROGRESS) and (told := self._told(text.removeprefix(PROGRESS))):
+                    self._progress.append(told)
+                elif text:
+                    self.lines.append(text)
 
-    def pass_on(self, progress: Progress) -> None:
-        """Report the progress that came in since the last call."""
-        while not self._progress.empty():
-            progress(*self._progress.get())
+    def _told(self, text: str) -> tuple[str, int, int] | None:
+        """A report of progress; None for a line that is none, or has one label too many."""
+        try:
+            told = strict.loads(text)
+            label, done, total = told["label"], told["done"], told["total"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        if not isinstance(label, str) or type(done) is not int or type(total) is not int:
+            return None
+        label = _CONTROL.sub("", label).replace("\n", " ")[:LABEL_LENGTH]
+        if len(self._labels) < LABELS:
+            self._labels.add(label)
+        return (label, done, total) if label in self._labels else None
+
+    def pass_on(self, progress: Progress, deadline: float) -> None:
+        """Report the progress that came in since the last call, as far as there is time."""
+        for _ in range(len(self._progress)):
+            if time.monotonic() > deadline:
+                return
+            progress(*self._progress.popleft())
 
     def close(self) -> None:
         """Wait for what was written before the end; not for ever, should somebody still hold the other end."""
@@ -309,8 +344,8 @@ def _watch(
 ) -> Literal["timeout", "memory"] | None:
     """Wait for the child; why it has to be stopped, or None if it ended or delivered."""
     while tree.child.poll() is None:
-        output.pass_on(progress)
-        if result.exists():  # delivered: a thread or a child that never ends must not cost the record
+        output.pass_on(progress, deadline)
+        if os.path.lexists(result):  # delivered: a thread or a child that never ends must not cost the record
             with contextlib.suppress(subprocess.TimeoutExpired):
                 tree.child.wait(GRACE_S)
             return None
@@ -324,23 +359,25 @@ def _watch(
 
 def _delivered(about: Outcome, result: Path, code: int) -> tuple[Outcome, str | None]:
     """What a child left that ended by itself, or that has written its result."""
-    if not result.exists():
+    if not os.path.lexists(result):
         message = f"the process ended without a result ({_ending(code)}); see its log"
         return replace(about, error="crash", message=message), None
-    if result.stat().st_size > RECORD_MB * 2**20:
-        message = f"the result record is larger than {RECORD_MB} MiB; keep to summaries"
+    try:
+        text = strict.read(result, RECORD_MB * 2**20, follow=False).decode("utf-8", "replace")
+    except (OSError, ValueError) as error:
+        message = f"what it left as its result cannot be read: {error}; keep to summaries in one file"
         return replace(about, error="invalid-record", message=message), None
-    text = result.read_text(encoding="utf-8", errors="replace")
     with contextlib.suppress(ValueError, TypeError):
-        found = json.loads(text)
-        if set(found) == {"error", "message"}:
-            return replace(about, error=found["error"], message=found["message"]), None
+        found = strict.loads(text)
+        if set(found) == {"error", "message"} and found["error"] in get_args(ErrorKind):
+            message = _CONTROL.sub("", str(found["message"]))[:MESSAGE_LENGTH]
+            return replace(about, error=found["error"], message=message), None
     return about, text
 
 
 def _record(text: str, wanted: Mapping[str, str]) -> Record:
     """The record, validated; ValueError if it is none, or is not what was asked for."""
-    record = Record.model_validate_json(text)
+    record = Record.from_json(text)
     for field, value in wanted.items():
         if (got := getattr(record, field)) != value:
             raise ValueError(f"it says {field}: {got!r}, but the run was of {value!r}")

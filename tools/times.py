@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from reference_impls import strict
+
 from .files import write_atomically
 from .knowledge.paths import TECHNIQUES
 
@@ -24,7 +26,7 @@ KINDS = ("tests", "smoke run", "notebook")
 def load(root: Path) -> dict[str, float]:
     """Test -> seconds, as far as it is known."""
     try:
-        known = json.loads((root / FILE).read_text(encoding="utf-8"))
+        known = strict.loads((root / FILE).read_bytes())
         return {str(test): float(seconds) for test, seconds in known.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}

@@ -10,11 +10,30 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-Knob = bool | int | Finite | str
+from reference_impls import strict
+
+LARGEST = strict.LARGEST
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Units = Annotated[int, Field(ge=1, le=LARGEST)]
+Milliseconds = Annotated[float, Field(allow_inf_nan=False, ge=1e-9, le=1e12)]
+"""Nothing takes less than the billionth of a millisecond, or more than thirty years."""
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
+"""Characters that no text of a record holds: a terminal obeys some, and a table breaks at others."""
+
+
+def _printable(text: str) -> str:
+    if odd := CONTROL.search(text):
+        raise ValueError(
+            f"holds U+{ord(odd.group()):04X}: texts of a record are on one line, without control characters"
+        )
+    return text
+
+
+Text = Annotated[str, Field(max_length=4000), AfterValidator(_printable)]
+Knob = bool | int | Finite | Text
 Work = Literal["network", "training", "selection", "layer"]
 """What a unit of work is, in the order of headlines: a whole network's run, a training with the selection of its data,
 a selection alone, a part of a network."""
@@ -45,7 +64,7 @@ class Interval(Model):
     """Lower end of the 95 % interval; absent together with `high` where there is none."""
     high: Finite | None = Field(default=None, examples=[0.916])
     """Upper end of the 95 % interval."""
-    n: Annotated[int, Field(ge=1)] = Field(default=1, examples=[5])
+    n: Units = Field(default=1, examples=[5])
     """Number of independent units that the interval rests on (seeds, items, or rounds)."""
 
     @model_validator(mode="after")
@@ -60,7 +79,7 @@ class Interval(Model):
 class Quality(Interval):
     """How good the result is, over the seeds of the record."""
 
-    metric: str = Field(examples=["accuracy"])
+    metric: Text = Field(examples=["accuracy"])
     """Name of the metric, in words a reader knows."""
     higher_is_better: bool = Field(default=True, examples=[True])
     """Direction of the metric."""
@@ -69,16 +88,22 @@ class Quality(Interval):
 class WallTime(Model):
     """Wall-clock of one unit of work in milliseconds, from interleaved repetitions."""
 
-    median: Finite = Field(ge=0, examples=[121.8])
+    median: Milliseconds = Field(examples=[121.8])
     """Median, in milliseconds."""
-    p10: Finite = Field(ge=0, examples=[118.2])
+    p10: Milliseconds = Field(examples=[118.2])
     """10th percentile, in milliseconds."""
-    p90: Finite = Field(ge=0, examples=[130.4])
+    p90: Milliseconds = Field(examples=[130.4])
     """90th percentile, in milliseconds."""
-    p99: Finite = Field(ge=0, examples=[140.1])
+    p99: Milliseconds = Field(examples=[140.1])
     """99th percentile, in milliseconds."""
-    n: Annotated[int, Field(ge=1)] = Field(examples=[15])
+    n: Units = Field(examples=[15])
     """Number of repetitions."""
+
+    @model_validator(mode="after")
+    def _percentiles_are_in_order(self) -> Self:
+        if not self.p10 <= self.median <= self.p90 <= self.p99:
+            raise ValueError("the percentiles cross: p10 <= median <= p90 <= p99 does not hold")
+        return self
 
 
 class Items(Model):
@@ -109,7 +134,7 @@ class Variant(Model):
     """Wall-clock per unit of work, measured in the same interleaved run as the other variants."""
     speed_up: Interval | None = Field(default=None, examples=[{"value": 1.63, "low": 1.61, "high": 1.66, "n": 21}])
     """Median over paired rounds of (time of the baseline) / (time of the variant); below 1 the variant is slower."""
-    gain: dict[str, Interval] = Field(default_factory=dict, examples=[{"baseline": {"value": -0.02, "n": 5}}])
+    gain: dict[Text, Interval] = Field(default_factory=dict, examples=[{"baseline": {"value": -0.02, "n": 5}}])
     """Quality minus that of the baseline (`baseline`) or of a control (its name) with the same seed, over the seeds."""
     items: Items | None = Field(
         default=None, examples=[{"n": 795, "macs_p50": 4e9, "macs_p99": 5e9, "ms_p50": 121.8, "ms_p99": 140.1}]
@@ -119,25 +144,25 @@ class Variant(Model):
     """Samples, tokens or frames really processed, where the technique changes that number."""
     redundancy: Finite | None = Field(default=None, ge=0, le=1, examples=[0.41])
     """Share of the units that the technique removed, shared or made cheaper in this configuration."""
-    uncounted: tuple[str, ...] = Field(default=(), examples=[["aten.sort.default"]])
+    uncounted: tuple[Text, ...] = Field(default=(), examples=[["aten.sort.default"]])
     """Operators that were executed but that the counter has no formula for."""
 
 
 class Point(Variant):
     """One point of the sweep: a variant and the knobs that produced it."""
 
-    knobs: dict[str, Knob] = Field(examples=[{"r": 13}])
+    knobs: dict[Text, Knob] = Field(examples=[{"r": 13}])
     """Values of the technique's knobs at this point."""
-    technique: str | None = Field(default=None, examples=["token-merging"])
+    technique: Text | None = Field(default=None, examples=["token-merging"])
     """Whose point it is, in the record of a benchmark where several techniques meet."""
 
 
 class Control(Model):
     """A null case: what the same procedure gives where the redundancy, or the technique's insight, is absent."""
 
-    name: str = Field(examples=["random merging"])
+    name: Text = Field(examples=["random merging"])
     """Short name of the control."""
-    about: str = Field(examples=["The same number of tokens is merged, with partners drawn at random."])
+    about: Text = Field(examples=["The same number of tokens is merged, with partners drawn at random."])
     """What differs from the technique's own points."""
     points: tuple[Point, ...] = Field(min_length=1, examples=[[]])
     """The control's points, over the same knobs where that makes sense."""
@@ -149,9 +174,9 @@ class Control(Model):
 class Table(Model):
     """Further numbers, a row for each case."""
 
-    about: str = Field(examples=["Share of the test samples that leave at each exit."])
+    about: Text = Field(examples=["Share of the test samples that leave at each exit."])
     """What the rows are, in a sentence."""
-    columns: tuple[str, ...] = Field(min_length=1, examples=[["threshold", "exit", "share"]])
+    columns: tuple[Text, ...] = Field(min_length=1, examples=[["threshold", "exit", "share"]])
     """Names of the columns; a claim selects a row by them."""
     rows: tuple[tuple[Knob | Interval | None, ...], ...] = Field(examples=[[[0.9, 1, 0.41]]])
     """A cell is a number, a word, a value with its interval, or empty."""
@@ -173,7 +198,7 @@ class Table(Model):
 class Preparation(Model):
     """Work that is done before the first unit: a training, an embedding, a clustering, a calibration, a search."""
 
-    what: str = Field(examples=["embedding 4,837 mails with MiniLM"])
+    what: Text = Field(examples=["embedding 4,837 mails with MiniLM"])
     """What is done, in words that follow "left out:"."""
     macs: Count = Field(examples=[6_722_693_228_160])
     """Multiply-accumulates of all of it, once."""
@@ -186,7 +211,7 @@ class Preparation(Model):
 class Shared(Model):
     """A preparation that the baseline needs as well, so that it is no cost of the technique."""
 
-    what: str = Field(examples=["training the network once, without the technique"])
+    what: Text = Field(examples=["training the network once, without the technique"])
     """What is done, and why the baseline needs it too."""
     macs: Count | None = Field(default=None, examples=[2_779_000_000_000])
     """Multiply-accumulates of all of it, once; absent where nobody needs the number."""
@@ -197,28 +222,28 @@ class Shared(Model):
 class Measured(Interval):
     """Redundancy measured before anything is removed."""
 
-    measure: str = Field(examples=["mean best-match cosine of keys"])
+    measure: Text = Field(examples=["mean best-match cosine of keys"])
     """What is measured; the formula stands in the docstring of the measure."""
     value: Finite = Field(ge=0, le=1, examples=[0.87])
     """The measure, in [0, 1]; its interval is over the data items or the seeds."""
-    where: dict[str, Finite] = Field(default_factory=dict, examples=[{"block 0": 0.91}])
+    where: dict[Text, Finite] = Field(default_factory=dict, examples=[{"block 0": 0.91}])
     """The same measure part by part (layer, block, clip)."""
-    null: dict[str, Finite] = Field(default_factory=dict, examples=[{"white noise": 0.12}])
+    null: dict[Text, Finite] = Field(default_factory=dict, examples=[{"white noise": 0.12}])
     """The same measure on null controls."""
 
 
 class Machine(Model):
     """The machine a record was measured on."""
 
-    cpu: str = Field(examples=["AMD EPYC 9R14"])
+    cpu: Text = Field(examples=["AMD EPYC 9R14"])
     """Processor model."""
-    cores: Annotated[int, Field(ge=1)] = Field(examples=[2])
+    cores: Units = Field(examples=[2])
     """Logical cores that the process may use."""
-    threads: Annotated[int, Field(ge=1)] = Field(examples=[1])
+    threads: Units = Field(examples=[1])
     """Threads that torch was allowed during the timing."""
     memory_gb: Finite = Field(gt=0, examples=[23.4])
     """Main memory in GiB."""
-    accelerator: str | None = Field(default=None, examples=["NVIDIA H100"])
+    accelerator: Text | None = Field(default=None, examples=["NVIDIA H100"])
     """Accelerator that ran the work; absent when the CPU did."""
 
 
@@ -233,21 +258,21 @@ class Record(Model):
     """Id of the benchmark that the scenario belongs to, `benchmarks/<id>.py`."""
     scenario: str = Field(pattern=SLUG, examples=["saliency-photos"])
     """Name of the scenario in `experiments/<id>.py`, or in the benchmark."""
-    title: str = Field(examples=["ViT-S/14 saliency on 12 photos"])
+    title: Text = Field(examples=["ViT-S/14 saliency on 12 photos"])
     """The scenario in a line."""
     budget: Literal["smoke", "full"] = Field(examples=["full"])
     """`smoke` runs in seconds on data that is always there; `full` is what the published numbers come from."""
-    data: str = Field(examples=["12 photos of scikit-image and scikit-learn, 224 x 224"])
+    data: Text = Field(examples=["12 photos of scikit-image and scikit-learn, 224 x 224"])
     """The data, with its number of items and its split."""
-    model: str | None = Field(default=None, examples=["ViT-S/14 with a saliency decoder, 24.3 M parameters"])
+    model: Text | None = Field(default=None, examples=["ViT-S/14 with a saliency decoder, 24.3 M parameters"])
     """The model, where there is one."""
-    unit: str = Field(examples=["one image"])
+    unit: Text = Field(examples=["one image"])
     """The unit of work that `macs`, `bytes` and `wall_ms` refer to."""
     work: Work = Field(default="network", examples=["network"])
     """What kind of work the unit is. A headline never spans two kinds."""
-    knobs: tuple[str, ...] = Field(min_length=1, examples=[["r"]])
+    knobs: tuple[Text, ...] = Field(min_length=1, examples=[["r"]])
     """Names of the knobs that the sweep moves, the main one first."""
-    given: tuple[str, ...] = Field(default=(), examples=[["changed"]])
+    given: tuple[Text, ...] = Field(default=(), examples=[["changed"]])
     """Those of the knobs that describe the input, so that nobody can choose them."""
     baseline: Variant = Field(examples=[{}])
     """The best native dense way to get the result, without the technique."""
@@ -263,39 +288,39 @@ class Record(Model):
     """Preparations that the technique needs and that no MACs and no time of a point hold."""
     shared: tuple[Shared, ...] = Field(default=(), examples=[[]])
     """Preparations that the baseline needs as well."""
-    grows: dict[str, Finite] = Field(default_factory=dict, examples=[{"epochs": 5}])
+    grows: dict[Text, Finite] = Field(default_factory=dict, examples=[{"epochs": 5}])
     """Quantities with which the unit grows while its preparation does not, as they are here: epochs, parameters."""
     redundancy: Measured = Field(examples=[{"measure": "mean best-match cosine of keys", "value": 0.87}])
     """How much redundancy the data hold, by the technique's own measure."""
-    tables: dict[str, Table] = Field(default_factory=dict, examples=[{}])
+    tables: dict[Text, Table] = Field(default_factory=dict, examples=[{}])
     """Further measured numbers."""
-    pictures: tuple[str, ...] = Field(default=(), examples=[["filled in"]])
+    pictures: tuple[Text, ...] = Field(default=(), examples=[["filled in"]])
     """Names of the arrays in the `.npz` beside the record; they are shown, not compared."""
-    seeds: tuple[int, ...] = Field(min_length=1, examples=[[0, 1, 2]])
+    seeds: tuple[Annotated[int, Field(ge=-LARGEST, le=LARGEST)], ...] = Field(min_length=1, examples=[[0, 1, 2]])
     """Seeds that were run."""
-    device: str = Field(default="cpu", examples=["cpu"])
+    device: Text = Field(default="cpu", examples=["cpu"])
     """Torch device."""
     machine: Machine = Field(examples=[{}])
     """Where it was measured."""
-    versions: dict[str, str] = Field(examples=[{"python": "3.11.7", "torch": "2.13.0"}])
+    versions: dict[Text, Text] = Field(examples=[{"python": "3.11.7", "torch": "2.13.0"}])
     """Versions of Python, of the libraries that matter, and the commit of the atlas."""
-    command: str = Field(examples=["redundancy run token-merging --budget full"])
+    command: Text = Field(examples=["redundancy run token-merging --budget full"])
     """The command that measures it again."""
-    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$", examples=["2026-11-22"])
+    date: str = Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", examples=["2026-11-22"])
     """Day of the measurement."""
-    notes: tuple[str, ...] = Field(default=(), examples=[["Agreement with the dense model, not accuracy: no labels."]])
+    notes: tuple[Text, ...] = Field(default=(), examples=[["Agreement with the dense model, not accuracy: no labels."]])
     """What a reader must know to read the numbers rightly."""
-    extra: dict[str, Finite | Interval | str] = Field(default_factory=dict, examples=[{"fitted side": 64}])
+    extra: dict[Text, Finite | Interval | Text] = Field(default_factory=dict, examples=[{"fitted side": 64}])
     """Few single numbers that have no other place; no page needs them."""
 
     _arrays: dict[str, Any] = PrivateAttr(default_factory=dict)
 
-    @model_validator(mode="before")
+    @field_validator("schema_version", mode="before")
     @classmethod
-    def _is_of_this_version(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("schema_version", VERSION) != VERSION:
-            raise OldRecord(data["schema_version"])
-        return data
+    def _is_of_this_version(cls, version: Any) -> Any:
+        if version != VERSION:
+            raise OldRecord(version)
+        return version
 
     @model_validator(mode="after")
     def _points_say_what_they_are(self) -> Self:
@@ -309,6 +334,17 @@ class Record(Model):
         if unknown := set(self.given) - set(self.knobs):
             raise ValueError(f"`given` names {', '.join(sorted(unknown))}, which the sweep does not move")
         return self
+
+    @classmethod
+    def from_json(cls, content: str | bytes) -> Self:
+        """The record of a JSON text, read strictly: a number in quotes is none.
+
+        Raises: ValueError, which pydantic's ValidationError, `OldRecord` and `strict.NotJson` are.
+        """
+        data = strict.loads(content)
+        if isinstance(data, dict) and (version := data.get("schema_version", VERSION)) != VERSION:
+            raise OldRecord(version)
+        return cls.model_validate_json(json.dumps(data), strict=True)
 
     @property
     def owner(self) -> str:
@@ -341,5 +377,5 @@ class Record(Model):
 def _without_empty(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {key: _without_empty(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item not in ({}, []) or key in ("knobs", "versions")}
+        return {key: item for key, item in kept.items() if item not in ({}, []) or key in ("knobs", "rows", "versions")}
     return [_without_empty(item) for item in value] if isinstance(value, list) else value

@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 
 from reference_impls.contract.errors import check_range, nearest
 
+LONGEST = 2**31 - 1
+"""Some operators of torch take no larger integer."""
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -75,7 +78,7 @@ class Integer(Number):
             for one in value:
                 self.check(name, one)
         else:
-            check_range(name, value, self.low, self.high, integer=True)
+            check_range(name, value, max(self.low, -LONGEST), min(self.high, LONGEST), integer=True)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Choice(Knob):
     options: tuple[str, ...] = ()
 
     def check_value(self, name: str, value: Any) -> None:
-        if value not in self.options:
+        if not isinstance(value, str) or value not in self.options:
             raise ValueError(f"{name} must be {' or '.join(map(repr, self.options))}, got {value!r}")
 
     def bad(self) -> list[Any]:

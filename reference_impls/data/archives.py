@@ -1,4 +1,7 @@
-"""The files in a wheel (zip), an npm package (tar.gz) or a Debian package (ar), read without any other program."""
+"""The files in a wheel (zip), a source distribution or an npm package (tar.gz), or a Debian package (ar).
+
+They are read without any other program, and nothing in them runs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def inside(member: str, strip: str) -> PurePosixPath:
 
 
 def members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Names and contents of the regular files in a wheel (zip), an npm package (tar.gz) or a Debian package (ar)."""
+    """Names and contents of the regular files in a wheel (zip), an sdist or npm package (tar.gz), or a .deb (ar)."""
     magic = stream.read(8)
     stream.seek(0)
     if magic[:4] == b"PK\x03\x04":

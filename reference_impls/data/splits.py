@@ -12,8 +12,8 @@ from torch import Tensor
 from reference_impls.contract import generator
 from reference_impls.data import images
 
-Labelled = Literal["digits", "fashion-mnist"]
-TITLES: dict[Labelled, str] = {"digits": "digits of scikit-learn", "fashion-mnist": "Fashion-MNIST"}
+Labelled = Literal["digits", "mnist", "fashion-mnist"]
+TITLES: dict[Labelled, str] = {"digits": "digits of scikit-learn", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
 
 
 class Part(NamedTuple):
@@ -56,9 +56,10 @@ def split(
     """So many images to train on, held out, and to test; None: all that are left.
 
     Without a seed the first ones of the training set are taken, with one they are drawn without overlap. The test set
-    is the data's own, from its first image on. Raises: MissingAsset for Fashion-MNIST.
+    is the data's own, from its first image on. Raises: MissingAsset for MNIST and Fashion-MNIST.
     """
-    x, y, x_test, y_test = images.digits() if data == "digits" else images.fashion_mnist()
+    load = {"digits": images.digits, "mnist": images.mnist, "fashion-mnist": images.fashion_mnist}[data]
+    x, y, x_test, y_test = load()
     order = torch.arange(len(x)) if seed is None else torch.randperm(len(x), generator=generator(seed))
     train = len(x) - held if train is None else train
     if train + held > len(x):

@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 from reference_impls.benchmarks import video_stream as benchmark
+from reference_impls.benchmarks.detection_stream.streams import Frames
+from reference_impls.benchmarks.detection_stream.tasks import Method
 from reference_impls.study import TECHNIQUE
 from reference_impls.techniques.delta_convolution import DeltaConvolution
 from reference_impls.techniques.delta_convolution.network import LONGEST_REST
@@ -38,6 +40,16 @@ def on_layer(name: str, about: str = "", tile: int = 8, **knobs: Any) -> benchma
     return benchmark.LayerMethod(name, partial(DELTA.apply, threshold=0.0, tile=tile, **knobs), {"tile": tile}, about)
 
 
+CONTENDERS = {
+    "detection-stream/vtest": [
+        Method(
+            DELTA.id,
+            lambda model, threshold=threshold: Frames(DELTA.apply(model, threshold=threshold)),
+            {"method": f"differences above {threshold:g}"},
+        )
+        for threshold in (0.1, 0.3)
+    ]
+}
 CYCLE = (LONGEST_REST + 2) // 2
 """Rounds of two frames: one frame is computed, one judged, and the others rest."""
 BLOB = on_layer(TECHNIQUE)

@@ -16,6 +16,7 @@ from torch import Tensor
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Record, Table
 from reference_impls.benchmarks import data_selection as benchmark
+from reference_impls.benchmarks.deduplication import Corpus, Left, Method, whole
 from reference_impls.contract import generator
 from reference_impls.data.planted import DISTINCT, KINDS, distinct, plant
 from reference_impls.data.text import exact_copies, legible_mails
@@ -200,6 +201,24 @@ def planted_duplicates(study: Study[PlantedPlan]) -> Record:
         },
     )
 
+
+# --------------------------------------------------------------------------------------------------------------------
+# Beside techniques that compare words
+
+
+def left_of(corpus: Corpus, seed: int) -> Left:
+    """Mails go whose embedding almost equals that of another one of their cluster."""
+    removed = deduplicated(corpus.embed()[0], EPSILON, seed=seed).removed
+    return whole(removed.cpu().numpy(), len(corpus.texts))
+
+
+def clustering_macs(corpus: Corpus, seed: int) -> int:
+    """MACs of the k-means."""
+    return benchmark.k_means(corpus.embed()[0], seed)[1]
+
+
+BY_MEANING = Method(f"cosine {1 - EPSILON:g}", left_of, macs_elsewhere=clustering_macs, embeds=True)
+CONTENDERS = dict.fromkeys(("deduplication/planted-copies", "deduplication/natural-mails"), (BY_MEANING,))
 
 SEMDEDUP, METHODS = technique.SemanticDeduplication(), (OURS, ANOTHER_COPY)
 TRAINING = partial(benchmark.training, technique=SEMDEDUP, methods=METHODS, tables=tables, notes=NOTES)

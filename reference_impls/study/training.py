@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -67,11 +68,13 @@ def train(
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    resume: Path | None = None,
 ) -> M:
     """Train in place with AdamW, a linear warm-up and a cosine schedule; returns the model in eval mode.
 
     x: (N, ...) inputs; y: (N,) targets. `loss(outputs, targets)` may take the outputs of several exits. Every random
-    choice follows from `seed`, so a second call with an equal model gives equal weights.
+    choice follows from `seed`, so a second call with an equal model gives equal weights. `resume`: a file that holds
+    the state after each epoch, from which an interrupted call goes on, to the same weights; deleted at the end.
     """
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -80,7 +83,10 @@ def train(
     schedule = OneCycleLR(optimiser, recipe.lr, steps, pct_start=max(0.1, 2 / steps)) if steps > 2 else None
     model.train()
     with fork_seed(seed):
-        for epoch in range(recipe.epochs):
+        first = 0
+        if resume is not None and resume.exists():
+            first = _restore(resume, model, optimiser, schedule, order)
+        for epoch in range(first, recipe.epochs):
             for batch in torch.randperm(len(x), generator=order).split(recipe.batch_size):
                 inputs = x[batch] if augment is None else augment(x[batch], order)
                 optimiser.zero_grad(set_to_none=True)
@@ -90,7 +96,34 @@ def train(
                 if schedule is not None:
                     schedule.step()
             progress(epoch + 1, recipe.epochs)
+            if resume is not None:
+                _save(resume, epoch + 1, model, optimiser, schedule, order)
+    if resume is not None:
+        resume.unlink(missing_ok=True)
     return model.eval()
+
+
+def _save(file: Path, epochs: int, model: nn.Module, optimiser: Any, schedule: Any, order: torch.Generator) -> None:
+    state = {"epochs": epochs, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    state |= {"order": order.get_state(), "global": torch.get_rng_state()}
+    state |= {"schedule": schedule.last_epoch if schedule is not None else 0}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    torch.save(state, part)
+    part.replace(file)
+
+
+def _restore(file: Path, model: nn.Module, optimiser: Any, schedule: Any, order: torch.Generator) -> int:
+    """Take up the state of `_save`; returns how many epochs are done."""
+    state = torch.load(file, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    if schedule is not None:
+        schedule.last_epoch = schedule._step_count = state["schedule"]
+        schedule._step_count += 1
+    order.set_state(state["order"])
+    torch.set_rng_state(state["global"])
+    return int(state["epochs"])
 
 
 def training_macs(

@@ -43,6 +43,7 @@ from reference_impls.contract.replacement import original_forward, refuse_captur
 from reference_impls.hosts import Block, transformer_blocks
 from reference_impls.hosts.block import NOWHERE, Positions
 from reference_impls.hosts.tokens import carried, reduced, rows, whole
+from reference_impls.redundancy.inputs import mean_share
 from reference_impls.redundancy.spatial_similarity import spatial_similarity
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ class Matching:
         best, partner = _best_cosines(metric, first_a, first_b)  # (B, |A|) each
         if self.threshold is not None:
             refuse_capture("how many tokens merge under a threshold depends on the data", "with a fixed r")
-            r = min(r, int((best >= self.threshold).sum(1).min()))
+            r = min(r, int((best >= self.threshold).sum(1).min())) if len(best) else 0
             if r == 0:
                 return None
         edges = best.argsort(dim=1, descending=True)  # (B, |A|)
@@ -416,9 +417,9 @@ class TokenMerging(Technique):
         block, and the raw cosine, which is what ToMe compares, as "raw block 0" and so on.
         """
         keys = _keys(transformer_blocks(self.id, target), target, inputs)
-        where = {name: spatial_similarity(key, centred=True).mean().item() for name, key in keys.items()}
+        where = {name: mean_share(spatial_similarity(key, centred=True)) for name, key in keys.items()}
         value = sum(where.values()) / len(where)
-        where |= {f"raw {name}": spatial_similarity(key).mean().item() for name, key in keys.items()}
+        where |= {f"raw {name}": mean_share(spatial_similarity(key)) for name, key in keys.items()}
         return Redundancy(value=value, measure="mean best-match cosine of centred keys", where=where)
 
     def attach(

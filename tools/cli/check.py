@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import subprocess
 import sys
@@ -10,16 +11,16 @@ from pathlib import Path
 import click
 
 from ..knowledge.findings import counted, did_you_mean, render
-from .common import Failure, clone, knowledge_of, told_gaps, wrong_usage
+from .common import Failure, clone, knowledge_of, path, told_gaps, wrong_usage
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=path)
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; fail if a file is not in the layout.")
 @click.pass_context
 def fmt(ctx: click.Context, paths: tuple[Path, ...], only_check: bool) -> None:
     """Bring the YAML files of the knowledge, or PATHS, into the canonical layout; data and comments stay."""
-    from ..files import write_atomically
+    from ..files import changing
     from ..knowledge import layout
 
     root = clone(ctx)
@@ -27,12 +28,13 @@ def fmt(ctx: click.Context, paths: tuple[Path, ...], only_check: bool) -> None:
         names = layout.files(root, paths)
     except (FileNotFoundError, ValueError) as error:
         wrong_usage(str(error))
-    looked = list(layout.look(root, names, knowledge_of(ctx).axes))
-    for laid in looked:
-        if laid.text is not None:
-            click.echo(laid.file)
-            if not only_check:
-                write_atomically(root / laid.file, laid.text)
+    with contextlib.nullcontext() if only_check else changing(root) as changes:
+        looked = list(layout.look(root, names, knowledge_of(ctx).axes))
+        texts = {laid.file: laid.text for laid in looked if laid.text is not None}
+        if changes is not None and texts:
+            changes.write(texts)
+    for file in texts:
+        click.echo(file)
     changed = sum(laid.text is not None for laid in looked)
     refused = [finding for laid in looked for finding in laid.findings]
     if refused:
@@ -44,7 +46,7 @@ def fmt(ctx: click.Context, paths: tuple[Path, ...], only_check: bool) -> None:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=path)
 @click.option("--format", "form", type=click.Choice(["text", "json", "github"]), default="text")
 @click.option("--changed", is_flag=True, help="Report only what is found in files that changed since the last commit.")
 @click.option("--base", metavar="REV", help="With --changed: since this branch left REV.")
@@ -138,7 +140,7 @@ def explain(code: str) -> None:
 @click.pass_context
 def schema(ctx: click.Context, only_check: bool) -> None:
     """Write again what follows from the schema and the axes: the JSON Schemas for editors, and the issue form."""
-    from ..files import write_atomically
+    from ..files import changing, write_atomically
     from ..knowledge import editor
     from ..scaffold import issue
 
@@ -146,12 +148,13 @@ def schema(ctx: click.Context, only_check: bool) -> None:
     axes = knowledge_of(ctx).axes
     form = root / issue.FILE
     stale = editor.stale(root, axes)
-    if not form.is_file() or form.read_text(encoding="utf-8") != issue.form(axes):
+    if not form.is_file() or form.read_bytes() != issue.form(axes).encode():
         stale.append(issue.FILE)
     if stale and only_check:
         raise Failure(f"out of date: {', '.join(stale)}; run `redundancy schema`")
-    editor.write(root, axes)
-    if issue.FILE in stale:
-        write_atomically(form, issue.form(axes))
+    with changing(root) if stale else contextlib.nullcontext():
+        editor.write(root, axes)
+        if issue.FILE in stale:
+            write_atomically(form, issue.form(axes), root)
     for name in stale:
         click.echo(name)

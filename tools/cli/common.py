@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
+import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,12 +17,57 @@ import click
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import counted, did_you_mean
 from ..knowledge.paths import INSTALLED
+from ..knowledge.reader import MAX_BYTES
 
 if TYPE_CHECKING:
     from ..knowledge.schema import Entry
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON document.")
 budgets = click.Choice(["smoke", "full"])
+MOST_SECONDS = 31 * 24 * 3600
+
+
+def path(text: str) -> Path:
+    """A path that the system can look up; whether something is there is another question."""
+    try:
+        os.stat(text)  # noqa: PTH116 - a text that may be no path
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        shown = text if len(text) < 200 else f"{text[:200]}..."
+        raise click.BadParameter(f"{shown!r}: {getattr(error, 'strerror', None) or error}") from error
+    return Path(text)
+
+
+def content(text: str) -> str:
+    """The text of a file, a pipe, or the standard input (`-`)."""
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if text == "-" else path(text).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise click.BadParameter(f"{text!r} holds more than {MAX_BYTES:,} bytes")
+        return data.decode()
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{text!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def seconds(text: str) -> float:
+    """A time limit: more than nothing, less than a month."""
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit <= MOST_SECONDS:
+        wanted = f"a number of seconds above 0, at most {MOST_SECONDS:,}"
+        raise click.BadParameter(f"{text!r} is no time limit: {wanted}")
+    return limit
+
+
+def device(text: str) -> str:
+    """A device of torch: the CPU, or an accelerator with or without its number."""
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu|hpu)(:[0-9]{1,3})?", text):
+        raise click.BadParameter(f"{text!r} is none of: cpu, mps, cuda, cuda:0, ...")
+    return text
 
 
 class Failure(click.ClickException):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from ..files import write_atomically
 from ..knowledge.findings import did_you_mean
 from ..knowledge.schema import Paper
-from .common import entry_of, knowledge_of, wrong_usage
+from .common import entry_of, knowledge_of, path, wrong_usage
 
 
 @click.group()
@@ -21,12 +22,11 @@ def written(text: str, out: Path | None) -> None:
     if out is None:
         click.echo(text.encode(), nl=False)
     else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(text.encode())
+        write_atomically(out, text)
 
 
-out_file = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
-out_folder = click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write into this folder.")
+out_file = click.option("--out", type=path, help="Write to this file.")
+out_folder = click.option("--out", type=path, help="Write into this folder.")
 
 
 @export.command("json")

@@ -12,7 +12,18 @@ import click
 from ..knowledge import Knowledge
 from ..knowledge.findings import counted
 from ..knowledge.paths import RESULTS, located
-from .common import Failure, as_json, budgets, clone, entry_of, knowledge_of, table, told_gaps, wrong_usage
+from . import common
+from .common import (
+    Failure,
+    as_json,
+    budgets,
+    clone,
+    entry_of,
+    knowledge_of,
+    table,
+    told_gaps,
+    wrong_usage,
+)
 from .records import print_record
 
 
@@ -36,8 +47,8 @@ def implementations_of(root: Path) -> Path | None:
 @click.argument("id_", metavar="ID")
 @click.option("--budget", type=budgets, default="smoke", show_default=True)
 @click.option("--scenario", metavar="S", help="A scenario by name; the first one by default.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--seconds", type=float, help="Time limit; the budget's own by default.")
+@click.option("--device", type=common.device, default="cpu", show_default=True)
+@click.option("--seconds", type=common.seconds, help="Time limit; the budget's own by default.")
 @as_json
 @click.pass_context
 def run(
@@ -76,8 +87,11 @@ def run(
 @click.command()
 @click.argument("ids", nargs=-1, metavar="[ID ...]")
 @click.option("--save", is_flag=True, help="Write the records into reference_impls/results/.")
+@click.option(
+    "--force", is_flag=True, help="With --save: replace records of the full budget by those of a smaller one."
+)
 @click.option("--budget", type=budgets, default="full", show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=common.device, default="cpu", show_default=True)
 @click.option(
     "--corpus",
     multiple=True,
@@ -86,7 +100,13 @@ def run(
 )
 @click.pass_context
 def bench(
-    ctx: click.Context, ids: tuple[str, ...], save: bool, budget: Any, device: str, corpus: tuple[str, ...]
+    ctx: click.Context,
+    ids: tuple[str, ...],
+    save: bool,
+    force: bool,
+    budget: Any,
+    device: str,
+    corpus: tuple[str, ...],
 ) -> None:
     """Measure every scenario of the techniques and benchmarks again; those of all techniques by default."""
     from .. import bench as benchmarks
@@ -103,6 +123,9 @@ def bench(
     stand_ins = [f"{e.id}: {n.hint}" for e in entries for n in gaps_of(knowledge, e) if n.code == "E406"]
     if save and stand_ins:
         wrong_usage("no result is saved of the stand-in that `redundancy new` wrote", "\n".join(stand_ins))
+    if save and not force and budget != "full" and (full := [i for i in chosen if is_full(knowledge, i, device)]):
+        what = f"records of the full budget would be replaced: {', '.join(full)}"
+        wrong_usage(what, "measure with --budget full, or say --force")
     failed = []
     with progress() as report:
 
@@ -115,6 +138,7 @@ def bench(
             budget=budget,
             device=device,
             folder=root / RESULTS,
+            root=root,
             started=started,
             implementations=implementations_of(root),
         ):
@@ -126,6 +150,13 @@ def bench(
         told_gaps(ctx.obj, [entry.id for entry in entries])
     if failed:
         raise Failure("\n".join(failed))
+
+
+def is_full(knowledge: Knowledge, owner: str, device: str) -> bool:
+    """Whether there is a committed record of the full budget, measured on such a device."""
+    kind = device.partition(":")[0]
+    records = (*knowledge.results.get(owner, ()), *knowledge.meetings.get(owner, ()))
+    return any(record.budget == "full" and record.device.partition(":")[0] == kind for record in records)
 
 
 def check_corpora(root: Path, sizes: Iterable[str]) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from .base import Knowledge
 from .check import check_all
 from .findings import Finding
-from .load import find_root, read
+from .load import find_root, named_root, read
 
-__all__ = ["Finding", "Knowledge", "find_root", "load"]
+__all__ = ["Finding", "Knowledge", "find_root", "load", "named_root"]
 
 
 def load(root: Path, *, check: bool = True) -> Knowledge:

@@ -145,14 +145,16 @@ def _of_control(asked: Field, control: Control, *, costs: bool) -> Field | None:
                 which = ()
             else:
                 return None
-            return replace(asked, **{name: ("controls", (("name", control.name),), "points", which, *parts[2:])})
+            theirs: tuple[Part, ...] = ("controls", (("name", control.name),), "points", which, *parts[2:])
+            return replace(asked, first=theirs) if name == "first" else replace(asked, second=theirs)
     return None
 
 
 def _in_unit(one: Interval, unit: str | None) -> Interval:
     by = FACTORS.get(unit or "", 1.0)
-    ends = {"low": one.low * by, "high": one.high * by} if one.low is not None and one.high is not None else {}
-    return Interval(value=one.value * by, **ends)
+    if one.low is None or one.high is None:
+        return Interval(value=one.value * by)
+    return Interval(value=one.value * by, low=one.low * by, high=one.high * by)
 
 
 def judge(claim: Claim, records: Iterable[Record]) -> Judgement:

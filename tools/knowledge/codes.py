@@ -487,7 +487,8 @@ CODES: Final[dict[str, Code]] = _table(
         "a field that cannot be read",
         (
             "A field is a path into the result record, or the ratio or difference of two, with spaces around the "
-            "sign. Points of the sweep are picked by their knobs."
+            "sign. Points of the sweep are picked by their knobs, or with `at` as the one nearest to the paper's "
+            "operating point: `points[point=nearest]`."
         ),
         "field: with.r13.quality",
         "field: points[r=13].quality.value - baseline.quality.value",
@@ -546,7 +547,8 @@ CODES: Final[dict[str, Code]] = _table(
         (
             "The paper's number and ours stand beside each other in one unit, `unit` of the check, which is that of "
             "`target` and `tolerance` too. `differs` says in which of task, data and model our setting is another one; "
-            "where it is all three, the verdict says so."
+            "where it is all three, the verdict says so. `quantity` stands there where ours is another one, such as an "
+            "explained variance beside an accuracy: then the direction alone is compared."
         ),
         "check: {scenario: photos, field: redundancy.value, target: 0.4, tolerance: 0.1}",
         "check: {scenario: photos, field: redundancy.value, target: 40, tolerance: 10, unit: percent, differs: [data]}",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from reference_impls import strict
 from reference_impls.accounting.record import Record
 
 from . import references
@@ -29,7 +30,7 @@ from .paths import (
     located,
     module_name,
 )
-from .reader import Keys
+from .reader import MAX_BYTES, Keys
 from .schema import Axis, Entry
 from .text import one_line
 
@@ -306,8 +307,8 @@ def notebook_faults(outputs: Iterable[str]) -> list[str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8", "replace")
-    except OSError:
+        return strict.read(path, MAX_BYTES).decode("utf-8", "replace")
+    except (OSError, ValueError):
         return ""
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from reference_impls.accounting.record import Record
+from reference_impls.whole import write_atomically
 
 from .paths import AXES, ENTRIES, HARD_CASES, OPEN_PROBLEMS, PAPERS, PRINCIPLES
 from .schema import Axes, Axis, Entry, HardCases, Paper, Statements
@@ -76,16 +77,13 @@ def stale(root: Path, axes: Axes) -> list[str]:
     return [
         name
         for name, text in schemas(axes).items()
-        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
+        if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode()
     ]
 
 
 def write(root: Path, axes: Axes) -> list[str]:
     """Write the schemas that are stale; returns their names."""
-    names = stale(root, axes)
-    texts = schemas(axes)
+    names, texts = stale(root, axes), schemas(axes)
     for name in names:
-        path = root / FOLDER / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(texts[name], encoding="utf-8")
+        write_atomically(root / FOLDER / name, texts[name], root)
     return names

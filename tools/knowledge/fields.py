@@ -97,6 +97,8 @@ class Field:
             if self.sign == "/" and second[-1] == 0:
                 raise FieldAbsent(f"{_text(self.second)} is 0, so there is no ratio")
             value = value - second[-1] if self.sign == "-" else value / second[-1]
+            if not math.isfinite(value):
+                raise FieldAbsent("it is too large a number")
             low, high = self._paired(first, second, value) or _independent(
                 self.sign, value, (first[-1], low, high), (second[-1], *_ends(second, self.second))
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from reference_impls import strict
 from reference_impls.accounting.record import Record
 
 from . import text, validation
@@ -34,19 +36,27 @@ M = TypeVar("M", bound=BaseModel)
 
 def find_root(start: Path | None = None) -> Path:
     """The root of the atlas: `ATLAS_ROOT`, else the nearest folder upwards that holds `taxonomy/axes.yml`, else the
-    clone that this package stands in or was installed from, else the atlas that was installed with it. Raises
-    FileNotFoundError if there is none."""
-    named = os.environ.get("ATLAS_ROOT") if start is None else None
-    if named:
-        root = Path(named).resolve()
-        if (root / "taxonomy").is_dir():
-            return root
-        raise FileNotFoundError(f"ATLAS_ROOT is {named!r}, which has no folder taxonomy/")
+    clone that this package stands in or was installed from, else the atlas that was installed with it; with `start` the
+    nearest upwards of there, and no other. Raises FileNotFoundError if there is none."""
+    if start is None and (named := os.environ.get("ATLAS_ROOT")):
+        return named_root(Path(named), "ATLAS_ROOT")
     here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2], INSTALLED):
+    others: tuple[Path, ...] = () if start else (Path(__file__).resolve().parents[2], INSTALLED)
+    for folder in (here, *here.parents, *others):
         if (folder / AXES).is_file():
             return folder
     raise FileNotFoundError(f"no {AXES} in {here} or above it: run this inside the atlas, or set ATLAS_ROOT")
+
+
+def named_root(root: Path, by: str) -> Path:
+    """The atlas in this very folder, which `by` names. Raises FileNotFoundError if there is none."""
+    try:
+        if (root / "taxonomy").is_dir():
+            return root.resolve(strict=True)
+        why = "which has no folder taxonomy/" if root.is_dir() else "which is no folder"
+    except (OSError, RuntimeError, ValueError) as error:
+        why = f"which cannot be read: {getattr(error, 'strerror', None) or error}"
+    raise FileNotFoundError(f"{by} is {str(root)!r}, {why}")
 
 
 def read(root: Path) -> Knowledge:
@@ -184,16 +194,12 @@ def _results(root: Path, findings: list[Finding]) -> tuple[Results, Results, dic
 
 
 def _record(path: Path, file: str, findings: list[Finding]) -> Record | None:
-    try:
-        content = path.read_bytes()
-        if len(content) <= MAX_BYTES:
-            return Record.model_validate_json(content)
-    except (OSError, ValidationError):
-        pass
+    with contextlib.suppress(OSError, ValueError):
+        return Record.from_json(strict.read(path, MAX_BYTES))
     document = read_json(path, file)
     findings.extend(document.findings)
-    if not document.readable:
+    if not document.readable or document.findings:
         return None
-    record, problems = validation.validate(Record, document)
+    record, problems = validation.validate(Record, document, as_json=True)
     findings.extend(problems)
     return record

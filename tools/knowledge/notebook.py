@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 from .findings import Finding, finding
 from .source import parse_text
+from .text import text_problems
 
 _MARKER = re.compile(r"# %%(?: (?P<rest>.*))?$")
+_SNIPPET = re.compile(r"^[ \t]*;*-+8<-+.*$", re.MULTILINE)
 _NEARLY = re.compile(r"\s*#+\s*%%")
 
 
@@ -47,12 +49,28 @@ def notebook_findings(text: str, file: str) -> Iterator[Finding]:
     if tree is None or not cells:
         yield from problems if not magic else ()  # a magic line is no Python
         return
+    yield from _prose_findings(lines, cells, file)
     for (start, is_text), (end, _) in zip(cells, [*cells[1:], (len(lines) + 1, False)], strict=True):
         code = [statement for statement in tree.body if is_text and start < statement.lineno < end]
         if code and not (len(code) == 1 and _is_string(code[0])):
             hint = "put a line `# %%` above it, or `# ` before what is text"
             message = "code under a markdown cell, which shows as prose and is never run"
             yield finding("E804", file, message, line=code[0].lineno, column=code[0].col_offset + 1, hint=hint)
+
+
+def _prose_findings(lines: list[str], cells: list[tuple[int, bool]], file: str) -> Iterator[Finding]:
+    """What must not reach a page in the text of each cell, with the number of the cell."""
+    ends = [*cells[1:], (len(lines) + 1, False)]
+    for number, ((start, is_text), (end, _)) in enumerate(zip(cells, ends, strict=True), 1):
+        prose = [re.sub(r"^# ?", "", line) for line in lines[start : end - 1]] if is_text else []
+        problems = [(one.code, one.message, one.hint, one.at) for one in text_problems("\n".join(prose))]
+        if included := _SNIPPET.search("\n".join(prose)):
+            hint = "quote the lines, or name the file"
+            problems.append(("E210", "a line that includes a file of the repository", hint, included.group()))
+        for code, message, hint, at in problems:
+            first = at.split("\n")[0]
+            line = next((n for n, text in enumerate(prose, start + 1) if first in text), start)
+            yield finding(code, file, f"in cell {number}: {message}", line=line, hint=hint)
 
 
 def _is_string(statement: ast.stmt) -> bool:

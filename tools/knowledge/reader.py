@@ -13,7 +13,6 @@ the text again in full, when a finding needs one.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+
+from reference_impls import strict
 
 from .findings import Finding, finding
 
@@ -164,14 +165,12 @@ def read_json(path: Path, file: str) -> Document:
     if text is None:
         return document
     try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
+        strict.loads(text)
+    except strict.Twice:
+        pass  # found again below, with its place
+    except strict.NotJson as error:
         document.readable = False
-        document.add("E115", f"not JSON: {error.msg}", Place(error.lineno, error.colno))
-        return document
-    except (RecursionError, ValueError) as error:
-        document.readable = False
-        document.add("E115", f"not JSON that can be read: {str(error).splitlines()[0]}")
+        document.add("E115", str(error), Place(error.line, error.column))
         return document
     parse_yaml(text, document)  # what is JSON is YAML, and this reader knows the places
     return document
@@ -186,12 +185,12 @@ def read_text(path: Path, file: str) -> tuple[str | None, list[Finding]]:
 def _text(path: Path, document: Document, *, characters: bool = True) -> str | None:
     document.readable = False
     try:
-        if path.stat().st_size > MAX_BYTES:
-            document.add("E104", f"the file is larger than {MAX_BYTES:,} bytes")
-            return None
-        content = path.read_bytes()
-    except OSError as error:
-        document.add("E101", f"cannot be read: {error.strerror or error}")
+        content = strict.read(path, MAX_BYTES)
+    except strict.TooLarge:
+        document.add("E104", f"the file is larger than {MAX_BYTES:,} bytes")
+        return None
+    except (OSError, ValueError) as error:
+        document.add("E101", f"cannot be read: {getattr(error, 'strerror', None) or error}")
         return None
     if content.startswith(b"\xef\xbb\xbf"):
         hint = "save the file as UTF-8 without it; in a YAML file `redundancy fmt` removes it"

@@ -6,6 +6,7 @@ Importing would need torch, take seconds, and run code of a contribution that no
 from __future__ import annotations
 
 import ast
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ def read_source(
     folder = base / name
     if folder.is_dir():
         paths = sorted(folder.rglob("*.py"), key=lambda p: (p.name != "__init__.py", p))
-    elif (base / f"{name}.py").is_file():
+    elif os.path.lexists(base / f"{name}.py"):
         paths = [base / f"{name}.py"]
     else:
         return None

@@ -32,10 +32,17 @@ _TYPES = {
 }
 
 
-def validate(model: type[M], document: Document) -> tuple[M | None, list[Finding]]:
-    """`document` as an instance of `model`, or None and all that is wrong with it."""
+def validate(model: type[M], document: Document, *, as_json: bool = False) -> tuple[M | None, list[Finding]]:
+    """`document` as an instance of `model`, or None and all that is wrong with it.
+
+    `as_json`: its numbers are numbers. YAML is read more kindly.
+    """
     try:
-        value = model.model_validate(document.data)
+        value = (
+            model.model_validate_json(json.dumps(document.data), strict=True)
+            if as_json
+            else model.model_validate(document.data)
+        )
     except ValidationError as error:
         return None, _findings(model, document, error)
     return value, []

@@ -18,7 +18,7 @@ Check = Callable[[str], str]
 
 def on_a_terminal() -> bool:
     """Whether somebody can be asked."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
 class Asker:

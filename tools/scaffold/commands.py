@@ -6,12 +6,14 @@ import contextlib
 import datetime
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import click
 from pydantic import BaseModel
 
-from ..cli.common import clone
+from ..cli.common import clone, content
+from ..files import Changes, changing
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import did_you_mean, render
 from ..knowledge.layout import Refused
@@ -85,10 +87,14 @@ def sentence(text: str) -> str:
 
 
 @contextlib.contextmanager
-def all_or_nothing() -> Iterator[None]:
-    """Say what is wrong with what was to be written, and that nothing was."""
+def all_or_nothing(root: Path) -> Iterator[tuple[Knowledge, Changes]]:
+    """The knowledge, read again under the lock, and what may be done with it.
+
+    Says what is wrong with what was to be written, and that nothing was.
+    """
     try:
-        yield
+        with changing(root) as changes:
+            yield load(root), changes
     except (drafts.Rejected, Refused) as error:
         click.echo(render(error.findings, "text"))
         raise click.ClickException("nothing was written: what is found above would be wrong with it") from error
@@ -113,9 +119,7 @@ def all_or_nothing() -> Iterator[None]:
 @click.option("--part", "parts", multiple=True, metavar="ID", help="For a system: a technique that it composes.")
 @click.option("--code/--no-code", default=None, help="Whether to write an implementation to start from. [yes]")
 @click.option("--distinct", is_flag=True, help="It is another technique than those with a similar name.")
-@click.option(
-    "--from-issue", "issue", type=click.File(encoding="utf-8"), help="Answers of the issue form; - reads them."
-)
+@click.option("--from-issue", "issue", type=content, metavar="FILE", help="Answers of the issue form; - reads them.")
 @click.pass_context
 def technique(ctx: click.Context, /, **options: Any) -> None:
     """Write the files of a new technique, system or study: a draft that passes the check and every test."""
@@ -124,19 +128,19 @@ def technique(ctx: click.Context, /, **options: Any) -> None:
         from .issue import answers
 
         try:
-            told = answers(options["issue"].read(), knowledge)
+            told = answers(options["issue"], knowledge)
         except ValueError as error:
             raise click.UsageError(f"--from-issue: {error}") from error
         options |= {key: value for key, value in told.items() if not options[key]}
     asker = Asker()
     data, code = _entry(knowledge, asker, options)
     asker.done()
-    with all_or_nothing():
-        texts = dict([drafts.entry_text(knowledge, data)])
+    with all_or_nothing(knowledge.root) as (fresh, changes):
+        texts = dict([drafts.entry_text(fresh, data)])
         if code:
             named = [knowledge.papers[link["key"]] for link in data["papers"]]
             texts |= drafts.code_texts(data["id"], data["name"], named)
-        drafts.write(knowledge, texts)
+        drafts.write(fresh, changes, texts)
     steps = [(f"redundancy gaps {data['id']}", "what it lacks to become stable")]
     _told(texts, steps + (_code_steps(data["id"]) if code else []))
 
@@ -297,8 +301,8 @@ def implementation_(ctx: click.Context, id_: str) -> None:
     if problem := drafts.why_no_module(id_):
         raise click.UsageError(problem)
     texts = drafts.code_texts(id_, entry.name, _named(knowledge, entry))
-    with all_or_nothing():
-        drafts.change(knowledge, *drafts.with_implementation(knowledge, id_), texts)
+    with all_or_nothing(knowledge.root) as (fresh, changes):
+        drafts.write(fresh, changes, texts, dict([drafts.with_implementation(fresh, id_)]))
     _told(texts, _code_steps(id_))
 
 
@@ -334,9 +338,9 @@ def paper(ctx: click.Context, /, **options: Any) -> None:
     asker = Asker()
     data = _paper(knowledge, asker, options)
     asker.done()
-    with all_or_nothing():
-        file, text = drafts.paper_text(knowledge, data)
-        drafts.write(knowledge, {file: text})
+    with all_or_nothing(knowledge.root) as (fresh, changes):
+        file, text = drafts.paper_text(fresh, data)
+        drafts.write(fresh, changes, {file: text})
     steps = [
         (f"redundancy new technique --paper {data['key']}", "if it introduces one that is not here yet"),
         (f"redundancy new claim {data['key']}", "a number or a statement of it, with its place"),
@@ -466,14 +470,17 @@ def claim(ctx: click.Context, /, **options: Any) -> None:
     asker = Asker()
     data = _claim(knowledge, asker, key, options)
     asker.done()
-    with all_or_nothing():
-        file, text = drafts.with_claim(knowledge, key, data)
-        drafts.change(knowledge, file, text)
+    with all_or_nothing(knowledge.root) as (fresh, changes):
+        if key not in fresh.papers:
+            raise click.ClickException(f"{_no_paper(fresh, key)}; nothing was written")
+        data = {"id": f"c{max((int(one.id[1:]) for one in fresh.papers[key].claims), default=0) + 1}", **data}
+        file, text = drafts.with_claim(fresh, key, data)
+        drafts.write(fresh, changes, {}, {file: text})
     click.echo(f"added {key}#{data['id']} to {file}")
 
 
 def _claim(knowledge: Knowledge, asker: Asker, key: str, options: dict[str, Any]) -> dict[str, Any]:
-    taken = [int(claim.id[1:]) for claim in knowledge.papers[key].claims]
+    """What the claim says; its id is given when it is written."""
     about = options["technique"] or _only_entry(knowledge, key)
 
     def known(text: str) -> str:
@@ -508,7 +515,6 @@ def _claim(knowledge: Knowledge, asker: Asker, key: str, options: dict[str, Any]
         else:
             asker.missing.append(" or ".join(f"--{name}" for name in LOCATOR))
     return {
-        "id": f"c{max(taken, default=0) + 1}",
         "technique": technique_id,
         "kind": kind,
         "statement": statement,

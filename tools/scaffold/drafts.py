@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from ..files import write_atomically, write_new
+from ..files import Changes
 from ..knowledge import Finding, Knowledge, load
 from ..knowledge.completeness import PLACEHOLDER, files_of
 from ..knowledge.findings import counted
@@ -157,36 +157,17 @@ def _harmless(text: str) -> str:
 # Writing
 
 
-def write(knowledge: Knowledge, texts: Mapping[str, str]) -> None:
-    """Write new files below the root of `knowledge`, which must have been checked.
+def write(
+    knowledge: Knowledge, changes: Changes, new: Mapping[str, str], texts: Mapping[str, str] | None = None
+) -> None:
+    """Write new files below the root of `knowledge`, and `texts` in the place of those that are there.
 
-    Raises FileExistsError where one is there already, Rejected where the check then finds something that it did not
-    find before; in both cases nothing is left.
+    `knowledge` must have been read and checked since `changes` has the lock.
+
+    Raises: FileExistsError where a new one is there already, Rejected where the check then finds something that it did
+    not find before; in both cases nothing is left.
     """
-    files = {knowledge.root / file: text for file, text in texts.items()}
-    write_new(files)
-    try:
-        _nothing_new(knowledge)
-    except BaseException:
-        for file in files:
-            file.unlink(missing_ok=True)
-        raise
-
-
-def change(knowledge: Knowledge, file: str, text: str, new: Mapping[str, str] | None = None) -> None:
-    """Replace the text of a file, and write new ones beside it; on the conditions of `write`."""
-    path = knowledge.root / file
-    before = path.read_bytes().decode("utf-8")
-    files = {knowledge.root / name: content for name, content in (new or {}).items()}
-    write_new(files)
-    try:
-        write_atomically(path, text)
-        _nothing_new(knowledge)
-    except BaseException:
-        write_atomically(path, before)
-        for added in files:
-            added.unlink(missing_ok=True)
-        raise
+    changes.write(texts or {}, new=new, check=lambda: _nothing_new(knowledge))
 
 
 def with_implementation(knowledge: Knowledge, entry_id: str) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import http.client
-import json
 import re
 import urllib.error
 import urllib.parse
@@ -16,6 +15,8 @@ import urllib.request
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Any, Final
+
+from reference_impls import strict
 
 from ..knowledge.text import one_line
 
@@ -94,7 +95,7 @@ def doi(name: str, *, base: str = DOI, seconds: float = SECONDS) -> Found:
     kind = "application/vnd.citationstyles.csl+json"
     content = _get(f"{base}/{urllib.parse.quote(name, safe='/()')}", kind, seconds)
     try:
-        data = json.loads(content)
+        data = strict.loads(content)
     except ValueError as error:
         raise LookupFailed("the registry answers with something else than JSON") from error
     if not isinstance(data, dict) or str(data.get("DOI", "")).lower() != name.lower():

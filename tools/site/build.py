@@ -6,9 +6,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,8 +15,11 @@ from pathlib import Path
 
 import yaml
 
+from reference_impls import guard
+
 from ..export import api
 from ..export.bibtex import bibtex
+from ..files import changing, scratch
 from ..imports import NotPython
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import counted
@@ -87,7 +88,6 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
     """
     started = time.monotonic()
     target = site_dir or root / "site"
-    fresh = root / "build" / f"site-{os.getpid()}"
     checked(root)
     if run:
         try:
@@ -97,18 +97,36 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
             raise SiteError(str(error)) from error
     progress("site: building pages")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "ATLAS_NOTEBOOKS": "run" if run else "cached"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--clean",
-               "--config-file", str(root / "mkdocs.yml"), "--site-dir", str(fresh)]  # fmt: skip
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise SiteError(f"mkdocs found problems:\n{(done.stdout + done.stderr).strip()[-6000:]}")
-    if faults := links.check(fresh):
-        raise SiteError(f"{len(faults)} faults in the built pages (left in {fresh}):\n" + "\n".join(faults[:40]))
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.move(fresh, target)
+    with scratch("site-", root / "build") as folder:
+        fresh = folder / "site"
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--clean",
+                   "--config-file", str(root / "mkdocs.yml"), "--site-dir", str(fresh)]  # fmt: skip
+        done = guard.run(command, cwd=root, env=environment)
+        if done.returncode:
+            said = (done.stdout + done.stderr).decode("utf-8", "replace").strip()
+            raise SiteError(f"mkdocs found problems:\n{said[-6000:]}")
+        if faults := links.check(fresh):
+            faulty = root / "build" / "site-with-faults"
+            swap(fresh, faulty, folder)
+            raise SiteError(f"{len(faults)} faults in the built pages (left in {faulty}):\n" + "\n".join(faults[:40]))
+        with changing(root):
+            swap(fresh, target, folder)
     progress(f"site: built in {time.monotonic() - started:.0f} s: {target / 'index.html'}")
     return target
+
+
+def swap(fresh: Path, target: Path, folder: Path) -> None:
+    """Put a folder in the place of another one, which goes to `folder`, and comes back if this fails."""
+    old = folder / "old"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if there := os.path.lexists(target):
+        shutil.move(target, old)
+    try:
+        shutil.move(fresh, target)
+    except BaseException:
+        if there and not target.exists():
+            shutil.move(old, target)
+        raise
 
 
 def check(root: Path, *, progress: Say = say) -> None:
@@ -116,12 +134,12 @@ def check(root: Path, *, progress: Say = say) -> None:
 
     Raises SiteError that names every file that differs, but for the times that notebooks measured.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        first = build(root, site_dir=Path(folder) / "first", progress=progress)
+    with scratch("atlas-site-") as folder:
+        first = build(root, site_dir=folder / "first", progress=progress)
         before = os.environ.get(notebooks.CACHE)
-        os.environ[notebooks.CACHE] = str(Path(folder) / "notebooks")
+        os.environ[notebooks.CACHE] = str(folder / "notebooks")
         try:
-            second = build(root, site_dir=Path(folder) / "second", progress=progress)
+            second = build(root, site_dir=folder / "second", progress=progress)
         finally:
             os.environ.pop(notebooks.CACHE)
             os.environ |= {notebooks.CACHE: before} if before else {}
@@ -178,7 +196,9 @@ def materialise(root: Path, folder: Path | None = None, *, run: bool = True, pro
     """
     target = folder or root / "build" / "pages"
     generated, files, _ = collect(root, run=run, progress=progress)
-    write(generated, files, root, target)
+    with scratch("pages-", target.parent) as aside:
+        write(generated, files, root, aside / "pages")
+        swap(aside / "pages", target, aside)
     progress(f"site: {len(generated)} generated pages written to {target}")
     return target
 

@@ -17,7 +17,7 @@ from html import unescape
 from html.parser import HTMLParser
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from latex2mathml.converter import Converter
 from markdown import Markdown
@@ -414,3 +414,95 @@ def clean_html(html: str) -> Html:
 def attributes(values: Mapping[str, str]) -> Html:
     """Attributes of an element, those with a value; their names are our own."""
     return Html("".join(f' {name}="{escape(value)}"' for name, value in values.items() if value))
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+XLINK = "{http://www.w3.org/1999/xlink}href"
+SVG_TAGS = frozenset(
+    "svg g defs symbol use path rect circle ellipse line polyline polygon text tspan title desc image clipPath mask "  # noqa: SIM905
+    "pattern marker linearGradient radialGradient stop style".split()
+)
+SVG_STYLES = frozenset(
+    "fill fill-opacity fill-rule stroke stroke-dasharray stroke-dashoffset stroke-linecap stroke-linejoin "  # noqa: SIM905
+    "stroke-miterlimit stroke-opacity stroke-width opacity color clip-path clip-rule mask marker-start marker-mid "
+    "marker-end stop-color stop-opacity font font-family font-size font-stretch font-style font-variant font-weight "
+    "text-anchor text-decoration text-rendering dominant-baseline alignment-baseline baseline-shift letter-spacing "
+    "word-spacing visibility shape-rendering image-rendering paint-order vector-effect mix-blend-mode isolation "
+    "transform transform-origin".split()
+)
+SVG_ATTRIBUTES = SVG_STYLES | frozenset(
+    "id d points x y x1 y1 x2 y2 cx cy r rx ry fx fy dx dy rotate width height offset viewBox preserveAspectRatio "  # noqa: SIM905
+    "gradientUnits gradientTransform spreadMethod patternUnits patternContentUnits patternTransform clipPathUnits "
+    "maskUnits maskContentUnits markerWidth markerHeight markerUnits orient refX refY textLength lengthAdjust".split()
+)
+SVG_DEPTH = 60
+DATA_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
+INNER = re.compile(r"#[\w.:-]+")
+REACHES = re.compile(
+    r"""url\((?!\s*["']?#[\w.:-]+["']?\s*\))|\\|@|/\*|[a-z-]*image\(|image-set|src\(|expression|script""", re.I
+)
+"""What a value of a style must not hold: it may lead out of the figure, or hide that it does."""
+EVERYWHERE = re.compile(r"\s*\*\s*\{([^{}<]*)\}\s*")
+"""The one rule of matplotlib's figures, which holds for every element of them."""
+
+
+class SvgError(ValueError):
+    """An image that is no SVG."""
+
+
+def clean_svg(svg: str) -> str:
+    """A foreign SVG (a notebook's figure) with its shapes and text only: no script, handler, link or foreign element.
+
+    Raises: SvgError.
+    """
+    start = svg.find("<svg")
+    if start < 0:
+        raise SvgError("it holds no <svg")
+    try:
+        root = fromstring(svg[start:])  # what declares entities stands before it, and is not read
+    except (ParseError, ValueError, RecursionError) as error:
+        raise SvgError(f"it is no XML: {error}") from error
+    return _svg(root, 0)
+
+
+def _svg(element: Element, depth: int) -> str:
+    """An element as text; nothing for one that is not known."""
+    tag = str(element.tag).removeprefix(SVG)
+    if tag not in SVG_TAGS or (depth == 0) != (tag == "svg"):
+        if depth == 0:
+            raise SvgError("its first element is no <svg>")
+        return ""
+    if depth > SVG_DEPTH:
+        raise SvgError(f"nested more than {SVG_DEPTH} deep")
+    if tag == "style":
+        rule = EVERYWHERE.fullmatch(element.text or "")
+        return f"<style>*{{{styles}}}</style>" if rule and (styles := _styles(rule[1])) else ""
+    kept = []
+    for name, value in element.attrib.items():
+        if name in (XLINK, "href"):
+            if INNER.fullmatch(value) or (tag == "image" and DATA_IMAGE.fullmatch(value)):
+                kept.append(("xlink:href", value))
+        elif name == "style":
+            kept.append((name, _styles(value)))
+        elif name in SVG_ATTRIBUTES and not REACHES.search(value):
+            kept.append((name, value))
+    written = "".join(f' {name}="{_xml(value)}"' for name, value in kept if value)
+    inside = _xml(element.text or "")
+    for child in element:
+        inside += _svg(child, depth + 1) + _xml(child.tail or "")
+    return f"<{tag}{written}>{inside}</{tag}>" if inside or depth == 0 else f"<{tag}{written}/>"
+
+
+def _styles(text: str) -> str:
+    """The declarations of a style that draw, and reach nothing."""
+    pairs = [
+        (name.strip().lower(), value.strip()) for name, _, value in (one.partition(":") for one in text.split(";"))
+    ]
+    return "; ".join(f"{name}: {value}" for name, value in pairs if name in SVG_STYLES and not REACHES.search(value))
+
+
+def _xml(text: str) -> str:
+    """Text inside of XML, which ends no block of Markdown."""
+    for sign, stands in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(sign, stands)
+    return re.sub(r"\n\s*\n", "\n", CONTROL.sub("", text))

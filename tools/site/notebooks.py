@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,11 +31,14 @@ import jupytext
 import nbformat as _nbformat
 import yaml
 
+from reference_impls import guard, strict
+
 from .. import forked
+from ..files import write_atomically
 from ..forked import Forked
 from ..imports import Imports, facts
 from ..knowledge.paths import RESULTS
-from .markup import Html, clean_html, code, escape, scrolling, with_math
+from .markup import Html, MathError, SvgError, clean_html, clean_svg, code, escape, paragraph, prose, scrolling
 
 nbformat: Any = _nbformat  # typed in part only
 CACHE = "ATLAS_NOTEBOOK_CACHE"
@@ -43,8 +47,11 @@ TIMED = "timed"
 """Tag of a cell whose output holds times that were measured in this run, and so differs from run to run."""
 RENDERING = 1
 """Raised when the way notebooks are executed (not rendered) changes, so that cached runs are made again."""
+TURNABLE = "application/vnd.atlas.turnable+html"
+"""Type of the outputs of `show.Turnable`, the only ones that bring a script of their own."""
 CELL_TIMEOUT = 600
 AT_ONCE = 2
+CACHED_MB = 256
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 MATPLOTLIBRC = Path(__file__).parent / "assets" / "matplotlibrc"
 SETUP = "%config InlineBackend.figure_formats = ['svg']\n%config InlineBackend.rc = {}"
@@ -63,6 +70,15 @@ the theme."""
 TIMED_HEAD = '<section class="atlas-timed"><p class="atlas-note">Times measured in this run; others differ.</p>'
 FOLDED_FROM = 9
 """Code that draws is folded away from so many lines on: the figure is what readers look for."""
+
+
+HEADING = re.compile(r"(#{1,6})\s+(.*?)[\s#]*$")
+PNG = b"\x89PNG\r\n\x1a\n"
+FENCE = re.compile(r" {0,3}(```+|~~~+)")
+
+
+class OddOutput(ValueError):
+    """An output of a cell that cannot be shown."""
 
 
 class NotebookError(RuntimeError):
@@ -116,16 +132,48 @@ def executed(
         elif run:
             todo[id_] = path
     failures = []
+    kernels = Kernels()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        jobs = {id_: pool.submit(_execute, root, id_, path, progress) for id_, path in todo.items()}
-        for id_, job in jobs.items():
-            try:
-                done[id_] = job.result()
-            except NotebookError as error:
-                failures.append(str(error))
+        jobs = {id_: pool.submit(_execute, root, id_, path, progress, kernels) for id_, path in todo.items()}
+        try:
+            for id_, job in jobs.items():
+                try:
+                    done[id_] = job.result()
+                except NotebookError as error:
+                    failures.append(str(error))
+        except BaseException:  # told to end: no thread may wait for a cell until then
+            pool.shutdown(wait=False, cancel_futures=True)
+            kernels.end()
+            raise
     if failures:
         raise NotebookError("\n\n".join(failures))
     return {id_: done[id_] for id_ in wanted if id_ in done}
+
+
+class Kernels:
+    """The kernels of one call of `executed`."""
+
+    def __init__(self) -> None:
+        self._running: list[Forked] = []
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def start(self, arguments: list[str], folder: str, environment: Mapping[str, str]) -> Forked:
+        """A kernel in a fork. Raises NotebookError once they were ended."""
+        with self._lock:
+            if self._ended:
+                raise NotebookError("no notebook is run any more")
+            launch = "ipykernel.kernelapp:launch_new_instance"
+            kernel = Forked(launch, arguments, folder=folder, environment=environment, capture=False)
+            self._running = [one for one in self._running if one.poll() is None] + [kernel]
+            return kernel
+
+    def end(self) -> None:
+        """End those that run, and let none start."""
+        with self._lock:
+            self._ended = True
+            for kernel in self._running:
+                guard.end(kernel)
 
 
 def key(root: Path, id_: str, path: Path) -> str:
@@ -150,30 +198,57 @@ def key(root: Path, id_: str, path: Path) -> str:
 
 
 def render(notebook: Notebook) -> str:
-    """The notebook as Markdown: prose as it is, code highlighted, outputs as HTML that follows the theme."""
+    """The notebook as Markdown: prose as that of the knowledge, code highlighted, outputs as HTML of the theme.
+
+    Raises: NotebookError that names the cell whose prose or output is odd.
+    """
     parts = []
     for index, cell in enumerate(notebook.cells):
-        if cell["cell_type"] == "markdown":
-            parts.append(with_math(cell["source"]))
-        elif cell["cell_type"] == "code" and cell["source"].strip():
-            parts.append(_code(cell["source"]))
-            outputs = [_output(o, f"nb{index}-{i}") for i, o in enumerate(_joined(cell.get("outputs", [])))]
-            if shown := [o for o in outputs if o]:
-                html = '<div class="atlas-output" data-search-exclude>' + "".join(shown) + "</div>"
-                parts.append(f"{TIMED_HEAD}{html}</section>" if TIMED in _tags(cell) else html)
+        try:
+            if cell["cell_type"] == "markdown":
+                parts.append(_prose(cell["source"]))
+            elif cell["cell_type"] == "code" and cell["source"].strip():
+                parts.append(_code(cell["source"]))
+                outputs = [_output(o, f"nb{index}-{i}") for i, o in enumerate(_joined(cell.get("outputs", [])))]
+                if shown := [o for o in outputs if o]:
+                    html = '<div class="atlas-output" data-search-exclude>' + "".join(shown) + "</div>"
+                    parts.append(f"{TIMED_HEAD}{html}</section>" if TIMED in _tags(cell) else html)
+        except (OddOutput, MathError) as error:
+            raise NotebookError(f"{notebook.path}, cell {index + 1}: {error}") from error
     return "\n\n".join(parts) + "\n"
+
+
+def _prose(markdown: str) -> str:
+    """The text of a cell: its headings as Markdown, all else as cleaned HTML."""
+    blocks: list[list[str]] = [[]]
+    fence = ""
+    for line in markdown.split("\n"):
+        mark = FENCE.match(line)
+        if mark and not fence:
+            fence = mark[1]
+        elif fence and line.strip() == fence:
+            fence = ""
+        if not fence and not mark and (title := HEADING.match(line)):
+            blocks += [[f"{title[1]} {paragraph(title[2])}"], []]
+        else:
+            blocks[-1].append(line)
+    texts = ["\n".join(block).strip() for block in blocks]
+    return "\n\n".join(text if n % 2 else str(prose(text)) for n, text in enumerate(texts) if text)
 
 
 def first_figure(notebook: Notebook, most: int) -> tuple[Html, str] | None:
     """(figure, heading above it) of the first figure of a notebook of at most so many bytes, without measured times."""
     title = ""
-    for cell in notebook.cells:
+    for number, cell in enumerate(notebook.cells, 1):
         if cell["cell_type"] == "markdown":
             title = next(iter(re.findall(r"^#+ (.+)$", cell["source"], re.MULTILINE)[-1:]), title)
         for output in cell.get("outputs", ()) if TIMED not in _tags(cell) else ():
-            svg = output.get("data", {}).get("image/svg+xml", "")
-            if svg and len(figure := themed_svg(svg, "picture", title)) <= most:
-                return Html(figure), title
+            try:
+                svg = _text((output.get("data") or {}).get("image/svg+xml", ""))
+                if svg and len(figure := themed_svg(svg, "picture", title)) <= most:
+                    return Html(figure), title
+            except OddOutput as error:
+                raise NotebookError(f"{notebook.path}, cell {number}: {error}") from error
     return None
 
 
@@ -191,17 +266,21 @@ def _tags(cell: Mapping[str, Any]) -> list[str]:
 
 
 def themed_svg(svg: str, name: str, label: str = "Output of the cell above") -> str:
-    """A figure of matplotlib for inlining: ids made unique by `name`, colours of the theme, no fixed size."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    """A figure of matplotlib for inlining, cleaned: ids made unique by `name`, colours of the theme, no fixed size.
+
+    Raises: OddOutput.
+    """
+    try:
+        svg = clean_svg(svg)
+    except SvgError as error:
+        raise OddOutput(f"an image that is no SVG: {error}") from error
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     for colour, stand_in in THEME_COLOURS.items():
         svg = re.sub(colour, stand_in, svg, flags=re.IGNORECASE)
     head, rest = svg.split(">", 1)
-    width = re.search(r'width="([\d.]+)pt"', head)
-    head = re.sub(r' (width|height|version|xmlns(:\w+)?)="[^"]*"', "", head)
+    width = re.search(r' width="(\d{1,6}(?:\.\d+)?)pt"', head)
+    head = re.sub(r' (width|height|style)="[^"]*"', "", head)
     style = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
     return f'{head} class="atlas-plot"{style} role="img" aria-label="{escape(label)}">{rest.strip()}'.replace(
         "\n\n", "\n"
@@ -216,34 +295,54 @@ def _code(source: str) -> str:
     return f'<div class="atlas-cell" data-search-exclude>{html}</div>'
 
 
+def _text(value: Any) -> str:
+    """What Jupyter holds as a text, or as a list of its lines. Raises OddOutput."""
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        value = "".join(value)
+    if not isinstance(value, str):
+        raise OddOutput(f"an output is no text but {type(value).__name__}")
+    return value
+
+
 def _joined(outputs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Consecutive pieces of one stream as one output."""
     joined: list[dict[str, Any]] = []
-    for output in outputs:
-        last = joined[-1] if joined else {}
-        if output["output_type"] == "stream" and last.get("name") == output["name"] and "text" in last:
-            last["text"] += output["text"]
-        else:
-            joined.append(dict(output))
+    for output in map(dict, outputs):
+        if output.get("output_type") == "stream":
+            output |= {"name": output.get("name", "stdout"), "text": _text(output.get("text", ""))}
+            last = joined[-1] if joined else {}
+            if last.get("output_type") == "stream" and last["name"] == output["name"]:
+                last["text"] += output["text"]
+                continue
+        joined.append(output)
     return joined
 
 
 def _output(output: Mapping[str, Any], name: str) -> str:
-    if output["output_type"] == "stream":
+    if output.get("output_type") == "stream":
         if output["name"] == "stderr":
             return ""  # warnings of libraries and progress bars: no result
         return _pre(output["text"])
     data = output.get("data", {})
+    if not isinstance(data, Mapping):
+        raise OddOutput("an output without data")
     if "image/svg+xml" in data:
-        return f'<figure class="atlas-nbfig">{themed_svg(data["image/svg+xml"], name)}</figure>'
+        return f'<figure class="atlas-nbfig">{themed_svg(_text(data["image/svg+xml"]), name)}</figure>'
     if "image/png" in data:
-        png = re.sub(r"\s", "", data["image/png"])
-        base64.b64decode(png, validate=True)
+        png = re.sub(r"\s", "", _text(data["image/png"]))
+        try:
+            begins = base64.b64decode(png, validate=True)[: len(PNG)]
+        except ValueError as error:
+            raise OddOutput(f"an image that is no base64: {error}") from error
+        if begins != PNG:
+            raise OddOutput("an image that is no PNG")
         image = f'<img alt="Output of the cell above" src="data:image/png;base64,{png}">'
         return f'<figure class="atlas-nbfig">{image}</figure>'
+    if TURNABLE in data:
+        return f'<figure class="atlas-nbfig">{data[TURNABLE]}</figure>'
     if "text/html" in data:
-        return scrolling(clean_html(data["text/html"]), "Output")
-    return _pre(data.get("text/plain", ""))
+        return scrolling(clean_html(_text(data["text/html"])), "Output")
+    return _pre(_text(data.get("text/plain", "")))
 
 
 def _pre(text: str) -> str:
@@ -266,8 +365,10 @@ def _cache_file(root: Path, id_: str, path: Path) -> Path:
 def cached(root: Path, id_: str, path: Path) -> Notebook | None:
     file = _cache_file(root, id_, path)
     try:
-        node = nbformat.read(file, as_version=4)
-    except (OSError, ValueError, nbformat.validator.NotebookValidationError):
+        content = strict.read(file, CACHED_MB * 2**20)
+        strict.loads(content)
+        node = nbformat.reads(content.decode(), as_version=4)
+    except (OSError, ValueError, TypeError, AttributeError, nbformat.validator.NotebookValidationError):
         return None  # absent, or damaged by something outside: run it again
     return _notebook(root, id_, path, node)
 
@@ -277,7 +378,7 @@ def _notebook(root: Path, id_: str, path: Path, node: Any) -> Notebook:
     return Notebook(id_, path.relative_to(root).as_posix(), cells, float(node.metadata.get("atlas_seconds", 0.0)))
 
 
-def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) -> Notebook:
+def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None], kernels: Kernels) -> Notebook:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -295,7 +396,7 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
     started = time.monotonic()
     client = NotebookClient(
         node, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(root)}}, extra_arguments=["--log-level=40"],
-        kernel_manager_class=_kernel_manager(),
+        kernel_manager_class=_kernel_manager(kernels),
     )  # fmt: skip
     try:
         asyncio.run(client.async_execute(env=environment))
@@ -310,10 +411,7 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
         ) from error
     seconds = time.monotonic() - started
     node.metadata["atlas_seconds"] = round(seconds, 1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(nbformat.writes(node), encoding="utf-8")
-    partial.replace(target)
+    write_atomically(target, nbformat.writes(node))
     for old in target.parent.glob(f"{id_}.*.ipynb"):
         if old != target:
             old.unlink(missing_ok=True)
@@ -321,7 +419,7 @@ def _execute(root: Path, id_: str, path: Path, progress: Callable[[str], None]) 
     return _notebook(root, id_, path, node)
 
 
-def _kernel_manager() -> Any:
+def _kernel_manager(kernels: Kernels) -> Any:
     """A kernel in a fork of a process that has imported torch and IPython, where that is possible."""
     from jupyter_client.manager import AsyncKernelManager
 
@@ -332,10 +430,7 @@ def _kernel_manager() -> Any:
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
             arguments = kernel_cmd[kernel_cmd.index("ipykernel_launcher") + 1 :]
             kernel: Any = self.provisioner
-            kernel.process = Forked(
-                "ipykernel.kernelapp:launch_new_instance", arguments,
-                folder=options["cwd"], environment=options["env"], capture=False,
-            )  # fmt: skip
+            kernel.process = kernels.start(arguments, options["cwd"], options["env"])
             kernel.pid, kernel.pgid = kernel.process.pid, None  # no signal to a group, which begins in the child
             self._reconcile_connection_info(kernel.connection_info)
 

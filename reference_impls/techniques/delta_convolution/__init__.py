@@ -103,8 +103,12 @@ class DeltaConvolution(Technique):
 
         Refused are models with random numbers, with decisions by the values of a frame, and with a state of their own.
 
-        Raises: UnsupportedHost, which names the operator.
+        Raises: UnsupportedHost, which names the operator; TypeError for a frame shape that is none.
         """
+        if frame_shape is not None and not (
+            isinstance(frame_shape, (tuple, list)) and all(type(n) is int and 0 < n < 2**31 for n in frame_shape)
+        ):
+            raise TypeError(f"frame_shape must be the sizes of a frame, such as (B, C, H, W), got {frame_shape!r}")
         network = DeltaNetwork(target, Knobs(threshold, tile, min_profitable, update), frame_shape)
         return Handle(network, trace=network.trace, reset=network.reset, undo=network.reset)
 

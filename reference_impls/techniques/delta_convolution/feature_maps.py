@@ -15,42 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reference_impls.hosts.operators import Axis
+
 Margin = tuple[int, ...]
 """Zeros around a stored map: top, bottom, left, right."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """How a layer slides along one axis of its input."""
-
-    kernel: int = 1
-    stride: int = 1
-    padding: int = 0
-    """Zeros before the first position."""
-    dilation: int = 1
-    padding_after: int = 0
-    """Zeros after the last position."""
-
-    def extent(self, outputs: int) -> int:
-        """Length of the input that neighbouring outputs read."""
-        return (outputs - 1) * self.stride + self.dilation * (self.kernel - 1) + 1
-
-    def size_out(self, size: int) -> int:
-        """Length of the output for an input of length `size`."""
-        return (size + self.padding + self.padding_after - self.extent(1)) // self.stride + 1
-
-    @property
-    def lead(self) -> int:
-        """Positions before the input at which the first window begins."""
-        return self.padding
-
-    def advance(self, tile: int) -> int:
-        """From the window of a tile to that of the next."""
-        return tile * self.stride
-
-    def span(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """The first input that the outputs from `first` to `last` read, and the one after the last."""
-        return first * self.stride - self.padding, last * self.stride - self.padding + self.extent(1)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reference_impls.hosts.graph import Operation, Value, aten
 from reference_impls.techniques.delta_convolution.feature_maps import Shape
-from reference_impls.techniques.delta_convolution.graph import Operation, Value, aten
 
 CHANNEL = "c"
 """A dimension of channels. Others are named by what they run over: "B", "H", "W", or "BHW" for all in one."""

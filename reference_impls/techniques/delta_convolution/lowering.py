@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_impls.techniques.delta_convolution import layers, stages, whole
-from reference_impls.techniques.delta_convolution.feature_maps import Axis, Shape, TransposedAxis
-from reference_impls.techniques.delta_convolution.graph import (
+from reference_impls.hosts.graph import (
     CONVOLUTIONS,
     NORMS,
     Graph,
@@ -26,13 +24,13 @@ from reference_impls.techniques.delta_convolution.graph import (
     is_eval_norm,
     norm_parts,
 )
+from reference_impls.hosts.operators import filled, is_pointwise, pairs_of
+from reference_impls.techniques.delta_convolution import layers, stages, whole
+from reference_impls.techniques.delta_convolution.feature_maps import Axis, Shape, TransposedAxis
 from reference_impls.techniques.delta_convolution.layout import CHANNEL, Layout, feature_map, fresh, moved
 from reference_impls.techniques.delta_convolution.operators import (
     channel_function,
-    filled,
     function_of,
-    is_pointwise,
-    pairs_of,
     position,
     shape_of,
 )

@@ -14,19 +14,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from reference_impls.accounting.count import uncounted
-from reference_impls.contract import UnsupportedHost, check_tensor, generator
+from reference_impls.contract import UnsupportedHost, check_tensor
 from reference_impls.contract.replacement import refuse_capture
+from reference_impls.hosts.graph import Graph, Recording, Unaccounted, Value, fold_norms, record
+from reference_impls.hosts.tracing import compare, copied, probed, quietly
 from reference_impls.techniques.delta_convolution import stages, whole
-from reference_impls.techniques.delta_convolution.graph import Graph, Recording, Unaccounted, Value, fold_norms, record
 from reference_impls.techniques.delta_convolution.lowering import Lowering
 from reference_impls.techniques.delta_convolution.stages import Knobs, Stage
 
 LONGEST_REST = 32
 TECHNIQUE = "delta-convolution"
-PROBED_SIDES = (64, 32, 224, 128, 96, 48, 28, 256)
-"""Sides of the frames on which a model is tried if nothing is said of them: the first on which it runs."""
-TOLERANCE = {torch.float64: 1e-8}
-"""Largest difference from the model, relative to the largest magnitude of its result; 1e-3 for other types."""
 
 
 class Plan:
@@ -127,7 +124,7 @@ class DeltaNetwork(nn.Module):
         if any(module.training for module in target.modules()):
             raise UnsupportedHost(TECHNIQUE, target, "a module in eval mode: call model.eval() first")
         with _says(target):
-            self.model = _copy(target)
+            self.model = copied(target)
         self.knobs = knobs
         self.eval()
         self._forget()
@@ -135,7 +132,7 @@ class DeltaNetwork(nn.Module):
         autocast = torch.is_autocast_enabled(self.device.type if self.device else "cpu")
         if knobs.update == "delta" and (autocast or types & {torch.float16, torch.bfloat16}):
             raise UnsupportedHost(TECHNIQUE, target, NEEDS_WIDE)
-        with uncounted(), _quiet(self.device):
+        with uncounted(), quietly(self.device):
             self.probed = _check(target, self.model, knobs, frame_shape)
 
     def _forget(self) -> None:
@@ -273,33 +270,8 @@ def _says(target: nn.Module) -> Iterator[None]:
         raise UnsupportedHost(TECHNIQUE, target, str(error)) from error
 
 
-def _copy(target: nn.Module) -> nn.Module:
-    """A copy without gradients, to which nobody else holds a reference."""
-    memo: dict[int, Any] = {}
-    for module in target.modules():  # the weights of a `weight_norm` are attributes that cannot be copied with a graph
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        with torch.no_grad():
-            model = copy.deepcopy(target, memo)
-    except Exception as error:
-        raise Unaccounted(f"a model that copy.deepcopy can copy ({error})") from error
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model
-
-
 def _device(model: nn.Module) -> torch.device | None:
     return next((t.device for t in (*model.parameters(), *model.buffers())), None)
-
-
-@contextmanager
-def _quiet(device: torch.device | None) -> Iterator[None]:
-    """Without gradients, autocast and inference mode."""
-    kind = device.type if device else "cpu"
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
-        yield
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -318,7 +290,7 @@ def _check(target: nn.Module, model: nn.Module, knobs: Knobs, frame_shape: Seque
                 inspect.signature(model.forward).bind(None)
             except TypeError as error:
                 raise Unaccounted(f"one input, the frame (B, C, H, W) ({error})") from error
-        recording, frame = _probed(model, frame_shape)
+        recording, frame = probed(model, frame_shape)
         plan = Plan(recording.graph, frame, exact, recording)
         results = [(recording.result, plan.graph.run(frame)[0])]
         plan.begin(frame)
@@ -330,55 +302,5 @@ def _check(target: nn.Module, model: nn.Module, knobs: Knobs, frame_shape: Seque
         except Exception as error:
             raise Unaccounted(f"a model that does the same with every frame; its second raises {error}") from error
         for expected, actual in results:
-            _compare(expected, actual)
+            compare(expected, actual)
     return (None if low else (frame.shape, frame.dtype, frame.device, None)), recording.graph
-
-
-def _probed(model: nn.Module, frame_shape: Sequence[int] | None) -> tuple[Recording, Tensor]:
-    """A run of the model on the first small frame that it takes, and that frame."""
-    first = next((p for p in model.parameters() if p.dim() == 4), None)
-    layer = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    norm = next((m for m in model.modules() if isinstance(m, nn.BatchNorm2d)), None)
-    channels = (
-        [layer.in_channels] if layer else [norm.num_features] if norm else [first.shape[1]] if first is not None else []
-    )
-    guesses = [(1, c, side, side) for c in dict.fromkeys((*channels, 3)) for side in PROBED_SIDES]
-    like = next(model.parameters(), torch.zeros(()))
-    failure: Exception | None = None
-    for shape in [tuple(frame_shape)] if frame_shape else guesses:
-        frame = torch.randn(shape, generator=generator(0)).to(like)
-        try:
-            return record(model, frame), frame
-        except Unaccounted:
-            raise
-        except Exception as error:
-            failure = failure or error
-    tried = (
-        f"shape {tuple(frame_shape)}"
-        if frame_shape
-        else f"shape (1, {channels[0] if channels else 3}, H, W), H = W in {PROBED_SIDES}"
-    )
-    raise Unaccounted(
-        f"a model that runs on frames of {tried}; it raises {type(failure).__name__}: {failure}. "
-        "Other shapes are given as frame_shape=(B, C, H, W)"
-    )
-
-
-def _compare(expected: Any, actual: Any) -> None:
-    leaves, structure = pytree.tree_flatten(expected)
-    others, other_structure = pytree.tree_flatten(actual)
-    same = structure == other_structure
-    for a, b in zip(leaves, others, strict=False):
-        if not isinstance(a, Tensor):
-            same = same and a == b
-        elif a.shape != b.shape or a.dtype != b.dtype:
-            same = False
-        elif a.is_floating_point():
-            finite = a.isfinite() & b.isfinite()
-            size, error = (x[finite].abs().amax() if finite.any() else x.new_zeros(()) for x in (a, a - b))
-            same = same and bool((a.isfinite() == b.isfinite()).all())
-            same = same and bool(error <= TOLERANCE.get(a.dtype, 1e-3) * size)
-        else:
-            same = same and bool((a == b).float().mean() > 0.95)
-    if not same:
-        raise Unaccounted("a model whose result depends on its weights and the frame alone; rebuilt, it differs")

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reference_impls.hosts.graph import Operation, Value, aten
 from reference_impls.techniques.delta_convolution.feature_maps import Shape
-from reference_impls.techniques.delta_convolution.graph import Operation, Value, aten
 from reference_impls.techniques.delta_convolution.layers import applied
 from reference_impls.techniques.delta_convolution.layout import CHANNEL, Layout
 from reference_impls.techniques.delta_convolution.stages import Function
 
-POINTWISE_TOO = (aten.hardswish.default, aten._to_copy.default)
-"""Element-wise operators that torch does not mark as such."""
 SOFTMAXES = (aten._softmax.default, aten._log_softmax.default)
 REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
 
@@ -58,14 +54,6 @@ def position(dim: str) -> str:
     return "" if dim == CHANNEL else dim
 
 
-def is_pointwise(operation: Operation) -> bool:
-    """Whether it is an element-wise function of floating point tensors with one result."""
-    marked = torch.Tag.pointwise in operation.func.tags or operation.func in POINTWISE_TOO
-    moves = operation.kwargs.get("device") is not None
-    tensors = [*operation.inputs(), *operation.outputs]
-    return marked and not moves and len(operation.outputs) == 1 and all(v.dtype.is_floating_point for v in tensors)
-
-
 def function_of(operation: Operation, places: Sequence[int]) -> Function:
     """An element-wise operator as a function of the arguments that stand at these places."""
     if operation.func is aten._to_copy.default:
@@ -78,14 +66,3 @@ def shape_of(value: Value) -> Shape:
     """The positions of a value (B, C, H, W)."""
     batch, _, height, width = value.shape
     return Shape(batch, height, width)
-
-
-def pairs_of(*parts: Any) -> list[tuple[int, ...]]:
-    """Kernel, stride, ... of both axes: [(kernel, stride, ...) down, (...) across]."""
-    both = [(part, part) if isinstance(part, int) else (*part, *part)[:2] for part in parts]
-    return [tuple(part[i] for part in both) for i in (0, 1)]
-
-
-def filled(given: Sequence[Any], defaults: Sequence[Any]) -> list[Any]:
-    """Arguments, the last ones by their defaults."""
-    return [*given, *defaults[len(given) - 1 :]]

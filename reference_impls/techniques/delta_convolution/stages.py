@@ -21,9 +21,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from reference_impls.hosts.graph import Value
 from reference_impls.techniques.delta_convolution import feature_maps
 from reference_impls.techniques.delta_convolution.feature_maps import POINTWISE, Axis, FeatureMap, Windows
-from reference_impls.techniques.delta_convolution.graph import Value
 from reference_impls.techniques.delta_convolution.layout import Layout
 
 Function = Callable[..., Tensor]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from reference_impls.techniques.delta_convolution.graph import Operation, Value
+from reference_impls.hosts.graph import Operation, Value
 from reference_impls.techniques.delta_convolution.layout import Layout
 from reference_impls.techniques.delta_convolution.stages import Given, Stage, is_range
 

@@ -45,7 +45,7 @@ WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 class Unaccounted(Exception):
-    """Something in the model that a delta network cannot account for; the message says what, and where it stands."""
+    """Something in the model that a rebuilt network cannot account for; the message says what, and where it stands."""
 
 
 class Value:
@@ -293,7 +293,7 @@ def _same_places(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: 
 
 @contextmanager
 def _observed_hooks(model: nn.Module) -> Iterator[None]:
-    """While the model runs, refuse hooks that return nothing: they look at what a delta network does not compute."""
+    """While the model runs, refuse hooks that return nothing: they look at what a rebuilt network does not compute."""
     replaced = []
     for name, module in model.named_modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):

@@ -1,0 +1,93 @@
+# %% [markdown]
+# # Octree occupancy decoding
+#
+# A decoder that grows a grid of voxels, 8 along a side, then 16, 32, 64, computes eight times as many cells at every
+# level, and nearly all of them are free. **Octree occupancy decoding** gives every level a head, and refines only
+# cells that are thought occupied (Octree Generating Networks, Tatarchenko et al., arXiv 1703.09438; StereoVoxelNet,
+# Li et al., arXiv 2209.08459). Here it stands alone: any coarse-to-fine decoder can be built of it.
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+from reference_impls import show
+from reference_impls.accounting.count import count
+from reference_impls.data import stereo
+from reference_impls.techniques.octree_occupancy_decoding import (
+    OctreeDecoder,
+    OctreeOccupancyDecoding,
+    decode,
+    decode_masked,
+    grids,
+)
+from reference_impls.techniques.stereo_occupancy_voxels.grid import Grid, levels, voxelise
+
+show.style()
+alone = {size: show.committed("octree-occupancy-decoding", f"decoder-{size}") for size in (64, 128)}
+
+# %% [markdown]
+# ## Only kept cells have children
+#
+# The Motorcycle pair (Middlebury 2014) as a tree: cells that hold a surface are split, the others are not. Below,
+# what is computed at each level when the gates are right, against a full grid.
+
+# %%
+truth = levels(voxelise(stereo.motorcycle().points(), Grid((-1.6, -1.6, 1.9), 0.05)))
+figure, axes = plt.subplots(1, 4, figsize=(10, 2.6))
+for axis, cells in zip(axes, truth, strict=True):
+    axis.imshow(cells.any(1).T.flip(0), cmap="Blues", interpolation="nearest")
+    axis.set_title(f"{len(cells)} along a side: {cells.float().mean():.1%}", fontsize=8)
+    axis.set(xticks=[], yticks=[])
+plt.show()
+torch.manual_seed(0)
+decoder, x = OctreeDecoder((32, 16, 8, 4)).eval(), torch.randn(1, 32, 8, 8, 8)
+gates = [cells[None] for cells in truth]
+with torch.no_grad():
+    for one in decode(decoder, x, 1.0, truth=gates):
+        full = one.cells.size**3
+        print(f"{one.cells.size:>3} along a side: {len(one.cells.index):>6} of {full:>6} computed, {one.kept:>5} kept")
+
+# %% [markdown]
+# ## Equal, and really skipped
+#
+# Dense layers that see 0 outside live cells give the same numbers. The rows that are multiplied are 8 for each kept
+# cell: a mask over dense tensors would save none of them.
+
+# %%
+with torch.no_grad(), count() as tally:
+    sparse = grids(decoder, decode(decoder, x, 1.0, truth=gates))
+with torch.no_grad(), count() as dense:
+    masked = decode_masked(decoder, x, 1.0, truth=gates)
+print(f"largest difference {max(float((a - b).abs().max()) for a, b in zip(sparse, masked, strict=True)):.1e}")
+print(f"{tally.macs / 1e6:.1f} of {dense.macs / 1e6:.1f} M MACs")
+with OctreeOccupancyDecoding().apply(decoder, threshold=0.5) as handle, torch.no_grad():
+    decoder(x)
+    print("by its own gates, random weights:", handle.trace[""])
+
+# %% [markdown]
+# ## What it saves grows with the grid
+#
+# The whole decoder, heads, look-up of neighbours and writing of grids included, with a given share of the cells of
+# every gated level kept.
+
+# %%
+figure, axis = plt.subplots(figsize=(5.5, 3))
+for size, record in alone.items():
+    shares = [float(p.knobs["kept"]) for p in record.points]
+    faster = [p.speed_up for p in record.points]
+    axis.errorbar(
+        shares, [f.value for f in faster], show.ends(faster), marker="o", capsize=2, label=f"{size} along a side"
+    )
+axis.axhline(1, color="0.45", linewidth=1)
+axis.set(xscale="log", yscale="log", xlabel="share of cells kept at every gated level", ylabel="times as fast as dense")
+axis.legend()
+plt.show()
+for record in alone.values():
+    show.latency(record)
+
+# %% [markdown]
+# ## When not to use it
+#
+# - **Dense scenes.** With all cells kept the look-up of neighbours is on top.
+# - **Kernels larger than their stride.** Then a child has several parents, and leaving one out changes its neighbours.
+# - **Decoders that are a small part of the network**, as the published one is at 64 cells.

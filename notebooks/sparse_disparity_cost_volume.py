@@ -1,0 +1,83 @@
+# %% [markdown]
+# # Sparse disparity cost volume
+#
+# A **cost volume** holds, for every pixel and every candidate disparity, how badly two images match. Disparity is
+# $1/Z$: candidates in even steps are dense in depth nearby and sparse far away. Where depths in even steps are
+# wanted, as for a grid of voxels, a dozen candidates do in place of 48 (StereoVoxelNet, Li et al., arXiv 2209.08459).
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+from reference_impls import show
+from reference_impls.data import stereo
+from reference_impls.techniques.sparse_disparity_cost_volume import CostVolume, MatchingCost, depth_levels, spared
+from reference_impls.techniques.stereo_occupancy_voxels.network import BASELINE, FOCAL, VOLUMES
+
+show.style()
+volume = show.committed("sparse-disparity-cost-volume", "volume-paper")
+
+# %% [markdown]
+# ## Disparity is one over depth
+#
+# Candidates of the published network (DrivingStereo's camera), where they lie in disparity and where in depth. Of 48
+# even ones most lie within the first few metres; beyond 20 m there are four.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 2.4), sharey=True)
+for row, (name, levels) in enumerate(VOLUMES.items()):
+    shifts = torch.tensor(levels[1:]) * 4.0
+    for axis, x in ((axes[0], shifts), (axes[1], FOCAL * BASELINE / shifts)):
+        axis.plot(x, [row] * len(x), "|", markersize=14, color="C0" if name == "voxel" else "C1")
+    near = sum(FOCAL * BASELINE / float(s) < 8 for s in shifts)
+    print(f"{name:10} {len(levels):>3} levels, {near:>2} of them nearer than 8 m")
+axes[0].set(xlabel="disparity in pixels", yticks=range(len(VOLUMES)), yticklabels=list(VOLUMES), ylim=(3.5, -0.5))
+axes[1].set(xlabel="depth in metres", xlim=(0, 34))
+plt.show()
+
+# %% [markdown]
+# ## On a real pair
+#
+# Motorcycle (Middlebury 2014). Its pixels, sorted by disparity and by depth: in depth, even steps of disparity are of
+# uneven width. The dashes are candidates 0.2 m apart in depth, put where they lie in disparity.
+
+# %%
+pair = stereo.motorcycle().fitted(250, 370).centred()
+known = pair.disparity[pair.disparity.isfinite()]
+depths = torch.arange(2.1, 5.1, 0.2)
+candidates = pair.camera.disparity(depths)
+figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), width_ratios=(1, 1, 1))
+axes[0].imshow(pair.left.permute(1, 2, 0))
+axes[0].axis("off")
+axes[1].hist(known.numpy(), bins=60, color="C0")
+axes[1].vlines(candidates, 0, axes[1].get_ylim()[1] / 12, color="C1")
+axes[1].set(xlabel="disparity in pixels", yticks=[])
+axes[2].hist(pair.camera.depth(known).numpy(), bins=60, color="C0")
+axes[2].vlines(depths, 0, axes[2].get_ylim()[1] / 12, color="C1")
+axes[2].set(xlabel="depth in metres", yticks=[])
+plt.show()
+levels = depth_levels(pair.camera.focal, pair.camera.baseline, depths)
+print(
+    f"at a quarter of the resolution: {levels}; of all levels to the last {spared(range(levels[-1] + 1), levels):.0%}"
+    " need no matching"
+)
+
+# %% [markdown]
+# ## The same costs, level by level or side by side
+#
+# The readable path goes through the levels in a loop, each on the columns that have a partner. The fast one puts
+# these columns side by side in one wide map with a column of zeros between two levels; the costs are the same.
+
+# %%
+torch.manual_seed(0)
+small = CostVolume((0, 2, 5), MatchingCost()).eval().double()
+left, right = torch.randn(2, 1, 32, 6, 12, dtype=torch.float64)
+with torch.no_grad():
+    print(f"largest difference: {(small(left, right) - small.loop(left, right)).abs().max():.1e}")
+show.latency(volume)
+
+# %% [markdown]
+# ## When not to use it
+#
+# - **For disparity maps.** Their error counts in pixels, and wants even steps.
+# - **Without calibration.** The candidates follow from focal length and baseline; a baseline in millimetres is refused.

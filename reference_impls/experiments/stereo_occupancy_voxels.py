@@ -1,0 +1,222 @@
+"""Experiments of StereoVoxelNet.
+
+- `scenes`: a small network with both of its ideas, trained on made scenes, beside controls that expose cheating, and on
+  the one real pair.
+- `paper-size`: the published network in its four cost volumes and at each of its levels, MACs and time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference_impls.accounting.record import Interval, Record
+from reference_impls.benchmarks import stereo_occupancy as benchmark
+from reference_impls.benchmarks.stereo_occupancy import OnPairs, Predict, Scores
+from reference_impls.contract import Handle, Redundancy
+from reference_impls.data.stereo import motorcycle
+from reference_impls.models.vit import imagenet_normalise
+from reference_impls.study import BASELINE, TECHNIQUE, Plan, Study, forward, measured, over_items, seeded
+from reference_impls.techniques.stereo_occupancy_voxels import StereoOccupancyVoxels, build
+from reference_impls.techniques.stereo_occupancy_voxels.grid import voxelise
+from reference_impls.techniques.stereo_occupancy_voxels.network import SIZE
+
+VOXELS = StereoOccupancyVoxels()
+LEFT_TWICE, OTHERS, MONOCULAR = "left image twice", "another scene's right image", "monocular"
+PRIOR, EMPTY, SGM = "mean occupancy", "always empty", "semi-global matching"
+CONTROLS = {
+    LEFT_TWICE: "The same network, given the left image for the right one: nothing has a disparity.",
+    OTHERS: "The same network, given the right image of the next scene.",
+    MONOCULAR: "The same network trained and run on left images alone.",
+    PRIOR: "The mean occupancy of the training scenes, cut where it fits them best; looks at no image.",
+    EMPTY: "Nothing is occupied.",
+    SGM: "Disparities of semi-global matching put into voxels: visible surfaces, ground and all; learns nothing.",
+}
+OURS = "stereo, occupied cells"
+
+# --------------------------------------------------------------------------------------------------------------------
+# On made scenes
+
+
+def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
+    """Both ideas in a small network, against one with all levels and dense layers, and the controls."""
+    plan = study.plan
+    data, learnt = benchmark.scenes(plan.test, benchmark.TEST_SEED), benchmark.scenes(plan.train)
+    models = {
+        method: [benchmark.fitted(method, plan, seed) for seed in plan.seeds]
+        for method in ("depths", "all levels", "monocular")
+    }
+    study.progress("trained", 1, 3)
+    macs = len(plan.seeds) * benchmark.training(study, "depths")
+    study.prepare("training", "training the network, which the baseline needs as well", macs, held="shared")
+    timed = data.pairs[:: max(1, plan.test // 6)][:6]
+    rows: dict[str, Scores] = {}
+
+    def add(
+        name: str,
+        series: str,
+        knobs: dict[str, Any],
+        nets: list[OnPairs],
+        attach: Callable[[OnPairs], Handle] = Handle,
+        change: Callable[[Tensor], Tensor] = lambda pairs: pairs,
+    ) -> None:
+        found = []
+        for net in nets:
+            with attach(net) as handle:
+                found.append(benchmark.evaluated(handle.target, data, change(data.pairs)))
+        rows[name] = benchmark.means(found)
+        shown = change(timed)
+
+        @torch.no_grad()
+        def call() -> None:
+            with attach(nets[0]) as handle:
+                for pair in shown:
+                    handle.target(pair[None])
+
+        study.add(series, knobs, call, units=len(shown), quality=over_items(rows[name].finest))
+
+    def alone(name: str, predict: Predict) -> None:
+        """A control without a network."""
+        rows[name] = benchmark.evaluated(predict, data)
+
+        def call() -> None:
+            for pair in timed:
+                predict(pair[None])
+
+        knobs = {"threshold": 0.5, "level": 3}
+        study.add(name, knobs, call, units=len(timed), quality=over_items(rows[name].finest))
+
+    dense = partial(benchmark.masked, threshold=0.5)
+    add("all levels, dense", BASELINE, {}, models["all levels"], dense)
+    at = {"threshold": 0.5, "level": 3}
+    gated = partial(VOXELS.apply, threshold=0.5)
+    add(OURS, TECHNIQUE, at, models["depths"], gated)
+    for level in (2, 1, 0):
+        name = f"stereo, up to {8 << level} cells"
+        stopped = partial(VOXELS.apply, threshold=0.5, level=level)
+        add(name, TECHNIQUE, {"threshold": 0.5, "level": level}, models["depths"], stopped)
+    study.progress("trained", 2, 3)
+    add(LEFT_TWICE, LEFT_TWICE, at, models["depths"], gated, benchmark.left_twice)
+    add(OTHERS, OTHERS, at, models["depths"], gated, benchmark.others_right)
+    add(MONOCULAR, MONOCULAR, at, models["monocular"], gated)
+    mean = benchmark.prior(learnt)
+    alone(PRIOR, lambda pairs: mean)
+    alone(EMPTY, lambda pairs: benchmark.empty())
+    alone(SGM, benchmark.semi_global)
+    study.measure()
+    most = study.cost(BASELINE).macs
+    for variant in study.series(TECHNIQUE):
+        variant.redundancy = max(0.0, 1 - study.cost(TECHNIQUE, **variant.knobs).macs / most)
+    pair, grid = benchmark.real_pair()
+    with gated(models["depths"][0]) as handle:
+        real = {"network": benchmark.on_pair(handle.target, pair, grid)}
+    real[SGM] = benchmark.matched(pair.left, pair.right, pair.camera, grid)
+    plain = plan.test // 4
+    textures = {
+        f"{name}, {kind}": Scores(*(x[part] for x in rows[name]))
+        for name in (OURS, MONOCULAR, SGM)
+        for kind, part in (("boxes of one colour", slice(plain)), ("textured boxes", slice(plain, None)))
+        if len(rows[name].iou[part])
+    }
+    with gated(models["depths"][0]) as handle:
+        shown = forward(handle.target, data.pairs[-1:])()
+    return study.record(
+        data=f"{plan.test} made stereo scenes of 160 x 320 pixels, a quarter with boxes of one colour; {plan.train} "
+        "others to train on; the Motorcycle pair",
+        model=f"LiftedStereoNet, {sum(p.numel() for p in models['depths'][0].parameters()):,} parameters, "
+        f"{len(benchmark.DEPTHS)} levels at depths (baseline: {len(benchmark.ALL)} levels)",
+        unit="one pair",
+        knobs=("threshold", "level"),
+        metric=benchmark.METRIC,
+        controls=CONTROLS,
+        other_input=(LEFT_TWICE, OTHERS),
+        redundancy=benchmark.free_space(models["depths"], data),
+        notes=(
+            "The scenes are made: boxes over a plane, occupancy exact and solid, as far as a box is seen at all.",
+            f"Trained {plan.recipe.epochs} epochs; means over {len(plan.seeds)} seeds, intervals over the scenes.",
+            "A grid that is left at a coarser level is scored by its cells cut into the finest ones.",
+            "Semi-global matching and the controls that look at no image multiply nothing that is counted.",
+            "On the real pair the truth is what its disparity shows of surfaces; the network learnt solid boxes.",
+        ),
+        tables={
+            "variants": benchmark.summary(rows, OURS),
+            "levels": benchmark.by_level(rows),
+            "textures": benchmark.by_level(textures),
+            "real pair": benchmark.real_table(real, pair, grid),
+            "occupied": benchmark.sparsity(plan, data),
+        },
+        pictures={
+            "left": data.pairs[-1, 0].permute(1, 2, 0) / 255,
+            "found": shown[-1][0],
+            "truth": data.truth[-1],
+            "real left": pair.left.permute(1, 2, 0),
+            "real found": real["network"][-1][0],
+            "real truth": voxelise(pair.points(), grid),
+        },
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The published network
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperPlan(Plan):
+    variants: tuple[str, ...] = ("voxel", "uniform12", "uniform24")
+    levels: tuple[int, ...] = (3, 2, 1, 0)
+    """Of `voxel`; the others run to the finest."""
+
+
+def run_paper(study: Study[PaperPlan]) -> Record:
+    """The published network with random weights on one pair: four cost volumes, and what leaving early saves."""
+    plan = study.plan
+    pair = motorcycle().fitted(*SIZE)
+    left, right = (imagenet_normalise(image[None]) for image in (pair.left, pair.right))
+    parameters: dict[str, int] = {}
+
+    def add(series: str, knobs: dict[str, Any], variant: str, level: int = 3) -> None:
+        network = seeded(0, partial(build, variant)).eval().requires_grad_(False)
+        parameters[variant] = sum(p.numel() for p in network.parameters())
+        size = Interval(value=parameters[variant] / 1e6)
+        study.add(series, knobs, forward(partial(network, level=level), left, right), quality=size)
+
+    add(BASELINE, {}, "full48")
+    for variant in plan.variants:
+        for level in plan.levels if variant == "voxel" else plan.levels[:1]:
+            add(TECHNIQUE, {"variant": variant, "level": level}, variant, level)
+    study.measure()
+    dense = study.cost(BASELINE).macs
+    for one in study.series(TECHNIQUE):
+        one.redundancy = max(0.0, 1 - study.cost(TECHNIQUE, **one.knobs).macs / dense)
+    truth = voxelise(motorcycle().points(), benchmark.CLOSE)
+    free = Redundancy(1 - float(truth.float().mean()), "share of free cells, Motorcycle, 64 along a side")
+    return study.record(
+        data="the Motorcycle pair, scaled to 400 x 880 pixels; only shapes matter to the time",
+        model="StereoVoxelNet with random weights",
+        unit="one pair",
+        knobs=("variant", "level"),
+        metric="parameters in millions",
+        higher_is_better=False,
+        redundancy=measured([free], {"every cell occupied": 0.0}),
+        notes=(
+            "The baseline matches 48 even disparities. All variants match their levels side by side in one wide map.",
+            "The decoder is dense, as published; its kernels are larger than their stride, so no cell can be left out.",
+        ),
+    )
+
+
+SCENARIOS = (
+    benchmark.task(
+        "scenes", "Occupancy of made scenes from a stereo pair, beside controls, and of a real pair", run_scenes,
+        smoke=benchmark.SMALL, full=benchmark.FULL,
+    ),
+    benchmark.task(
+        "paper-size", "The published network: four cost volumes, four levels", run_paper,
+        smoke=PaperPlan(repetitions=2, variants=("voxel",), levels=(3, 0)), full=PaperPlan(repetitions=15),
+    ),
+)  # fmt: skip

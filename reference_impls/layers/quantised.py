@@ -1,0 +1,127 @@
+"""Integers in the place of real numbers: codes of activations and of weights, and gradients straight through.
+
+References:
+  zhou-2016-dorefa (arXiv 1606.06160): rounding in the forward pass, the identity in the backward pass.
+  jin-2022-pim (arXiv 2209.08617) builds on it; its own form of the weights is not available to us.
+
+A code is an integer in a floating point tensor, so that every kernel takes it; sums of codes are exact as long as they
+stay below 2^24 in float32 and 2^53 in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Weights = Literal["tanh", "max"]
+"""How weights become codes: `tanh` squeezes them first, by one scale for a layer, for training from the start; `max`
+has a scale for each output channel, for the weights of a finished network."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """What activations are clipped to before they become codes. It holds 0, which gets a code of its own.
+
+    Raises ValueError for ends that are not finite, or that do not hold 0 with a positive `high`.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= 0 < self.high):
+            raise ValueError(f"activations are clipped to [low, high] with low <= 0 < high, got {self}")
+
+    @staticmethod
+    def of(x: Tensor, quantile: float = 1.0) -> Span:
+        """What holds 0 and the values x, or leaves out the share 1 - `quantile` at the upper and at a lower end.
+
+        Raises ValueError for values that are not finite.
+        """
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("the activations hold values that are not finite (NaN or infinity)")
+        values = x.detach().flatten().float()
+        if quantile < 1:
+            ordered = values.sort().values
+            cut = int((1 - quantile) * (len(values) - 1))
+            low, high = ordered[cut].item(), ordered[len(values) - 1 - cut].item()
+        else:
+            low, high = values.min().item(), values.max().item()
+        return Span(min(low, 0.0), high if high > 0 else max(-low, 1.0))
+
+
+class Codes(NamedTuple):
+    """Integers and what they stand for: `(codes - zero) * step`."""
+
+    codes: Tensor
+    step: Tensor | float
+    zero: int
+    through: Tensor
+    """The same values before they were rounded, for the gradient: clipped activations, scaled weights."""
+
+    @property
+    def real(self) -> Tensor:
+        """The values, with the gradient of what was rounded."""
+        return straight((self.codes - self.zero) * self.step, self.through)
+
+
+def activation_codes(x: Tensor, span: Span, bits: int) -> Codes:
+    """x as integers in [0, 2^bits - 1], rounded half to even; the gradient is that of clipping to the span.
+
+    With the span [0, 1] this is `round(A clip(x, 0, 1))` with A = 2^bits - 1. Where the span reaches below 0, zero is
+    rounded to a code, so that padding is exact.
+    """
+    top = 2**bits - 1
+    rate = top / (span.high - span.low)
+    zero = round(-span.low * rate)
+    with torch.no_grad():
+        codes = (x * rate).round_().add_(zero).clamp_(0, top)
+    return Codes(codes, 1 / rate, zero, x.clamp(-zero / rate, (top - zero) / rate))
+
+
+def weight_codes(weight: Tensor, bits: int, how: Weights) -> Codes:
+    """Weights (O, ...) as integers in [-W, W] with W = 2^(bits - 1) - 1 and an exact zero, rounded half to even.
+
+    `tanh`: W tanh(w) / max |tanh(w)|, with the step s / W that gives a layer of n outputs and k positions of a kernel
+    the deviation 1 / sqrt(n k) (a reconstruction: jin-2022-pim's own scale is not available). `max`: W w / max |w| by
+    output channel, with the step that gives w back.
+
+    Raises ValueError for weights that are not finite.
+    """
+    if not bool(torch.isfinite(weight.detach()).all()):
+        raise ValueError("the weights hold values that are not finite (NaN or infinity): they have no codes")
+    top, tiny = 2 ** (bits - 1) - 1, torch.finfo(weight.dtype).tiny
+    if how == "max":
+        peak = weight.detach().abs().flatten(1).amax(1).clamp_min(tiny).view(-1, *[1] * (weight.ndim - 1))
+        with torch.no_grad():
+            codes = (weight / peak * top).round_()
+        return Codes(codes, peak / top, 0, weight)
+    squeezed = weight.tanh()
+    squeezed = squeezed / squeezed.detach().abs().max().clamp_min(tiny)
+    codes = (squeezed.detach() * top).round_()
+    spread = (codes / top).std(correction=0).clamp_min(tiny).item()
+    scale = 1 / (math.sqrt(len(weight) * math.prod(weight.shape[2:])) * spread)
+    return Codes(codes, scale / top, 0, squeezed * scale)
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, through: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+        return None, gradient * ctx.factor, None
+
+
+def straight(value: Tensor, through: Tensor, factor: float = 1.0) -> Tensor:
+    """`value` itself, with `factor` times the gradient of `through`: the straight-through estimator."""
+    if not (torch.is_grad_enabled() and through.requires_grad):
+        return value
+    result: Tensor = _Straight.apply(value.detach(), through, factor)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,185 @@
+"""Key frame feature propagation: the heavy part of a network on key frames only, its features moved in between.
+
+References
+- zhu-2017-feature, "Deep Feature Flow for Video Recognition", arXiv 1611.07715: f_i(p) = sum_q G(q, p + M(p)) f_k(q),
+  with the flow M from the current frame back to the key frame and the bilinear kernel G (equations 2 to 4).
+- zhu-2018-euphrates, "Euphrates: Algorithm-SoC Co-Design for Low-Power Mobile Continuous Vision", arXiv 1803.11232:
+  block motion moves the boxes themselves.
+
+The idea. Between two key frames a picture hardly changes but for motion, so its features are those of the key frame,
+moved. A model is two parts, `features` and `heads`; the first is what costs. Here the flow is found by block matching
+and nothing is trained, so the scale map S of the paper is 1. Every frame with too much that no motion explains, such as
+the first one after a cut, is a key frame of its own accord.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from reference_impls.accounting.count import count, uncounted
+from reference_impls.contract import (
+    Choice,
+    Given,
+    Handle,
+    Integer,
+    Number,
+    Redundancy,
+    Setting,
+    Technique,
+    UnsupportedHost,
+    check_tensor,
+    warn_no_effect,
+)
+from reference_impls.hosts.graph import Unaccounted
+from reference_impls.hosts.tracing import compare, copied, probed, quietly
+from reference_impls.layers.motion import block_flow, luma, resized_flow, warped
+from reference_impls.redundancy.temporal_similarity import temporal_similarity
+
+NEEDS = "a torch.nn.Module in eval mode whose forward(x) is heads(features(x)), with methods of these names"
+SCALE, BLOCK = 2, 8
+"""Motion is searched in frames of half the size, for blocks of 8 x 8 of their pixels."""
+STILL = 0.1
+"""Share of the key frame's standard deviation that a block may differ by and still count as unmoved."""
+
+
+class KeyFrames:
+    """Which frames are key frames, and the motion of the others: the state of a stream.
+
+    interval: a key frame comes after so many frames at the latest. cut: it comes at once where the mean difference
+    that motion leaves exceeds so many standard deviations of the key frame's brightness.
+    """
+
+    def __init__(self, interval: int, cut: float, reach: int = 8) -> None:
+        self.interval, self.cut, self.reach = interval, cut, reach
+        self.key: Tensor | None = None
+        self.age = 0
+
+    def next(self, frame: Tensor) -> Tensor | None:
+        """None for a key frame (1, C, H, W); else the flow (2, rows, columns) back to the last one, in pixels.
+
+        A frame of another size than the key frame's is a key frame.
+        """
+        small = luma(frame.float(), SCALE)
+        self.age += 1
+        if self.key is not None and self.age < self.interval and small.shape == self.key.shape:
+            spread = float(self.key.std(correction=0))
+            flow, left = block_flow(self.key, small, block=BLOCK, reach=self.reach, still=STILL * spread)
+            if left.numel() and float(left.mean()) <= self.cut * spread:
+                return flow * SCALE
+        self.key, self.age = small, 0
+        return None
+
+
+class KeyFrameNetwork(nn.Module):
+    """A model that takes the frames of a stream one after the other and runs its features on key frames.
+
+    `model` is a copy of the model as it was. Streams are followed in one thread at a time.
+    """
+
+    def __init__(self, target: Any, interval: int, cut: float, warp: str, frame_shape: Sequence[int] | None) -> None:
+        super().__init__()
+        fits = isinstance(target, nn.Module) and callable(getattr(target, "features", None))
+        if not fits or not callable(getattr(target, "heads", None)):
+            raise UnsupportedHost(KeyFrameFeaturePropagation.id, target, NEEDS)
+        if any(module.training for module in target.modules()):
+            raise UnsupportedHost(
+                KeyFrameFeaturePropagation.id, target, "a module in eval mode: call model.eval() first"
+            )
+        self.warp = warp
+        self.settings = interval, cut
+        try:
+            self.model = copied(target)
+            with uncounted(), quietly(next((p.device for p in self.model.parameters()), None)):
+                recording, frame = probed(self.model, frame_shape)
+                compare(recording.result, self.model.heads(self.model.features(frame)))
+        except Unaccounted as error:
+            raise UnsupportedHost(KeyFrameFeaturePropagation.id, target, str(error)) from error
+        self.eval()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream: the next frame is a key frame."""
+        self.stream = KeyFrames(*self.settings)
+        self.stored: Any = None
+        self.computed: list[bool] = []
+        self.macs = 0
+
+    @torch.no_grad()
+    def forward(self, frame: Tensor) -> Any:
+        """frame: (1, C, H, W), the next one. Returns what the model returns for it.
+
+        Raises: TypeError or ValueError for frames of another rank or batch, or that are not finite.
+        """
+        check_tensor("frame", frame, "1 C H W")
+        flow = self.stream.next(frame)
+        self.computed.append(flow is None)
+        if flow is None:
+            if self.macs == 0:
+                with count() as tally:
+                    self.stored = self.model.features(frame)
+                self.macs = tally.macs
+            else:
+                self.stored = self.model.features(frame)
+            return self.model.heads(self.stored)
+        size = frame.shape[2:]
+        return self.model.heads(pytree.tree_map(lambda f: self._moved(f, flow, size), self.stored))
+
+    def _moved(self, features: Tensor, flow: Tensor, size: Sequence[int]) -> Tensor:
+        """Features (1, C, h, w) of the key frame at the places of the current one. flow: in pixels."""
+        grid = features.shape[2:]
+        strides = flow.new_tensor([n / length for n, length in zip(size, grid, strict=True)])
+        shift = resized_flow(flow, grid) / strides[:, None, None]
+        if self.warp == "nearest":
+            shift = shift.round()
+        return warped(features, (shift if self.warp != "none" else shift * 0).to(features.dtype))
+
+
+class KeyFrameFeaturePropagation(Technique):
+    """Deep Feature Flow (zhu-2017-feature) with block motion in the place of the learned flow."""
+
+    id = "key-frame-feature-propagation"
+    execution = "real"
+    stateful = True
+    knobs: ClassVar = {
+        "interval": Integer(2, low=1, about="frames from one key frame to the next, at most; 1 leaves nothing out"),
+        "cut": Number(
+            0.3, low=0, about="mean difference, in standard deviations, that motion may leave before a key frame is due"
+        ),
+        "warp": Choice(
+            "bilinear", options=("bilinear", "nearest", "none"), about="how features move; none holds them in place"
+        ),
+        "frame_shape": Given(
+            None, about="shape (1, C, H, W) of the frames on which the model is checked; None: small square ones"
+        ),
+    }
+
+    def settings(self) -> list[Setting]:
+        return [
+            Setting("every frame", {"interval": 1}, off=True),
+            Setting("interval 2", {"interval": 2}, adaptive=True),
+            Setting("interval 4", {"interval": 4}, adaptive=True),
+        ]
+
+    def measure(self, target: Any, inputs: Sequence[Tensor]) -> Redundancy:
+        """Temporal similarity of successive frames, each (1, C, H, W)."""
+        return temporal_similarity(inputs)
+
+    def attach(self, target: Any, interval: int, cut: float, warp: str, frame_shape: Sequence[int] | None) -> Handle:
+        """A `KeyFrameNetwork` in the place of `target`, which stays as it is; call it with one frame at a time.
+
+        Raises: UnsupportedHost for a model that is not made of `features` and `heads`.
+        """
+        network = KeyFrameNetwork(target, interval, cut, warp, frame_shape)
+        if interval == 1:
+            warn_no_effect(self.id, "every frame is a key frame")
+        trace = lambda: {"key": tuple(network.computed), "features_macs": network.macs}  # noqa: E731
+        return Handle(network, trace=trace, reset=network.reset, undo=network.reset)
+
+    def saving(self, target: Any, inputs: Any, trace: Mapping[str, Any]) -> int:
+        """MACs of the features x frames that are no key frames; motion and warping multiply no matrices."""
+        return int(trace["features_macs"]) * (len(trace["key"]) - sum(trace["key"]))
