@@ -854,6 +854,29 @@ def test_gradient_diverse_rehearsal() -> None:
     assert total(np.eye(2)) == 2
 
 
+def test_frequency_control_by_reward() -> None:
+    """A frequency for the mean number of proposals makes every image take the same time."""
+    draws = rng(33)
+    w, u, v, target = 4.0, 1.0, 0.05, 2.0
+    n = draws.integers(0, 60, 500).astype(float)
+    first = 4.0  # the frequency of the first stage
+
+    def taken(f: npt.ArrayLike) -> Array:
+        return np.asarray(w / first + (u + v * n) / np.asarray(f))
+
+    second = (u + v * n) / (target - w / first)
+    assert same(taken(second), target)
+    assert same(second.mean(), (u + v * n.mean()) / (target - w / first))
+    low, high = 0.5 * second.min(), np.median(second)
+    held = taken(second.clip(low, high))
+    assert same(held[second <= high], target)
+    assert (held[second > high] > target).all()
+
+    one = taken(np.full_like(n, second.mean()))
+    assert same(one.std(), v * n.std() / second.mean())
+    assert one.std() > 0.1
+
+
 def test_every_function_is_named_after_a_draft() -> None:
     entries = load(ROOT, check=False).entries
     here = [name for name in globals() if name.startswith("test_") and "function" not in name]

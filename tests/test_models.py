@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from reference_impls.accounting.count import count
 from reference_impls.data import images
+from reference_impls.models import mtcnn
 from reference_impls.models.efficientnet_lite import EfficientNetLite0, efficientnet_lite0, normalise
+from reference_impls.models.lanes import Lanes
 from reference_impls.models.minilm import Layer, MiniLM, embed, from_bert, load_minilm, mean_pool, pad, tokenise
 from reference_impls.models.timm import timm_network
 from reference_impls.models.vit import (
@@ -266,3 +271,79 @@ def test_sentences_of_one_meaning_are_near(asset) -> None:
 def test_no_network_of_timm_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     assert timm_network("efficientformer_l1") is None
+
+
+# --- a cascade of detectors ------------------------------------------------------------------------------------------
+
+
+def brute_force_nms(boxes: Tensor, overlap: float) -> list[int]:
+    def intersection_over_union(n: int, m: int) -> float:
+        (a, b, c, d), (e, f, g, h) = boxes[n, :4].tolist(), boxes[m, :4].tolist()
+        common = max(0, min(c, g) - max(a, e)) * max(0, min(d, h) - max(b, f))
+        return common / ((c - a) * (d - b) + (g - e) * (h - f) - common)
+
+    kept: list[int] = []
+    for n in boxes[:, 4].argsort(descending=True).tolist():
+        if all(intersection_over_union(n, m) <= overlap for m in kept):
+            kept.append(n)
+    return kept
+
+
+@pytest.mark.parametrize("overlap", [0.3, 0.5, 0.7])
+def test_of_boxes_that_overlap_the_best_is_kept(overlap: float) -> None:
+    draws = torch.Generator().manual_seed(1)
+    low = torch.rand(60, 2, generator=draws) * 50
+    boxes = torch.cat([low, low + 5 + torch.rand(60, 2, generator=draws) * 40, torch.rand(60, 1, generator=draws)], 1)
+    assert mtcnn.nms(boxes, overlap).tolist() == brute_force_nms(boxes, overlap)
+    assert mtcnn.nms(boxes[:0], overlap).tolist() == []
+
+
+def test_mtcnn_finds_the_face_that_the_official_code_finds(asset: Callable[[str], None]) -> None:
+    asset("mtcnn")
+    model = mtcnn.pretrained()
+    assert [parameters(net) for net in (model.pnet, model.rnet, model.onet)] == [6632, 100178, 386470]
+    with torch.no_grad():
+        found = model(images.photo("astronaut"))
+    assert (found.proposed, found.kept) == (153, 9)
+    torch.testing.assert_close(
+        found.boxes, torch.tensor([[181.0514, 62.1561, 267.7473, 172.0502, 1.0]]), atol=1e-3, rtol=0
+    )
+
+
+def test_the_lane_finder_sees_a_line_and_its_work_follows_the_points() -> None:
+    image = torch.zeros(1, 3, 80, 100)
+    image[..., 60:, :] = 1  # an edge 20 pixels below the upper end of the lower half
+    found = Lanes()(image)
+    assert found.shape == (1, 4, 3)
+    angle, distance, votes = found[0, 0].tolist()
+    assert (angle, votes) == (pytest.approx(math.pi / 2), 100)
+    assert distance in (19, 20)
+    finder, costs = Lanes(directions=30), []
+    for picture in (image, torch.zeros_like(image)):
+        with count() as tally:
+            finder(picture)
+        costs.append((tally.macs, len(finder.points(picture))))
+    (busy, points), (blank, none) = costs
+    assert (points, none) == (200, 0)
+    assert busy - blank == 2 * points * 30
+    with pytest.raises(ValueError, match="one picture"):
+        finder(image[0])
+
+
+def test_the_work_of_mtcnn_is_affine_in_its_windows() -> None:
+    model = mtcnn.MTCNN(thresholds=(0.5, 0.45, 0.5)).eval()
+    rows = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for net in (model.pnet, model.rnet):
+            nn.init.normal_(net.score.weight, std=0.3)
+        with torch.no_grad(), count(model) as tally:
+            found = model(torch.rand(1, 3, 60, 80))
+        rows.append((found.proposed, found.kept, tally.macs))
+    bases = {macs - 1_530_768 * n - 12_907_392 * m for n, m, macs in rows}
+    assert len(bases) == 1
+    assert len({(n, m) for n, m, _ in rows}) > 1
+    with pytest.raises(ValueError, match="one picture"):
+        model(torch.rand(2, 3, 60, 80))
+    with torch.no_grad():
+        assert len(model(torch.rand(1, 3, 8, 8)).boxes) == 0, "smaller than the smallest face"

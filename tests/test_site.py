@@ -330,6 +330,19 @@ def block(record: Record) -> str:
     return evidence.block(result) + evidence.numbers(result)
 
 
+def test_the_headline_tells_how_predictable_the_cost_of_an_item_is() -> None:
+    def items(p50: float, p99: float) -> dict[str, float]:
+        return {"n": 100, "macs_p50": p50, "macs_p99": p99, "ms_p50": p50 / 1e8, "ms_p99": p99 / 1e8}
+
+    base = fixture.variant(4_000_000_000, 0.9, 100.0, items=items(4e9, 4e9))
+    point = fixture.variant(3_000_000_000, 0.9, 80.0, knobs={"r": 4}, items=items(3e9, 3.4e9))
+    spreading = fixture.record(baseline=base, points=[point])
+    (cell,) = [row for row in evidence.headline([spreading]) if row[0] == "P99 - P50"]
+    assert cell[1] == "10\u00a0%"
+    assert "of the baseline 0\u00a0%; in time 4\u00a0ms, of the baseline 0\u00a0µs" in cell[2]
+    assert not [row for row in evidence.headline([fixture.record()]) if row[0] == "P99 - P50"]
+
+
 def test_every_number_of_a_figure_is_in_its_table() -> None:
     html = block(fixture.record())
     assert html.count('<svg class="atlas-figure"') == 2
@@ -930,6 +943,8 @@ def test_the_page_on_numbers_tells_every_verdict_and_how_many_there_are(real: At
     known = real.knowledge
     (page,) = guides.verdicts(Atlas(known, gather(known, {})))
     assert guides.VERDICTS not in page.markdown
+    assert guides.SPREAD not in page.markdown
+    assert "saves" in page.markdown.partition("fig-spread-added")[2]
     table = page.markdown.partition("<tbody>")[2].partition("</tbody>")[0]
     cells = [re.findall(r"<t[hd][^>]*>\s*(.*?)\s*</t[hd]>", row) for row in table.split("</tr>") if "<tr" in row]
     assert [re.sub("<[^>]+>", "", word) for word, *_ in cells] == list(MEANINGS)

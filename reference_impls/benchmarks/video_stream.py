@@ -26,7 +26,7 @@ from reference_impls.data import video
 from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
 from reference_impls.redundancy.temporal_similarity import shift_compensated, temporal_similarity
 from reference_impls.study import BASELINE, TECHNIQUE, Plan, Scenario, Study, measured, over_items, table
-from reference_impls.study.training import forward, seeded
+from reference_impls.study.training import each, forward, seeded
 
 ID = "video-stream"
 task = partial(Scenario, benchmark=ID)
@@ -85,6 +85,8 @@ class ClipsPlan(Plan):
     every: tuple[int, ...] = (2, 4)
     """Held results: how many frames share one."""
     frames: int = 16
+    long: int = 0
+    """Frames over which the spread of the cost is measured."""
     fixed: str = "vtest"
     """The clip of a fixed camera."""
     moving: str = "tree"
@@ -122,24 +124,29 @@ def clips(
     model = efficientnet_lite0().to(study.device)
     dense = best_dense(model)
 
-    def frames(name: str) -> list[Tensor]:
-        clip = normalise(video.clip(name, plan.frames, plan.size)).to(study.device)
+    def frames(name: str, number: int = plan.frames) -> list[Tensor]:
+        clip = normalise(video.clip(name, number, plan.size)).to(study.device)
         return list(clip.contiguous(memory_format=torch.channels_last).split(1))
 
     fixed, moving = frames(plan.fixed), frames(plan.moving)
+    long = frames(plan.fixed, plan.long) if plan.long else []
     shuffled = [fixed[i] for i in torch.randperm(plan.frames, generator=generator(0)).tolist()]
     truth, truth_moving, truth_shuffled = (forward(run_stream, dense, s)() for s in (fixed, moving, shuffled))
 
-    def add(series: str, knobs: Mapping[str, Any], call: Callable[[], Tensor], truth: Tensor = truth) -> Tensor:
+    def add(
+        series: str, knobs: Mapping[str, Any], call: Callable[[], Tensor], truth: Tensor = truth, **more: Any
+    ) -> Tensor:
         got = call()
         quality = over_items(F.cosine_similarity(got, truth).tolist())
-        study.add(series, knobs, call, units=plan.frames, quality=quality)
+        study.add(series, knobs, call, units=plan.frames, quality=quality, **more)
         return got
 
-    add(BASELINE, {}, forward(run_stream, dense, fixed))  # costs the same on any clip
+    add(BASELINE, {}, forward(run_stream, dense, fixed), stream=each(dense, long))  # costs the same on any clip
     rows = []
     for value in plan.values:
-        got = add(TECHNIQUE, {knob: value}, follow(technique.attach(model, value), fixed))
+        handle = technique.attach(model, value)
+        stream = each(handle.target, long, begin=handle.reset)
+        got = add(TECHNIQUE, {knob: value}, follow(handle, fixed), stream=stream)
         same = (got.argmax(1) == truth.argmax(1)).float().mean().item()
         rows.append([value, same, ((got - truth).norm(dim=1) / truth.norm(dim=1)).mean().item()])
         study.progress("agreement", len(rows), len(plan.values))

@@ -82,10 +82,15 @@ SCENARIOS = (
             name,
             f"EfficientNet-Lite0 frame by frame on a clip of {width} x {height} pixels",
             CLIPS,
-            full=benchmark.ClipsPlan(size=(height, width), values=(0.05, 0.1, 0.2, 0.4, 0.8), controls_at=(0.2,)),
+            full=benchmark.ClipsPlan(
+                size=(height, width), values=(0.05, 0.1, 0.2, 0.4, 0.8), controls_at=(0.2,), long=long
+            ),
             smoke=benchmark.small_clips(values=(0.1, 0.3, 0.6), controls_at=(0.3,)),
         )
-        for name, height, width in (("efficientnet-clips", 288, 384), ("efficientnet-clips-768", 576, 768))
+        for name, height, width, long in (
+            ("efficientnet-clips", 288, 384, 120),
+            ("efficientnet-clips-768", 576, 768, 0),
+        )
     ),
     *(
         benchmark.task(

@@ -16,7 +16,7 @@ Variants are added with what they deliver, once for each seed or at once, then m
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
@@ -28,6 +28,7 @@ from reference_impls.accounting.preparation import heard
 from reference_impls.accounting.record import (
     Control,
     Interval,
+    Items,
     Measured,
     Point,
     Preparation,
@@ -39,7 +40,7 @@ from reference_impls.accounting.record import (
     WallTime,
 )
 from reference_impls.accounting.record import Variant as VariantRecord
-from reference_impls.accounting.timing import repeat, speed_up, wall_time
+from reference_impls.accounting.timing import Streams, repeat, repeat_items, speed_up, wall_time
 from reference_impls.contract import Redundancy
 from reference_impls.study import intervals
 from reference_impls.study.machine import machine, versions
@@ -47,6 +48,8 @@ from reference_impls.study.plan import Context, Plan, Scenario
 
 P_co = TypeVar("P_co", bound=Plan, covariant=True)
 Knobs = Mapping[str, bool | int | float | str]
+LEAST_ITEMS = 100
+"""Below it there is no 99th percentile."""
 BASELINE, TECHNIQUE = "baseline", "technique"
 """Series that every record has. Any other series is a control, or in a benchmark the technique whose id it is."""
 
@@ -102,6 +105,9 @@ class Variant:
     """What it delivers, seed by seed."""
     quality: Interval | None = None
     """What it delivers, where that is no mean over seeds."""
+    stream: Callable[[], Iterable[Callable[[], object]]] | None = None
+    """Begins a stream of single items, one call each, where the spread over items is asked."""
+    items: Items | None = None
     samples: int | None = None
     redundancy: float | None = None
     cost: Cost | None = None
@@ -135,8 +141,10 @@ class Study(Generic[P_co]):
         call: Callable[[], object] | None = None,
         *,
         units: int = 1,
+        stream: Callable[[], Iterable[Callable[[], object]]] | None = None,
         score: float | Sequence[float] | None = None,
         quality: Interval | None = None,
+        items: Items | None = None,
         samples: int | None = None,
         redundancy: float | None = None,
         cost: Cost | None = None,
@@ -146,9 +154,11 @@ class Study(Generic[P_co]):
         Args:
             series: `BASELINE`, `TECHNIQUE`, or the name of a control.
             call: does the work of `units` units; counted and timed by `measure`.
+            stream: begins a stream of the same items for all variants that have one, a call for each item; `measure`
+                tells from it how cost varies from item to item. For techniques whose work follows the data.
             score: what it delivers for the next seed, or for several.
             quality: what it delivers with its interval, where it is not a mean over seeds.
-            samples, redundancy: as in the record.
+            items, samples, redundancy: as in the record; `items` where the spread was measured elsewhere.
             cost: what it costs, where that was measured elsewhere (`cost`, `pooled`).
         """
         knobs = dict(knobs or {})
@@ -157,7 +167,9 @@ class Study(Generic[P_co]):
             variant.scores += np.atleast_1d(score).tolist()
         if call is not None:
             variant.call, variant.units = call, units
-        for name, value in (("quality", quality), ("samples", samples), ("redundancy", redundancy), ("cost", cost)):
+        others: dict[str, Any] = {"stream": stream, "items": items, "quality": quality, "samples": samples}
+        others |= {"redundancy": redundancy, "cost": cost}
+        for name, value in others.items():
             if value is not None:
                 setattr(variant, name, value)
 
@@ -211,6 +223,10 @@ class Study(Generic[P_co]):
         rounds = self.plan.repetitions if repetitions is None else repetitions
         for label, cost in measure_calls(calls, units=units, repetitions=rounds, threads=self.context.threads).items():
             waiting[label].cost = cost
+        streams = {str(n): v for n, v in enumerate(self._variants.values()) if v.stream and v.items is None}
+        found = measure_items({n: v.stream for n, v in streams.items() if v.stream}, threads=self.context.threads)
+        for label, items in found.items():
+            streams[label].items = items
 
     def cost(self, series: str, **knobs: Any) -> Cost:
         """What a variant cost. Raises LookupError before it was measured."""
@@ -304,6 +320,7 @@ class Study(Generic[P_co]):
             "speed_up": None if variant is base else variant.cost.speed_up_over(base.cost),
             "quality": Quality(**dict(found), metric=metric, higher_is_better=higher_is_better),
             "gain": self._gains(variant, controls),
+            "items": variant.items,
             "samples": variant.samples,
             "redundancy": variant.redundancy,
         }
@@ -337,6 +354,31 @@ def measure_calls(
         samples = tuple(sample / units[label] for sample in times[label])
         costs[label] = Cost(macs, moved, tuple(sorted(tally.uncounted)), samples)
     return costs
+
+
+def measure_items(streams: Streams, *, threads: int = 1) -> dict[str, Items]:
+    """How the cost of items varies in each stream: MACs counted in a first pass, time in three more, side by side.
+
+    Streams of fewer than 100 items are left out: they have no 99th percentile.
+    """
+    counted = {label: list(map(_macs, begin())) for label, begin in streams.items()}
+    long_ = {label: begin for label, begin in streams.items() if len(counted[label]) >= LEAST_ITEMS}
+    times = repeat_items(long_, threads=threads) if long_ else {}
+    return {label: items for label, ms in times.items() if (items := items_of(counted[label], ms))}
+
+
+def items_of(macs: Sequence[float], ms: Sequence[float]) -> Items | None:
+    """The spread of single items, one number each; None for fewer than 100, which have no 99th percentile."""
+    if len(ms) < LEAST_ITEMS:
+        return None
+    (macs_p50, macs_p99), (ms_p50, ms_p99) = (np.percentile(x, [50, 99]).tolist() for x in (macs, ms))
+    return Items(n=len(ms), macs_p50=macs_p50, macs_p99=macs_p99, ms_p50=ms_p50, ms_p99=ms_p99)
+
+
+def _macs(call: Callable[[], object]) -> int:
+    with count() as tally:
+        call()
+    return tally.macs
 
 
 def measured(

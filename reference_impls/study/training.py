@@ -7,7 +7,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -196,3 +196,18 @@ def correlation(a: Tensor, b: Tensor) -> float:
 def forward(model: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
     """A call of the model on the inputs, without gradients: what is counted and timed."""
     return torch.no_grad()(lambda: model(*inputs))
+
+
+def each(
+    model: Callable[..., Any], inputs: Sequence[Any], begin: Callable[[], object] = lambda: None
+) -> Callable[[], list[Callable[[], Any]]]:
+    """What begins a stream, as `Study.add` takes it: a call for each of the inputs, without gradients.
+
+    begin: what happens before the first, such as forgetting what an earlier stream left.
+    """
+
+    def stream() -> list[Callable[[], Any]]:
+        begin()
+        return [forward(model, x) for x in inputs]
+
+    return stream

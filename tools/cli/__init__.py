@@ -41,6 +41,7 @@ HOMES: Final = {
     "gaps": ".entries:gaps",
     "list": ".entries:list_",
     "new": "..scaffold.commands:new",
+    "profile": ".profile:profile",
     "review": ".review:review",
     "run": ".run:run",
     "schema": ".check:schema",

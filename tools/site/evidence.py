@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from reference_impls.accounting.record import Interval, Point, Record, Table, Variant
+from reference_impls.accounting.record import Interval, Items, Point, Record, Table, Variant
 from reference_impls.accounting.saving import macs_saved, speed_up
 
 from ..headlines import WORK, knobs, shown, told
@@ -20,6 +20,7 @@ from .templates import render
 MAX_GROUPS = 4
 """A sweep over further knobs is drawn as one line per value of these, up to so many lines."""
 
+NBSP = "\u00a0"
 MAX_BARS = 14
 """So many parts stand in a figure; when there are more, a table holds them all."""
 
@@ -36,6 +37,7 @@ def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
         found = [(best.record, p) for best in one.bests for p in best.found]
         for _, group in groupby(sorted(found, key=lambda x: x[0].device != "cpu"), key=lambda x: x[0].device):
             rows.append(_wall_clock(list(group)))
+        rows += _predictability(found)
     nulls = [v for r in records for v in r.redundancy.null.values()]
     beside = f"null controls: {spread(nulls, '')}" if nulls else "no null control"
     measure = min(r.redundancy.measure for r in records)
@@ -61,6 +63,23 @@ def _wall_clock(found: Sequence[tuple[Record, Point]]) -> tuple[str, str, str]:
     return "Wall-clock at these settings", spread(ratios, "×"), more
 
 
+def _predictability(found: Sequence[tuple[Record, Point]]) -> list[tuple[str, str, str]]:
+    """The strip's cell on how cost varies from item to item, where a record tells it."""
+    both = [(r.baseline.items, p.items) for r, p in found if r.baseline.items is not None and p.items is not None]
+    if not both:
+        return []
+    added = [100 * (own.macs_p99 - own.macs_p50) / base.macs_p50 for base, own in both]
+    of_base = [100 * (base.macs_p99 - base.macs_p50) / base.macs_p50 for base, _ in both]
+    times = "; ".join(
+        f"in time {duration(own.ms_p99 - own.ms_p50)}, of the baseline {duration(base.ms_p99 - base.ms_p50)}"
+        for base, own in both
+    )
+    about = (
+        f"of a dense item's MACs, from item to item at these settings; of the baseline {spread(of_base, f'{NBSP}%')}"
+    )
+    return [("P99 - P50", spread(added, f"{NBSP}%"), f"{about}; {times}")]
+
+
 def block(result: Result, numbers: Html | str = "") -> Html:
     """Both trade-off panels of a result, the key of their marks, what was prepared for it, the link to the numbers, and
     where they come from."""
@@ -79,9 +98,10 @@ def numbers(result: Result) -> Html:
     variants = _variants(result)
     gains = any(v.gain for _, _, v in variants)
     paired = any(v.speed_up for _, _, v in variants)
+    items = any(v.items for _, _, v in variants)
     return render(
-        "numbers.html", record=record, gains=gains, paired=paired,
-        rows=[(label, setting, *_cells(record, v, gains=gains)) for label, setting, v in variants],
+        "numbers.html", record=record, gains=gains, paired=paired, items=items,
+        rows=[(label, setting, *_cells(record, v, gains=gains, items=items)) for label, setting, v in variants],
         tables=record.tables, cell=_cell, numeric=_numeric,
     )  # fmt: skip
 
@@ -222,7 +242,7 @@ def _key(result: Result) -> list[tuple[Html, str, str]]:
     return rows
 
 
-def _cells(record: Record, variant: Variant, *, gains: bool) -> list[str]:
+def _cells(record: Record, variant: Variant, *, gains: bool, items: bool) -> list[str]:
     quality, wall, ratio = variant.quality, variant.wall_ms, speed_up(record, variant)
     ends = f"{ratio.low:.2f} to {ratio.high:.2f}, " if ratio.low is not None and ratio.high is not None else ""
     paired = Html("<small>{}paired</small>").format(ends) if variant.speed_up else ""
@@ -236,7 +256,16 @@ def _cells(record: Record, variant: Variant, *, gains: bool) -> list[str]:
         _beside(duration(wall.median), f"{duration(wall.p10)} to {duration(wall.p90)}", wall.n),
         Html("{}×{}").format(f"{ratio.value:.2f}", paired),
         number(variant.redundancy) if variant.redundancy is not None else "",
+        *([_tail(variant.items)] if items else []),
     ]
+
+
+def _tail(items: Items | None) -> str:
+    """P99 - P50 over single items: of MACs, and of time."""
+    if items is None:
+        return ""
+    macs, ms = items.macs_p99 - items.macs_p50, items.ms_p99 - items.ms_p50
+    return _beside(quantity(macs, "MACs"), duration(ms), items.n)
 
 
 def _beside(value: str, ends: str, n: int) -> Html:

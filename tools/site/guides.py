@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
+from reference_impls.accounting.record import Point, Record
+from reference_impls.accounting.saving import macs_saved
+
+from ..headlines import knobs
 from ..knowledge.verdicts import MEANINGS
+from .figures import Axis, Mark, Series, trade_off
 from .hosts import Family
 from .markup import Html, escape
 from .model import DOCS, Atlas, Page
@@ -15,6 +21,8 @@ APPLY = "apply.md"
 FAMILIES = "<!-- families -->"
 """The line of the guide in whose place the tables of families stand."""
 EVIDENCE = "evidence.md"
+SPREAD = "<!-- spread -->"
+"""The line in whose place stands what each technique saves on average and what it adds to the spread."""
 VERDICTS = "<!-- verdicts -->"
 """The line of the guide in whose place the verdicts stand, with their meaning and how many there are of each."""
 
@@ -40,8 +48,40 @@ def verdicts(atlas: Atlas) -> list[Page]:
     known = atlas.knowledge
     given = Counter(known.judge(claim).verdict for paper in known.papers.values() for claim in paper.claims)
     rows = [(verdict_mark(word), str(given[word]), meaning) for word, meaning in MEANINGS.items()]
-    filled = text.replace(VERDICTS, render("verdicts.md", rows=rows))
+    filled = text.replace(VERDICTS, render("verdicts.md", rows=rows)).replace(SPREAD, spread_added(atlas))
     return [Page(EVIDENCE, "How numbers are made", filled, f"{DOCS}/{EVIDENCE}")]
+
+
+def spread_added(atlas: Atlas) -> Html | str:
+    """A figure of all techniques whose records tell how cost varies from item to item; empty without one."""
+    entries = [entry for entry in atlas.knowledge.entries.values() if entry.kind == "technique"]
+    drawn = []
+    for entry in entries:
+        found = [
+            (r, p) for r in atlas.knowledge.results_of(entry.id) for p in r.points if p.technique in (None, entry.id)
+        ]
+        marks = [_spread(record, point, entry.name) for record, point in found if point.items and record.baseline.items]
+        if marks:
+            first = max(marks, key=lambda mark: mark.x)
+            marks = [replace(mark, label=entry.name if mark is first else "") for mark in marks]
+            drawn.append(Series(entry.name, "rival", marks, joined=False))
+    if not drawn:
+        return ""
+    about = "Each mark is a setting of a technique: the mean of the MACs that it saves, and what it adds to P99 - P50."
+    return trade_off(
+        drawn, Axis("mean MACs saved, % of the baseline's"), Axis("P99 - P50 added, % of the baseline's median"),
+        title="Mean saved against spread added", description=about, name="fig-spread-added",
+    )  # fmt: skip
+
+
+def _spread(record: Record, point: Point, name: str) -> Mark:
+    own, base = point.items, record.baseline.items
+    assert own is not None
+    assert base is not None
+    saved = 100 * macs_saved(record, point)
+    added = 100 * ((own.macs_p99 - own.macs_p50) - (base.macs_p99 - base.macs_p50)) / (base.macs_p50 or 1)
+    tooltip = f"{name}, {record.title}, {knobs(point)}: saves {saved:.0f} %, adds {added:.0f} % of the median"
+    return Mark(saved, added, tooltip=tooltip)
 
 
 def _row(atlas: Atlas, one: Family) -> tuple[Html, ...]:

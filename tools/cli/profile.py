@@ -1,0 +1,60 @@
+"""The time variation of a user's script: `profile`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from .common import Failure, as_json, print_json, wrong_usage
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--trace", "-o", type=click.Path(path_type=Path, dir_okay=False), default=Path("profile.trace.json"),
+              show_default=True, help="Where the trace goes, for Perfetto or chrome://tracing.")  # fmt: skip
+@click.option("--warmup", type=click.IntRange(min=0), default=0, help="Frames at the beginning that do not count.")
+@click.option("--deadline", type=click.FloatRange(min=0, min_open=True), help="Of a frame, in milliseconds.")
+@as_json
+@click.argument("script", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def profile(
+    trace: Path, warmup: int, deadline: float | None, json_: bool, script: Path, arguments: tuple[str, ...]
+) -> None:
+    """Run SCRIPT and show how much the time of its frames varies, and which stage is the cause.
+
+    The script marks them: `from reference_impls.variation import frame, stage`, then `with frame():` around each item
+    and `with stage("decode"):` around each part. What was recorded is shown even if the script fails.
+    """
+    from reference_impls.variation import ALL, load, report, write_trace
+    from reference_impls.variation.profiler import ENVIRONMENT
+
+    with tempfile.TemporaryDirectory(prefix="redundancy-profile-") as folder:
+        environment = {**os.environ, ENVIRONMENT: folder}
+        ended = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            env=environment,
+            stdout=2 if json_ else None,
+            check=False,
+        )
+        spans = load(folder)
+    if not spans:
+        wrong_usage(
+            f"{script} marked no stage", "see `redundancy profile --help`" if ended.returncode == 0 else "and it failed"
+        )
+    try:
+        found = report(spans, warmup=warmup, deadline=deadline, clocks=ALL)
+    except ValueError as error:
+        raise Failure(str(error)) from None
+    finally:
+        write_trace(spans, trace)
+    if json_:
+        print_json({"frames": found.frames, "stages": found.to_rows(), "decomposition": dict(found.decomposition),
+                    "missed": found.missed, "left_out": dict(found.left_out), "trace": str(trace)})  # fmt: skip
+    else:
+        click.echo(f"{found.to_text()}\ntrace: {trace}")
+    if ended.returncode:
+        raise Failure(f"{script} ended with {ended.returncode}; the numbers are of what it recorded until then")
