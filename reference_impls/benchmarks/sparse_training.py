@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from reference_impls.accounting.record import Record, Table
-from reference_impls.contract import Handle, Redundancy, Technique
+from reference_impls.contract import Handle, Redundancy, Technique, generator
 from reference_impls.data.splits import TITLES, Labelled, Split, split, standardised
 from reference_impls.hosts.training import Ledger, Training, ledger
 from reference_impls.layers.conv import conv_norm_act
@@ -65,6 +66,12 @@ def dense(plan: TrainingPlan, seed: int, data: Split | None = None) -> Training:
     part = (data or pictures(plan, seed)).train
     model = seeded(seed, partial(network, plan.width))
     return Training(model, part.x, part.y, epochs=plan.epochs, batch_size=50, seed=seed)
+
+
+def labels_at_random(training: Training) -> Training:
+    """The same pictures with their labels dealt out at random."""
+    order = torch.randperm(len(training.y), generator=generator(training.seed))
+    return replace(training, y=training.y[order])
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def compare(
 
     finished: whether the technique measures the redundancy of the trained network, not of the training from its start.
     """
-    plan, found, rows = study.plan, list[Redundancy](), list[list[Any]]()
+    plan, found, first, rows = study.plan, list[Redundancy](), list[Handle](), list[list[Any]]()
     data = {seed: pictures(plan, seed) for seed in plan.seeds}
     every = [Way(BASELINE, {}, lambda training, seed: Handle(training)), *ways]
     study.prepare("training", "training the network: the unit itself", held="shared")
@@ -136,13 +143,11 @@ def compare(
             if way.series == BASELINE:
                 found.append(technique.measure(replace(training, model=model) if finished else training, None))
             if n == 0:
+                first.append(handle)
                 study.add(way.series, way.knobs, handle.target.fit, redundancy=way.redundancy)
             study.progress("trainings", n * len(every) + i + 1, len(data) * len(every))
     study.measure()
-    first = dense(plan, plan.seeds[0], data[plan.seeds[0]])
-    for way in every:
-        handle = way.apply(first, plan.seeds[0])
-        handle.target.fit()
+    for way, handle in zip(every, first, strict=True):
         costs, counted = ledger(handle.target, handle.trace), study.cost(way.series, **way.knobs)
         rows.append(_row(way, costs, counted.macs, counted.wall_ms.median))
     whole = rows[0][4]
@@ -162,7 +167,7 @@ def compare(
         knobs=knobs,
         metric="accuracy on the test pictures",
         controls=controls,
-        redundancy=measured(found, null(first)),
+        redundancy=measured(found, null(dense(plan, plan.seeds[0], data[plan.seeds[0]]))),
         notes=notes,
         tables={**every_table, **tables(data)},
     )

@@ -59,18 +59,13 @@ def run_freezing(study: Study[TrainingPlan]) -> Record:
             SHUFFLED: "As many blocks freeze at the same times, in an order drawn at random.",
             **benchmark.EQUAL_COST,
         },
-        null=lambda training: {"labels at random": FREEZE.measure(at_random(training)).value},
+        null=lambda training: {"labels at random": FREEZE.measure(benchmark.labels_at_random(training)).value},
         notes=(
             "The saving is a share by the papers' convention; the schedule that saves least above it is taken.",
             "A frozen block after an active one saves its weight gradient only.",
             "Each block's cosine learning rate falls to zero over the epochs in which it is active.",
         ),
     )
-
-
-def at_random(training: Training) -> Training:
-    """The same pictures with their labels dealt out at random."""
-    return replace(training, y=training.y[torch.randperm(len(training.y), generator=generator(training.seed))])
 
 
 SCENARIOS = (

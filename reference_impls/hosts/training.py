@@ -260,17 +260,21 @@ class Ledger:
         return 2 * self.convention
 
 
-def ledger(training: Training, trace: Mapping[str, Any]) -> Ledger:
+def ledger(
+    training: Training, trace: Mapping[str, Any], work: dict[tuple[int, ...], dict[str, Layer]] | None = None
+) -> Ledger:
     """The closed form of a run from what its parts decided; a trace without anything is that of a plain run.
 
     trace: `frozen`, the frozen blocks of each epoch; `examples`, how many each epoch has; `active`, for each sparse
     layer its active groups in each epoch, of so many as `groups` says, and the `pattern` of these.
+    work: `layers` by frozen blocks, filled in here, for whoever asks often.
     """
     frozen = trace.get("frozen", [()] * training.epochs)
     examples = trace.get("examples", [len(training.x)] * training.epochs)
     groups, active = trace.get("groups", {}), trace.get("active", {})
     skips = trace.get("pattern") == "channel"
-    work = {still: layers(training, still) for still in set(frozen)}
+    work = {} if work is None else work
+    work |= {still: layers(training, still) for still in {*frozen} - work.keys()}
     executed = sparse = convention = 0
     for epoch, (still, n) in enumerate(zip(frozen, examples, strict=True)):
         for name, layer in work[still].items():

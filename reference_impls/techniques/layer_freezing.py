@@ -76,21 +76,37 @@ def candidates(scheme: Scheme, epochs: int, interval: int, most: int) -> Iterato
         )
 
 
-def share_saved(training: Training, timeline: Timeline, count: Count = "convention") -> float:
-    """Share of the MACs of the whole training that a schedule saves, by the papers' convention or as executed."""
-    costs = [getattr(ledger(training, trace), count) for trace in ({}, {"frozen": timeline})]
+def share_saved(
+    training: Training,
+    timeline: Timeline,
+    count: Count = "convention",
+    trace: Mapping[str, Any] | None = None,
+    work: dict[tuple[int, ...], Any] | None = None,
+) -> float:
+    """Share of the MACs of the whole training that a schedule saves, by the papers' convention or as executed.
+
+    trace, work: what else is done in the training, such as its masks, and a cache, as in `hosts.training.ledger`.
+    """
+    base = dict(trace or {})
+    costs = [getattr(ledger(training, one, work), count) for one in (base, {**base, "frozen": timeline})]
     return float(1 - costs[1] / costs[0])
 
 
 def solve(
-    training: Training, target: float, scheme: Scheme = "single-shot", interval: int = 1, count: Count = "convention"
+    training: Training,
+    target: float,
+    scheme: Scheme = "single-shot",
+    interval: int = 1,
+    count: Count = "convention",
+    trace: Mapping[str, Any] | None = None,
 ) -> Timeline:
     """The schedule of a scheme that saves least above the target, with two thirds of the blocks to freeze.
 
     Raises: ValueError for a target that no schedule of the scheme reaches, with the largest that one does.
     """
-    most = len(list(training.model.children())) * 2 // 3
-    found = [(share_saved(training, one, count), one) for one in candidates(scheme, training.epochs, interval, most)]
+    most, work = len(list(training.model.children())) * 2 // 3, dict[tuple[int, ...], Any]()
+    tried = candidates(scheme, training.epochs, interval, most)
+    found = [(share_saved(training, one, count, trace, work), one) for one in tried]
     enough = [one for one in found if one[0] >= target - 1e-12]
     if not enough:
         largest = max(share for share, _ in found)
@@ -216,7 +232,11 @@ class LayerFreezing(Technique):
     execution = "real"
     knobs: ClassVar = {
         "saving": Number(0.2, low=0, high=0.66, about="share of the MACs of the whole training to be saved"),
-        "scheme": Choice("single-shot", options=SCHEMES, about="when blocks freeze and whether they thaw"),
+        "scheme": Choice(
+            "single-shot",
+            options=("single-shot", "single-shot & resume", "periodic", "delayed periodic"),
+            about="when blocks freeze and whether they thaw",
+        ),
         "interval": Integer(1, low=1, about="epochs between the freezing of two blocks"),
         "count": Choice(
             "convention",
