@@ -20,6 +20,12 @@ In a loop of your own, three lines are enough:
     sparse = SparseTraining(model, optimiser, sparsity=0.9, epochs=epochs)   # after the optimiser is made
     ...                                                                       # your loop; masks hold by themselves
     sparse.epoch_ended(epoch)                                                 # once after every epoch
+
+With the Trainer of transformers, given the optimiser by `optimizers=(optimiser, None)`, the third is a callback:
+
+    class MaskUpdate(transformers.TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            sparse.epoch_ended(round(state.epoch) - 1)
 """
 
 from __future__ import annotations
@@ -178,12 +184,18 @@ class SparseTraining(Part):
             self.log[name] = [int(self.masks[name].sum())]
             if pattern == "channel":
                 self._undo.append(replace(layer, partial(_gathered, self.masks, name), ID))
+        self._gradients: dict[str, Tensor | None] = {}
         self.enforce()
-        self._undo.append(optimiser.register_step_post_hook(lambda *_: self.enforce()).remove)
+        self._undo.append(optimiser.register_step_post_hook(self._stepped).remove)
 
     def groups(self, weight: Tensor) -> int:
         """Groups of a weight (C_out, C_in, ...)."""
         return weight.numel() if self.pattern == "element" else weight.shape[1]
+
+    def _stepped(self, *_: Any) -> None:
+        """After a step: hold the masks, and the gradients, which a loop may take away before the epoch's end."""
+        self._gradients = {name: layer.weight.grad for name, layer in self.layers.items()}
+        self.enforce()
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -198,9 +210,9 @@ class SparseTraining(Part):
         if self.method.bounds and (epoch + 1) % self.interval == 0 and epoch + 1 < self.epochs:
             bounds = self.method.bounds(self.sparsity, (epoch + 1) / self.epochs)
             for name in self.layers.keys() - self.settled:
-                gradient = self.layers[name].weight.grad
-                if gradient is None and (self.method.gradient_weight or self.method.growth == "gradient"):
-                    raise ValueError(f"{name} has no gradient to judge its weights by: update masks before zero_grad")
+                judged = self.method.gradient_weight or self.method.growth == "gradient"
+                if judged and self._gradients.get(name) is None:
+                    raise ValueError(f"{name} has no gradient to judge its weights by: take a step of the optimiser")
             for name in self.layers:  # in order, since each draws
                 if name not in self.settled:
                     self._move(name, bounds)
@@ -209,7 +221,8 @@ class SparseTraining(Part):
 
     def _move(self, name: str, bounds: Bounds) -> None:
         weight, mask = self.layers[name].weight, self.masks[name]
-        gradient = None if weight.grad is None else by_group(weight.grad, self.pattern)
+        found = self._gradients.get(name)
+        gradient = None if found is None else by_group(found, self.pattern)
         importance = by_group(weight, self.pattern)
         if self.method.gradient_weight and gradient is not None:
             importance = importance + self.method.gradient_weight * gradient

@@ -143,14 +143,50 @@ def test_counts_are_exact_where_all_magnitudes_are_equal():
     assert top(torch.ones(100), 37, among)[:37].all()
 
 
-def test_masks_do_not_move_once_the_gradients_are_gone():
+def test_masks_do_not_move_before_there_is_a_gradient():
     model = network()
     optimiser = torch.optim.SGD(model.parameters(), 0.1)
     sparse = SparseTraining(model, optimiser, sparsity=0.5, epochs=3, method="em")
     before = {name: mask.clone() for name, mask in sparse.masks.items()}
-    with pytest.raises(ValueError, match="before zero_grad"):
+    with pytest.raises(ValueError, match="take a step"):
         sparse.epoch_ended(0)
     assert all(torch.equal(before[name], mask) for name, mask in sparse.masks.items())
+
+
+def test_the_trainer_of_transformers_holds_the_masks(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    data, model = small_training(), network()
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": nn.functional.cross_entropy(self.network(x), labels)}
+
+    optimiser = torch.optim.AdamW(model.parameters(), 0.01)
+    sparse = SparseTraining(model, optimiser, sparsity=0.8, epochs=3, method="em")
+    first = {name: mask.clone() for name, mask in sparse.masks.items()}
+
+    class MaskUpdate(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_epoch_end(self, args: object, state: transformers.TrainerState, control: object, **_: object) -> None:
+            sparse.epoch_ended(round(state.epoch or 0) - 1)
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=8, report_to=[], use_cpu=True,
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    items = [{"x": x, "labels": y} for x, y in zip(data.x, data.y, strict=True)]
+    trainer = transformers.Trainer(
+        Loss(), arguments, train_dataset=items, optimizers=(optimiser, None), callbacks=[MaskUpdate()]
+    )
+    trainer.train()
+    assert len(sparse.log["1.0"]) == 4
+    for name, layer in sparse.layers.items():
+        assert not torch.equal(first[name], sparse.masks[name])
+        assert not layer.weight[~spread(sparse.masks[name], layer.weight, "element")].any()
 
 
 def test_channels_give_what_masked_weights_would():
