@@ -34,9 +34,9 @@ NARROWER, SHORTER = "narrower dense network", "shorter dense training"
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan(Plan):
     data: Labelled = "digits"
-    train: int = 600
+    train: int = 400
     test: int = 360
-    epochs: int = 12
+    epochs: int = 10
     width: int = 8
     """Channels of the first two convolutions."""
     values: tuple[float, ...] = ()

@@ -62,7 +62,7 @@ SCENARIOS = (
         "sieve-digits",
         "A small network trained on a sieved part of the digits",
         run_sieving,
-        full=replace(benchmark.FULL, values=(0.1, 0.2, 0.4)),
+        full=replace(benchmark.FULL, values=(0.2, 0.4)),
         smoke=replace(benchmark.SMOKE, values=(0.2,)),
     ),
 )
