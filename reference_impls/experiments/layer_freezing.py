@@ -73,7 +73,7 @@ SCENARIOS = (
         "freeze-digits",
         "A small network on digits whose blocks freeze one after the other",
         run_freezing,
-        full=replace(benchmark.FULL, values=(0.15, 0.3)),
-        smoke=replace(benchmark.SMOKE, values=(0.15,)),
+        full=replace(benchmark.FULL, values=(0.15, 0.25)),
+        smoke=replace(benchmark.SMOKE, values=(0.05,)),
     ),
 )
