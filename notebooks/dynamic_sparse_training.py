@@ -79,9 +79,9 @@ for sparsity in (0.9, 0.98):
 # %% [markdown]
 # ## Time
 #
-# One training in milliseconds, as the record has them. A mask of elements adds a product per weight to every step. Masks
-# of channels execute fewer MACs; whether that saves time depends on how large the layers are, since each gathers its
-# active channels first.
+# One training in milliseconds, as the record has them. A mask of elements adds a product per weight to every step.
+# Masks of channels execute fewer MACs; whether that saves time depends on how large the layers are, since each gathers
+# its active channels first.
 
 # %%
 shown = [("dense", full.baseline), *(("elements", p) for p in show.select(full.points, sparsity=0.9, method="set"))]
