@@ -60,7 +60,7 @@ rows = [row for row in planted.tables["what goes"].records() if row["technique"]
 figure, axis = plt.subplots(figsize=(9, 3.4))
 for n, row in enumerate(rows):
     place = np.arange(len(KINDS)) + (n - len(rows) / 2 + 0.5) * 0.13
-    axis.bar(place, [row[kind] for kind in KINDS], width=0.12, label=row["setting"])
+    axis.bar(place, [row[kind] or 0 for kind in KINDS], width=0.12, label=row["setting"])
 axis.set_xticks(range(len(KINDS)), [kind.replace(" of the", "\nof the") for kind in KINDS], fontsize=8)
 axis.set(ylabel="share found", ylim=(0, 1.05))
 axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -249,7 +249,7 @@ def compare(study: Study[CorpusPlan], sent: Mapping[str, Sequence[Method]], note
     prepare(study, first, sent, joint)
     equal = found(first, equal_texts(first, 0), WITHIN)
     lines.insert(0, [EQUAL, "equal text", float(equal_texts(first, 0).share.mean()), *equal])
-    columns = ("technique", "setting", "share removed")
+    columns: tuple[str, ...] = ("technique", "setting", "share removed")
     if first.planted is not None:
         columns += (*KINDS, "all kinds", "precision")
     technique, n = MinHashDeduplication(), len(first.texts)

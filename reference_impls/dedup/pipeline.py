@@ -57,9 +57,8 @@ class Store:
 
     def get(self, name: str) -> Sketch:
         """A block, of which no array is read before it is asked for, nor kept."""
-        return Reader(
-            (lambda: io.BytesIO(self.held[name])) if name in self.held else lambda: self.folder / f"{name}.npz"
-        )  # type: ignore[operator]
+        folder = self.folder
+        return Reader((lambda: io.BytesIO(self.held[name])) if folder is None else (lambda: folder / f"{name}.npz"))
 
 
 class Reader(Mapping[str, Any]):
