@@ -13,13 +13,12 @@ from reference_impls import show
 from reference_impls.benchmarks.data_selection import TWO_FOLDERS
 from reference_impls.data.planted import KINDS
 from reference_impls.data.text import legible_mails
+from reference_impls.study import run
 from reference_impls.techniques import minhash_deduplication as minhash
 
 show.style()
-planted = show.committed("deduplication", "planted-copies")
-sweep = show.committed("minhash-deduplication", "planted-sweep")
+planted = run("deduplication", "planted-copies")  # the small budget
 candidates = show.committed("minhash-deduplication", "mails-candidates")
-scale = show.committed("minhash-deduplication", "scale")
 
 # %% [markdown]
 # ## The idea in one picture
@@ -79,7 +78,15 @@ values = np.array([[row[kind] for kind in KINDS] for row in table.records()], dt
 figure, axis = plt.subplots(figsize=(9, 3.2))
 axis.imshow(values, cmap="Greens", vmin=0, vmax=1, aspect="auto")
 for (y, x), value in np.ndenumerate(values):
-    axis.text(x, y, f"{value:.0%}", ha="center", va="center", color="white" if value > 0.6 else "black", fontsize=8)
+    axis.text(
+        x,
+        y,
+        "" if np.isnan(value) else f"{value:.0%}",
+        ha="center",
+        va="center",
+        color="white" if value > 0.6 else "black",
+        fontsize=8,
+    )
 axis.set_xticks(range(len(KINDS)), [kind.replace(" of the", "\nof the") for kind in KINDS], fontsize=7)
 labels = [f"{row['technique'].replace('-', ' ')}, {row['setting']}" for row in table.records()]
 axis.set_yticks(range(len(values)), labels, fontsize=7)
@@ -90,11 +97,10 @@ plt.show()
 # %% [markdown]
 # ## What it saves, and what it costs in quality
 #
-# A spam filter trained on what is left, for as many epochs, and on as many mails that were left at random.
+# A spam filter trained on what each technique leaves, for as many epochs, and on as many mails left at random.
 
 # %%
-show.trade_offs(sweep, costs=("samples", "MACs", "milliseconds"))
-show.gains(sweep, "random removal", "+.2f", scale=100)  # percentage points
+show.trade_offs(planted, costs=("samples", "MACs", "milliseconds"))
 
 # %% [markdown]
 # Signatures and candidates of all mails, on one thread; making shingles from the texts comes on top for all of them.
@@ -109,44 +115,6 @@ for row in candidates.tables["recall"].records():
     print("Jaccard {threshold}: {candidates} of {pairs} pairs found, {false removals} false removals".format(**row))
 
 # %% [markdown]
-# ## A million documents, and a billion on paper
-#
-# `redundancy dedup` from file to file, on generated documents: four to eight sentences of real mails, drawn at random
-# with seed 0, of which about 30 % are copies of the six kinds (`data.planted.generated`).
-
-# %%
-runs = [row for row in scale.tables["runs"].records() if row["method"] == "minhash"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-for axis, values, label in (
-    (left, [row["seconds"] for row in runs], "seconds"),
-    (right, [row["peak GB"] for row in runs], "peak memory, GB"),
-):
-    axis.loglog([row["documents"] for row in runs], values, marker="o")
-    axis.set(xlabel="documents", ylabel=label)
-figure.tight_layout()
-plt.show()
-for row in runs:
-    print("{documents:9,} documents: {seconds:6.1f} s, {peak GB:.2f} GB, {recall:.2%} of copies found".format(**row))
-
-# %% [markdown]
-# What grows with the documents, from the two largest runs: time and memory. With these, and 8 bytes for a key and for a
-# number in each band, a billion documents come to:
-
-# %%
-small, large = runs[-2:]
-more = large["documents"] - small["documents"]
-seconds, memory = ((large[name] - small[name]) / more for name in ("seconds", "peak GB"))
-billion, ram = 1e9, 64
-print(f"a document: {1e3 * seconds:.2f} ms, {1e9 * memory:.0f} bytes of memory, {16 * bands} bytes to shuffle")
-print(f"computing: {billion * seconds / 3600:,.0f} hours of such a machine; sketches need no exchange")
-print(f"shuffle: {billion * 16 * bands / 1e12:.2f} TB of keys, band by band, to bring buckets together")
-nodes = billion * memory / ram
-print(f"memory: {billion * memory / 1e3:.2f} TB, so {nodes:,.0f} nodes of {ram} GB hold everything at once")
-
-# %% [markdown]
-# `--engine ray` spreads the sketches, which is most of the work; one process decides, so its memory is the limit of the
-# command. Beyond it the buckets would have to be shuffled over the nodes too.
-#
 # ## When not to use it
 #
 # - **Copies in other words**, translations and paraphrases: embed and compare.

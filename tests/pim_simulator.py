@@ -7,6 +7,7 @@ nearest to s L / F, a tie the even one; what codes count is added up in Python's
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ def column_of(weight: int, scheme: str, column: int, bits: int) -> int:
         return weight
     if scheme == "differential":
         return max(weight, 0) if column == 0 else max(-weight, 0)
-    return ((weight + 2**bits) // 2**column) % 2  # two's complement, modulo 2^bits
+    return (weight >> column) & 1  # two's complement, modulo 2^bits
 
 
 def codes(
@@ -63,7 +64,7 @@ def codes(
     return found, Fraction(full, levels)
 
 
-def product(x: Integers, w: Integers, scheme: str, b: int, m: int, n: int, *, bits: int = 4, **how: int) -> Integers:
+def product(x: Integers, w: Integers, scheme: str, b: int, m: int, n: int, *, bits: int = 4, **how: Any) -> Integers:
     """The codes added up, (M, O): F / L times this stands for x w^T."""
     found, _ = codes(x, w, scheme, b, m, n, bits=bits, **how)
     total = np.zeros((len(x), len(w)), dtype=np.int64)

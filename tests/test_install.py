@@ -200,7 +200,7 @@ def test_the_example_of_the_readme_runs(way: str, clone: Path, request: pytest.F
         environment.run("python", "-c", example, folder=tmp_path)
 
 
-@pytest.mark.parametrize("extra", ["data", "notebooks", "site"])
+@pytest.mark.parametrize("extra", ["data", "dedup", "notebooks", "site"])
 def test_every_requirement_of_an_extra_is_named_with_it(extra: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     modules = {module for module, its in EXTRAS.items() if its == extra}

@@ -77,7 +77,7 @@ def test_other_widths_equal_the_simulator(weight_bits: int, activation_bits: int
     x, w = integers(0, 2**activation_bits - 1, 2, 11), integers(-top, top, 3, 11, seed=1)
     for scheme, b in itertools.product(SCHEMES, (2, 9, 14)):
         for sign_bit in ("extra", "included"):
-            array = Array(scheme, weight_bits, activation_bits, b, m, 4, sign_bit)  # type: ignore[arg-type]
+            array = Array(scheme, weight_bits, activation_bits, b, m, 4, sign_bit)
             fast = array_convolution(x.float().T[None, :, :, None], w.float()[..., None, None], array)
             assert torch.equal(fast[0, :, :, 0].T.long(), simulated(x, w, array)), array
 
@@ -125,7 +125,7 @@ def test_bounds_by_formula() -> None:
     for m in (1, 2, 4):  # whatever m, of bit-serial columns: G N A (2^b_w - 1) / 2 L
         array = Array("bit-serial", adc_bits=5, dac_bits=m, group=9)
         assert array.error_bound(20) == pytest.approx(3 * 9 * 15 * 15 / (2 * 31))
-    native, differential = (Array(s, adc_bits=5, group=9).error_bound(20) for s in ("native", "differential"))  # type: ignore[arg-type]
+    native, differential = (Array(s, adc_bits=5, group=9).error_bound(20) for s in ("native", "differential"))
     assert native == pytest.approx(3 * 9 * 15 * 7 / 62)
     assert differential == 2 * native
 
@@ -265,10 +265,10 @@ def test_counts_equal_the_closed_forms(array: Array) -> None:
 def test_layers_of_torch_in_all_else() -> None:
     x = torch.rand(2, 4, 6, 6)
     for how in ({"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}, {"bias": False}, {"dilation": 2}):
-        plain = nn.Conv2d(4, 6, 3, **how)  # type: ignore[arg-type]
+        plain = nn.Conv2d(4, 6, 3, **how)
         ours = PIMConv2d(
             4, 6, 3, **how, array=Array(weight_bits=8, activation_bits=8, dac_bits=8, weights="max", group=9)
-        )  # type: ignore[arg-type]
+        )
         ours.load_state_dict(plain.state_dict())
         torch.testing.assert_close(ours(x), plain(x), rtol=0, atol=0.03)
 
@@ -295,7 +295,7 @@ def test_bad_arrays_and_layers() -> None:
         ({"chip": Chip(noise=1)}, "adc_bits=None is an ideal converter"),
     ):
         with pytest.raises(ValueError, match=says):
-            Array(**how)  # type: ignore[arg-type]
+            Array(**how)
     with pytest.raises(ValueError, match="choose a group of at most 36"):
         PIMConv2d(4, 6, 3, array=Array(group=37))
     ours = layer()
@@ -381,8 +381,8 @@ def test_codes_equal_torch() -> None:
     torch.testing.assert_close(a.real, torch.fake_quantize_per_tensor_affine(x, a.step, a.zero, 0, 15))
     w = weight_codes(noise(5, 30, dtype=torch.float32), 4, "max")
     expected = torch.fake_quantize_per_channel_affine(
-        w.through, w.step.flatten(), torch.zeros(5, dtype=torch.int32), 0, -7, 7
-    )  # type: ignore[union-attr]
+        w.through, torch.as_tensor(w.step).flatten(), torch.zeros(5, dtype=torch.int32), 0, -7, 7
+    )
     torch.testing.assert_close(w.real, expected)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import Field
 
-from reference_impls.accounting.record import Model, Point, Record, Work
+from reference_impls.accounting.record import Knob, Model, Point, Record, Work
 from reference_impls.accounting.saving import (
     ONCE,
     SMALL_LOSS,
@@ -142,12 +142,18 @@ def _where(one: Headline) -> str:
     else:
         found = one.bests[0].found
         where = records[0].title if len(found) != 1 else f"{knobs(found[0])}, {records[0].title}"
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[Knob]] = {}
     for record in records:
         for name in record.given:
-            values.setdefault(name, []).extend(float(p.knobs[name]) for p in record.points)
-    given = (f"{name} from {number(min(those))} to {number(max(those))}" for name, those in values.items())
-    return ", ".join([where, *given])
+            values.setdefault(name, []).extend(p.knobs[name] for p in record.points)
+    return ", ".join([where, *(f"{name} {_range(those)}" for name, those in values.items())])
+
+
+def _range(values: Sequence[Knob]) -> str:
+    """Values of a knob: the range of the numbers, and the words."""
+    numbers = [value for value in values if not isinstance(value, str)]
+    ends = [f"from {number(min(numbers))} to {number(max(numbers))}"] if numbers else []
+    return " or ".join([*ends, *dict.fromkeys(value for value in values if isinstance(value, str))])
 
 
 def _nowhere(one: Headline) -> str:

@@ -2,7 +2,7 @@
 
 One small CNN on digits, MNIST and Fashion-MNIST, trained with 4-bit weights and activations, either digitally (the
 *conventional* network) or through a converter. Its first convolution and its last layer stay digital and in floating
-point. The baseline is the conventional network on an array that is fine enough to lose nothing: one bit of activation
+point. The baseline is the conventional network on an array fine enough to lose next to nothing: one bit of activation
 a cycle, one bit of weight a column, converters of 12 bits. What coarser arrays save beside it are columns, cycles and
 bits of conversions. MACs count the products in the array's cells and the shifting and adding of codes, as simulated
 here; a digital machine would do without all of it (control `digital integers`).

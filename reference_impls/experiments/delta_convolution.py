@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from reference_impls.benchmarks import video_stream as benchmark
 from reference_impls.benchmarks.detection_stream.streams import Frames
 from reference_impls.benchmarks.detection_stream.tasks import Method
@@ -40,11 +42,16 @@ def on_layer(name: str, about: str = "", tile: int = 8, **knobs: Any) -> benchma
     return benchmark.LayerMethod(name, partial(DELTA.apply, threshold=0.0, tile=tile, **knobs), {"tile": tile}, about)
 
 
+def followed_by(threshold: float, model: nn.Module) -> Frames:
+    """The detector as a delta network."""
+    return Frames(DELTA.apply(model, threshold=threshold))
+
+
 CONTENDERS = {
     "detection-stream/vtest": [
         Method(
             DELTA.id,
-            lambda model, threshold=threshold: Frames(DELTA.apply(model, threshold=threshold)),
+            partial(followed_by, threshold),
             {"method": f"differences above {threshold:g}"},
         )
         for threshold in (0.1, 0.3)

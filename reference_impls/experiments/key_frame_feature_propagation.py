@@ -42,7 +42,7 @@ def methods(intervals: tuple[int, ...]) -> list[Method]:
     for n in intervals:
         forms: dict[str, Any] = {TECHNIQUE: features, NEAREST: partial(features, warp="nearest")}
         forms |= {HELD: partial(features, warp="none"), BOXES: partial(boxes, short=n, long=n)}
-        given = {BOXES: {}}
+        given: dict[str, dict[str, int]] = {BOXES: {}}
         found += [
             Method(name, partial(form, **given.get(name, {"interval": n})), {"interval": n}, about.get(name, ""))
             for name, form in forms.items()

@@ -90,8 +90,8 @@ def in_use(found: list[Fold]) -> Table:
             for name, x in inputs_of(layers, on.model, fold.parts.test.x[:128]).items():
                 used = utilisation(layers[name], x, replace(COARSE, scheme=scheme), Span())
                 shares.setdefault(name, []).append(used)
-        for number, used in enumerate(shares.values(), start=2):
-            mean = sum(used) / len(used)
+        for number, each in enumerate(shares.values(), start=2):
+            mean = sum(each) / len(each)
             rows.append((scheme, f"convolution {number}", mean, -math.log2(mean)))
     about = "Largest partial sum of 128 test images over the full scale, and the bits that a range ending there saves."
     return table(about, ("scheme", "layer", "share", "bits"), rows)

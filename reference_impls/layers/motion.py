@@ -92,4 +92,4 @@ def moved_boxes(boxes: Tensor, flow: Tensor, scale: float) -> Tensor:
 
 def resized_flow(flow: Tensor, size: Sequence[int]) -> Tensor:
     """A flow on another grid: (2, h, w) -> (2, *size), averaged; its unit stays."""
-    return flow if tuple(size) == tuple(flow.shape[1:]) else F.adaptive_avg_pool2d(flow, tuple(size))
+    return flow if tuple(size) == tuple(flow.shape[1:]) else F.adaptive_avg_pool2d(flow, (size[0], size[1]))

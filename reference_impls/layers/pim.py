@@ -525,10 +525,8 @@ def _plain(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     """The same layer without an array, on `meta`: for the shape of its output."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, layer.out_features, device="meta")
-    return nn.Conv2d(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        layer.groups, device="meta",
-    )  # fmt: skip
+    sizes: dict[str, Any] = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    return nn.Conv2d(layer.in_channels, layer.out_channels, **sizes, groups=layer.groups, device="meta")
 
 
 @closed_form.register(PIMConv2d)

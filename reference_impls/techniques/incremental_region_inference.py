@@ -134,7 +134,7 @@ class Reference:
             each = [operation(self._whole(operation, varied, k)) for k in range(count)]
             for i, value in enumerate(operation.outputs):
                 if value is not None:
-                    varied[value] = [out[i] for out in each]
+                    varied[value] = [out[i] for out in each]  # type: ignore[misc]
             done = count * _positions(operation)
         if operation in self.names:
             self.layers[self.names[operation]]["computed"] += done

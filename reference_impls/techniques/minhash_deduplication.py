@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from reference_impls.contract.knobs import Choice, Integer, Number
 
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
+S = TypeVar("S", float, npt.NDArray[np.float64])
 Join = Literal["greedy", "components"]
 Stays = Literal["first", "longest"]
 THRESHOLD, WORDS, PERMUTATIONS = 0.8, 5, 128
@@ -132,9 +133,9 @@ def signatures(sets: Shingles, permutations: int = PERMUTATIONS, seed: int = 0) 
     return np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(sets.sizes), permutations)
 
 
-def found_share(similarity: float, bands: int, rows: int) -> float:
-    """Probability that two sets of this Jaccard index share a bucket: 1 - (1 - J^R)^B."""
-    return float(1 - (1 - similarity**rows) ** bands)
+def found_share(similarity: S, bands: int, rows: int) -> S:
+    """Probability that two sets of this Jaccard index, or of each of several, share a bucket: 1 - (1 - J^R)^B."""
+    return 1 - (1 - similarity**rows) ** bands
 
 
 def banding(threshold: float, permutations: int = PERMUTATIONS, recall: float = RECALL) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ BN = BNCalibration()
 
 def network(seed: int, inputs: Tensor | None = None) -> nn.Sequential:
     """Two convolutions with batch norms whose statistics are those of `inputs`, or torch's first ones."""
-    torch.manual_seed(seed)
     with torch.random.fork_rng():
+        torch.manual_seed(seed)
         model = nn.Sequential(
             nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3)
         )
@@ -43,7 +43,8 @@ class BNCalibrationCases(Cases):
         with torch.random.fork_rng():
             model = network(seed, None if kind == "redundant" else x)
         if kind == "redundant":
-            for norm in (model[1], model[4]):
+            norms: list[Any] = [model[1], model[4]]
+            for norm in norms:
                 norm.running_mean.fill_(1000)
         elif kind == "typical":
             x = 0.5 + x

@@ -411,7 +411,7 @@ def _patch_record(
             + ("" if own.low is None else f" (95 %: {own.low:.2f} to {own.high:.2f})"),
             f"A window is proposed from {100 * knobs['least']:.2f} % of the important neurons on.",
         ),
-        tables=tables,
+        tables={name: one for name, one in tables.items() if one.rows},
         extra={"won back over wearers": own, "least share": knobs["least"]},
     )
 

@@ -189,8 +189,8 @@ def _record(
     bare = Frames(model)
     rows, truths = [], {}
     first: dict[str, Any] = dict.fromkeys(knobs)
-    for clip, stream in ((plan.clip, frames), (plan.other, other)):
-        truths[clip], latency = _timed(bare, stream)
+    for clip, given in ((plan.clip, frames), (plan.other, other)):
+        truths[clip], latency = _timed(bare, given)
         rows.append([BASELINE, *first.values(), clip, 1.0, 1.0, *latency])
     timed = list(frames[: plan.timed])
     study.add(BASELINE, {}, partial(followed, bare, timed), units=len(timed), quality=Interval(value=1.0))
@@ -206,11 +206,14 @@ def _record(
                 call = partial(followed, stream, timed)
                 study.add(method.name, method.knobs, call, units=len(timed), quality=quality)
         study.progress("followed", number + 1, len(methods))
-    hand = [
-        [one.name, *(one.knobs.get(name) for name in knobs), *by_hand(one.make(model), plan.people)]
-        for one in methods
-        if plan.people
-    ]
+    hand_drawn = {}
+    if plan.people:
+        each = [(BASELINE, first, bare), *((one.name, one.knobs, one.make(model)) for one in methods)]
+        hand_drawn["people"] = table(
+            f"People in {plan.people} frames of vtest against boxes drawn by hand: F1 and AP from 0.5 on.",
+            ("series", *knobs, "F1", "AP"),
+            [[name, *(its.get(k) for k in knobs), *by_hand(one, plan.people)] for name, its, one in each],
+        )
     study.measure()
     shuffled = [frames[i] for i in torch.randperm(min(16, plan.frames), generator=generator(0)).tolist()]
     similar = partial(temporal_similarity, threshold=0.1)
@@ -227,12 +230,8 @@ def _record(
             [similar(list(frames[:16]))], {SHUFFLED: similar(shuffled).value, "white noise": similar(noise).value}
         ),
         notes=(TRUTH, "Decoding, non-maximum suppression, motion and comparisons are part of the time.", *notes),
-        tables={
-            "people": table(
-                f"People in {plan.people} frames of vtest against boxes drawn by hand: F1 and AP from 0.5 on.",
-                ("series", *knobs, "F1", "AP"),
-                [[BASELINE, *first.values(), *by_hand(bare, plan.people)], *hand] if plan.people else [],
-            ),
+        tables=hand_drawn
+        | {
             "clips": table(
                 "F1 and average precision on both clips, and milliseconds of single frames in one pass (not "
                 "interleaved): the median, the 99th percentile, and their difference.",
