@@ -72,6 +72,7 @@ def fuse(study: Study[FusionPlan], *, real: bool) -> Record:
         handle = FUSION.apply(Perception(branches, times, period=plan.period, example=frames[:1]), deadline=deadline)
         outcomes[TECHNIQUE, deadline] = outcome
         add(TECHNIQUE, _knobs(deadline), outcome, forward(handle.target, part))
+    others: dict[tuple[str, float | None], Outcome]
     others = {(IN_TURN, None): run(times, period=plan.period, policy="every", queue=len(frames))}
     others |= {(FRESH, d): run(times, period=plan.period, policy="deadline", deadline=d, queue=len(frames))
                for d in plan.deadlines}  # fmt: skip

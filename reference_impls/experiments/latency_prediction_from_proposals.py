@@ -96,7 +96,8 @@ def changing(study: Study[DeadlinePlan]) -> Record:
     known, tried = ([frames[n] for n in part] for part in fitted_and_tried(plan))
     costs = {id(frame): one(detector, frame).cost for frame in known}
     found = calibrate(detector, known, lambda frame: costs[id(frame)])
-    whole = sum(costs.values()) + sum(one(detector.propose, frame).cost for frame in known)  # type: ignore[arg-type]
+    proposing: list[float] = [one(detector.propose, frame).cost for frame in known]  # type: ignore[arg-type]
+    whole = sum(costs.values()) + sum(proposing)
     what = f"running {len(known)} frames to fit the cost, and their proposals"
     study.prepare("calibration", what, round(whole * MILLION))
     base, per_proposal = max(found.base, 0.0), found.each[PROPOSALS]
