@@ -23,6 +23,7 @@ from reference_impls.techniques.octree_occupancy_decoding import (
 from reference_impls.techniques.stereo_occupancy_voxels.grid import Grid, levels, voxelise
 
 show.style()
+scenes = show.committed("octree-occupancy-decoding", "scenes-threshold")
 alone = {size: show.committed("octree-occupancy-decoding", f"decoder-{size}") for size in (64, 128)}
 
 # %% [markdown]
@@ -84,6 +85,31 @@ axis.legend()
 plt.show()
 for record in alone.values():
     show.latency(record)
+
+# %% [markdown]
+# ## In a trained network
+#
+# A small stereo network on made scenes. A low threshold keeps more cells: it costs more, and misses less. As many
+# cells drawn at random are no substitute. Every cell, computed by a network that was trained on live cells only, is
+# worse: training and use must prune alike.
+
+# %%
+show.trade_offs(scenes)
+
+# %% [markdown]
+# A miss is final: what is lost at 8 cells along a side has no children. So the recall of each level, over the
+# threshold:
+
+# %%
+figure, axis = plt.subplots(figsize=(5.5, 3))
+rows = [row for row in scenes.tables["levels"].records() if row["variant"].startswith("threshold")]
+for size in (8, 16, 32, 64):
+    found = [row for row in rows if row["cells"] == size]
+    cuts = [float(row["variant"].split()[1]) for row in found]
+    axis.plot(cuts, [row["recall"].value for row in found], marker="o", label=f"{size} along a side")
+axis.set(xlabel="threshold", ylabel="share of occupied cells found", ylim=(0, 1))
+axis.legend(fontsize=8)
+plt.show()
 
 # %% [markdown]
 # ## When not to use it

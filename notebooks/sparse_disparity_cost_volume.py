@@ -15,7 +15,7 @@ from reference_impls.techniques.sparse_disparity_cost_volume import CostVolume, 
 from reference_impls.techniques.stereo_occupancy_voxels.network import BASELINE, FOCAL, VOLUMES
 
 show.style()
-volume = show.committed("sparse-disparity-cost-volume", "volume-paper")
+volume, scenes = (show.committed("sparse-disparity-cost-volume", s) for s in ("volume-paper", "scenes-levels"))
 
 # %% [markdown]
 # ## Disparity is one over depth
@@ -75,6 +75,17 @@ left, right = torch.randn(2, 1, 32, 6, 12, dtype=torch.float64)
 with torch.no_grad():
     print(f"largest difference: {(small(left, right) - small.loop(left, right)).abs().max():.1e}")
 show.latency(volume)
+
+# %% [markdown]
+# ## In a trained network
+#
+# Our small stereo network was trained with all levels; here only those are computed that depths ask for, the others
+# take the costs of the nearest. As many levels in even steps of disparity are the control.
+
+# %%
+show.trade_offs(scenes)
+for row in scenes.tables["computed"].records():
+    print(f"depths {row['step']:g} m apart: {row['levels']} of {row['of']} levels")
 
 # %% [markdown]
 # ## When not to use it

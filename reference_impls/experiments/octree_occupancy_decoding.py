@@ -1,7 +1,7 @@
 """Experiments of octree occupancy decoding.
 
 - `scenes-threshold`: a trained stereo network on test scenes, over the threshold at which cells are refined.
-- `decoder-64`, `decoder-128`, `decoder-256`: the decoder alone, of which a given share of the cells is kept.
+- `decoder-64`, `decoder-128`: the decoder alone, of which a given share of the cells is kept.
 """
 
 from __future__ import annotations
@@ -175,9 +175,5 @@ SCENARIOS = (
     benchmark.task(
         "decoder-128", "A decoder up to 128 cells along a side, a share of the cells kept", run_decoder,
         smoke=SMALL, full=DecoderPlan(size=128),
-    ),
-    benchmark.task(
-        "decoder-256", "A decoder up to 256 cells along a side, a share of the cells kept", run_decoder,
-        smoke=SMALL, full=DecoderPlan(size=256),
     ),
 )  # fmt: skip
