@@ -12,11 +12,11 @@ from reference_impls import show
 from reference_impls.benchmarks.data_selection import TWO_FOLDERS, embedded_mails, halves
 from reference_impls.data.planted import KINDS
 from reference_impls.redundancy.cross_sample_similarity import nearest
-from reference_impls.study import Context, run
+from reference_impls.study import Context
 from reference_impls.techniques.train_test_deduplication import TrainTestDeduplication, TwoSets
 
 show.style()
-planted = run("train-test-deduplication")  # the small budget
+planted = show.committed("train-test-deduplication", "planted-sweep")
 
 # %% [markdown]
 # ## The idea in one picture
@@ -80,6 +80,7 @@ print(f"{planted.baseline.quality.value:8.4f}  all mails")
 for name, points in show.series(planted).items():
     for point in points:
         print(f"{point.quality.value:8.4f}  {point.knobs['setting']:35} {name}")
+show.gains(planted, "random removal", "+.2f", scale=100)  # percentage points
 
 # %% [markdown]
 # ## When not to use it
