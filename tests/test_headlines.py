@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_catalogue_page_command_and_export_say_the_same(atlas: Knowledge) -> Non
     by_id = {one["id"]: one for one in exported}
     for entry in (one for one in atlas.entries.values() if one.status == "stable"):
         row = next(
-            line
+            html.unescape(line)
             for line in table.split("<tr ")
             if f"techniques/{entry.id}.html" in line or f'"{entry.id}.html"' in line
         )
