@@ -32,6 +32,8 @@ def plain_layers(
     """
     if not isinstance(target, nn.Module):
         raise UnsupportedHost(technique, target, "an nn.Module with convolutions or linear layers")
+    if isinstance(left, str) or not isinstance(left, Collection) or not all(isinstance(name, str) for name in left):
+        raise TypeError(f"layers that stay digital are named in a list, such as `digital` = ['first'], got {left!r}")
     refuse_narrow(technique, target)
     modules = dict(target.named_modules())
     for pattern in left:

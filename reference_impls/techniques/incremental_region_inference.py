@@ -406,6 +406,10 @@ class IncrementalNetwork(nn.Module):
 
     def _check(self, frame_shape: Sequence[int] | None) -> None:
         """A batch of a frame and a variant through both. Raises Unaccounted where they differ."""
+        if frame_shape is not None and not (
+            isinstance(frame_shape, (tuple, list)) and all(type(n) is int and 0 < n < 2**31 for n in frame_shape)
+        ):
+            raise TypeError(f"frame_shape must be the sizes of a frame, such as (B, C, H, W), got {frame_shape!r}")
         recording, frame = probed(self.model, frame_shape)
         if frame.shape[0] != 1:
             raise Unaccounted("a frame_shape (1, C, H, W): variants are found one by one")

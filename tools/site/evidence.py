@@ -139,14 +139,21 @@ def _variants(result: Result) -> list[tuple[str, str, Variant]]:
     ]
 
 
+def _short(text: str, most: int) -> str:
+    """A name that fits beside an axis: whole words, as many as there is room for."""
+    return text if len(text) <= most else f"{text[:most].rsplit(' ', 1)[0]} …"
+
+
 def _panels(result: Result, shown: Sequence[str] = ("macs", "wall-clock"), name: str = "fig") -> list[Html]:
     """Quality against MACs, and against wall-clock."""
     record, variants = result.record, [v for _, _, v in _variants(result)]
     metric = record.baseline.quality.metric
-    unit = re.split(r"[,(]| of ", record.unit.removeprefix("one "))[0].strip()  # the key below has it in full
+    unit = _short(
+        re.split(r"[,(:]| of ", record.unit.removeprefix("one "))[0].strip(), 24
+    )  # the key below has all of it
     ops_divisor, ops_prefix = prefix(max(v.macs for v in variants))
     ms_divisor, ms_unit = figures.time_unit(max(v.wall_ms.p90 for v in variants))
-    y = Axis(metric + ("" if record.baseline.quality.higher_is_better else " (lower is better)"))
+    y = Axis(_short(metric, 28) + ("" if record.baseline.quality.higher_is_better else " (lower is better)"))
     panels = []
     for what, axis in (
         ("macs", Axis(f"{ops_prefix}MACs per {unit}", ops_divisor, positive=True)),

@@ -39,6 +39,11 @@
     }
   }
 
+  /* Boxes that scroll, which the theme puts around plain tables, can be reached by the keyboard. */
+  const reachable = () => document.querySelectorAll(".md-typeset__scrollwrap:not([tabindex])").forEach((box) => { box.tabIndex = 0; });
+  new MutationObserver(reachable).observe(document.body, { childList: true, subtree: true });
+  reachable();
+
   /* The theme gives its search dialog no name. */
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
 
