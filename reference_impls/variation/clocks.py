@@ -63,9 +63,9 @@ class _RunQueue(threading.local):
             self.file, self.owner = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC), os.getpid()
         return int(os.pread(self.file, 80, 0).split()[1])
 
-    def __del__(self) -> None:
-        if self.file is not None and self.owner == os.getpid():
-            os.close(self.file)
+    def __del__(self, getpid: Callable[[], int] = os.getpid, close: Callable[[int], None] = os.close) -> None:
+        if self.file is not None and self.owner == getpid():  # bound: at exit the module may be gone
+            close(self.file)
 
 
 def _run_queue() -> Clock | None:
