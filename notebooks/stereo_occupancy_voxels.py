@@ -32,7 +32,9 @@ figure, axes = plt.subplots(2, 3, figsize=(9.5, 4))
 made = (view.left, view.right, CAMERA.disparity(view.depth))
 for row, images in zip(axes, (made, (pair.left, pair.right, pair.disparity)), strict=True):
     for axis, image, title in zip(row, images, ("left", "right", "disparity"), strict=True):
-        axis.imshow(image.permute(1, 2, 0) if image.ndim == 3 else image, cmap="viridis")
+        step = max(1, image.shape[-1] // 220)  # enough for a page
+        small = image[..., ::step, ::step]
+        axis.imshow(small.permute(1, 2, 0) if small.ndim == 3 else small, cmap="viridis", interpolation="none")
         axis.set_title(title, fontsize=8)
         axis.axis("off")
 plt.show()
@@ -105,7 +107,7 @@ show.Turnable({"found": shown["found"], "truth": shown["truth"]})
 figure = plt.figure(figsize=(10, 3.2))
 for column, (image, found, truth) in enumerate((("left", "found", "truth"), ("real left", "real found", "real truth"))):
     axis = figure.add_subplot(1, 4, 2 * column + 1)
-    axis.imshow(shown[image].clip(0, 1))
+    axis.imshow(shown[image][::2, ::2].clip(0, 1), interpolation="none")
     axis.axis("off")
     axis = figure.add_subplot(1, 4, 2 * column + 2, projection="3d")
     show.space(axis, {"found": shown[found], "truth": shown[truth]})
