@@ -70,7 +70,7 @@ class Endless:
     def pids(self) -> Path:
         return self.folder / "pids"
 
-    def processes(self, count: int = 2, seconds: float = 120) -> list[psutil.Process]:
+    def processes(self, count: int = 2, seconds: float = 60) -> list[psutil.Process]:
         """The processes of the experiment, as soon as there are so many."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -94,7 +94,7 @@ def started(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
 def interrupt(caller: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """End a process by a signal, and wait until it has ended."""
     caller.send_signal(number)
-    caller.wait(END_S + 115)
+    caller.wait(END_S + 25)
 
 
 def left(processes: Sequence[psutil.Process], seconds: float = END_S) -> list[psutil.Process]:
