@@ -32,15 +32,16 @@ pytestmark = pytest.mark.skipif(not guard.AVAILABLE, reason="keepers need Linux"
 def test_nothing_of_a_run_outlives_its_caller(
     tmp_path: Path, number: signal.Signals, preloaded: bool, groups: str | None
 ) -> None:
-    endless = Endless(tmp_path, preloaded, groups)
+    folder = tmp_path / ("deep" * 25)  # longer than the path of a socket may be
+    endless = Endless(folder, preloaded, groups)
     caller = endless.start()
     processes = endless.processes()
     assert len(processes) == 2
     interrupt(caller, number)
     assert left(processes) == []
-    with scratch("atlas-run-", tmp_path / "tmp") as folder:
-        there = [one.name for one in (tmp_path / "tmp").glob("atlas-run-*")]
-        assert there == [folder.name], "what a killed caller left goes at the next start"
+    with scratch("atlas-run-", folder / "tmp") as own:
+        there = [one.name for one in (folder / "tmp").glob("atlas-run-*")]
+        assert there == [own.name], "what a killed caller left goes at the next start"
 
 
 def test_a_command_keeps_its_exit_code_and_its_signal() -> None:

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ SERVER = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 """Environment that only counts when an interpreter starts."""
 AVAILABLE = sys.platform == "linux"
 """Elsewhere native libraries may not survive a fork; start a new interpreter instead."""
+LONGEST_FOLDER = 107 - len("/pymp-01234567/listener-01234567")
+"""Bytes of the folder for temporary files: the path of a socket, in which the server listens, has at most 107."""
 _STARTING = threading.Lock()
 
 
@@ -92,13 +95,16 @@ class Forked:
 def _start_server() -> int:
     """Start the server in its environment, unless it runs; its process id."""
     with _STARTING:
-        before = {name: os.environ.get(name) for name in SERVER}
+        before, chosen = {name: os.environ.get(name) for name in SERVER}, tempfile.tempdir
         os.environ.update(SERVER)
+        if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+            tempfile.tempdir = "/tmp"  # in which multiprocessing makes a folder of its own
         try:
             server: Any = importlib.import_module("multiprocessing.forkserver")
             server.ensure_running()
             return int(server._forkserver._forkserver_pid)
         finally:
+            tempfile.tempdir = chosen
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]
