@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from reference_impls import show
-from reference_impls.benchmarks.time_variation import BRANCHES, macs_of
+from reference_impls.benchmarks.time_variation.branches import BRANCHES, macs_of
 from reference_impls.data import video
 from reference_impls.techniques.deadline_aware_fusion import DeadlineAwareFusion, Perception, coordinated_outcome
 

