@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -52,6 +53,7 @@ from reference_impls.variation.trace import trace_events
 from tools.cli import main
 
 MS = 1_000_000
+ROOT = Path(__file__).parents[1]
 
 
 def scripted(*readings: int) -> Profiler:
@@ -202,6 +204,27 @@ def test_a_worker_takes_part_in_a_frame_beside_it() -> None:
     assert report(profiler.spans).left_out == {"stages outside of frames": 2}
 
 
+def test_a_thread_that_dies_in_a_stage_leaves_it_and_the_others_go_on() -> None:
+    profiler = Profiler()
+
+    def dies() -> None:
+        with contextlib.suppress(ZeroDivisionError), frame.stage("dies"):
+            1 / 0  # noqa: B018
+
+    for _ in range(2):
+        with profiler.frame() as frame:
+            thread = threading.Thread(target=dies)
+            thread.start()
+            with profiler.stage("goes on"):
+                thread.join()
+    assert sorted((s.name, s.failed) for s in profiler.spans if s.name) == [
+        ("dies", "ZeroDivisionError"), ("dies", "ZeroDivisionError"), ("goes on", ""), ("goes on", ""),
+    ]  # fmt: skip
+    found = report(profiler.spans)
+    assert (found.frames, found.left_out) == (2, {})
+    assert [row.path for row in found.rows] == [(), ("goes on",), ("unattributed",), ("dies (beside)",)]
+
+
 def test_a_stage_that_ends_in_another_thread_keeps_the_wall_clock_alone() -> None:
     profiler = Profiler(Clocks(cpu=lambda: 1))
     stage = profiler.stage("handed over")
@@ -217,13 +240,22 @@ def test_a_stage_that_ends_in_another_thread_keeps_the_wall_clock_alone() -> Non
 def test_the_clock_of_the_run_queue_is_that_of_the_calling_thread() -> None:
     if ALL.queue is None:
         pytest.skip("this system keeps no run-queue time")
-    here = ALL.queue()
-    there: list[int] = []
-    thread = threading.Thread(target=lambda: there.append(ALL.queue()))
-    thread.start()
-    thread.join()
-    assert ALL.queue() >= here >= 0
-    assert there[0] < 10**9, "a thread that has just begun has hardly waited"
+
+    def of_this_thread() -> int:
+        return int(Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()[1])
+
+    readings: list[tuple[int, int, int]] = []
+
+    def read() -> None:
+        readings.append((ALL.queue(), of_this_thread(), ALL.queue()))
+
+    read()
+    for _ in range(2):  # a second thread must not go on with the file of the first
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+    for before, own, after in readings:
+        assert 0 <= before <= own <= after
     assert ALL.names == ("wall", "cpu", "queue")
 
 
@@ -471,6 +503,15 @@ def test_frames_that_do_not_count_are_counted() -> None:
         report([])
 
 
+def test_a_single_frame_has_times_and_no_spread() -> None:
+    found = report(frames({"a": [3]}), deadline=2)
+    assert (found.frames, found.missed, found.decomposition) == (1, 1, {})
+    assert [(row.wall.mean, row.wall.std, row.wall.p99, row.share) for row in found.rows[:2]] == [
+        (pytest.approx(3), None, None, None),
+    ] * 2  # fmt: skip
+    assert "1 frame; percentiles" in found.to_text()
+
+
 def test_the_table_says_what_it_rests_on() -> None:
     text = report(frames({"read": [1, 2] * 60, "net": [5, 6] * 60}), clocks=WALL).to_text()
     assert "120 frames; percentiles by the method linear" in text
@@ -617,6 +658,12 @@ def test_a_fusion_that_cannot_be_is_explained(streams: list[str], slop: float, s
         synchronise([*stream("a", (1, 1)), *stream("b", (1, 1))], streams, slop=slop)
 
 
+@pytest.mark.parametrize("bad", [(math.nan, 1), (1, math.nan), (math.inf, 1)])
+def test_a_message_without_finite_times_is_named(bad: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=r"finite times, got Arrival\(.*stream='b'"):
+        synchronise([*stream("a", (1, 1)), *stream("b", bad)], ["a", "b"], slop=1)
+
+
 TIMES = {"fast": [1.0] * 12, "slow": [3.0] * 12}
 
 
@@ -657,11 +704,20 @@ def test_a_frame_that_would_miss_its_deadline_is_taken_by_none() -> None:
         ({"a": [], "b": []}, 1, "there must be a frame"),
         ({"a": [1.0], "b": [math.nan]}, 1, "finite and positive"),
         ({"a": [1.0], "b": [1.0]}, 0, "period must be positive"),
+        ({"a": [1.0], "b": [1.0]}, math.nan, "positive and finite, got nan"),
     ],
 )
 def test_branches_that_cannot_be_are_explained(times: dict[str, list[float]], period: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         run(times, period=period)
+
+
+def test_deadlines_and_predictions_that_cannot_be_are_explained() -> None:
+    with pytest.raises(ValueError, match="the deadline must be a number, got nan"):
+        run(TIMES, period=1, policy="deadline", deadline=math.nan)
+    for predicted in ({"slow": [1.0]}, {"other": [1.0] * 12}):
+        with pytest.raises(ValueError, match="give one a frame, of a branch that runs"):
+            run(TIMES, period=1, policy="coordinated", deadline=2, predicted=predicted)
 
 
 def test_a_fusion_is_never_older_than_its_slowest_branch() -> None:
@@ -717,6 +773,38 @@ def test_a_script_that_fails_loses_nothing(tmp_path: Path) -> None:
     assert trace.exists()
 
 
+def test_a_trace_that_cannot_be_written_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    missing = CliRunner().invoke(main, ["profile", "-o", str(tmp_path / "no" / "out.json"), str(script), "2"])
+    assert (missing.exit_code, missing.stdout) == (2, ""), "before the script runs"
+    assert "no trace can be written to" in missing.stderr
+    (trace := tmp_path / "out.json").mkdir()
+    script.write_text(SCRIPT + f"\nimport os; os.mkdir({str(tmp_path / 'late.json')!r})\n")
+    late = CliRunner().invoke(main, ["profile", "-o", str(tmp_path / "late.json"), str(script), "2"])
+    assert late.exit_code == 1
+    assert "2 frames" in late.stdout
+    elsewhere = Path(late.stderr.rsplit("it is in ", 1)[1].strip())
+    assert len(json.loads(elsewhere.read_text())["traceEvents"]) == 6
+    elsewhere.unlink()
+    elsewhere.parent.rmdir()
+    taken = CliRunner().invoke(main, ["profile", "-o", str(trace), str(script), "2"])
+    assert taken.exit_code == 2
+    assert "is a directory" in taken.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interrupted_profile_shows_what_it_has(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT + "\nimport os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(600)\n")
+    command = [sys.executable, "-m", "tools.cli", "profile", "-o", str(tmp_path / "out.json"), str(script), "3"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ended.returncode == 1
+    assert "3 frames" in ended.stdout
+    assert "was interrupted; the numbers are of what it recorded until then" in ended.stderr
+    assert len(json.loads((tmp_path / "out.json").read_text())["traceEvents"]) == 9
+
+
 def test_a_script_without_marks_is_told_how(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("print('nothing')")
@@ -741,6 +829,10 @@ def dies_at_a_dark_frame() -> Callable[[torch.Tensor], float]:
 
 def hangs_at_a_dark_frame() -> Callable[[torch.Tensor], object]:
     return lambda frame: None if frame.mean() > 0 else time.sleep(600)
+
+
+def never_begins() -> Callable[[torch.Tensor], object]:
+    return time.sleep(600)
 
 
 def cannot_begin() -> Callable[[torch.Tensor], object]:
@@ -774,6 +866,10 @@ def test_a_branch_that_hangs_is_ended_at_the_limit() -> None:
 def test_a_branch_that_cannot_begin_is_named() -> None:
     with pytest.raises(BranchDied, match="'lost' did not begin: it ended with exit code 1"), Branches(
         {"lost": cannot_begin}, light()
+    ):  # fmt: skip
+        pass
+    with pytest.raises(BranchDied, match=r"'late' did not begin: it was not ready after 0\.1 s"), Branches(
+        {"late": never_begins}, light(), patience=0.1
     ):  # fmt: skip
         pass
 

@@ -52,7 +52,8 @@ def synchronise(
     A message that arrives fires the set nearest to its stamp, if there is one among the messages that wait; a message
     serves once. `queue`: messages that wait in each stream; one more drops the oldest stamp. slop 0 asks for equal
     stamps.
-    Raises: ValueError for fewer than two streams, a message of another stream, or a negative slop.
+    Raises: ValueError for fewer than two streams, a message of another stream or without finite times, or a negative
+    slop.
     """
     if len(set(streams)) != len(streams) or len(streams) < 2:
         raise ValueError(f"fusion puts two or more different streams together, got {list(streams)}")
@@ -61,9 +62,13 @@ def synchronise(
     waiting: dict[str, list[Arrival]] = {stream: [] for stream in streams}
     fused: list[Fused] = []
     dropped: list[Arrival] = []
-    for arrival in sorted(arrivals):
+    messages = list(arrivals)
+    for arrival in messages:
         if arrival.stream not in waiting:
             raise ValueError(f"a message of {arrival.stream!r}, which is none of {', '.join(streams)}")
+        if not (math.isfinite(arrival.time) and math.isfinite(arrival.stamp)):
+            raise ValueError(f"a message needs finite times, got {arrival}")
+    for arrival in sorted(messages):
         own = waiting[arrival.stream]
         own.append(arrival)
         if len(own) > queue:
@@ -138,15 +143,22 @@ def run(
     policy: `every` frame in its turn; the `latest` once the branch is free, older ones skipped; the oldest that is no
     older than the `deadline`; or `coordinated`: the newest once all branches are free, so that all compute the same
     frames. predicted: with the last, a frame that is predicted to miss the deadline in any branch is taken by none.
-    Raises: ValueError for series of different lengths, times that are not finite and positive, or a period that is not
-    positive.
+    Raises: ValueError for series of different lengths, predictions of other branches, times or a period that are not
+    finite and positive, or a deadline that is no number.
     """
     if len({len(series) for series in times.values()}) != 1 or not all(map(len, times.values())):
         raise ValueError("every branch needs one time for each of the frames, and there must be a frame")
     if not all(math.isfinite(t) and t > 0 for series in times.values() for t in series):
         raise ValueError("times of branches must be finite and positive")
-    if not period > 0:
-        raise ValueError(f"the period must be positive, got {period}")
+    if not (period > 0 and math.isfinite(period)):
+        raise ValueError(f"the period must be positive and finite, got {period}")
+    if math.isnan(deadline):
+        raise ValueError("the deadline must be a number, got nan")
+    for branch, series in (predicted or {}).items():
+        if branch not in times or len(series) != len(times[branch]):
+            raise ValueError(
+                f"a prediction of {len(series)} times of {branch!r}: give one a frame, of a branch that runs"
+            )
     frames = len(next(iter(times.values())))
     sensed = [n * period for n in range(frames)]
     if policy == "coordinated":

@@ -78,8 +78,8 @@ class Branches:
             self._branches[name] = _Branch(process, here)
         try:
             for name, branch in self._branches.items():
-                if not _answered(branch.pipe, self._patience):
-                    raise BranchDied(f"the branch {name!r} did not begin: {_ending(branch.process)}")
+                if (failed := _begun(branch, self._patience)) is not None:
+                    raise BranchDied(f"the branch {name!r} did not begin: {failed}")
         except BaseException:
             self._stack.close()
             raise
@@ -113,9 +113,10 @@ class Branches:
             branch.taken = []
         arrivals: list[Arrival] = []
         latencies: dict[str, dict[int, float]] = {name: {} for name in self._branches}
-        died = {name: _ending(b.process) for name, b in self._branches.items() if not b.process.is_alive()}
+        died = {name for name, b in self._branches.items() if not b.process.is_alive()}
         end = number * period + patience * 1000
-        while (now := time.perf_counter() * 1000 - began) < end:
+        while True:
+            now = time.perf_counter() * 1000 - began
             living = {name: b for name, b in self._branches.items() if name not in died}
             sensed = min(number, int(now / period) + 1)
             for name, n in chosen(
@@ -128,8 +129,8 @@ class Branches:
                 try:
                     branch.pipe.send(n)
                 except OSError:
-                    died[name] = _ending(branch.process)
-            if not living or (sensed == number and all(b.busy is None for b in living.values())):
+                    died.add(name)
+            if now >= end or not living or (sensed == number and all(b.busy is None for b in living.values())):
                 break
             next_frame = (sensed * period if sensed < number else end) - now
             for pipe in wait([b.pipe for name, b in living.items() if name not in died], max(next_frame, 0) / 1000):
@@ -137,7 +138,7 @@ class Branches:
                 try:
                     n, took = branch.pipe.recv()
                 except (EOFError, OSError):
-                    died[name] = _ending(branch.process)
+                    died.add(name)
                     continue
                 branch.busy = None
                 latencies[name][n] = took
@@ -147,18 +148,23 @@ class Branches:
             self._branches[name].process.kill()
         fused, _ = synchronise(arrivals, list(self._branches), slop=slop, queue=max(number, 1))
         outcome = Outcome(number, tuple(fused), {name: tuple(sorted(took)) for name, took in latencies.items()})
-        return Live(outcome, latencies, died, unfinished)
+        return Live(outcome, latencies, {name: _ending(self._branches[name].process) for name in died}, unfinished)
 
 
-def _answered(pipe: Connection, patience: float) -> bool:
+def _begun(branch: _Branch, patience: float) -> str | None:
+    """Wait until a branch is ready; why it is not, if it is not."""
     try:
-        return pipe.poll(patience) and pipe.recv() == "ready"
+        if branch.pipe.poll(patience):
+            branch.pipe.recv()
+            return None
     except (EOFError, OSError):
-        return False
+        return _ending(branch.process)
+    return f"it was not ready after {patience:g} s"
 
 
 def _ending(process: Any) -> str:
-    process.join(1)
+    """How a process ended that has closed its pipe; on a busy machine it may take a while to be gone."""
+    process.join(60)
     return "it still runs" if process.exitcode is None else f"it ended with exit code {process.exitcode}"
 
 

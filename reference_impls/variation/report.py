@@ -98,7 +98,7 @@ class Report:
         method = self.rows[0].wall.method
         text += [
             "",
-            f"{self.frames} frames; percentiles by the method {method}; a stage costs {self.overhead_us:.1f} us",
+            f"{self.frames} frame{'s' * (self.frames != 1)}; percentiles by the method {method}; a stage costs {self.overhead_us:.1f} us",
         ]
         if any(row.wall.p99 is None for row in self.rows):
             text.append("- P99: of fewer than 100 frames it would be no percentile")

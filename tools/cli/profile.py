@@ -32,29 +32,50 @@ def profile(
     from reference_impls.variation import ALL, load, report, write_trace
     from reference_impls.variation.profiler import ENVIRONMENT
 
+    if not os.access(trace.absolute().parent, os.W_OK):
+        wrong_usage(f"no trace can be written to {trace.parent}", "name a folder that you may write to with --trace")
     with tempfile.TemporaryDirectory(prefix="redundancy-profile-") as folder:
-        environment = {**os.environ, ENVIRONMENT: folder}
-        ended = subprocess.run(
-            [sys.executable, str(script), *arguments],
-            env=environment,
-            stdout=2 if json_ else None,
-            check=False,
+        ended = _run(
+            [sys.executable, str(script), *arguments], {**os.environ, ENVIRONMENT: folder}, 2 if json_ else None
         )
         spans = load(folder)
     if not spans:
-        wrong_usage(
-            f"{script} marked no stage", "see `redundancy profile --help`" if ended.returncode == 0 else "and it failed"
-        )
+        wrong_usage(f"{script} marked no stage", f"and it {ended}" if ended else "see `redundancy profile --help`")
+    failed = [f"{script} {ended}; the numbers are of what it recorded until then"] if ended else []
+    written = trace
+    try:
+        write_trace(spans, trace)
+    except OSError as error:
+        written = Path(tempfile.mkdtemp(prefix="redundancy-profile-")) / trace.name
+        write_trace(spans, written)
+        failed.append(f"{error.strerror}: {trace}; it is in {written}")
     try:
         found = report(spans, warmup=warmup, deadline=deadline, clocks=ALL)
     except ValueError as error:
-        raise Failure(str(error)) from None
-    finally:
-        write_trace(spans, trace)
+        raise Failure("\n".join([*failed, f"{error}; the trace is in {written}"])) from None
     if json_:
         print_json({"frames": found.frames, "stages": found.to_rows(), "decomposition": dict(found.decomposition),
-                    "missed": found.missed, "left_out": dict(found.left_out), "trace": str(trace)})  # fmt: skip
+                    "missed": found.missed, "left_out": dict(found.left_out), "trace": str(written)})  # fmt: skip
     else:
-        click.echo(f"{found.to_text()}\ntrace: {trace}")
-    if ended.returncode:
-        raise Failure(f"{script} ended with {ended.returncode}; the numbers are of what it recorded until then")
+        click.echo(f"{found.to_text()}\ntrace: {written}")
+    if failed:
+        raise Failure("\n".join(failed))
+
+
+def _run(command: list[str], environment: dict[str, str], output: int | None) -> str:
+    """Run a script to its end; how it ended, empty where that was in order.
+
+    Whoever interrupts the command wants to see what was recorded until then: the script is ended, and not the command.
+    """
+    process = subprocess.Popen(command, env=environment, stdout=output)
+    try:
+        code = process.wait()
+    except (KeyboardInterrupt, SystemExit):
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return "was interrupted"
+    return f"ended with {code}" if code else ""
