@@ -18,12 +18,13 @@ from reference_impls.accounting.saving import (
     is_exact,
     left_out,
     macs_saved,
+    tails,
     uses_to_pay,
     work_to_pay,
 )
 from tests.site_fixture import knowledge, record, variant
 from tools.cli import main
-from tools.headlines import Saves, in_short, of_entry, told
+from tools.headlines import Saves, in_short, of_entry, steadiness, told
 from tools.knowledge import Knowledge, load
 from tools.site import evidence, preparation
 from tools.site.catalogue import techniques
@@ -152,6 +153,27 @@ def test_none_is_said_and_counted() -> None:
     bad = record("b", points=[variant(3 * G, 0.5, 120.0, knobs={"r": 4})])
     assert said(bad)[0].value == "none"
     assert in_short(knowledge(record(), bad), "token-merging") == [("25\u00a0%; none in 1 of 2 scenarios", "none")]
+
+
+ITEMS = {"n": 200, "macs_p50": 4e9, "macs_p99": 4e9, "ms_p50": 10.0, "ms_p99": 11.0}
+
+
+def test_what_is_added_to_the_spread_is_a_share_of_the_dense_item() -> None:
+    base = variant(4 * G, 0.9, 10.0) | {"items": ITEMS}
+    follows = [
+        variant(3 * G, 0.9, 8.0, knobs={"r": r}) | {"items": ITEMS | {"macs_p50": 2e9, "macs_p99": p99}}
+        for r, p99 in ((4, 3e9), (8, 3.8e9))
+    ]
+    untold = variant(3 * G, 0.9, 8.0, knobs={"r": 2})
+    both = record(baseline=base, points=[untold, *follows], controls=[])
+    assert [tails(both, point) for point in both.points] == [None, (0.25, 0.0), (pytest.approx(0.45), 0.0)]
+    assert steadiness(knowledge(both), "token-merging") == ("25–45\u00a0%", "0\u00a0%")
+    assert steadiness(knowledge(record()), "token-merging") is None
+    no_work = record(baseline=base | {"items": ITEMS | {"macs_p50": 0.0, "macs_p99": 0.0}}, points=follows, controls=[])
+    assert tails(no_work, no_work.points[0]) is None
+    page = techniques(Atlas(knowledge(both), Material())).markdown
+    assert "<small>baseline 0\u00a0%</small>" in page
+    assert "25–45\u00a0%" in page
 
 
 def test_a_control_on_other_input_is_no_rival() -> None:

@@ -22,6 +22,7 @@ from reference_impls.accounting.saving import (
     left_out,
     macs_saved,
     rivals,
+    tails,
     uses_to_pay,
 )
 
@@ -88,6 +89,20 @@ def in_short(knowledge: Knowledge, entry_id: str) -> list[tuple[str, str]]:
         what = "" if one.work == "network" else f", {WORK[one.work]}"
         lines.append((f"{saves.value}{what}{_nowhere(one)}", saves.control))
     return lines
+
+
+def steadiness(knowledge: Knowledge, entry_id: str) -> tuple[str, str] | None:
+    """(P99 - P50 of the MACs of single items, that of the baseline), over the settings of which a record tells it.
+
+    Shares of the baseline's median item: a technique whose work follows the data adds to the spread what it saves of
+    the mean. None where no record tells it.
+    """
+    records = [own_part(record, entry_id) for record in knowledge.results_of(entry_id)]
+    found = [both for record in records for point in record.points if (both := tails(record, point))]
+    if not found:
+        return None
+    own, base = ([100 * share for share in column] for column in zip(*found, strict=True))
+    return spread(own, PERCENT), spread(base, PERCENT)
 
 
 def knobs(point: Point) -> str:

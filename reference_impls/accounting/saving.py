@@ -69,6 +69,15 @@ def macs_saved(record: Record, variant: Variant) -> float:
     return 1 - variant.macs / record.baseline.macs if record.baseline.macs else 0.0
 
 
+def tails(record: Record, variant: Variant) -> tuple[float, float] | None:
+    """P99 - P50 of the MACs of single items, of a variant and of the baseline, as shares of the median item's of the
+    baseline; None where the record does not tell both."""
+    own, base = variant.items, record.baseline.items
+    if own is None or base is None or not base.macs_p50:
+        return None
+    return (own.macs_p99 - own.macs_p50) / base.macs_p50, (base.macs_p99 - base.macs_p50) / base.macs_p50
+
+
 def speed_up(record: Record, variant: Variant) -> Interval:
     """Time of the baseline over that of the variant: over paired rounds where the record has it (`variant.speed_up`),
     else the ratio of the median times, without an interval."""

@@ -95,11 +95,9 @@ class Report:
             )
             for line in lines
         ]
-        method = self.rows[0].wall.method
-        text += [
-            "",
-            f"{self.frames} frame{'s' * (self.frames != 1)}; percentiles by the method {method}; a stage costs {self.overhead_us:.1f} us",
-        ]
+        number = "1 frame" if self.frames == 1 else f"{self.frames} frames"
+        how = f"percentiles by the method {self.rows[0].wall.method}"
+        text += ["", f"{number}; {how}; a stage costs {self.overhead_us:.1f} us"]
         if any(row.wall.p99 is None for row in self.rows):
             text.append("- P99: of fewer than 100 frames it would be no percentile")
         elif any("P99" in row.wall.sparse for row in self.rows):

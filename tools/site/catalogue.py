@@ -33,7 +33,17 @@ def techniques(atlas: Atlas) -> Page:
         axes=[axis for axis in FACETS[:4] if axis in atlas.knowledge.axes], data=_data, status=STATUS,
         drafts=sum(e.status == "draft" for e in atlas.entries),
         saves=lambda entry: headlines.in_short(atlas.knowledge, entry.id), small_loss=headlines.SMALL_LOSS_TEXT,
+        steady=lambda entry: _steadiness(atlas, entry),
     )  # fmt: skip
+
+
+def _steadiness(atlas: Atlas, entry: Entry) -> tuple[str, str]:
+    """P99 - P50 of the work of single items, and the baseline's; what is there instead where none is known."""
+    if entry.status == "draft":
+        return "–", ""
+    found = headlines.steadiness(atlas.knowledge, entry.id) if entry.kind == "technique" else None
+    follows = {axis: entry.axes[axis].primary for axis in ("stage", "detection_time") if axis in entry.axes}
+    return found or ("not measured" if follows == {"stage": "inference", "detection_time": "dynamic"} else "", "")
 
 
 def _data(entry: Entry) -> Mapping[str, str]:

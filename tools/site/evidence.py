@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from reference_impls.accounting.record import Interval, Items, Point, Record, Table, Variant
-from reference_impls.accounting.saving import macs_saved, speed_up
+from reference_impls.accounting.saving import macs_saved, speed_up, tails
 
 from ..headlines import WORK, knobs, shown, told
 from ..numbers import number, prefix, quantity, spread
@@ -66,10 +66,10 @@ def _wall_clock(found: Sequence[tuple[Record, Point]]) -> tuple[str, str, str]:
 def _predictability(found: Sequence[tuple[Record, Point]]) -> list[tuple[str, str, str]]:
     """The strip's cell on how cost varies from item to item, where a record tells it."""
     both = [(r.baseline.items, p.items) for r, p in found if r.baseline.items is not None and p.items is not None]
-    if not both:
+    shares = [one for r, p in found if (one := tails(r, p))]
+    if not both or not shares:
         return []
-    added = [100 * (own.macs_p99 - own.macs_p50) / base.macs_p50 for base, own in both]
-    of_base = [100 * (base.macs_p99 - base.macs_p50) / base.macs_p50 for base, _ in both]
+    added, of_base = ([100 * share for share in column] for column in zip(*shares, strict=True))
     times = "; ".join(
         f"in time {duration(own.ms_p99 - own.ms_p50)}, of the baseline {duration(base.ms_p99 - base.ms_p50)}"
         for base, own in both

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 from reference_impls.accounting.record import Point, Record
-from reference_impls.accounting.saving import macs_saved
+from reference_impls.accounting.saving import macs_saved, tails
 
 from ..headlines import knobs
 from ..knowledge.verdicts import MEANINGS
@@ -60,7 +60,7 @@ def spread_added(atlas: Atlas) -> Html | str:
         found = [
             (r, p) for r in atlas.knowledge.results_of(entry.id) for p in r.points if p.technique in (None, entry.id)
         ]
-        marks = [_spread(record, point, entry.name) for record, point in found if point.items and record.baseline.items]
+        marks = [_spread(r, p, both, entry.name) for r, p in found if (both := tails(r, p))]
         if marks:
             first = max(marks, key=lambda mark: mark.x)
             marks = [replace(mark, label=entry.name if mark is first else "") for mark in marks]
@@ -74,12 +74,9 @@ def spread_added(atlas: Atlas) -> Html | str:
     )  # fmt: skip
 
 
-def _spread(record: Record, point: Point, name: str) -> Mark:
-    own, base = point.items, record.baseline.items
-    assert own is not None
-    assert base is not None
-    saved = 100 * macs_saved(record, point)
-    added = 100 * ((own.macs_p99 - own.macs_p50) - (base.macs_p99 - base.macs_p50)) / (base.macs_p50 or 1)
+def _spread(record: Record, point: Point, tails: tuple[float, float], name: str) -> Mark:
+    own, base = tails
+    saved, added = 100 * macs_saved(record, point), 100 * (own - base)
     tooltip = f"{name}, {record.title}, {knobs(point)}: saves {saved:.0f} %, adds {added:.0f} % of the median"
     return Mark(saved, added, tooltip=tooltip)
 
