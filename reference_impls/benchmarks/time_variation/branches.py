@@ -13,6 +13,7 @@ from reference_impls.models import mtcnn
 from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
 from reference_impls.models.lanes import Lanes
 from reference_impls.models.vit import saliency_vit_s14
+from reference_impls.models.yolov3_tiny import detections, stretched, yolov3_tiny
 
 
 class Boxes(nn.Module):
@@ -25,6 +26,20 @@ class Boxes(nn.Module):
     def forward(self, frame: Tensor) -> Tensor:
         boxes = self.detector(frame).boxes[:8]
         return torch.cat([boxes, boxes.new_zeros(8 - len(boxes), 5)])[None]
+
+
+class Objects(nn.Module):
+    """YOLOv3-tiny as a branch, a detector of one stage: (boxes, 5), with the scores."""
+
+    fixed_work = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = yolov3_tiny().folded().requires_grad_(False)
+
+    def forward(self, frame: Tensor) -> Tensor:
+        (found,) = detections(self.network(stretched(frame)))
+        return torch.cat([found.boxes, found.scores[:, None]], 1)
 
 
 class Fixed(nn.Module):

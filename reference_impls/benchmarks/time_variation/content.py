@@ -16,31 +16,41 @@ from reference_impls.benchmarks.time_variation.pipelines import (
     faces,
     fitted_and_tried,
     lines,
+    merged,
     scenes,
 )
 from reference_impls.data import video
 from reference_impls.models import mtcnn
 from reference_impls.models.efficientnet_lite import efficientnet_lite0
 from reference_impls.models.lanes import Lanes
+from reference_impls.models.vit import saliency_vit_s14
 from reference_impls.study import Study, table
+from reference_impls.techniques.token_merging import TokenMerging
 from reference_impls.variation import accuracy, fit, spread
 from reference_impls.variation.prediction import last_value
 
+ALIKE = 0.99
+"""Cosine of the keys above which tokens merge."""
+
 
 def scene(study: Study[VariationPlan]) -> Record:
-    """Content: a two-stage detector on one frame again and again, on one scene, and on scenes that change."""
+    """Content: a two-stage detector on one frame again and again, on one scene, and on scenes that change; and there a
+    transformer that merges the tokens which are alike."""
     plan, detector = study.plan, mtcnn.pretrained()
+    merging = TokenMerging().apply(saliency_vit_s14().eval(), r=None, threshold=ALIKE)
     changing = scenes(plan)
     steady = video.clip(plan.clips[0], min(plan.frames, 100), plan.size)
     conditions = [
         Condition("one frame again", [faces(detector, changing[0])] * plan.frames),
         Condition("one scene", [faces(detector, steady[n % len(steady)][None]) for n in range(plan.frames)]),
         Condition("changing scenes", [faces(detector, frame) for frame in changing]),
+        Condition("changing scenes, tokens merged", [merged(merging, frame) for frame in changing]),
     ]
     seen = observe(conditions, plan)
     return recorded(
         study, conditions, seen, data=described(plan),
-        model="MTCNN, three stages, windows proposed by the first",
+        model="MTCNN, three stages, windows proposed by the first; beside it ViT-S/14, tokens merged whose keys have a "
+        f"cosine above {ALIKE:g}",
         tables={"prediction": _prediction(seen["changing scenes"], *fitted_and_tried(plan))},
         notes=("Results differ between the conditions because the frames do.",),
     )  # fmt: skip

