@@ -208,7 +208,8 @@ class SaliencyPlan(Plan):
     """Of the knob that is swept."""
     photos: int | None = None
     frames: int = 0
-    """Frames of the clip `bikes` over which the spread of the cost is measured."""
+    """Frames of the clip `bikes` over which the spread of the cost is measured, at the values that are `watched`."""
+    watched: tuple[float, ...] = ()
     needs: tuple[str, ...] = ("saliency-vit-s14", "scikit-video")
 
 
@@ -250,7 +251,8 @@ def saliency(
             quality = agreement(dense, got)
             add(method.name, {knob: value}, call, quality=quality, samples=round(mean), redundancy=1 - mean / total)
             if method.name == TECHNIQUE:
-                study.add(TECHNIQUE, {knob: value}, stream=training.each(merged, frames))
+                if value in study.plan.watched:
+                    study.add(TECHNIQUE, {knob: value}, stream=training.each(merged, frames))
                 error = float(np.mean([(a - b).abs().mean().item() for a, b in zip(dense, got, strict=True)]))
                 lines.append([value, error, min(_tokens_behind(method, model, noise, value)), *left])
     common = _measured(study, technique, methods, model, x, {"white noise": noise, "shuffled pixels": shuffled})

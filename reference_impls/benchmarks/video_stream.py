@@ -86,7 +86,7 @@ class ClipsPlan(Plan):
     """Held results: how many frames share one."""
     frames: int = 16
     long: int = 0
-    """Frames over which the spread of the cost is measured."""
+    """Frames over which the spread of the cost is measured, at the values of `controls_at`."""
     fixed: str = "vtest"
     """The clip of a fixed camera."""
     moving: str = "tree"
@@ -145,7 +145,7 @@ def clips(
     rows = []
     for value in plan.values:
         handle = technique.attach(model, value)
-        stream = each(handle.target, long, begin=handle.reset)
+        stream = each(handle.target, long, begin=handle.reset) if value in plan.controls_at else None
         got = add(TECHNIQUE, {knob: value}, follow(handle, fixed), stream=stream)
         same = (got.argmax(1) == truth.argmax(1)).float().mean().item()
         rows.append([value, same, ((got - truth).norm(dim=1) / truth.norm(dim=1)).mean().item()])

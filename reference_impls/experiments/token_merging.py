@@ -67,7 +67,7 @@ SCENARIOS = (
         "saliency-photos-threshold",
         f"{PHOTOS}, merging only keys above a cosine",
         partial(SALIENCY, methods=(Method(TECHNIQUE, by_threshold),), knob="threshold"),
-        SaliencyPlan(values=(0.998, 0.995, 0.99, 0.98), frames=120),
+        SaliencyPlan(values=(0.998, 0.995, 0.99, 0.98), frames=100, watched=(0.995, 0.98)),
         SaliencyPlan(repetitions=2, values=(0.995, 0.98), photos=2),
     ),
     benchmark.task("vit-small-latency", "Wall-clock of a ViT-S/16, batch of 8", LATENCY, *of_batches(8)),

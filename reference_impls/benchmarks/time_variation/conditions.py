@@ -13,12 +13,13 @@ import torch
 from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Interval, Measured, Record, Table
 from reference_impls.study import BASELINE, Cost, Plan, Study, items_of, table
-from reference_impls.variation import ALL, Profiler, report
-from reference_impls.variation.report import Report
+from reference_impls.variation import ALL, WALL, Profiler, report
+from reference_impls.variation.report import Report, overhead
 
 ENTRY = "inference-time-variation"
 CLIPS = ("vtest", "bikes", "bigbuckbunny", "carphone")
 STAGES = ("condition", "stage", "mean ms", "P50", "P99", "cpu ms", "queue ms", "share of the variance")
+MARKS = ("clocks", "microseconds")
 CAUSES = ("condition", "processor", "run queue", "rest")
 
 
@@ -135,6 +136,9 @@ def recorded(
             "stages": table("Times of the stages of a frame, and whose the variance is.", STAGES, rows),
             "causes": table("Shares of the processor, of waiting for one, and of the rest in the variance of a frame's "
                             "time.", CAUSES, causes),
+            "marks": table("What marking one stage costs here.", MARKS, [
+                ("wall", overhead(WALL)), ("wall, processor and run queue", overhead(ALL)),
+            ]),
             **(tables or {}),
         },
         notes=(

@@ -17,9 +17,8 @@ from reference_impls.accounting.record import Record
 from reference_impls.benchmarks.time_variation.conditions import Condition, Step, VariationPlan, observe, recorded
 from reference_impls.benchmarks.time_variation.pipelines import classified, described, scenes
 from reference_impls.models.efficientnet_lite import efficientnet_lite0
-from reference_impls.study import Study, table
-from reference_impls.variation import ALL, WALL, Profiler
-from reference_impls.variation.report import overhead
+from reference_impls.study import Study
+from reference_impls.variation import Profiler
 
 
 def runtime(study: Study[VariationPlan]) -> Record:
@@ -52,9 +51,7 @@ def runtime(study: Study[VariationPlan]) -> Record:
         Condition("new memory for each frame", [fresh(step) for step in steps]),
     ]
     seen = observe(conditions, plan)
-    marks = [("wall", overhead(WALL)), ("wall, processor and run queue", overhead(ALL))]
     return recorded(study, conditions, seen, data=described(plan), model="EfficientNet-Lite0",
-                    tables={"marks": table("What marking one stage costs.", ("clocks", "microseconds"), marks)},
                     notes=(_rights(),))  # fmt: skip
 
 
