@@ -33,7 +33,7 @@ def check_same_work(record: Record) -> None:
 def check_scenes(record: Record) -> None:
     assert record.redundancy.null == {"one frame again": 0}
     assert record.redundancy.where["changing scenes"] > record.redundancy.where["one scene"]
-    assert record.redundancy.where["changing scenes, tokens merged"] > 0
+    assert record.redundancy.where["merged tokens on changing scenes"] > 0
     by_macs = {row["predictor"]: row["accuracy on held-out frames"] for row in rows(record, "prediction", cost="MACs")}
     assert max(by_macs, key=lambda name: by_macs[name]) == "proposals"
     assert by_macs["shuffled proposals"] < by_macs["proposals"] - 0.3, "the counts explain it, not the fit"

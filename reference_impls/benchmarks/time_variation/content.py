@@ -44,7 +44,7 @@ def scene(study: Study[VariationPlan]) -> Record:
         Condition("one frame again", [faces(detector, changing[0])] * plan.frames),
         Condition("one scene", [faces(detector, steady[n % len(steady)][None]) for n in range(plan.frames)]),
         Condition("changing scenes", [faces(detector, frame) for frame in changing]),
-        Condition("changing scenes, tokens merged", [merged(merging, frame) for frame in changing]),
+        Condition("merged tokens on changing scenes", [merged(merging, frame) for frame in changing]),
     ]
     seen = observe(conditions, plan)
     return recorded(
