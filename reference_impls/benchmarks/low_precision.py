@@ -54,9 +54,13 @@ class NetPlan(Plan):
     timed: int = 32
     bits: tuple[int, ...] = (3, 4, 5, 6)
     """Of the converter."""
+    momentum: bool = False
+    """Trained by gradient descent with momentum, in the place of AdamW."""
 
     @property
     def recipe(self) -> training.Recipe:
+        if self.momentum:
+            return training.MomentumRecipe(self.epochs, 5e-2, 64, 4e-5)
         return training.Recipe(self.epochs, 5e-3, 64, 1e-4)
 
 
@@ -65,6 +69,8 @@ DIGITS = (_digits(epochs=20), _digits(repetitions=3, seeds=(0,), epochs=3, timed
 """Plans, full and smoke, for `task`."""
 THREE = (replace(DIGITS[0], seeds=(0, 1, 2)), DIGITS[1])
 """The same with three of the seeds, where many arrays are tried."""
+MOMENTUM = (replace(DIGITS[0], bits=(3, 4, 5), momentum=True), replace(DIGITS[1], momentum=True))
+"""The same by gradient descent with momentum."""
 _big = partial(NetPlan, train=6000, held=500, epochs=8, test=2000, seeds=(0, 1, 2), bits=(4, 5, 6))
 MNIST = (_big(data="mnist", needs=("mnist",)), DIGITS[1])
 FASHION = (_big(data="fashion-mnist", needs=("fashion-mnist",)), DIGITS[1])

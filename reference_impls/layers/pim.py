@@ -29,7 +29,16 @@ from torch.nn import functional as F
 
 from reference_impls.accounting.closed_form import Footprint, Shape, closed_form
 from reference_impls.contract.errors import check_range
-from reference_impls.layers.quantised import Span, Weights, activation_codes, straight, weight_codes
+from reference_impls.layers.quantised import (
+    Span,
+    Weights,
+    activation_codes,
+    bit_planes,
+    check_device,
+    exact_dtype,
+    straight,
+    weight_codes,
+)
 
 Scheme = Literal["native", "differential", "bit-serial"]
 SCHEMES: tuple[Scheme, ...] = ("native", "differential", "bit-serial")
@@ -180,16 +189,12 @@ def columns(w: Tensor, array: Array) -> Tensor:
         return w.unsqueeze(0)
     if array.scheme == "differential":
         return torch.stack([w.clamp_min(0), (-w).clamp_min(0)])
-    shifts = torch.arange(array.weight_bits, device=w.device).view(-1, *[1] * w.ndim)
-    return ((w.long().unsqueeze(0) >> shifts) & 1).to(w.dtype)  # of negative numbers too: two's complement
+    return bit_planes(w, array.weight_bits)
 
 
 def slices(x: Tensor, array: Array) -> Tensor:
     """What enters in each cycle of activation codes x: (...) -> (S, ...). Their sum by `slice_factors` is x."""
-    if array.slices == 1:
-        return x.unsqueeze(0)
-    shifts = torch.arange(0, array.activation_bits, array.dac_bits, device=x.device).view(-1, *[1] * x.ndim)
-    return ((x.int().unsqueeze(0) >> shifts) & (2**array.dac_bits - 1)).to(x.dtype)
+    return x.unsqueeze(0) if array.slices == 1 else bit_planes(x, array.activation_bits, array.dac_bits)
 
 
 def convert(sums: Tensor, array: Array, axis: int = -3, *, multiplied: bool = False) -> Tensor:
@@ -284,11 +289,11 @@ def array_convolution(
     are computed in float32 or float64, whichever is exact, or float64 where none is.
     """
     if array.adc_bits is None:
-        wide = _dtype(x, w[0].numel() * 2 ** (array.weight_bits + array.activation_bits))
+        wide = exact_dtype(x, w[0].numel() * 2 ** (array.weight_bits + array.activation_bits))
         return F.conv2d(x.to(wide), w.to(wide), stride=stride, dilation=dilation, groups=groups)
-    narrow = _dtype(x, 2 * array.levels * array.full_scale)
+    narrow = exact_dtype(x, 2 * array.levels * array.full_scale)
     counted = sum(array.slice_factors) * sum(map(abs, array.column_factors))
-    wide = _dtype(x, array.groups(w[0].numel()) * counted * array.levels)
+    wide = exact_dtype(x, array.groups(w[0].numel()) * counted * array.levels)
     job = _job(x.to(narrow), w.to(narrow), array, groups, stride, dilation)
     job = job._replace(w=job.w * array.levels)
     cycles = torch.tensor(array.slice_factors, dtype=wide, device=x.device)
@@ -302,11 +307,6 @@ def array_convolution(
             y = torch.matmul(cycles, y.view(-1, array.slices, y[0].numel()))
         found.append(y.reshape(-1, groups * job.outputs, *size))
     return torch.cat(found)
-
-
-def _dtype(x: Tensor, largest: int) -> torch.dtype:
-    """The narrowest type, not narrower than that of x, in which integers up to `largest` are exact."""
-    return torch.promote_types(x.dtype, torch.float32 if largest < 2**24 else torch.float64)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -366,9 +366,10 @@ def pim_layer(
     what holds the batch. Where the span reaches below 0, the array sees x - zero, and the sum of the weights times zero
     is taken away digitally. Gradients go straight through, times xi.
 
-    Raises: ValueError as `check_layer`, and for weights or activations that are not finite.
+    Raises: ValueError as `check_layer` and `check_device`, and for weights or activations that are not finite.
     """
     check_layer(layer, array)
+    check_device(x.device)
     with torch.autocast(x.device.type, enabled=False):
         a = activation_codes(x, Span.of(x) if span is None else span, array.activation_bits)
         w = weight_codes(layer.weight, array.weight_bits, array.weights)

@@ -108,6 +108,43 @@ def weight_codes(weight: Tensor, bits: int, how: Weights) -> Codes:
     return Codes(codes, scale / top, 0, squeezed * scale)
 
 
+def bit_planes(codes: Tensor, bits: int, each: int = 1) -> Tensor:
+    """Bits of codes, `each` of them in a plane, the lowest first: (...) -> (ceil(bits / each), ...).
+
+    Of a negative code, the bits of its two's complement, of which the highest counts -2^(bits - 1).
+    """
+    shifts = torch.arange(0, bits, each, device=codes.device).view(-1, *[1] * codes.ndim)
+    return ((codes.int().unsqueeze(0) >> shifts) & (2**each - 1)).to(codes.dtype)
+
+
+def exact_dtype(x: Tensor, largest: int) -> torch.dtype:
+    """The type in which products and sums of integers up to `largest` are exact, not narrower than that of x.
+
+    On a GPU always float64: products of float32 may be rounded to ten bits there (TF32).
+    """
+    if x.is_cuda or largest >= 2**24:
+        return torch.float64
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ValueError for a device that this torch cannot compute exact integers on, saying what to change."""
+    if device.type == "cpu":
+        return
+    if device.type != "cuda":
+        raise ValueError(f"integers are computed on the CPU or on CUDA, not on {device}: move model and data by .cpu()")
+    built = torch.cuda.get_arch_list() if torch.cuda.is_available() else []
+    if not built:
+        raise ValueError("this torch has no CUDA kernels: install a build with CUDA, or move model and data by .cpu()")
+    major, minor = torch.cuda.get_device_capability(device)
+    ready = {f"sm_{major}{n}" for n in range(minor + 1)}
+    if not ready & {name.rstrip("af") for name in built} and not any(name.startswith("compute_") for name in built):
+        raise ValueError(
+            f"this torch has CUDA kernels for {', '.join(built)} and none for {device}, which is sm_{major}{minor}: "
+            "install a build that has them, or move model and data by .cpu()"
+        )
+
+
 class _Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, through: Tensor, factor: float) -> Tensor:
