@@ -108,7 +108,7 @@ def in_use(found: list[Fold]) -> Table:
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoPlan(Plan):
-    side: int = 128
+    side: int = 96
     bits: tuple[int, ...] = (6, 8, 10, 12)
     needs: tuple[str, ...] = ("efficientnet-lite0",)
 
@@ -232,7 +232,7 @@ SCENARIOS = (
         "lite0-photos",
         "EfficientNet-Lite0 on arrays, 7 photos",
         photos,
-        PhotoPlan(repetitions=5),
+        PhotoPlan(repetitions=3),
         PhotoPlan(repetitions=2, side=64, bits=(8,)),
     ),
     Scenario("layer", "One layer on an array, and on integers", layer, LayerPlan(), SMALL),

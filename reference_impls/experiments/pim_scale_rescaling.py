@@ -46,7 +46,6 @@ def rescaling(study: Study[NetPlan]) -> Record:
                 benchmark.add(study, fold, series, {"adc_bits": b}, deployed(network, array))
     macs = benchmark.trained_macs(plan, found[0].parts.train, replace(COARSE, adc_bits=plan.bits[0]))
     study.prepare("training", "training a network through its converter, as simulated", macs)
-    tables = {} if plan.momentum else {"scale": scale(found, *(MAP if len(plan.bits) > 1 else SMALL_MAP))}
     return benchmark.report(
         study,
         found,
@@ -56,7 +55,7 @@ def rescaling(study: Study[NetPlan]) -> Record:
             {"an ideal converter": change(found[0], COARSE).value},
         ),
         knobs=("adc_bits",),
-        tables=tables,
+        tables={"scale": scale(found, *(MAP if len(plan.bits) > 1 else SMALL_MAP))},
         notes=("Outputs are not rescaled: a batch norm follows each layer and takes the factor away.",),
     )
 

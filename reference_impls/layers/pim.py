@@ -33,9 +33,12 @@ from reference_impls.layers.quantised import (
     Span,
     Weights,
     activation_codes,
+    along_outputs,
     bit_planes,
     check_device,
     exact_dtype,
+    padded,
+    product,
     straight,
     weight_codes,
 )
@@ -380,14 +383,14 @@ def pim_layer(
             value = value.to(x.dtype)
         xi = None
         if torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad):
-            digital = _digital(layer, a.real, w.real)
+            digital = product(layer, padded(layer, a.real), w.real)
             xi = scale_ratio(value, digital.detach())
             factor = min(max(xi, rescaling.low), rescaling.high) if rescaling.backward else 1.0
             value = straight(value, digital, factor)
         seen(Seen(tuple(x.shape), conversions(layer, x.shape, array), xi))
         value = value * rescaling.forward if rescaling.forward != 1 else value
         bias = layer.bias
-        return value if bias is None else value + (bias if isinstance(layer, nn.Linear) else bias.view(-1, 1, 1))
+        return value if bias is None else value + along_outputs(layer, bias)
 
 
 @torch.no_grad()
@@ -399,7 +402,7 @@ def largest_sum(layer: nn.Conv2d | nn.Linear, x: Tensor, array: Array, span: Spa
     if isinstance(layer, nn.Linear):
         job = _job(a.codes.reshape(-1, x.shape[-1], 1, 1), w.codes[..., None, None], array, 1, (1, 1), (1, 1))
     else:
-        job = _job(_padded(layer, a.codes, a.zero), w.codes, array, layer.groups, layer.stride, layer.dilation)
+        job = _job(padded(layer, a.codes, a.zero), w.codes, array, layer.groups, layer.stride, layer.dilation)
     return max(sums.abs().max().item() for sums in partial_sums(job, array))
 
 
@@ -411,31 +414,15 @@ def _on_array(layer: nn.Module, x: Tensor, w: Tensor, zero: int, array: Array) -
         total = torch.cat([part[0, :, :, 0] for part in found], 1).T.reshape(*x.shape[:-1], len(w))
         return total - zero * w.sum(1) / array.scale if zero else total
     assert isinstance(layer, nn.Conv2d)
-    x = _padded(layer, x, zero)
+    x = padded(layer, x, zero)
     total = array_convolution(x, w, array, layer.groups, layer.stride, layer.dilation)
     return total - (zero * w.flatten(1).sum(1) / array.scale).view(-1, 1, 1) if zero else total
-
-
-def _padded(layer: nn.Conv2d, x: Tensor, value: float = 0.0) -> Tensor:
-    pads = layer._reversed_padding_repeated_twice
-    if not any(pads):
-        return x
-    if layer.padding_mode == "zeros":
-        return F.pad(x, pads, value=value)
-    return F.pad(x, pads, mode=layer.padding_mode)
 
 
 def _scaled(layer: nn.Module, total: Tensor, step: Tensor | float, unit: Tensor | float) -> Tensor:
     if isinstance(step, Tensor) and isinstance(layer, nn.Conv2d):
         step = step.view(-1, 1, 1)
     return total * (step * unit)
-
-
-def _digital(layer: nn.Conv2d | nn.Linear, x: Tensor, w: Tensor) -> Tensor:
-    """The layer on the rounded activations and weights, without its bias."""
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, w)
-    return F.conv2d(_padded(layer, x), w, None, layer.stride, 0, layer.dilation, layer.groups)
 
 
 def check_layer(layer: nn.Conv2d | nn.Linear, array: Array) -> None:

@@ -47,7 +47,7 @@ from reference_impls.layers.pim import (
     pim_layer,
     scale_ratio,
 )
-from reference_impls.layers.quantised import Span
+from reference_impls.layers.quantised import Span, along_outputs
 
 OnArray = PIMConv2d | PIMLinear
 
@@ -66,7 +66,7 @@ def converted_and_exact(
     layer: nn.Conv2d | nn.Linear, x: Tensor, array: Array, span: Span | None
 ) -> tuple[Tensor, Tensor]:
     """What the layer gives on x, as converted and as the exact product of the same integers, biases aside."""
-    bias = 0 if layer.bias is None else layer.bias if isinstance(layer, nn.Linear) else layer.bias.view(-1, 1, 1)
+    bias = 0 if layer.bias is None else along_outputs(layer, layer.bias)
     exact = replaced(array, adc_bits=None, chip=IDEAL)
     return pim_layer(layer, x, array, span) - bias, pim_layer(layer, x, exact, span) - bias
 
@@ -100,7 +100,7 @@ def forward_factors(model: nn.Module, x: Tensor, low: float = 0.1, high: float =
         y_pim, y = converted_and_exact(layer, x, layer.array, layer.span)
         eta = 1 / min(max(scale_ratio(y_pim, y), low), high)
         found[name], bias, value = Factor(eta, tuple(x.shape)), layer.bias, y_pim * eta
-        return value if bias is None else value + (bias if isinstance(layer, nn.Linear) else bias.view(-1, 1, 1))
+        return value if bias is None else value + along_outputs(layer, bias)
 
     undos = [replace(layer, partial(run, name), PIMScaleRescaling.id) for name, layer in layers.items()]
     try:
