@@ -302,6 +302,9 @@ def test_bad_arrays_and_layers() -> None:
     ours = layer()
     with pytest.raises(ValueError, match="low <= 0 < high"):
         Span(0.1, 1)
+    with pytest.raises(ValueError, match="an empty batch has no range"):
+        Span.of(torch.empty(0, 4))
+    assert ours(torch.empty(0, 4, 5, 5, dtype=torch.float64)).shape == (0, 6, 5, 5)
     ours.weight.data[0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         ours(noise(1, 4, 5, 5))

@@ -351,7 +351,7 @@ class Seen(NamedTuple):
 
 def scale_ratio(y_pim: Tensor, y: Tensor) -> float:
     """rho = std(y_pim) / std(y): above 1, conversion enlarges the scale; 0 in the dead zone and for constant y."""
-    spread = y.std(correction=0).item()
+    spread = y.std(correction=0).item() if y.numel() else 0.0
     return y_pim.std(correction=0).item() / spread if spread > 0 else 0.0
 
 

@@ -42,8 +42,10 @@ class Span:
     def of(x: Tensor, quantile: float = 1.0) -> Span:
         """What holds 0 and the values x, or leaves out the share 1 - `quantile` at the upper and at a lower end.
 
-        Raises ValueError for values that are not finite.
+        Raises ValueError for values that are not finite, and where there are none.
         """
+        if x.numel() == 0:
+            raise ValueError("an empty batch has no range of activations: give the layer a Span")
         if not bool(torch.isfinite(x).all()):
             raise ValueError("the activations hold values that are not finite (NaN or infinity)")
         values = x.detach().flatten().float()

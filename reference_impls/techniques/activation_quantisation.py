@@ -201,7 +201,7 @@ class QuantisedLayer:
             scale = smoothing(self.peaks, weight, self.precision.alpha)
             weight = weight * (scale if weight.ndim == 2 else scale.view(-1, 1, 1))
         if self.turn is not None:
-            weight = (weight.movedim(1, -1) @ self.turn).movedim(-1, 1)
+            weight = (weight.movedim(1, -1) @ self.turn.to(weight)).movedim(-1, 1)
         return Held(weight_codes(weight, self.precision.weight_bits, "max"), scale)
 
     def __call__(self, layer: Layer, dense: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ class QuantisedLayer:
             if scale is not None:
                 x = x / _by_channel(layer, scale)
             if self.turn is not None:
-                x = _rotated(layer, x, self.turn)
+                x = _rotated(layer, x, self.turn.to(x))
             value: Tensor | float = 0.0
             if self.precision.outliers == "decompose":
                 far = _over_channels(layer, x.detach()).amax(1) > self.precision.threshold
