@@ -33,7 +33,7 @@ from reference_impls.techniques.pim_quantization import spans
 QUANTISED = ActivationQuantisation()
 TRAINED = "trained at these bits"
 TRAINED_ABOUT = "Static ranges, of networks whose training went through the rounding (gradients straight through)."
-FOLLOWED = (2, 3, 4)
+FOLLOWED = (2, 3)
 """Bits at which networks are also trained."""
 
 
