@@ -120,8 +120,10 @@ def mails(study: Study[MailPlan]) -> Record:
     """MiniLM in 8 bits of weights, by bits of activations and what is done about outliers."""
     plan = study.plan
     model, tokenizer = load_minilm()
-    texts = [mail.text for mail in legible_mails() if len(mail.text) > 8 * plan.tokens][:: 4800 // (plan.mails + 16)]
-    ids = tokenise(tokenizer, texts[: plan.mails + 16], plan.tokens)
+    need = plan.mails + 16
+    texts = [mail.text for mail in legible_mails() if len(mail.text) > 8 * plan.tokens]
+    spread = texts[:: max(1, len(texts) // (2 * need))]
+    ids = [one for one in tokenise(tokenizer, spread, plan.tokens) if len(one) == plan.tokens][:need]
     batches = [Batch(*pad(ids[i : i + plan.timed])) for i in range(0, plan.mails, plan.timed)]
     seen = torch.tensor(ids[plan.mails :])  # mails that are in no batch; all have as many tokens
     exact, peaks, apart = sentences(model, batches), channel_peaks(model, seen), list[tuple[Any, ...]]()
