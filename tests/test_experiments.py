@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from reference_impls.accounting.record import Record
 from reference_impls.accounting.saving import has_random_weights
 from reference_impls.contract import registry
 from reference_impls.data import assets
 from reference_impls.study import Recipe, contenders, scenarios, train
+from reference_impls.study.training import MomentumRecipe
 from tools import runner
 from tools.knowledge import Knowledge, load
 from tools.knowledge.completeness import record_faults
@@ -105,3 +107,17 @@ def test_training_of_any_length(steps: int) -> None:
     one, two = (train(network(), x, y, Recipe(epochs=1, batch_size=8), seed=0) for _ in range(2))
     assert not torch.equal(one.weight, network().weight)
     assert torch.equal(one.weight, two.weight), "the seed decides everything"
+
+
+def test_steps_of_gradient_descent_follow_the_size_of_the_gradient_and_those_of_adam_do_not() -> None:
+    """So a factor on gradients, such as that of PIM scale rescaling, is of no effect with the one alone."""
+    x, y = torch.eye(4).repeat(4, 1), torch.arange(4).repeat(4)
+    moved = {}
+    for recipe in (MomentumRecipe(1, 1e-2, 8, 0.0), Recipe(1, 1e-2, 8, 0.0)):
+        for factor in (0.1, 0.2):
+            model = nn.Linear(4, 4, bias=False)
+            nn.init.zeros_(model.weight)
+            train(model, x, y, recipe, seed=0, loss=lambda a, b: factor * F.cross_entropy(a, b))  # noqa: B023
+            moved[type(recipe), factor] = model.weight.detach().norm().item()
+    assert moved[MomentumRecipe, 0.2] == pytest.approx(2 * moved[MomentumRecipe, 0.1], rel=0.02)
+    assert moved[Recipe, 0.2] == pytest.approx(moved[Recipe, 0.1], rel=0.02)

@@ -988,6 +988,18 @@ def test_knobs_are_inherited(atlas: Path) -> None:
     assert [name for name, *_ in knobs_of(atlas)] == ["r", "threshold", "share", "local", "proportional", "table"]
 
 
+def test_knobs_of_another_class_are_taken_over_and_changed(atlas: Path) -> None:
+    base.put(atlas, "reference_impls/techniques/token_dropping.py", f"class ShapeTechnique(Technique):\n{KNOBS}")
+    old = "from reference_impls.contract import Technique"
+    base.replace(atlas, MODULE, old, f"{old}\nfrom reference_impls.techniques.token_dropping import ShapeTechnique")
+    own = '        **ShapeTechnique.knobs,\n        "share": Number(0.25, low=0, high=1, about="less"),\n'
+    base.replace(
+        atlas, MODULE, '    execution = "real"\n', f'    execution = "real"\n    knobs: ClassVar = {{\n{own}    }}\n'
+    )
+    assert [name for name, *_ in knobs_of(atlas)] == ["r", "threshold", "share", "local", "proportional", "table"]
+    assert knobs_of(atlas)[2] == ("share", "number", 0.25, "0 to 1")
+
+
 def test_a_knob_that_is_no_literal_is_found(atlas: Path) -> None:
     text = '    execution = "real"\n    knobs: ClassVar = {\n        "r": Integer(default(), about="r"),\n    }\n'
     line = base.replace(atlas, MODULE, '    execution = "real"\n', text)

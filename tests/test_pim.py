@@ -19,8 +19,9 @@ from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.layers import pim
 from reference_impls.layers.pim import SCHEMES, Array, Chip, PIMConv2d, PIMLinear, Rescaling, array_convolution
-from reference_impls.layers.quantised import Span, activation_codes, weight_codes
+from reference_impls.layers.quantised import Span, activation_codes, check_device, weight_codes
 from reference_impls.study import fork_seed
+from reference_impls.techniques.pim_quantization import PIMQuantization
 from tests import pim_simulator as simulator
 from tests.support import generator, noise
 
@@ -301,9 +302,32 @@ def test_bad_arrays_and_layers() -> None:
     ours = layer()
     with pytest.raises(ValueError, match="low <= 0 < high"):
         Span(0.1, 1)
+    with pytest.raises(ValueError, match="an empty batch has no range"):
+        Span.of(torch.empty(0, 4))
+    assert ours(torch.empty(0, 4, 5, 5, dtype=torch.float64)).shape == (0, 6, 5, 5)
     ours.weight.data[0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         ours(noise(1, 4, 5, 5))
+
+
+def test_devices_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, gpu = layer().float(), torch.device("cuda:0")
+    with pytest.raises(ValueError, match=r"not on meta: move model and data by \.cpu\(\)"):
+        ours(torch.rand(1, 4, 5, 5, device="meta"))
+    with pytest.raises(ValueError, match="1: integers are computed on the CPU or on CUDA"):
+        PIMQuantization().apply(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)).to("meta"), group=4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA kernels: install a build with CUDA"):
+        check_device(gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90a"])
+    for capability, works in (((8, 6), True), ((9, 0), True), ((7, 0), False), ((10, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        if works:
+            check_device(gpu)
+        else:
+            with pytest.raises(ValueError, match=r"kernels for sm_80, sm_90a and none for cuda:0.*\.cpu\(\)"):
+                check_device(gpu)
 
 
 # --------------------------------------------------------------------------------------------------------------------

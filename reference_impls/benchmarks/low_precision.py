@@ -10,7 +10,7 @@ here; a digital machine would do without all of it (control `digital integers`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ QAT = PIMQAT()
 COARSE = Array("bit-serial", dac_bits=4, group=144, weights="tanh")
 """The array of the experiments: all four bits of an activation in one cycle, 144 rows; its converter varies."""
 FINE = replace(COARSE, dac_bits=1, adc_bits=12)
+FLOAT: Mapping[str, object] = {"precision": "float"}
 INTEGERS, DEPLOYED, RECALIBRATED = "digital integers", "conventional network", "conventional and recalibrated"
 CONTROLS = {
     INTEGERS: "The conventional network on 4-bit integers without an array: what a digital machine computes.",
@@ -54,9 +55,13 @@ class NetPlan(Plan):
     timed: int = 32
     bits: tuple[int, ...] = (3, 4, 5, 6)
     """Of the converter."""
+    momentum: bool = False
+    """Trained by gradient descent with momentum, in the place of AdamW."""
 
     @property
     def recipe(self) -> training.Recipe:
+        if self.momentum:
+            return training.MomentumRecipe(self.epochs, 5e-2, 64, 4e-5)
         return training.Recipe(self.epochs, 5e-3, 64, 1e-4)
 
 
@@ -65,8 +70,10 @@ DIGITS = (_digits(epochs=20), _digits(repetitions=3, seeds=(0,), epochs=3, timed
 """Plans, full and smoke, for `task`."""
 THREE = (replace(DIGITS[0], seeds=(0, 1, 2)), DIGITS[1])
 """The same with three of the seeds, where many arrays are tried."""
+MOMENTUM = (replace(THREE[0], bits=(3, 5), momentum=True), replace(DIGITS[1], momentum=True))
+"""The same by gradient descent with momentum."""
 _big = partial(NetPlan, train=6000, held=500, epochs=8, test=2000, seeds=(0, 1, 2), bits=(4, 5, 6))
-MNIST = (_big(data="mnist", needs=("mnist",)), DIGITS[1])
+MNIST = (_big(data="mnist", train=3000, epochs=4, bits=(4, 5), needs=("mnist",)), DIGITS[1])
 FASHION = (_big(data="fashion-mnist", needs=("fashion-mnist",)), DIGITS[1])
 
 
@@ -98,18 +105,26 @@ def trained(
     """A network trained through an array, `COARSE` with its ideal converter being the conventional one; from the cache
     where the same was trained before. It is a plain one: put it on an array to run it.
     """
+    how = {"array": array, "rescaling": rescaling}
+    return trained_with(plan, part, seed, how, lambda model: on_array(model, array, rescaling))
+
+
+def trained_with(
+    plan: NetPlan,
+    part: Part,
+    seed: int,
+    how: Mapping[str, object] = FLOAT,
+    attach: Callable[[nn.Module], Handle] = Handle,
+) -> nn.Module:
+    """A network trained with a technique attached, in floating point by default; from the cache where one was trained
+    `how` this is. The technique is gone when it comes back.
+    """
 
     def fit(model: nn.Module) -> nn.Module:
-        with on_array(model, array, rescaling):
+        with attach(model):
             return training.train(model, part.x, part.y, plan.recipe, seed=seed)
 
-    spec = {
-        "recipe": plan.recipe,
-        "array": array,
-        "rescaling": rescaling,
-        "seed": seed,
-        "images": (plan.train, plan.held),
-    }
+    spec = {"recipe": plan.recipe, **how, "seed": seed, "images": (plan.train, plan.held)}
     return training.trained(f"low-precision-{plan.data}", spec, partial(build, part, seed), fit)
 
 
@@ -131,7 +146,7 @@ def trained_macs(plan: NetPlan, part: Part, array: Array = COARSE) -> int:
 
 @dataclass
 class Deployed:
-    """A copy of a network on an array."""
+    """A copy of a network on an array, or with another technique attached."""
 
     model: nn.Module
     handle: Handle
@@ -158,6 +173,12 @@ def deployed(model: nn.Module, array: Array, calibrated: Tensor | None = None, s
     return Deployed(ours, handle)
 
 
+def attached(model: nn.Module, attach: Callable[[nn.Module], Handle] = Handle) -> Deployed:
+    """A copy of the network with a technique attached, or as it is."""
+    ours = copy_sharing_weights(model)
+    return Deployed(ours, attach(ours))
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Measuring
 
@@ -179,6 +200,16 @@ def folds(study: Study[NetPlan]) -> list[Fold]:
         parts = images_of(plan, seed)
         found.append(Fold(seed, parts, trained(plan, parts.train, seed)))
         add(study, found[-1], BASELINE, {}, deployed(found[-1].network, FINE))
+    return found
+
+
+def float_folds(study: Study[NetPlan]) -> list[Fold]:
+    """Train networks in floating point, one for each seed."""
+    plan, found = study.plan, []
+    for number, seed in enumerate(plan.seeds):
+        study.progress("training", number, len(plan.seeds))
+        parts = images_of(plan, seed)
+        found.append(Fold(seed, parts, trained_with(plan, parts.train, seed)))
     return found
 
 
@@ -207,22 +238,25 @@ def report(
     found: Sequence[Fold],
     controls: Mapping[str, str],
     redundancy: Measured | None = None,
+    *,
+    digital: str = "first and last layer digital",
+    shared: str = "training the conventional network with 4-bit weights and activations",
     **said: Any,
 ) -> Record:
     """The record of what was added.
 
-    controls: what each series is. redundancy: the technique's own measure, `unused` by default. said: what
-    `Study.record` takes else.
+    controls: what each series is. redundancy: the technique's own measure, `unused` by default. digital: which layers
+    are. shared: the training that the baseline needs too. said: what `Study.record` takes else.
     """
     plan, parts = study.plan, found[0].parts
     parameters = sum(p.numel() for p in found[0].network.parameters())
     study.measure()
-    study.prepare("training", "training the conventional network with 4-bit weights and activations", held="shared")
+    study.prepare("training", shared, held="shared")
     return study.record(
         metric="accuracy",
         data=f"{TITLES[plan.data]}, {plan.train:,} images to train on, {len(parts.held.x):,} held out, "
         f"{len(parts.test.x):,} to test",
-        model=f"a CNN of four convolutions and a linear layer, {parameters:,} parameters; first and last layer digital",
+        model=f"a CNN of four convolutions and a linear layer, {parameters:,} parameters; {digital}",
         unit="one image",
         controls=controls,
         redundancy=redundancy or unused(found),

@@ -8,20 +8,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from reference_impls.accounting.memory import peak_beyond
 from reference_impls.accounting.record import Record, Table
 from reference_impls.benchmarks import low_precision as benchmark
 from reference_impls.benchmarks.low_precision import COARSE, CONTROLS, INTEGERS, THREE, Fold, NetPlan, deployed
 from reference_impls.contract import Redundancy, generator
 from reference_impls.data import images
 from reference_impls.hosts.substitution import inputs_of
-from reference_impls.layers.pim import NO_RESCALING, SCHEMES, Array, PIMConv2d
+from reference_impls.layers.pim import NO_RESCALING, SCHEMES, PIMConv2d
 from reference_impls.layers.quantised import Span
 from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
 from reference_impls.study import (
@@ -103,7 +108,7 @@ def in_use(found: list[Fold]) -> Table:
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoPlan(Plan):
-    side: int = 128
+    side: int = 96
     bits: tuple[int, ...] = (6, 8, 10, 12)
     needs: tuple[str, ...] = ("efficientnet-lite0",)
 
@@ -151,29 +156,54 @@ class LayerPlan(Plan):
     batch: int = 16
     side: int = 28
     channels: int = 64
+    alone: tuple[tuple[str, int], ...] = (("digital integers", 4), *CYCLES[:3])
+    """What has its memory measured, each in a process of its own: scheme and bits in a cycle."""
+
+
+def one_layer(scheme: str, m: int, plan: LayerPlan) -> tuple[PIMConv2d, Tensor]:
+    """A 3x3 convolution on an array of groups of 144 rows with a converter of 5 bits, or on integers; and its input."""
+    here: dict[str, Any] = {"scheme": scheme, "dac_bits": m, "adc_bits": 5} if scheme in SCHEMES else {}
+    array = replace(COARSE, **here)
+    layer = seeded(0, lambda: PIMConv2d(plan.channels, plan.channels, 3, padding=1, bias=False, array=array))
+    layer.rescaling = NO_RESCALING
+    return layer, torch.rand(plan.batch, plan.channels, plan.side, plan.side, generator=generator(0))
+
+
+def print_peak(scheme: str, m: str, *sizes: str) -> None:
+    """Print the bytes that a run of the layer takes at most beyond its weights and input, in this process."""
+    torch.set_num_threads(1)
+    batch, side, channels = map(int, sizes)
+    layer, x = one_layer(scheme, int(m), LayerPlan(batch=batch, side=side, channels=channels))
+    print(json.dumps(peak_beyond(forward(layer, x))))
+
+
+def peak_alone(scheme: str, m: int, plan: LayerPlan) -> float | None:
+    """The same in MB, in a fresh process; None where the system does not tell."""
+    code = f"import sys; from {__name__} import print_peak; print_peak(*sys.argv[1:])"
+    sizes = (scheme, m, plan.batch, plan.side, plan.channels)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, sizes)], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    peak = json.loads(done.stdout)
+    return None if peak is None else peak / 1e6
 
 
 def layer(study: Study[LayerPlan]) -> Record:
     """A 3x3 convolution on integers, and on arrays of groups of 144 rows with converters of 5 bits."""
     plan = study.plan
-    x = torch.rand(plan.batch, plan.channels, plan.side, plan.side, generator=generator(0))
-
-    def run(array: Array) -> tuple[nn.Module, Tensor]:
-        module = seeded(0, lambda: PIMConv2d(plan.channels, plan.channels, 3, padding=1, bias=False, array=array))
-        module.rescaling = NO_RESCALING
-        return module, forward(module, x)()
-
-    integers, exact = run(COARSE)
+    integers, x = one_layer("digital integers", 4, plan)
+    exact = forward(integers, x)()
     study.add(BASELINE, call=forward(integers, x), units=plan.batch, score=0.0)
     for scheme, m in CYCLES:
-        array = replace(COARSE, scheme=scheme, dac_bits=m, adc_bits=5)  # type: ignore[arg-type]
-        module, y = run(array)
-        error = ((y - exact).norm() / exact.norm()).item()
+        module, _ = one_layer(scheme, m, plan)
+        error = ((forward(module, x)() - exact).norm() / exact.norm()).item()
         study.add(TECHNIQUE, {"scheme": scheme, "dac_bits": m}, forward(module, x), units=plan.batch, score=error)
     study.measure()
     used = Redundancy(
         1 - utilisation(integers, x, replace(COARSE, scheme="native"), Span()), "unused range of the converter"
-    )  # type: ignore[arg-type]
+    )
+    memory = [(scheme, m, peak_alone(scheme, m, plan)) for scheme, m in plan.alone]
     return study.record(
         data=f"{plan.batch} random maps of {plan.channels} x {plan.side} x {plan.side}",
         model=f"one convolution with random weights, {plan.channels} to {plan.channels} channels",
@@ -183,9 +213,18 @@ def layer(study: Study[LayerPlan]) -> Record:
         metric="relative error",
         higher_is_better=False,
         redundancy=measured([used], {"full partial sums": 0.0}),
+        tables={
+            "memory": table(
+                f"Memory that a fresh process takes at most for one run on all {plan.batch} maps, beyond what it held "
+                "before, in MB.",
+                ("scheme", "dac_bits", "MB"),
+                memory,
+            )
+        },
     )
 
 
+SMALL = LayerPlan(repetitions=3, batch=1, alone=(("bit-serial", 4),))
 task = benchmark.task
 SCENARIOS = (
     task("digits-schemes", "A conventional 4-bit CNN on arrays, digits", schemes, *THREE),
@@ -193,8 +232,8 @@ SCENARIOS = (
         "lite0-photos",
         "EfficientNet-Lite0 on arrays, 7 photos",
         photos,
-        PhotoPlan(repetitions=5),
+        PhotoPlan(repetitions=3),
         PhotoPlan(repetitions=2, side=64, bits=(8,)),
     ),
-    Scenario("layer", "One layer on an array, and on integers", layer, LayerPlan(), LayerPlan(repetitions=3, batch=1)),
+    Scenario("layer", "One layer on an array, and on integers", layer, LayerPlan(), SMALL),
 )

@@ -3,10 +3,12 @@
 - `digits-rescaling`: networks trained through the converter with rescaled gradients, and with the plain
   straight-through estimator; what each converter does to the scale of a layer, over bits, groups and cycles, in the
   benchmark of low precision.
+- `digits-momentum`: the same trainings by gradient descent with momentum, whose steps follow the size of the gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from reference_impls.accounting.record import Record, Table
 from reference_impls.benchmarks import low_precision as benchmark
-from reference_impls.benchmarks.low_precision import COARSE, DIGITS, Fold, NetPlan, deployed, trained
+from reference_impls.benchmarks.low_precision import COARSE, DIGITS, MOMENTUM, Fold, NetPlan, deployed, trained
 from reference_impls.contract import Redundancy
 from reference_impls.hosts.layers import Layer
 from reference_impls.hosts.substitution import inputs_of
@@ -28,6 +30,11 @@ PLAIN = "plain estimator"
 PLAIN_ABOUT = "Trained alike through the same converter, gradients as if it were not there (xi = 1)."
 
 
+MAP = ((9, 36, 72, 144), (1, 2, 4), range(3, 9))
+"""Groups, bits in a cycle and bits of converters over which the change of scale is mapped."""
+SMALL_MAP = ((144,), (4,), (3, 5, 8))
+
+
 def rescaling(study: Study[NetPlan]) -> Record:
     """Trained with each of the estimators, for each converter."""
     plan, found = study.plan, benchmark.folds(study)
@@ -39,8 +46,6 @@ def rescaling(study: Study[NetPlan]) -> Record:
                 benchmark.add(study, fold, series, {"adc_bits": b}, deployed(network, array))
     macs = benchmark.trained_macs(plan, found[0].parts.train, replace(COARSE, adc_bits=plan.bits[0]))
     study.prepare("training", "training a network through its converter, as simulated", macs)
-    full = len(plan.bits) > 1
-    groups, cycles, bits = ((9, 36, 72, 144), (4,), range(3, 9)) if full else ((144,), (4,), (3, 5, 8))
     return benchmark.report(
         study,
         found,
@@ -50,14 +55,14 @@ def rescaling(study: Study[NetPlan]) -> Record:
             {"an ideal converter": change(found[0], COARSE).value},
         ),
         knobs=("adc_bits",),
-        tables={"scale": scale(found, groups, cycles, bits)},
+        tables={"scale": scale(found, *(MAP if len(plan.bits) > 1 else SMALL_MAP))},
         notes=("Outputs are not rescaled: a batch norm follows each layer and takes the factor away.",),
     )
 
 
 @torch.no_grad()
-def scale(found: list[Fold], groups: tuple[int, ...], cycles: tuple[int, ...], bits: range | tuple[int, ...]) -> Table:
-    """rho of the second convolution of the conventional networks on 128 test images."""
+def scale(found: list[Fold], groups: Sequence[int], cycles: Sequence[int], bits: Sequence[int]) -> Table:
+    """rho of the second convolution of the conventional networks on 32 test images."""
     places, rows = [second_convolution(fold) for fold in found], []
     for scheme in SCHEMES:
         for group in groups:
@@ -84,4 +89,8 @@ def second_convolution(fold: Fold) -> tuple[Layer, Tensor]:
     return layer, inputs_of(layers, on.model, fold.parts.test.x[:32])[name]
 
 
-SCENARIOS = (benchmark.task("digits-rescaling", "Rescaled gradients and plain ones, digits", rescaling, *DIGITS),)
+task = benchmark.task
+SCENARIOS = (
+    task("digits-rescaling", "Rescaled gradients and plain ones, digits", rescaling, *DIGITS),
+    task("digits-momentum", "Rescaled gradients and plain ones by gradient descent, digits", rescaling, *MOMENTUM),
+)

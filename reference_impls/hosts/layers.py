@@ -67,5 +67,5 @@ def refuse_narrow(technique: str, target: nn.Module) -> None:
     for x in target.parameters():
         if x.dtype not in (torch.float32, torch.float64):
             raise UnsupportedHost(technique, target, f"parameters in float32 or float64, got {x.dtype}")
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
             raise UnsupportedHost(technique, target, "float32: integers are not exact under autocast")

@@ -29,7 +29,19 @@ from torch.nn import functional as F
 
 from reference_impls.accounting.closed_form import Footprint, Shape, closed_form
 from reference_impls.contract.errors import check_range
-from reference_impls.layers.quantised import Span, Weights, activation_codes, straight, weight_codes
+from reference_impls.layers.quantised import (
+    Span,
+    Weights,
+    activation_codes,
+    along_outputs,
+    bit_planes,
+    check_device,
+    exact_dtype,
+    padded,
+    product,
+    straight,
+    weight_codes,
+)
 
 Scheme = Literal["native", "differential", "bit-serial"]
 SCHEMES: tuple[Scheme, ...] = ("native", "differential", "bit-serial")
@@ -180,16 +192,12 @@ def columns(w: Tensor, array: Array) -> Tensor:
         return w.unsqueeze(0)
     if array.scheme == "differential":
         return torch.stack([w.clamp_min(0), (-w).clamp_min(0)])
-    shifts = torch.arange(array.weight_bits, device=w.device).view(-1, *[1] * w.ndim)
-    return ((w.long().unsqueeze(0) >> shifts) & 1).to(w.dtype)  # of negative numbers too: two's complement
+    return bit_planes(w, array.weight_bits)
 
 
 def slices(x: Tensor, array: Array) -> Tensor:
     """What enters in each cycle of activation codes x: (...) -> (S, ...). Their sum by `slice_factors` is x."""
-    if array.slices == 1:
-        return x.unsqueeze(0)
-    shifts = torch.arange(0, array.activation_bits, array.dac_bits, device=x.device).view(-1, *[1] * x.ndim)
-    return ((x.int().unsqueeze(0) >> shifts) & (2**array.dac_bits - 1)).to(x.dtype)
+    return x.unsqueeze(0) if array.slices == 1 else bit_planes(x, array.activation_bits, array.dac_bits)
 
 
 def convert(sums: Tensor, array: Array, axis: int = -3, *, multiplied: bool = False) -> Tensor:
@@ -284,11 +292,11 @@ def array_convolution(
     are computed in float32 or float64, whichever is exact, or float64 where none is.
     """
     if array.adc_bits is None:
-        wide = _dtype(x, w[0].numel() * 2 ** (array.weight_bits + array.activation_bits))
+        wide = exact_dtype(x, w[0].numel() * 2 ** (array.weight_bits + array.activation_bits))
         return F.conv2d(x.to(wide), w.to(wide), stride=stride, dilation=dilation, groups=groups)
-    narrow = _dtype(x, 2 * array.levels * array.full_scale)
+    narrow = exact_dtype(x, 2 * array.levels * array.full_scale)
     counted = sum(array.slice_factors) * sum(map(abs, array.column_factors))
-    wide = _dtype(x, array.groups(w[0].numel()) * counted * array.levels)
+    wide = exact_dtype(x, array.groups(w[0].numel()) * counted * array.levels)
     job = _job(x.to(narrow), w.to(narrow), array, groups, stride, dilation)
     job = job._replace(w=job.w * array.levels)
     cycles = torch.tensor(array.slice_factors, dtype=wide, device=x.device)
@@ -302,11 +310,6 @@ def array_convolution(
             y = torch.matmul(cycles, y.view(-1, array.slices, y[0].numel()))
         found.append(y.reshape(-1, groups * job.outputs, *size))
     return torch.cat(found)
-
-
-def _dtype(x: Tensor, largest: int) -> torch.dtype:
-    """The narrowest type, not narrower than that of x, in which integers up to `largest` are exact."""
-    return torch.promote_types(x.dtype, torch.float32 if largest < 2**24 else torch.float64)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -348,7 +351,7 @@ class Seen(NamedTuple):
 
 def scale_ratio(y_pim: Tensor, y: Tensor) -> float:
     """rho = std(y_pim) / std(y): above 1, conversion enlarges the scale; 0 in the dead zone and for constant y."""
-    spread = y.std(correction=0).item()
+    spread = y.std(correction=0).item() if y.numel() else 0.0
     return y_pim.std(correction=0).item() / spread if spread > 0 else 0.0
 
 
@@ -366,9 +369,10 @@ def pim_layer(
     what holds the batch. Where the span reaches below 0, the array sees x - zero, and the sum of the weights times zero
     is taken away digitally. Gradients go straight through, times xi.
 
-    Raises: ValueError as `check_layer`, and for weights or activations that are not finite.
+    Raises: ValueError as `check_layer` and `check_device`, and for weights or activations that are not finite.
     """
     check_layer(layer, array)
+    check_device(x.device)
     with torch.autocast(x.device.type, enabled=False):
         a = activation_codes(x, Span.of(x) if span is None else span, array.activation_bits)
         w = weight_codes(layer.weight, array.weight_bits, array.weights)
@@ -379,14 +383,14 @@ def pim_layer(
             value = value.to(x.dtype)
         xi = None
         if torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad):
-            digital = _digital(layer, a.real, w.real)
+            digital = product(layer, padded(layer, a.real), w.real)
             xi = scale_ratio(value, digital.detach())
             factor = min(max(xi, rescaling.low), rescaling.high) if rescaling.backward else 1.0
             value = straight(value, digital, factor)
         seen(Seen(tuple(x.shape), conversions(layer, x.shape, array), xi))
         value = value * rescaling.forward if rescaling.forward != 1 else value
         bias = layer.bias
-        return value if bias is None else value + (bias if isinstance(layer, nn.Linear) else bias.view(-1, 1, 1))
+        return value if bias is None else value + along_outputs(layer, bias)
 
 
 @torch.no_grad()
@@ -398,7 +402,7 @@ def largest_sum(layer: nn.Conv2d | nn.Linear, x: Tensor, array: Array, span: Spa
     if isinstance(layer, nn.Linear):
         job = _job(a.codes.reshape(-1, x.shape[-1], 1, 1), w.codes[..., None, None], array, 1, (1, 1), (1, 1))
     else:
-        job = _job(_padded(layer, a.codes, a.zero), w.codes, array, layer.groups, layer.stride, layer.dilation)
+        job = _job(padded(layer, a.codes, a.zero), w.codes, array, layer.groups, layer.stride, layer.dilation)
     return max(sums.abs().max().item() for sums in partial_sums(job, array))
 
 
@@ -410,31 +414,15 @@ def _on_array(layer: nn.Module, x: Tensor, w: Tensor, zero: int, array: Array) -
         total = torch.cat([part[0, :, :, 0] for part in found], 1).T.reshape(*x.shape[:-1], len(w))
         return total - zero * w.sum(1) / array.scale if zero else total
     assert isinstance(layer, nn.Conv2d)
-    x = _padded(layer, x, zero)
+    x = padded(layer, x, zero)
     total = array_convolution(x, w, array, layer.groups, layer.stride, layer.dilation)
     return total - (zero * w.flatten(1).sum(1) / array.scale).view(-1, 1, 1) if zero else total
-
-
-def _padded(layer: nn.Conv2d, x: Tensor, value: float = 0.0) -> Tensor:
-    pads = layer._reversed_padding_repeated_twice
-    if not any(pads):
-        return x
-    if layer.padding_mode == "zeros":
-        return F.pad(x, pads, value=value)
-    return F.pad(x, pads, mode=layer.padding_mode)
 
 
 def _scaled(layer: nn.Module, total: Tensor, step: Tensor | float, unit: Tensor | float) -> Tensor:
     if isinstance(step, Tensor) and isinstance(layer, nn.Conv2d):
         step = step.view(-1, 1, 1)
     return total * (step * unit)
-
-
-def _digital(layer: nn.Conv2d | nn.Linear, x: Tensor, w: Tensor) -> Tensor:
-    """The layer on the rounded activations and weights, without its bias."""
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, w)
-    return F.conv2d(_padded(layer, x), w, None, layer.stride, 0, layer.dilation, layer.groups)
 
 
 def check_layer(layer: nn.Conv2d | nn.Linear, array: Array) -> None:

@@ -11,11 +11,13 @@ stay below 2^24 in float32 and 2^53 in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 Weights = Literal["tanh", "max"]
 """How weights become codes: `tanh` squeezes them first, by one scale for a layer, for training from the start; `max`
@@ -40,8 +42,10 @@ class Span:
     def of(x: Tensor, quantile: float = 1.0) -> Span:
         """What holds 0 and the values x, or leaves out the share 1 - `quantile` at the upper and at a lower end.
 
-        Raises ValueError for values that are not finite.
+        Raises ValueError for values that are not finite, and where there are none.
         """
+        if x.numel() == 0:
+            raise ValueError("an empty batch has no range of activations: give the layer a Span")
         if not bool(torch.isfinite(x).all()):
             raise ValueError("the activations hold values that are not finite (NaN or infinity)")
         values = x.detach().flatten().float()
@@ -83,6 +87,23 @@ def activation_codes(x: Tensor, span: Span, bits: int) -> Codes:
     return Codes(codes, 1 / rate, zero, x.clamp(-zero / rate, (top - zero) / rate))
 
 
+def signed_codes(x: Tensor, bits: int, axes: Sequence[int] | None = None) -> Codes:
+    """x as integers in [-2^(bits - 1), 2^(bits - 1) - 1], rounded half to even; a step for each slice along `axes`.
+
+    axes: over which a step is shared; None: all of them. The step is max |x| / (2^(bits - 1) - 1), so that nothing is
+    clipped; where that is 0, any step would do, and it is 1. Raises ValueError for values that are not finite.
+    """
+    if not bool(torch.isfinite(x.detach()).all()):
+        raise ValueError("the activations hold values that are not finite (NaN or infinity): they have no codes")
+    axes = range(x.ndim) if axes is None else axes
+    top = 2 ** (bits - 1) - 1
+    with torch.no_grad():
+        peak = x.abs().amax(tuple(axes), keepdim=True)
+        peak = torch.where(peak > 0, peak, float(top))
+        codes = (x * top).div_(peak).round_().clamp_(-top - 1, top)  # in this order, so that ties are exact
+    return Codes(codes, peak / top, 0, x)
+
+
 def weight_codes(weight: Tensor, bits: int, how: Weights) -> Codes:
     """Weights (O, ...) as integers in [-W, W] with W = 2^(bits - 1) - 1 and an exact zero, rounded half to even.
 
@@ -106,6 +127,96 @@ def weight_codes(weight: Tensor, bits: int, how: Weights) -> Codes:
     spread = (codes / top).std(correction=0).clamp_min(tiny).item()
     scale = 1 / (math.sqrt(len(weight) * math.prod(weight.shape[2:])) * spread)
     return Codes(codes, scale / top, 0, squeezed * scale)
+
+
+def bit_planes(codes: Tensor, bits: int, each: int = 1) -> Tensor:
+    """Bits of codes, `each` of them in a plane, the lowest first: (...) -> (ceil(bits / each), ...).
+
+    Of a negative code, the bits of its two's complement, of which the highest counts -2^(bits - 1).
+    """
+    shifts = torch.arange(0, bits, each, device=codes.device).view(-1, *[1] * codes.ndim)
+    return ((codes.int().unsqueeze(0) >> shifts) & (2**each - 1)).to(codes.dtype)
+
+
+def exact_dtype(x: Tensor, largest: int) -> torch.dtype:
+    """The type in which products and sums of integers up to `largest` are exact, not narrower than that of x.
+
+    On a GPU always float64: products of float32 may be rounded to ten bits there (TF32).
+    """
+    if x.is_cuda or largest >= 2**24:
+        return torch.float64
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def padded(layer: nn.Conv2d | nn.Linear, x: Tensor, value: float = 0.0) -> Tensor:
+    """The layer's input with its padding, where that is zeros of another value, such as the code of zero."""
+    if isinstance(layer, nn.Linear) or not any(pads := layer._reversed_padding_repeated_twice):
+        return x
+    if layer.padding_mode == "zeros":
+        return F.pad(x, pads, value=value)
+    return F.pad(x, pads, mode=layer.padding_mode)
+
+
+def product(layer: nn.Conv2d | nn.Linear, x: Tensor, w: Tensor) -> Tensor:
+    """What the layer gives on a padded input and on other weights, without its bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, w)
+    return F.conv2d(x, w, None, layer.stride, 0, layer.dilation, layer.groups)
+
+
+def along_outputs(layer: nn.Conv2d | nn.Linear, values: Tensor) -> Tensor:
+    """Values of the outputs (O,), such as a bias, to meet what the layer gives."""
+    return values if isinstance(layer, nn.Linear) else values.view(-1, 1, 1)
+
+
+def integer_product(
+    layer: nn.Conv2d | nn.Linear, codes: Tensor, w: Tensor, zero: int, bits: int, window: tuple[int, int] | None = None
+) -> Tensor:
+    """Sums of (codes - zero) w for codes of activations and of weights, of `bits` together: exact, without the bias.
+
+    window: the bits of the activations, from one to before another, that hold all of them: then the sums are computed
+    bit by bit, all bits at once, and shifted and added up.
+    """
+    inputs = layer.weight[0].numel()
+    wide = exact_dtype(codes, inputs * 2**bits)
+    x, w = padded(layer, codes, zero).to(wide), w.to(wide)
+    if window is None:
+        total = product(layer, x, w)
+    else:
+        low, high = window
+        planes = bit_planes(x / 2**low, high - low)
+        if isinstance(layer, nn.Linear):
+            sums = product(layer, planes, w)
+        else:
+            sums = product(layer, planes.flatten(0, 1), w).unflatten(0, planes.shape[:2])
+        counts = 2.0 ** torch.arange(low, high, device=w.device, dtype=wide)
+        total = torch.matmul(counts, sums.flatten(1)).view(sums.shape[1:])
+    return total - along_outputs(layer, zero * w.flatten(1).sum(1)) if zero else total
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ValueError for a device that this torch cannot compute exact integers on, saying what to change."""
+    if device.type == "cpu":
+        return
+    if device.type != "cuda":
+        raise ValueError(f"integers are computed on the CPU or on CUDA, not on {device}: move model and data by .cpu()")
+    built = torch.cuda.get_arch_list() if torch.cuda.is_available() else []
+    if not built:
+        raise ValueError("this torch has no CUDA kernels: install a build with CUDA, or move model and data by .cpu()")
+    major, minor = torch.cuda.get_device_capability(device)
+    ready = {f"sm_{major}{n}" for n in range(minor + 1)}
+    if not ready & {name.rstrip("af") for name in built} and not any(name.startswith("compute_") for name in built):
+        raise ValueError(
+            f"this torch has CUDA kernels for {', '.join(built)} and none for {device}, which is sm_{major}{minor}: "
+            "install a build that has them, or move model and data by .cpu()"
+        )
+
+
+def straight_product(layer: nn.Conv2d | nn.Linear, value: Tensor, a: Codes, w: Codes) -> Tensor:
+    """`value`, what the layer gives on codes, with the gradient of its product on what they stand for."""
+    if not (torch.is_grad_enabled() and (a.through.requires_grad or w.through.requires_grad)):
+        return value
+    return straight(value, product(layer, padded(layer, a.real), w.real))
 
 
 class _Straight(torch.autograd.Function):

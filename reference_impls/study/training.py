@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -55,6 +56,24 @@ class Recipe:
     lr: float = 1e-3
     batch_size: int = 128
     weight_decay: float = 0.05
+    largest_gradient: ClassVar[float] = 1.0
+    """Norm to which the gradient of a step is clipped."""
+
+    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """AdamW, which divides each gradient by its own running size."""
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class MomentumRecipe(Recipe):
+    """Gradient descent with Nesterov's momentum, whose steps follow the size of the gradient."""
+
+    momentum: float = 0.9
+    largest_gradient: ClassVar[float] = math.inf
+
+    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """SGD."""
+        return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True)
 
 
 @prepares("training")
@@ -70,14 +89,14 @@ def train(
     progress: Callable[[int, int], None] = lambda done, total: None,
     resume: Path | None = None,
 ) -> M:
-    """Train in place with AdamW, a linear warm-up and a cosine schedule; returns the model in eval mode.
+    """Train in place with the recipe's optimiser, a linear warm-up and a cosine schedule; returns it in eval mode.
 
     x: (N, ...) inputs; y: (N,) targets. `loss(outputs, targets)` may take the outputs of several exits. Every random
     choice follows from `seed`, so a second call with an equal model gives equal weights. `resume`: a file that holds
     the state after each epoch, from which an interrupted call goes on, to the same weights; deleted at the end.
     """
     order = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimiser = recipe.optimiser(model.parameters())
     steps = recipe.epochs * -(-len(x) // recipe.batch_size)
     # Fewer than three steps leave no room for a schedule, and OneCycleLR divides by the length of the warm-up.
     schedule = OneCycleLR(optimiser, recipe.lr, steps, pct_start=max(0.1, 2 / steps)) if steps > 2 else None
@@ -91,7 +110,7 @@ def train(
                 inputs = x[batch] if augment is None else augment(x[batch], order)
                 optimiser.zero_grad(set_to_none=True)
                 loss(model(inputs), y[batch]).backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.largest_gradient)
                 optimiser.step()
                 if schedule is not None:
                     schedule.step()

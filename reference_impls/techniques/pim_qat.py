@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from reference_impls.contract import Choice, Given, Integer, Setting, Switch, Technique
+from reference_impls.contract import Choice, Given, Setting, Technique
 from reference_impls.layers.pim import Rescaling
 from reference_impls.techniques.pim_quantization import PIMQuantization
 
@@ -32,27 +32,9 @@ class PIMQAT(PIMQuantization, Technique):
     trains = True
     own_rescaling = Rescaling()
     knobs: ClassVar = {
-        "on_array": Switch(True, about="False: leave every layer digital, in floating point"),
-        "scheme": Choice(
-            "bit-serial",
-            options=("native", "differential", "bit-serial"),
-            about="what a column holds: the signed weight, its positive or negative part, or one bit of it",
-        ),
-        "weight_bits": Integer(4, low=2, high=8, about="b_w"),
-        "activation_bits": Integer(4, low=1, high=8, about="b_a"),
-        "adc_bits": Integer(None, low=1, high=16, optional=True, about="b of the converter; None: exact sums"),
-        "dac_bits": Integer(4, low=1, high=8, about="m, bits of an activation that enter in a cycle; at most b_a"),
-        "group": Integer(144, low=1, high=65536, about="N, rows that one conversion adds up"),
-        "sign_bit": Choice("extra", options=("extra", "included"), about="of the signed codes of `native`"),
+        **PIMQuantization.knobs,
         "weights": Choice("tanh", options=("max", "tanh"), about="how weights become codes: `layers.quantised`"),
         "clip": Given(1.0, about="of activations: a number, {layer: Span}, or None for what holds the batch"),
-        "digital": Given(
-            ("first", "last"), about="names of modules to leave digital, or `first`, `last`, `small` (K < N)"
-        ),
-        "chip": Given(
-            None, about="a `layers.pim.Chip`, gain, offset, curve and noise of a real converter; None: ideal"
-        ),
-        "rescaling": Given(None, about="a `layers.pim.Rescaling` of gradients and outputs; None: the technique's own"),
     }
 
     def settings(self) -> list[Setting]:

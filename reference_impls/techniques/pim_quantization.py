@@ -47,7 +47,7 @@ from reference_impls.layers.pim import (
     largest_sum,
     pim_layer,
 )
-from reference_impls.layers.quantised import Span
+from reference_impls.layers.quantised import Span, check_device
 
 DIGITAL = ("first", "last")
 """Layers that stay digital unless told otherwise: those that see the image and that give the answer."""
@@ -188,8 +188,9 @@ def dense_macs(layer: Layer, shape: tuple[int, ...]) -> int:
 
 
 def check_runs(layer: Layer, array: Array) -> None:
-    """Raise ValueError for a layer that does not fit the array, and for weights that are not finite."""
+    """Raise ValueError for a layer that does not fit the array, its device, and weights that are not finite."""
     check_layer(layer, array)
+    check_device(layer.weight.device)
     if not bool(torch.isfinite(layer.weight).all()):
         raise ValueError("its weights hold values that are not finite (NaN or infinity)")
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from reference_impls.contract import Case, Cases, Expectation, Invalid
-from reference_impls.layers.pim import NO_RESCALING, Array, Rescaling, scale_ratio
-from reference_impls.techniques.pim_scale_rescaling import PIMScaleRescaling, ratio
+from reference_impls.layers.pim import NO_RESCALING, Array, PIMConv2d, Rescaling, scale_ratio
+from reference_impls.techniques.pim_scale_rescaling import PIMScaleRescaling, forward_factors, ratio
 from tests.pim_cases import on_array
 
 RESCALING = PIMScaleRescaling()
@@ -54,6 +54,10 @@ class PIMScaleRescalingCases(Cases):
         x = torch.full((1, 2, 6, 6), torch.nan, device=device)
         yield Invalid("inputs with NaN", lambda: RESCALING.measure(target, x), "not finite")
         yield Invalid("a digital model", lambda: RESCALING.apply(nn.Linear(2, 2)), "PIMConv2d")
+        yield Invalid("a factor of 0", lambda: RESCALING.apply(target, forward=0), "forward")
+        yield Invalid("a word that is none", lambda: RESCALING.apply(target, forward="best"), "'auto'")
+        yield Invalid("nothing to find it on", lambda: RESCALING.apply(target, forward="auto"), "`images`")
+        yield Invalid("images with NaN", lambda: RESCALING.apply(target, forward="auto", images=x), "not finite")
 
 
 CASES = PIMScaleRescalingCases()
@@ -84,3 +88,23 @@ def test_in_the_dead_zone_the_gradient_keeps_the_least_factor() -> None:
     with RESCALING.apply(model, backward=False):
         model(case.inputs).sum().backward()
     torch.testing.assert_close(least, 0.25 * model[2].weight.grad)
+
+
+@torch.no_grad()
+def test_a_factor_that_is_found_gives_the_spread_of_the_exact_output() -> None:
+    draws = torch.Generator().manual_seed(0)
+    first, second = (PIMConv2d(4, 4, 3, bias=False, array=COARSE, span=None) for _ in range(2))
+    for layer in (first, second):
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=draws))
+    model, x = nn.Sequential(first, nn.ReLU(), second), torch.rand(4, 4, 9, 9, generator=draws)
+    with RESCALING.apply(model, forward="auto", images=x) as handle:
+        eta, after = handle.trace["factors"], model[:2](x)
+        y = model(x)
+    assert eta["0"].eta == pytest.approx(1 / ratio(first, x, COARSE, None))
+    assert eta["2"].eta == pytest.approx(1 / ratio(second, after, COARSE, None))  # of what layer 0 gives so
+    exact = PIMConv2d(4, 4, 3, bias=False, array=Array(group=18, weights="max"), span=None)
+    exact.load_state_dict(second.state_dict())
+    assert y.std(correction=0).item() == pytest.approx(exact(after).std(correction=0).item(), rel=1e-4)
+    assert abs(eta["0"].eta - 1) > 0.01
+    dead = CASES.build("redundant", 0, "cpu")
+    assert forward_factors(dead.target, dead.inputs, low=0.25) == {"2": (4.0, (3, 4, 6, 6))}

@@ -227,13 +227,21 @@ def _attributes(node: ast.ClassDef) -> dict[str, Attribute]:
 
 
 def _knobs(techniques: Path, tree: ast.Module, node: ast.ClassDef | None) -> tuple[Knob, ...]:
-    """The knobs of a class; where it declares none, those of the first of its bases that does, in whatever module of
-    `techniques` it stands."""
+    """The knobs of a class, those of another that it spreads into them (`**Other.knobs`) included; where it declares
+    none, those of the first of its bases that does, in whatever module of `techniques` it stands."""
     if node is None:
         return ()
     declared = dict(_assignments(node)).get("knobs")
     if isinstance(declared, ast.Dict):
-        return tuple(_knob(key, value) for key, value in zip(declared.keys, declared.values, strict=True))
+        found: dict[str, Knob] = {}
+        for key, value in zip(declared.keys, declared.values, strict=True):
+            if key is None and isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name):
+                other = _named_class(techniques, tree, value.value.id)  # `**Other.knobs`
+                found |= {knob.name: knob for knob in _knobs(techniques, *other)} if other[1] is not node else {}
+            else:
+                knob = _knob(key, value)
+                found[knob.name] = knob
+        return tuple(found.values())
     bases = (_named_class(techniques, tree, base.id) for base in node.bases if isinstance(base, ast.Name))
     return next(filter(None, (_knobs(techniques, *base) for base in bases if base[1] is not node)), ())
 
