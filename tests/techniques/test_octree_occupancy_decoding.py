@@ -12,7 +12,7 @@ from torch import Tensor
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.contract import Case, Cases, Expectation, Invalid, generator
-from reference_impls.experiments.octree_occupancy_decoding import kept_cells
+from reference_impls.experiments.octree_occupancy_decoding import in_slabs, kept_cells
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.study import forward, seeded
 from reference_impls.techniques.octree_occupancy_decoding import (
@@ -102,6 +102,20 @@ def test_skipping_equals_dense_layers_that_see_nothing_elsewhere(share: float) -
     each = [r.split.weight.numel() // 8 + r.mix.weight.numel() for r in network.refinements]
     by_hand = rows[0] * WIDTHS[0] + sum(n * (m + w) for n, m, w in zip(rows[1:], each, WIDTHS[1:], strict=True))
     assert tally.macs == by_hand  # multiplications by what is not kept are not made
+
+
+def test_slabs_give_what_whole_grids_give() -> None:
+    network, x = decoder(), noise(1, WIDTHS[0], *[FIRST] * 3)
+    kept = kept_cells([FIRST << n for n in range(3)], 0.1)
+    with count() as whole:
+        dense = network(x)
+    with count() as slabs:
+        parts = in_slabs(network, x, 5)
+    assert whole.macs == slabs.macs
+    masked = decode_masked(network, x, 1.0, truth=kept)
+    for ours, expected in ((parts, dense), (in_slabs(network, x, 4, kept), masked)):
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 def test_an_empty_scene_stops_at_the_first_level() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from reference_impls.layers.conv import conv_norm_act
 from reference_impls.techniques.octree_occupancy_decoding import Decoded, OctreeDecoder, decode
-from reference_impls.techniques.sparse_disparity_cost_volume import STRIDE, CostVolume
+from reference_impls.techniques.sparse_disparity_cost_volume import STRIDE, CostVolume, emptied
 from reference_impls.techniques.stereo_occupancy_voxels.grid import LOSS_WEIGHTS, soft_iou
 from reference_impls.techniques.stereo_occupancy_voxels.network import check_pair
 
@@ -32,12 +32,11 @@ class GroupSimilarity(nn.Module):
         self.groups = groups
         self.convs = nn.ModuleList([nn.Conv2d(groups, hidden, 3, padding=1), nn.Conv2d(hidden, groups, 3, padding=1)])
 
-    def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
-        inside = x.new_ones(x.shape[3]) if inside is None else inside
+    def forward(self, x: Tensor, gaps: Tensor | None = None) -> Tensor:
         left, right = x.unflatten(1, (self.groups, -1, 2)).unbind(3)
         similarity = (left * right).sum(2)
-        hidden = self.convs[0](similarity).relu() * inside
-        return (similarity + self.convs[1](hidden)) * inside
+        hidden = emptied(self.convs[0](similarity), gaps).relu_()
+        return similarity + self.convs[1](hidden)
 
 
 def unit_groups(x: Tensor, groups: int) -> Tensor:
