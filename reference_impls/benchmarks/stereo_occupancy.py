@@ -50,6 +50,7 @@ from reference_impls.techniques.octree_occupancy_decoding import (
     decode,
     decode_masked,
     grids,
+    shares_of,
 )
 from reference_impls.techniques.sparse_disparity_cost_volume import asked, depth_levels, uniform_levels
 from reference_impls.techniques.stereo_occupancy_voxels.grid import HIT, Grid, chamfer, iou, levels, recall, voxelise
@@ -162,7 +163,7 @@ def fitted(
 ) -> OnPairs:
     """The network of a method of matching, trained with a seed: from the cache, or from where it was cut off."""
     shifts, stereo = METHODS[method]
-    spec = {"levels": shifts, "stereo": stereo, "train": plan.train, "recipe": plan.recipe, "seed": seed, "version": 3}
+    spec = {"levels": shifts, "stereo": stereo, "train": plan.train, "recipe": plan.recipe, "seed": seed, "version": 4}
     key = hashlib.sha256(json.dumps(spec, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
     resume = assets.cache_folder() / "checkpoints" / f"stereo-occupancy-{key}.resume"
 
@@ -182,10 +183,11 @@ def fit(
     progress: Callable[[int, int], None] = lambda done, total: None,
     resume: Path | None = None,
 ) -> OnPairs:
-    """Train on scenes with the weighted soft IoU of all levels.
+    """Train on scenes with `sparse_loss`; the heads begin at the shares of occupied cells of the scenes.
 
     Cells are refined that are occupied, or thought so.
     """
+    model.network.decoder.begin_at(shares_of(levels(data.truth)))
 
     def loss(given: Any, truth: Tensor) -> Tensor:
         grids = levels(truth)
