@@ -79,7 +79,7 @@ METHODS: Mapping[str, tuple[tuple[int, ...], bool]] = {
 """Name -> the levels of the cost volume, and whether the right image is looked at."""
 
 
-RECIPE = Recipe(12, lr=4e-3, batch_size=8, weight_decay=0.01)
+RECIPE = Recipe(3, lr=1e-2, batch_size=4, weight_decay=0.01)
 
 
 class Scenes(NamedTuple):
