@@ -95,7 +95,7 @@ for row in scenes.tables["computed"].records():
 # ## Trained with its levels
 #
 # The comparison of the paper, in small: the same network trained with 12 levels at depths, with 12 and 24 even ones
-# and with all 48, three seeds each. Beside it the real pairs, of which the networks have seen nothing like.
+# and with all 48, one seed each. Beside it the real pairs, of which the networks have seen nothing like.
 
 # %%
 every = [(row, "made scenes") for row in trained.tables["levels"].records()]
@@ -113,7 +113,7 @@ for axis, place in zip(axes[0], places, strict=True):
 axes[0][0].set(ylabel="IoU")
 axes[0][0].legend(fontsize=7)
 plt.show()
-for row in trained.tables["seeds"].records():
+for row in trained.tables["variants"].records():
     if row["gain"] is not None:
         print(f"gain of levels at depths over {row['variant']}: {show.interval(row['gain'], '+.3f')}")
 show.latency(trained)

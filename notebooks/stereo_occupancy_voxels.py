@@ -100,10 +100,8 @@ axes[1].legend(fontsize=7)
 plt.show()
 for name, row in rows.items():
     if row["gain"] is not None:
-        print(
-            f"gain over {name}: {show.interval(row['gain'], '+.3f')} over scenes, "
-            f"{show.interval(seeds[name], '+.3f')} over seeds; empty predictions {row['empty']:.0%}"
-        )
+        by_seed = f", {show.interval(seeds[name], '+.3f')} by seed" if name in seeds else ""
+        print(f"gain over {name}: {show.interval(row['gain'], '+.3f')} by scene{by_seed}; empty {row['empty']:.0%}")
 
 # %% [markdown]
 # ## In space
