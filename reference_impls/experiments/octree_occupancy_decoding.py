@@ -42,7 +42,7 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     data = benchmark.scenes(plan.test, benchmark.TEST_SEED)
     models = [benchmark.fitted("depths", plan, seed) for seed in plan.seeds]
     study.prepare("training", "training the network, for either decoding", held="shared")
-    timed = data.pairs[:: max(1, plan.test // 8)][:8]
+    timed = data.pairs[:: max(1, plan.test // 4)][:4]
     real = benchmark.real_pairs(plan)
     on_real: dict[str, dict[str, list[list[Tensor]]]] = {}
 

@@ -68,7 +68,7 @@ def run_scenes(study: Study[LevelsPlan]) -> Record:
     data = benchmark.scenes(plan.test, benchmark.TEST_SEED)
     models = [benchmark.fitted("all levels", plan, seed) for seed in plan.seeds]
     study.prepare("training", "training the network with all levels", held="shared")
-    timed = data.pairs[:: max(1, plan.test // 8)][:8]
+    timed = data.pairs[:: max(1, plan.test // 4)][:4]
     real = benchmark.real_pairs(plan)
     on_real = {"all levels": benchmark.on_pairs(models, live, real, lambda one: benchmark.ALL)}
 
@@ -149,7 +149,7 @@ def run_trained(study: Study[TrainedPlan]) -> Record:
     plan = study.plan
     data = benchmark.scenes(plan.test, benchmark.TEST_SEED)
     study.prepare("training", "training each network, the baseline's as well", held="shared")
-    timed = data.pairs[:: max(1, plan.test // 8)][:8]
+    timed = data.pairs[:: max(1, plan.test // 4)][:4]
     real = benchmark.real_pairs(plan)
     seeds: dict[str, list[benchmark.Scores]] = {}
     on_real: dict[str, dict[str, list[list[Tensor]]]] = {}

@@ -52,7 +52,7 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     study.progress("trained", 1, 3)
     macs = len(plan.seeds) * benchmark.training(study, "depths")
     study.prepare("training", "training the network, which the baseline needs as well", macs, held="shared")
-    timed = data.pairs[:: max(1, plan.test // 6)][:6]
+    timed = data.pairs[:: max(1, plan.test // 4)][:4]
     seeds: dict[str, list[Scores]] = {}
     rows: dict[str, Scores] = {}
 
@@ -100,6 +100,13 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     at = {"threshold": 0.5, "level": 3}
     gated = partial(VOXELS.apply, threshold=0.5)
     add(OURS, TECHNIQUE, at, models["depths"], gated)
+    add(
+        "stereo, cells from 0.25 on",
+        TECHNIQUE,
+        at | {"threshold": 0.25},
+        models["depths"],
+        partial(VOXELS.apply, threshold=0.25),
+    )
     for level in (2, 1, 0):
         name = f"stereo, up to {8 << level} cells"
         stopped = partial(VOXELS.apply, threshold=0.5, level=level)
