@@ -98,15 +98,9 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     dense = partial(benchmark.masked, threshold=0.5)
     add("all levels, dense", BASELINE, {}, models["all levels"], dense)
     at = {"threshold": 0.5, "level": 3}
-    gated = partial(VOXELS.apply, threshold=0.5)
+    gated, lower = (partial(VOXELS.apply, threshold=threshold) for threshold in (0.5, 0.25))
     add(OURS, TECHNIQUE, at, models["depths"], gated)
-    add(
-        "stereo, cells from 0.25 on",
-        TECHNIQUE,
-        at | {"threshold": 0.25},
-        models["depths"],
-        partial(VOXELS.apply, threshold=0.25),
-    )
+    add("stereo, cells from 0.25 on", TECHNIQUE, at | {"threshold": 0.25}, models["depths"], lower)
     for level in (2, 1, 0):
         name = f"stereo, up to {8 << level} cells"
         stopped = partial(VOXELS.apply, threshold=0.5, level=level)
