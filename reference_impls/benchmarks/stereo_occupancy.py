@@ -97,7 +97,7 @@ class OccupancyPlan(Plan):
     thresholds: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
 
 
-FULL = OccupancyPlan(seeds=(0, 1, 2), needs=(ALOE,))
+FULL = OccupancyPlan(seeds=(0, 1, 2, 3), needs=(ALOE,))
 SMALL = OccupancyPlan(
     repetitions=3, train=8, test=2, recipe=replace(RECIPE, epochs=1, batch_size=4), thresholds=(0.25, 0.5)
 )
