@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -234,6 +235,14 @@ def aloe() -> Pair:
     return Pair("Aloe", image(left), image(right), Camera(3740.0, width / 2, height / 2, 0.16), disparity)
 
 
+def at_hand() -> list[Pair]:
+    """The real pairs whose files are here: Motorcycle always, Aloe where its asset is in the cache."""
+    found = [motorcycle()]
+    with suppress(assets.MissingAsset):
+        found.append(aloe())
+    return found
+
+
 def load_pair(
     left: str | Path,
     right: str | Path,
@@ -274,7 +283,7 @@ def driving_stereo(root: str | Path, split: str = "test", camera: Camera | None 
     Layout: `<split>-left-image/left-image-half-size/<name>.jpg`, the same with `right`, and
     `<split>-disparity-map/disparity-map-half-size/<name>.png`; folders of drives in between are followed. `camera`: by
     default the one that the official code uses for all drives.
-    Raises: FileNotFoundError that says which folder or file is missing.
+    Raises: FileNotFoundError that says which folder or file is missing, once the pairs are asked for.
     """
     root = Path(root)
     kinds = {"left": ("image", ".jpg"), "right": ("image", ".jpg"), "disparity": ("map", ".png")}
@@ -282,7 +291,10 @@ def driving_stereo(root: str | Path, split: str = "test", camera: Camera | None 
     for folder in folders.values():
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is missing: unpack that part of DrivingStereo below {root}")
-    for file in sorted(folders["left"].rglob("*.jpg")):
+    lefts = sorted(folders["left"].rglob("*.jpg"))
+    if not lefts:
+        raise FileNotFoundError(f"{folders['left']} holds no .jpg: unpack the left images of the half size there")
+    for file in lefts:
         name = file.relative_to(folders["left"]).with_suffix("")
         files = {kind: (folders[kind] / name).with_suffix(ending) for kind, (_, ending) in kinds.items()}
         yield load_pair(

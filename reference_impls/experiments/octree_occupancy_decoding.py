@@ -1,20 +1,21 @@
 """Experiments of octree occupancy decoding.
 
 - `scenes-threshold`: a trained stereo network on test scenes, over the threshold at which cells are refined.
-- `decoder-64`, `decoder-128`: the decoder alone, of which a given share of the cells is kept.
+- `decoder-64`, `decoder-128`, `decoder-256`: the decoder alone, of which a given share of the cells is kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.record import Interval, Record
 from reference_impls.benchmarks import stereo_occupancy as benchmark
 from reference_impls.contract import Handle, Redundancy, generator
@@ -24,7 +25,6 @@ from reference_impls.techniques.octree_occupancy_decoding import (
     OctreeDecoder,
     OctreeOccupancyDecoding,
     decode,
-    decode_masked,
     grids,
 )
 
@@ -42,7 +42,9 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     data = benchmark.scenes(plan.test, benchmark.TEST_SEED)
     models = [benchmark.fitted("depths", plan, seed) for seed in plan.seeds]
     study.prepare("training", "training the network, for either decoding", held="shared")
-    timed = data.pairs[:: max(1, plan.test // 8)][:8]
+    timed = data.pairs[:: max(1, plan.test // 4)][:4]
+    real = benchmark.real_pairs(plan)
+    on_real: dict[str, dict[str, list[list[Tensor]]]] = {}
 
     def add(series: str, knobs: dict[str, Any], attach: Callable[[benchmark.OnPairs], Any]) -> benchmark.Scores:
         found = []
@@ -50,6 +52,7 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
             with attach(model) as handle:
                 found.append(benchmark.evaluated(handle.target, data))
         scores = benchmark.means(found)
+        each = [float(one.iou[:, -1].mean()) for one in found]
 
         @torch.no_grad()
         def call() -> None:
@@ -57,7 +60,7 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
                 for pair in timed:
                     handle.target(pair[None])
 
-        study.add(series, knobs, call, units=len(timed), quality=over_items(scores.finest))
+        study.add(series, knobs, call, units=len(timed), quality=over_items(scores.finest), score=each)
         return scores
 
     rows = {"dense, masked": add(BASELINE, {}, partial(benchmark.masked, threshold=0.5))}
@@ -65,6 +68,7 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     for threshold in plan.thresholds:
         at = partial(OCTREE.apply, threshold=threshold)
         rows[f"threshold {threshold:g}"] = add(TECHNIQUE, {"threshold": threshold}, at)
+        on_real[f"threshold {threshold:g}"] = benchmark.on_pairs(models, at, real)
         study.progress("thresholds", len(rows) - 2, len(plan.thresholds))
         kept = partial(benchmark.random_cells, threshold=threshold)
         add(RANDOM, {"threshold": threshold}, kept)
@@ -74,7 +78,8 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
         variant.redundancy = max(0.0, 1 - study.cost(variant.series, **variant.knobs).macs / dense)
     truth = benchmark.sparsity(plan, data)
     return study.record(
-        data=f"{plan.test} made stereo scenes of 160 x 320 pixels; {plan.train} others to train on",
+        data=f"{plan.test} made stereo scenes of 160 x 320 pixels; {plan.train} others to train on; the real pairs "
+        f"{' and '.join(real)}",
         model=f"LiftedStereoNet, {sum(p.numel() for p in models[0].parameters()):,} parameters, with a decoder from "
         "8 to 64 cells along a side",
         unit="one pair",
@@ -86,12 +91,17 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
         },
         redundancy=benchmark.free_space(models, data),
         notes=(
-            "The scenes are made: boxes over a plane, with exact occupancy. Intervals are over the scenes.",
+            "The scenes are made: boxes over a plane, with exact occupancy.",
+            "Means over seeds, intervals over the scenes.",
             "In training, cells are refined that are occupied, or thought so; in use, those that are thought so.",
             "The baseline computes every cell and sets to 0 what is not live at threshold 0.5, which gives the same.",
             "The MACs are those of the whole network; the features and the cost volume are in them.",
         ),
-        tables={"levels": benchmark.by_level(rows), "occupied": truth},
+        tables={
+            "levels": benchmark.by_level(rows),
+            "real pairs": benchmark.real_table(real, on_real),
+            "occupied": truth,
+        },
     )
 
 
@@ -106,6 +116,10 @@ class DecoderPlan(Plan):
     first: int = 8
     shares: tuple[float, ...] = (0.01, 0.05, 0.2, 1.0)
     """Of the cells of every gated level that are kept."""
+    planes: int = 16
+    """Of a slab of the finest grid, in the dense decoder that makes one after the other."""
+    whole: bool = True
+    """Whether the dense decoder is timed in one piece as well."""
 
 
 def kept_cells(sizes: Sequence[int], share: float, seed: int = 0) -> list[Tensor]:
@@ -121,6 +135,29 @@ def kept_cells(sizes: Sequence[int], share: float, seed: int = 0) -> list[Tensor
     return found
 
 
+def in_slabs(decoder: OctreeDecoder, x: Tensor, planes: int, kept: Sequence[Tensor] = ()) -> list[Tensor]:
+    """The grids of a decoder by dense layers, each level mixed in slabs of `planes` cells along x.
+
+    The numbers and the MACs are those of `OctreeDecoder.forward`; no more than a slab is unfolded at once. kept: grids
+    (B, n, n, n), bool, of the cells that are refined: what is outside is set to 0, as `decode_masked` does.
+    """
+    decoder.check(x)
+    found = [decoder.heads[0](x)[:, 0].sigmoid()]
+    for n, (head, refine, _) in enumerate(decoder.steps((), None)):
+        live = nn.functional.interpolate(kept[n][:, None].float(), scale_factor=2) if kept else None
+        y = refine.split_norm(refine.split(x)).relu()
+        y = nn.functional.pad(y if live is None else y * live, (0, 0, 0, 0, 1, 1))
+        slabs = [
+            refine.mix_norm(nn.functional.conv3d(y[:, :, at : at + planes + 2], refine.mix.weight, padding=(0, 1, 1)))
+            for at in range(0, y.shape[-1], planes)
+        ]
+        found.append(torch.cat([head(slab.relu_())[:, 0].sigmoid() for slab in slabs], 1))
+        x = torch.cat(slabs, 2)
+        if live is not None:
+            x, found[-1] = x * live, found[-1] * live[:, 0]
+    return found
+
+
 def run_decoder(study: Study[DecoderPlan]) -> Record:
     """A decoder with random weights, of which a share of the cells of every gated level is kept."""
     plan = study.plan
@@ -128,8 +165,11 @@ def run_decoder(study: Study[DecoderPlan]) -> Record:
     widths = ((32, 16, 8, 4) + (4,) * steps)[: steps + 1]
     decoder = seeded(0, lambda: OctreeDecoder(widths)).eval().requires_grad_(False).to(study.device)
     x = torch.randn(1, widths[0], *[plan.first] * 3, generator=generator(0)).to(study.device)
-    study.add(BASELINE, {}, forward(decoder, x), quality=Interval(value=0.0))
-    rows = []
+    slabs = partial(in_slabs, planes=plan.planes)
+    study.add(BASELINE, {"slabs": True}, forward(slabs, decoder, x), quality=Interval(value=0.0))
+    if plan.whole:
+        study.add(BASELINE, {"slabs": False}, forward(decoder, x), quality=Interval(value=0.0))
+    rows, free = [], list[Redundancy]()
     for share in plan.shares:
         kept = [cells.to(study.device) for cells in kept_cells([plan.first << n for n in range(steps + 1)], share)]
 
@@ -137,32 +177,40 @@ def run_decoder(study: Study[DecoderPlan]) -> Record:
         def call(kept: Sequence[Tensor] = kept) -> list[Tensor]:
             return grids(decoder, decode(decoder, x, 1.0, truth=kept))
 
-        error = float((call()[-1] - decode_masked(decoder, x, 1.0, truth=kept)[-1]).abs().max())
-        found = decode(decoder, x, 1.0, truth=kept)
+        with torch.no_grad():
+            error = float((call()[-1] - slabs(decoder, x, kept=kept)[-1]).abs().max())
+            found = decode(decoder, x, 1.0, truth=kept)
         rows += [[share, one.cells.size, len(one.cells.index), one.kept] for one in found]
-        study.add(TECHNIQUE, {"kept": share}, call, quality=Interval(value=error))
+        free.append(
+            Redundancy(1 - len(found[-1].cells.index) / plan.size**3, "share of the finest cells inside free ones")
+        )
+        study.add(TECHNIQUE, {"kept": share}, call, quality=Interval(value=error), redundancy=free[-1].value)
     study.measure()
-    dense = study.cost(BASELINE).macs
-    for variant in study.series(TECHNIQUE):
-        variant.redundancy = max(0.0, 1 - study.cost(TECHNIQUE, **variant.knobs).macs / dense)
-    noise = Redundancy(OCTREE.measure(decoder, x).value, "share of the finest cells inside free ones")
+    dense = closed_form(decoder, tuple(x.shape[1:])).macs
     return study.record(
         data=f"normal noise on a grid of {plan.first}; the cells to keep are drawn, {steps} levels of them",
         model=f"a decoder with random weights, from {plan.first} to {plan.size} cells along a side, widths "
-        f"{', '.join(map(str, widths))}",
+        f"{', '.join(map(str, widths))}; {dense:,} MACs when dense",
         unit="one grid, looking up neighbours and writing the grids included",
         work="layer",
         knobs=("kept",),
         given=("kept",),
         metric="largest error against dense layers with everything else set to 0",
         higher_is_better=False,
-        redundancy=measured([noise], {"everything kept": 0.0}),
-        notes=("Baseline: torch's dense transposed and plain 3-D convolutions of the same weights, without masks.",),
+        redundancy=measured(free[:1], {"everything kept": 0.0}),
+        notes=(
+            f"Baseline: the faster of torch's dense convolutions of the same weights, in one piece or in slabs of "
+            f"{plan.planes} planes."
+            if plan.whole
+            else f"Baseline: torch's dense convolutions of the same weights in slabs of {plan.planes} planes; in one "
+            "piece they would fill more than 8 GB.",
+            f"The redundancy is that of the cells that are kept at {plan.shares[0]:.1%} of each gated level.",
+        ),
         tables={"cells": table("Cells of each level.", ("kept share", "cells", "computed", "kept"), rows)},
     )
 
 
-SMALL = DecoderPlan(repetitions=3, size=16, first=4, shares=(0.05, 1.0))
+SMALL = DecoderPlan(repetitions=3, size=16, first=4, shares=(0.05, 1.0), planes=6)
 SCENARIOS = (
     benchmark.task(
         "scenes-threshold", "A trained stereo network that refines only cells thought occupied", run_scenes,
@@ -175,5 +223,9 @@ SCENARIOS = (
     benchmark.task(
         "decoder-128", "A decoder up to 128 cells along a side, a share of the cells kept", run_decoder,
         smoke=SMALL, full=DecoderPlan(size=128),
+    ),
+    benchmark.task(
+        "decoder-256", "A decoder up to 256 cells along a side, a share of the cells kept", run_decoder,
+        smoke=replace(SMALL, whole=False), full=DecoderPlan(size=256, shares=(0.001, 0.01, 0.05), whole=False),
     ),
 )  # fmt: skip

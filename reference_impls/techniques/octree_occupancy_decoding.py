@@ -144,6 +144,22 @@ class OctreeDecoder(nn.Module):
             grids.append(head(x)[:, 0].sigmoid())
         return grids
 
+    @torch.no_grad()
+    def begin_at(self, shares: Sequence[float]) -> None:
+        """Set the biases of the heads so that each level begins with the share of occupied cells that is due there.
+
+        shares: of each level, strictly between 0 and 1 (`shares_of`). A head that begins far from it spends its first
+        epochs on the way, for an optimiser moves a bias by no more than its rate in a step (as in Lin and others, Focal
+        Loss for Dense Object Detection, arXiv 1708.02002, section 4.1).
+        Raises: ValueError for another number of shares, or for 0 or 1.
+        """
+        if len(shares) != len(self.heads):
+            raise ValueError(f"there are {len(self.heads)} levels, got {len(shares)} shares")
+        for head, share in zip(self.heads, shares, strict=True):
+            if not 0 < share < 1:
+                raise ValueError(f"a share must lie between 0 and 1, got {share:g}")
+            nn.init.constant_(head.bias, _logit(share))  # type: ignore[arg-type]
+
     def check(self, x: Tensor) -> None:
         """Raise unless x are features of a cubic grid with the width of the first level."""
         if x.ndim != 5 or x.shape[1] != self.widths[0] or len(set(x.shape[2:])) != 1:
@@ -171,6 +187,17 @@ def _(decoder: OctreeDecoder, shape: Shape) -> Footprint:
 def closed_form_of_head(decoder: OctreeDecoder, level: int, cells: int) -> Footprint:
     """The head of a level on so many cells."""
     return Footprint(decoder.widths[level] + 1, decoder.widths[level] * cells)
+
+
+def shares_of(truth: Sequence[Tensor]) -> list[float]:
+    """Of each level, the share of occupied cells among those that decoding by the truth computes.
+
+    truth: one (B, n, n, n) bool for each level, coarse to fine. All cells of the first level are computed, and the 8
+    children of each occupied one after it.
+    """
+    occupied = [int(cells.sum()) for cells in truth]
+    computed = [truth[0].numel(), *(8 * count for count in occupied)]
+    return [a / max(b, 1) for a, b in zip(occupied, computed, strict=False)]
 
 
 @dataclass(frozen=True)

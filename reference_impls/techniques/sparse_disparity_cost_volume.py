@@ -31,7 +31,7 @@ from reference_impls.hosts.substitution import modules_of
 STRIDE, MAX_DISPARITY = 4, 192.0
 """Of the published network: its features have a quarter of the resolution, and disparities end at 192 pixels."""
 LONGEST_BASELINE = 5.0
-COLUMNS = 1024
+COLUMNS = 512
 """Widest map in which levels are matched side by side."""
 
 
@@ -70,8 +70,8 @@ class MatchingCost(nn.Module):
 
     The paper convolves with kernels (8, 3, 3), (4, 3, 3) and (2, 3, 3) over channels, rows and columns, each as long as
     its stride over the channels. So groups of channels never overlap, and the same is a 2-D convolution of each group
-    with shared weights, which runs faster. `inside` (W,): columns that are not of this image are taken as 0 by every
-    layer, as padding is.
+    with shared weights, which runs faster. `gaps`: columns (N,) between two images, which every layer takes as 0, as it
+    does padding.
     """
 
     KERNELS, WIDTHS = (8, 4, 2), (8, 16, 8)
@@ -88,21 +88,26 @@ class MatchingCost(nn.Module):
         self.project = nn.Conv2d(before, 1, 1, bias=False)
         self.project_norm = nn.BatchNorm2d(1)
 
-    def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, gaps: Tensor | None = None) -> Tensor:
         batch, _, height, width = x.shape
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm(conv(x.reshape(-1, conv.in_channels, height, width))).relu()
-            x = x if inside is None else x * inside
+            x = norm(conv(x.reshape(-1, conv.in_channels, height, width)))
+            x = emptied(x, gaps).relu_()
         return self.project_norm(self.project(x)).relu().view(batch, 1, height, width)
+
+
+def emptied(x: Tensor, gaps: Tensor | None) -> Tensor:
+    """A map (B, C, H, W) just made, with 0 in the columns `gaps`; in place, for they are few."""
+    return x if gaps is None else x.index_fill_(3, gaps, 0)
 
 
 class CostVolume(nn.Module):
     """Costs of matching left features with right ones at each of `levels`, whole shifts in columns of the features.
 
     left, right: (B, C, H, W) -> (B, G, D, H, W) with G costs of `match`, and 0 where a column has no partner.
-    `match(x, inside)` takes interleaved features (B, 2C, H, L). Levels go through it side by side as a wide map, a
-    column of zeros between two of them, so that nothing is computed that `loop` does not compute, and D columns. Maps
-    are no wider than `COLUMNS`: beyond that, fresh memory takes longer than the calls that are saved.
+    `match(x, gaps)` takes interleaved features (B, 2C, H, L). It runs once for many levels, which stand side by side in
+    a wide map, a column of zeros between two of them, so that nothing is computed that `loop` does not compute, and D
+    columns. Maps are no wider than `COLUMNS`: beyond that, fresh memory takes longer than the calls that are saved.
     """
 
     def __init__(self, levels: Sequence[int], match: nn.Module) -> None:
@@ -116,15 +121,13 @@ class CostVolume(nn.Module):
 
     def _wide(self, left: Tensor, right: Tensor, shifts: tuple[int, ...]) -> Tensor:
         """Costs of levels that go through the matching as one wide map."""
-        batch, _, height, width = left.shape
-        u, v, inside, at = (index.to(left.device) for index in packing(shifts, width))
-        # Column `width` holds zeros: it is what stands between two levels.
-        left, right = (nn.functional.pad(x, (0, 1)) for x in (left, right))
-        x = interleave(left.index_select(3, u), right.index_select(3, v))
-        costs = self.match(x, (u < width).to(x.dtype))
-        wide = costs.new_zeros(batch, costs.shape[1], height, len(shifts) * width)
-        wide = wide.index_copy(3, at, costs.index_select(3, inside))
-        return wide.view(batch, -1, height, len(shifts), width).transpose(2, 3)
+        width, gap = left.shape[3], left.new_zeros(*left.shape[:3], 1)
+        wide_left = torch.cat([part for shift in shifts for part in (left[..., shift:], gap)], 3)
+        wide_right = torch.cat([part for shift in shifts for part in (right[..., : width - shift], gap)], 3)
+        columns = packing(shifts, width)
+        gaps = torch.tensor(columns, device=left.device).cumsum(0)[1::2] - 1
+        costs = self.match(interleave(wide_left, wide_right), gaps).split(columns, 3)[::2]
+        return torch.stack([nn.functional.pad(one, (n, 0)) for one, n in zip(costs, shifts, strict=True)], 2)
 
     def loop(self, left: Tensor, right: Tensor, levels: Sequence[int] | None = None) -> Tensor:
         """The same, readable: level by level, on the columns that have a partner."""
@@ -165,19 +168,9 @@ def side_by_side(levels: Sequence[int], width: int) -> list[tuple[int, ...]]:
     return [tuple(group) for group in groups]
 
 
-def packing(levels: Sequence[int], width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How levels stand side by side in one wide map, each with its columns and one that separates it from the next.
-
-    The column of the left and of the right features that each of L columns shows (`width` for a separator); the columns
-    that are none, and where each of these belongs in the volume's D * `width` columns. All on the CPU.
-    """
-    shifts = torch.tensor(levels, device="cpu")
-    lengths = width - shifts + 1
-    level = torch.repeat_interleave(torch.arange(len(levels), device="cpu"), lengths)
-    place = torch.arange(len(level), device="cpu") - (lengths.cumsum(0) - lengths)[level]
-    u = place + shifts[level]
-    inside = (u < width).nonzero()[:, 0]
-    return u, torch.where(u < width, place, width), inside, (level * width + u)[inside]
+def packing(levels: Sequence[int], width: int) -> list[int]:
+    """Columns of each level in a wide map, and the one that separates it from the next, in turn."""
+    return [columns for level in levels for columns in (width - level, 1)]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
 from reference_impls.contract import Case, Cases, Expectation, Invalid, generator
-from reference_impls.experiments.octree_occupancy_decoding import kept_cells
+from reference_impls.experiments.octree_occupancy_decoding import in_slabs, kept_cells
 from reference_impls.layers.weights import randomise_parameters
 from reference_impls.study import forward, seeded
 from reference_impls.techniques.octree_occupancy_decoding import (
@@ -22,6 +22,7 @@ from reference_impls.techniques.octree_occupancy_decoding import (
     decode,
     decode_masked,
     grids,
+    shares_of,
 )
 from tests.support import noise, parameters
 
@@ -104,6 +105,20 @@ def test_skipping_equals_dense_layers_that_see_nothing_elsewhere(share: float) -
     assert tally.macs == by_hand  # multiplications by what is not kept are not made
 
 
+def test_slabs_give_what_whole_grids_give() -> None:
+    network, x = decoder(), noise(1, WIDTHS[0], *[FIRST] * 3)
+    kept = kept_cells([FIRST << n for n in range(3)], 0.1)
+    with count() as whole:
+        dense = network(x)
+    with count() as slabs:
+        parts = in_slabs(network, x, 5)
+    assert whole.macs == slabs.macs
+    masked = decode_masked(network, x, 1.0, truth=kept)
+    for ours, expected in ((parts, dense), (in_slabs(network, x, 4, kept), masked)):
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 def test_an_empty_scene_stops_at_the_first_level() -> None:
     case = CASES.build("redundant", 0, "cpu")
     with count() as tally, OCTREE.apply(case.target, threshold=0.5) as handle:
@@ -147,6 +162,22 @@ def test_counts_of_the_dense_decoder() -> None:
         == tally.macs
         == sum(n**3 * (a * b + 27 * b * b + b) for n, a, b in ((16, 32, 16), (32, 16, 8), (64, 8, 4))) + 8**3 * 32
     )
+
+
+def test_heads_begin_at_the_shares_of_occupied_cells() -> None:
+    fine = torch.zeros(2, 4, 4, 4, dtype=torch.bool)
+    fine[0, 0, 0, 0] = fine[1, 3, 3, 2:] = True
+    truth = [nn.functional.max_pool3d(fine[:, None].float(), 2)[:, 0].bool(), fine]
+    assert shares_of(truth) == [2 / 16, 3 / 16]
+    network = OctreeDecoder((3, 2))
+    network.begin_at(shares_of(truth))
+    grids_ = network(torch.zeros(1, 3, 2, 2, 2))
+    assert grids_[0].mean().item() == pytest.approx(2 / 16)
+    assert network.heads[1].bias.sigmoid().item() == pytest.approx(3 / 16)
+    with pytest.raises(ValueError, match="there are 2 levels, got 1 shares"):
+        network.begin_at([0.5])
+    with pytest.raises(ValueError, match="between 0 and 1, got 0"):
+        network.begin_at([0.5, 0.0])
 
 
 def test_truth_is_used_in_training_only() -> None:

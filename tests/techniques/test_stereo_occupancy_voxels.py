@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -355,7 +355,7 @@ def test_a_pair_of_ones_own(tmp_path: Path) -> None:
     assert voxelise(pair.points(), benchmark.GRID).any()
     cloud = tmp_path / "cloud.npy"
     np.save(cloud, np.array([[0.0, 0.0, 2.0]]))
-    numbers = {"focal": 240.0, "cx": 160.0, "cy": 80.0, "baseline": 0.54}
+    numbers = NUMBERS
     lidar = stereo.load_pair(files["left"], files["right"], numbers, lidar=cloud)
     assert lidar.points().tolist() == [[0, 0, 2]]
     with pytest.raises(ValueError, match="is it in millimetres"):
@@ -366,10 +366,65 @@ def test_a_pair_of_ones_own(tmp_path: Path) -> None:
         stereo.load_pair(files["right"], files["left"], numbers)
     with pytest.raises(FileNotFoundError, match=r"none\.png is missing"):
         stereo.load_pair(files["left"], tmp_path / "none.png", numbers)
-    bad = tmp_path / "bad.npy"
-    np.save(bad, np.full((160, 320), -1.0, np.float32))
-    with pytest.raises(ValueError, match="is negative"):
-        stereo.load_pair(files["left"], files["right"], numbers, bad)
+
+
+NUMBERS = {"focal": 240.0, "cx": 160.0, "cy": 80.0, "baseline": 0.54}
+
+
+def test_what_is_wrong_with_a_pair_of_ones_own(tmp_path: Path) -> None:
+    import skimage.io
+
+    files = written(tmp_path)
+
+    def array(name: str, values: Any) -> Path:
+        np.save(tmp_path / f"{name}.npy", np.asarray(values, np.float32))
+        return tmp_path / f"{name}.npy"
+
+    def text(name: str, words: str) -> Path:
+        (tmp_path / name).write_text(words)
+        return tmp_path / name
+
+    def pixels(name: str, values: Any) -> Path:
+        skimage.io.imsave(tmp_path / name, values, check_contrast=False)
+        return tmp_path / name
+
+    grey = pixels("grey.png", np.zeros((160, 320), np.uint8))
+    narrow = pixels("narrow.png", np.zeros((160, 300), np.uint8))
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"disparity": array("negative", np.full((160, 320), -1.0))}, r"negative\.npy: the disparity is negative"),
+        ({"disparity": array("minus", np.full((160, 320), -np.inf))}, r"minus\.npy: the disparity is negative"),
+        ({"disparity": array("row", np.ones(320))}, r"row\.npy: the disparity must have shape"),
+        ({"disparity": array("small", np.ones((80, 160)))}, "of another size than the images"),
+        ({"disparity": grey}, r"grey\.png must be a grey PNG of 16 bits"),
+        ({"lidar": array("cloud", [[0.0, np.nan, 2.0]])}, r"cloud\.npy must hold finite points"),
+        ({"lidar": array("flat", [[0.0, 2.0]])}, r"must hold finite points \(N, 3\)"),
+        ({"calibration": NUMBERS | {"fx": 1.0}}, "a calibration has no fx"),
+        ({"calibration": NUMBERS | {"focal": 0.0}}, "focal"),
+        ({"calibration": text("calib.txt", "cam0=[240 0 160]\n")}, r"calib\.txt is no calibration"),
+        ({"calibration": text("calib.json", "{}")}, r"calib\.json is no calibration: the calibration lacks"),
+        ({"right": narrow}, "both images must have the same size"),
+        ({"right": text("words.png", "no image")}, r"words\.png cannot be read as an image"),
+        ({"right": files["left"]}, "the same image: a single camera tells no distance"),
+    )
+    for change, says in wrong:
+        with pytest.raises(ValueError, match=says):
+            stereo.load_pair(**{"left": files["left"], "right": files["right"], "calibration": NUMBERS} | change)
+    gaps = np.full((160, 320), np.nan)
+    gaps[80, 160] = 64.8
+    pair = stereo.load_pair(files["left"], files["right"], NUMBERS, array("gaps", gaps))
+    assert pair.points().tolist() == pytest.approx(np.array([[0.0, 0.0, 2.0]]))
+    with pytest.raises(ValueError, match="neither points of a range sensor nor a disparity"):
+        stereo.load_pair(files["left"], files["right"], NUMBERS).points()
+
+
+def test_disparities_that_are_none_and_scenes_without_any() -> None:
+    for value, says in ((torch.nan, "holds NaN"), (-1.0, r"is negative \(-1\)")):
+        with pytest.raises(ValueError, match=says):
+            CAMERA.back_project(torch.full((4, 4), value))
+    for unknown in (torch.inf, 0.0):  # infinitely far, too
+        points = CAMERA.back_project(torch.full((4, 4), unknown))
+        assert points.shape == (0, 3)
+        assert not voxelise(points, Grid.in_front(8.0)).any()
 
 
 def test_the_layout_of_driving_stereo(tmp_path: Path) -> None:
@@ -386,7 +441,14 @@ def test_the_layout_of_driving_stereo(tmp_path: Path) -> None:
     for kind, place in places.items():
         (tmp_path / place).parent.mkdir(parents=True)
         skimage.io.imsave(tmp_path / place, skimage.io.imread(files[kind]), check_contrast=False)
+    for place in places.values():
+        (tmp_path / place.replace("test", "train")).parent.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"left-image-half-size holds no \.jpg"):
+        next(stereo.driving_stereo(tmp_path, "train"))
     (pair,) = stereo.driving_stereo(tmp_path)
     assert (pair.name, pair.left.shape, pair.camera.focal) == ("drive-1", (3, 160, 320), 1003.556)
     assert pair.disparity is not None
     assert bool(pair.disparity.isinf().any())
+    (tmp_path / places["right"]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"right-image-half-size.drive-1\.jpg is missing"):
+        next(stereo.driving_stereo(tmp_path))

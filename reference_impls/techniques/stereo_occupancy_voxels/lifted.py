@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from reference_impls.layers.conv import conv_norm_act
 from reference_impls.techniques.octree_occupancy_decoding import Decoded, OctreeDecoder, decode
-from reference_impls.techniques.sparse_disparity_cost_volume import STRIDE, CostVolume
+from reference_impls.techniques.sparse_disparity_cost_volume import STRIDE, CostVolume, emptied
 from reference_impls.techniques.stereo_occupancy_voxels.grid import LOSS_WEIGHTS, soft_iou
 from reference_impls.techniques.stereo_occupancy_voxels.network import check_pair
 
@@ -32,12 +32,11 @@ class GroupSimilarity(nn.Module):
         self.groups = groups
         self.convs = nn.ModuleList([nn.Conv2d(groups, hidden, 3, padding=1), nn.Conv2d(hidden, groups, 3, padding=1)])
 
-    def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
-        inside = x.new_ones(x.shape[3]) if inside is None else inside
+    def forward(self, x: Tensor, gaps: Tensor | None = None) -> Tensor:
         left, right = x.unflatten(1, (self.groups, -1, 2)).unbind(3)
         similarity = (left * right).sum(2)
-        hidden = self.convs[0](similarity).relu() * inside
-        return (similarity + self.convs[1](hidden)) * inside
+        hidden = emptied(self.convs[0](similarity), gaps).relu_()
+        return similarity + self.convs[1](hidden)
 
 
 def unit_groups(x: Tensor, groups: int) -> Tensor:
@@ -68,8 +67,6 @@ class LiftedStereoNet(nn.Module):
         self.down = nn.ModuleList([_block(fine, middle, 2, 2), _block(middle, coarse, 2, 2)])
         self.mix = nn.ModuleList([_block(middle, middle, 3), _block(coarse, coarse, 3)])
         self.decoder = OctreeDecoder(widths)
-        for head in self.decoder.heads:
-            nn.init.constant_(head.bias, -2.0)  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -103,7 +100,7 @@ class LiftedStereoNet(nn.Module):
         return self.mix[1](self.down[1](middle)), [middle, fine]
 
     def loss(self, left: Tensor, right: Tensor, where: Tensor, truth: Sequence[Tensor]) -> Tensor:
-        """Weighted soft IoU of all levels; only children of cells that are occupied or thought so are computed.
+        """`sparse_loss` of a batch; only children of cells that are occupied or thought so are computed.
 
         truth: one (B, n, n, n) bool for each level. Cells that are not computed are free and have no part in the loss.
         """
@@ -112,11 +109,16 @@ class LiftedStereoNet(nn.Module):
 
 
 def sparse_loss(found: Sequence[Decoded], truth: Sequence[Tensor], weights: Sequence[float] = LOSS_WEIGHTS) -> Tensor:
-    """`occupancy_loss` of what was computed, where nothing occupied was left out."""
+    """Sum over levels of weight times (1 - soft IoU + binary cross-entropy) of the cells that were computed.
+
+    Nothing occupied was left out, so the soft IoU is that of `occupancy_loss`. The cross-entropy is not of the paper:
+    it pulls every cell by itself, where the IoU of a level that is still bad has hardly a slope.
+    """
     total = found[0].probability.new_tensor(0.0)
     for one, cells, weight in zip(found, truth, weights, strict=False):
         due = cells.flatten()[one.cells.flat()].to(one.probability)
-        total = total + weight * (1 - soft_iou(one.probability, due))
+        entropy = F.binary_cross_entropy(one.probability.clamp(1e-6, 1 - 1e-6), due)
+        total = total + weight * (1 - soft_iou(one.probability, due) + entropy)
     return total
 
 
