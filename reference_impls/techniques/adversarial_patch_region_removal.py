@@ -56,9 +56,18 @@ def important(activations: Tensor, share: float) -> Tensor:
 
     Negative activations count as zero, as after a ReLU. The bound is the quantile of every seventh activation.
     """
-    sample = activations.flatten()[::SAMPLE].float()
+    sample = _every(activations, SAMPLE).float()
     bound = sample.kthvalue(max(1, round((1 - share) * len(sample)))).values.clamp(min=torch.finfo(torch.float32).tiny)
     return (activations >= bound.to(activations.dtype)).sum(0, dtype=torch.int32)
+
+
+def _every(activations: Tensor, step: int) -> Tensor:
+    """`activations.flatten()[::step]`, without a copy of all where channels come last in memory."""
+    if activations.is_contiguous():
+        return activations.flatten()[::step]
+    positions = activations.permute(1, 2, 0).reshape(-1, len(activations))  # (h w, C)
+    firsts = [-c * len(positions) % step for c in range(len(activations))]
+    return torch.cat([positions[first::step, c] for c, first in enumerate(firsts)])
 
 
 def window_sums(marks: Tensor, size: int) -> Tensor:
@@ -106,10 +115,14 @@ def fill(frame: Tensor, place: Place, size: Sequence[int], how: str) -> Tensor:
 
     "neutral": grey. "inpaint": Coons's patch between the pixels just outside, which meets all four sides.
     """
-    (top, left), (h, w) = place, size
+    h, w = size
     if how == "neutral":
         return frame.new_full((1, frame.shape[1], h, w), 0.5)
-    padded = F.pad(frame, (1, 1, 1, 1), mode="replicate")[:, :, top : top + h + 2, left : left + w + 2]
+    rows, columns = (  # of the window and the pixels around it
+        torch.arange(first - 1, first + length + 1, device=frame.device).clamp(0, n - 1)
+        for first, length, n in zip(place, size, frame.shape[2:], strict=True)
+    )
+    padded = frame[:, :, rows[:, None], columns]
     north, south, west, east = (
         padded[..., :1, 1:-1],
         padded[..., -1:, 1:-1],
