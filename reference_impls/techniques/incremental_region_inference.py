@@ -122,12 +122,25 @@ class Reference:
                 f"crops of shape {tuple(crops.shape)} at {list(places)} do not lie in a frame of shape "
                 f"{tuple(self.graph.frame.shape)}: give one (top, left) for each"
             )
-        per_position = [layer["macs_per_position"] for layer in self.layers.values()]
         groups = [
-            (group, self._varied(crops[group], [places[k] for k in group]))
-            for group in grouped([self.extents.of(place, (h, w)) for place in places], per_position)
+            (group, self._varied(crops[group], [places[k] for k in group])) for group in self._groups(places, (h, w))
         ]
         return pytree.tree_map(lambda leaf: self._given(leaf, groups, len(crops)), self.graph.result)
+
+    def planned(self, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> int:
+        """MACs that windows of a size (h, w) at these places will take, to choose by; at most a little too few."""
+        extents = [self.extents.of(place, size) for place in places]
+        return sum(
+            len(group) * batch_macs([extents[k] for k in group], self._per_position)
+            for group in self._groups(places, size)
+        )
+
+    @property
+    def _per_position(self) -> list[int]:
+        return [layer["macs_per_position"] for layer in self.layers.values()]
+
+    def _groups(self, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[list[int]]:
+        return grouped([self.extents.of(place, size) for place in places], self._per_position)
 
     def _varied(self, crops: Tensor, places: Sequence[tuple[int, int]]) -> dict[Value, Varied]:
         """Everything that differs in some variants, which run as one batch."""
@@ -250,6 +263,12 @@ def reached(operation: Operation, i: int, low: int, high: int) -> tuple[int, int
         return low * times, high * times
     alike = all(len(v.shape) == 4 and v.shape[2 + i] == length for v in operation.inputs())
     return (low, high) if alike else (0, length)
+
+
+def batch_macs(extents: Sequence[Sequence[tuple[int, int]]], per_position: Sequence[int]) -> int:
+    """MACs of each variant of a batch: in every layer the rectangle that holds those of all."""
+    widest = np.array(extents, dtype=np.int64).reshape(len(extents), len(per_position), 2).max(0)
+    return int((widest.prod(1) * np.array(per_position, dtype=np.int64)).sum())
 
 
 def grouped(extents: Sequence[Sequence[tuple[int, int]]], per_position: Sequence[int]) -> list[list[int]]:

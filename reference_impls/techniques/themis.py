@@ -179,7 +179,7 @@ class Themis(Technique):
         """
         if short > long:
             raise ValueError(f"short must be at most long, {long}, got {short}")
-        others = {n: AdversarialPatchRegionRemoval.knobs[n].default for n in ("block", "margin")}
+        others = {n: AdversarialPatchRegionRemoval.knobs[n].default for n in ("block", "margin", "jointly")}
         if 0 < knobs["threshold"] <= others["margin"]:
             raise ValueError(f"threshold must be 0 or above {others['margin']}, got {knobs['threshold']}")
         try:

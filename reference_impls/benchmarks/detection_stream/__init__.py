@@ -28,7 +28,7 @@ SCENARIOS = (
         "vtest",
         "Techniques for video on a detector that watches a square, in one run",
         tasks.meet,
-        full=tasks.StreamPlan(clip="vtest", others=("bikes", "tree"), frames=200, other_frames=40, timed=8, people=20),
+        full=tasks.StreamPlan(clip="vtest", others=("bikes", "tree"), frames=120, other_frames=30, timed=6, people=10),
         smoke=small_stream(),
     ),
 )

@@ -23,6 +23,7 @@ DEFENCE = AdversarialPatchRegionRemoval()
 Detect = Callable[[Tensor], Detections]
 """From a frame (1, 3, H, W) to what is in it."""
 FULL, ALL_PASSES, NONE, NEUTRAL = "the detector alone", "full passes", "attacked, no defence", "filled with grey"
+AT_ONCE = "all windows at once first"
 DENSITY, CHANCE, GRADIENTS, EVERYWHERE = (
     "proposals only", "windows at random", "local gradients smoothing", "exhaustive occlusion"
 )  # fmt: skip
@@ -97,6 +98,10 @@ class Whole:
     frame: Tensor
     result: Any
 
+    def planned(self, places: Sequence[Place], size: tuple[int, int]) -> int:
+        """Full passes."""
+        return len(places)
+
     def replaced(self, crops: Tensor, places: Sequence[Place]) -> Any:
         """A full pass for each variant."""
         results = []
@@ -131,6 +136,7 @@ def beside(model: nn.Module, **knobs: Any) -> dict[str, Detect]:
         NONE: alone,
         GRADIENTS: lambda frame: alone(smoothed(frame)),
         NEUTRAL: defended(model, **knobs | {"fill": "neutral"}),
+        AT_ONCE: defended(model, **knobs | {"jointly": True}),
         DENSITY: defended(model, Unverified, **knobs),
         CHANCE: defended(model, Chance, **knobs),
     }
