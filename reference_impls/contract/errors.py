@@ -54,6 +54,19 @@ def check_tensor(name: str, x: Any, shape: str, *, floating: bool = True, finite
     return x
 
 
+def check_frame(frame: Any) -> Tensor:
+    """Return `frame` if it is one frame (1, C, H, W) of finite pixels, and at least one of them; else raise an error.
+
+    Raises: as `check_tensor`.
+    """
+    check_tensor("frame", frame, "1 C H W")
+    if not frame.numel():
+        raise ValueError(
+            f"frame must hold pixels, got shape {tuple(frame.shape)}: leave empty frames out of the stream"
+        )
+    return frame  # type: ignore[no-any-return]
+
+
 def check_range(
     name: str, value: Any, low: float, high: float = math.inf, *, integer: bool = False, low_open: bool = False
 ) -> None:

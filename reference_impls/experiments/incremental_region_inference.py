@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from reference_impls.accounting.record import Interval, Record
 from reference_impls.benchmarks import detection_stream as benchmark
 from reference_impls.benchmarks.detection_stream import tasks
+from reference_impls.benchmarks.detection_stream.streams import Changed
+from reference_impls.benchmarks.detection_stream.tasks import Method
 from reference_impls.benchmarks.video_stream import best_dense
 from reference_impls.contract import generator
 from reference_impls.data.images import PHOTOS, photo, resized
@@ -127,6 +129,16 @@ def occlusion(study: Study[OcclusionPlan]) -> Record:
     )
 
 
+CONTENDERS = {
+    "detection-stream/vtest": [
+        Method(
+            IncrementalRegionInference.id,
+            lambda model, limit=limit: Changed(incremental(model), limit),
+            {"method": f"box of changes above {limit:g}"},
+        )
+        for limit in (0.0, 0.1)
+    ]
+}
 SCENARIOS = (
     benchmark.task(
         "detector-windows",

@@ -12,10 +12,10 @@ from torch import nn
 
 from reference_impls.benchmarks import detection_stream as benchmark
 from reference_impls.benchmarks.detection_stream import tasks
-from reference_impls.benchmarks.detection_stream.streams import Frames, MovedBoxes, Stream, weak
+from reference_impls.benchmarks.detection_stream.streams import Frames, Stream, weak
 from reference_impls.benchmarks.detection_stream.tasks import Method
 from reference_impls.study import TECHNIQUE
-from reference_impls.techniques.key_frame_feature_propagation import KeyFrameFeaturePropagation
+from reference_impls.techniques.key_frame_feature_propagation import KeyFrameFeaturePropagation, MovedBoxes
 
 KEY_FRAMES = KeyFrameFeaturePropagation()
 BOXES, NEAREST, HELD, UNSURE = "moved boxes", "whole positions", "held features", "moved boxes, sooner when unsure"

@@ -27,6 +27,7 @@ from reference_impls.layers.boxes import Detections, suppressed
 ANCHORS = ((81, 82), (135, 169), (344, 319)), ((23, 27), (37, 58), (81, 82))
 """Width and height in pixels, of the maps at strides 32 and 16."""
 STRIDES = (32, 16)
+GRIDS = tuple(zip(ANCHORS, STRIDES, strict=True))
 CLASSES = 80
 FLOATS = 8_858_734
 """Numbers in the file of weights, after its header."""
@@ -92,17 +93,29 @@ def boxes_of(raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     The centre is (cell + sigmoid(t_xy)) x stride, the size anchor x exp(t_wh), the score sigmoid(t_o) sigmoid(t_c)
     (arXiv 1804.02767, section 2).
     """
-    boxes, scores = [], []
-    for head, anchors, stride in zip(raw, ANCHORS, STRIDES, strict=True):
-        batch, _, height, width = head.shape
-        t = head.view(batch, 3, 5 + CLASSES, height, width).permute(0, 1, 3, 4, 2)  # B 3 H W 85
-        y, x = (torch.arange(n, device=head.device, dtype=head.dtype) for n in (height, width))
-        cell = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), -1)
-        centre = (cell + t[..., :2].sigmoid()) * stride
-        half = torch.tensor(anchors, device=head.device, dtype=head.dtype)[:, None, None] * t[..., 2:4].exp() / 2
-        boxes.append(torch.cat((centre - half, centre + half), -1).flatten(1, 3))
-        scores.append((t[..., 4:5].sigmoid() * t[..., 5:].sigmoid()).flatten(1, 3))
-    return torch.cat(boxes, 1), torch.cat(scores, 1)
+    batch = len(raw[0])
+    every = [torch.arange(head.numel() // (5 + CLASSES), device=head.device) for head in raw]
+    found = [_decoded(head, *of, at) for head, of, at in zip(raw, GRIDS, every, strict=True)]
+    boxes, scores = (
+        torch.cat([one.view(batch, -1, one.shape[1]) for one in ones], 1) for ones in zip(*found, strict=True)
+    )
+    return boxes, scores
+
+
+def _decoded(head: Tensor, anchors: Sequence[tuple[int, int]], stride: int, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (n, 4) and scores (n, 80) of a raw map at numbers (n,) of (frame, anchor, row, column), in this order."""
+    height, width = head.shape[2:]
+    x, y = at % width, at // width % height
+    anchor, frame = at // (width * height) % len(anchors), at // (width * height * len(anchors))
+    t = _by_anchor(head)[frame, anchor, :, y, x]  # n 85
+    centre = (torch.stack((x, y), 1) + t[:, :2].sigmoid()) * stride
+    half = torch.tensor(anchors, device=head.device, dtype=head.dtype)[anchor] * t[:, 2:4].exp() / 2
+    return torch.cat((centre - half, centre + half), 1), t[:, 4:5].sigmoid() * t[:, 5:].sigmoid()
+
+
+def _by_anchor(head: Tensor) -> Tensor:
+    """A raw map as (B, 3, 85, H, W)."""
+    return head.view(len(head), 3, 5 + CLASSES, *head.shape[2:])
 
 
 def detections(raw: Sequence[Tensor], threshold: float = 0.5, overlap: float = 0.45) -> list[Detections]:
@@ -111,13 +124,17 @@ def detections(raw: Sequence[Tensor], threshold: float = 0.5, overlap: float = 0
     Boxes are in pixels of the network's input; non-maximum suppression by class at `overlap`.
     """
     check_range("threshold", threshold, 0, 1)
-    all_boxes, all_scores = boxes_of(raw)
-    found = []
-    for boxes, scores in zip(all_boxes, all_scores, strict=True):
+    parts = []
+    for head, (anchors, stride) in zip(raw, GRIDS, strict=True):
+        object_there = _by_anchor(head)[:, :, 4].sigmoid().flatten()  # no score is larger
+        at = (object_there >= threshold).nonzero()[:, 0]
+        boxes, scores = _decoded(head, anchors, stride, at)
         best, classes = scores.max(1)
         kept = best >= threshold
-        found.append(suppressed(Detections(boxes[kept], best[kept], classes[kept]), overlap))
-    return found
+        parts.append((at[kept] // (object_there.numel() // len(head)), boxes[kept], best[kept], classes[kept]))
+    frames, *rest = (torch.cat(part) for part in zip(*parts, strict=True))
+    everything = Detections(*rest)
+    return [suppressed(everything.of(frames == n), overlap) for n in range(len(raw[0]))]
 
 
 def letterboxed(frame: Tensor, size: tuple[int, int]) -> tuple[Tensor, float, tuple[int, int]]:

@@ -32,6 +32,7 @@ from reference_impls.contract import (
     Number,
     Redundancy,
     Setting,
+    Switch,
     Technique,
     UnsupportedHost,
     check_tensor,
@@ -56,9 +57,18 @@ def important(activations: Tensor, share: float) -> Tensor:
 
     Negative activations count as zero, as after a ReLU. The bound is the quantile of every seventh activation.
     """
-    sample = activations.flatten()[::SAMPLE].float()
+    sample = _every(activations, SAMPLE).float()
     bound = sample.kthvalue(max(1, round((1 - share) * len(sample)))).values.clamp(min=torch.finfo(torch.float32).tiny)
     return (activations >= bound.to(activations.dtype)).sum(0, dtype=torch.int32)
+
+
+def _every(activations: Tensor, step: int) -> Tensor:
+    """`activations.flatten()[::step]`, without a copy of all where channels come last in memory."""
+    if activations.is_contiguous():
+        return activations.flatten()[::step]
+    positions = activations.permute(1, 2, 0).reshape(-1, len(activations))  # (h w, C)
+    firsts = [-c * len(positions) % step for c in range(len(activations))]
+    return torch.cat([positions[first::step, c] for c, first in enumerate(firsts)])
 
 
 def window_sums(marks: Tensor, size: int) -> Tensor:
@@ -106,10 +116,14 @@ def fill(frame: Tensor, place: Place, size: Sequence[int], how: str) -> Tensor:
 
     "neutral": grey. "inpaint": Coons's patch between the pixels just outside, which meets all four sides.
     """
-    (top, left), (h, w) = place, size
+    h, w = size
     if how == "neutral":
         return frame.new_full((1, frame.shape[1], h, w), 0.5)
-    padded = F.pad(frame, (1, 1, 1, 1), mode="replicate")[:, :, top : top + h + 2, left : left + w + 2]
+    rows, columns = (  # of the window and the pixels around it
+        torch.arange(first - 1, first + length + 1, device=frame.device).clamp(0, n - 1)
+        for first, length, n in zip(place, size, frame.shape[2:], strict=True)
+    )
+    padded = frame[:, :, rows[:, None], columns]
     north, south, west, east = (
         padded[..., :1, 1:-1],
         padded[..., -1:, 1:-1],
@@ -123,15 +137,16 @@ def fill(frame: Tensor, place: Place, size: Sequence[int], how: str) -> Tensor:
     return (1 - v) * north + v * south + (1 - u) * west + u * east - bilinear
 
 
-def unstable(before: Detections, after: Detections, region: Tensor, threshold: float, margin: float) -> int:
-    """How many detections appear or vanish elsewhere when a region is filled.
+def unstable(before: Detections, after: Detections, regions: Tensor, threshold: float, margin: float) -> int:
+    """How many detections appear or vanish elsewhere when regions (R, 4), or one (4,), are filled.
 
     before, after: down to a score of threshold - margin; a detection counts from `threshold` on and must have no
-    partner in the other set, however weak. Appeared boxes count anywhere; vanished ones where the region (4,) covers
-    nothing of them, because what hides part of an object may well make it vanish.
+    partner in the other set, however weak. Appeared boxes count anywhere; vanished ones where the regions cover nothing
+    of them, because what hides part of an object may well make it vanish.
     """
     appeared = (matched(after, before) < 0) & (after.scores >= threshold).cpu()
-    touched = shared_area(before.boxes, region[None].to(before.boxes))[:, 0] > 0.01 * area(before.boxes)
+    shared = shared_area(before.boxes, regions.view(-1, 4).to(before.boxes))
+    touched = (shared > 0.01 * area(before.boxes)[:, None]).any(1)
     vanished = (matched(before, after) < 0) & ((before.scores >= threshold) & ~touched).cpu()
     return int(appeared.sum() + vanished.sum())
 
@@ -182,12 +197,16 @@ class PatchDefence(nn.Module):
         if not places:
             return reference.result, []
         k, side = self.knobs, self.knobs["window"]
-        crops = torch.cat([fill(frame, place, (side, side), k["fill"]) for place in places])
-        results = reference.replaced(crops, places)
         weak = k["threshold"] - k["margin"]
         before = self.decode(reference.result, weak)[0]
+        regions = torch.tensor([[x, y, x + side, y + side] for y, x in places])
+        if k["jointly"] and self._together_cheaper(reference, places):
+            after = self.decode(self.filled(reference, frame, places), weak)
+            if not unstable(before, after[0], regions, k["threshold"], k["margin"]):
+                return reference.result, []
+        crops = torch.cat([fill(frame, place, (side, side), k["fill"]) for place in places])
+        results = reference.replaced(crops, places)
         after = self.decode(results, weak)
-        regions = [torch.tensor([x, y, x + side, y + side]) for y, x in places]
         at_work = [
             n for n, (one, region) in enumerate(zip(after, regions, strict=True))
             if unstable(before, one, region, k["threshold"], k["margin"])
@@ -197,16 +216,27 @@ class PatchDefence(nn.Module):
             return _one(results, at_work[0]), confirmed
         return (self.filled(reference, frame, confirmed) if confirmed else reference.result), confirmed
 
+    def _together_cheaper(self, reference: Reference, places: Sequence[Place]) -> bool:
+        """Whether one variant with all windows filled takes fewer MACs than one for each."""
+        side = self.knobs["window"]
+        top, left, bottom, right = enclosing(places, side)
+        return reference.planned([(top, left)], (bottom - top, right - left)) < reference.planned(places, (side, side))
+
     def filled(self, reference: Reference, frame: Tensor, places: Sequence[Place]) -> Any:
         """The result for the frame with all these windows filled, in one variant."""
         side = self.knobs["window"]
-        top, left = (min(place[i] for place in places) for i in (0, 1))
-        bottom, right = (max(place[i] for place in places) + side for i in (0, 1))
+        top, left, bottom, right = enclosing(places, side)
         crop = frame[:, :, top:bottom, left:right].clone()
         for place in places:
             y, x = place[0] - top, place[1] - left
             crop[:, :, y : y + side, x : x + side] = fill(frame, place, (side, side), self.knobs["fill"])
         return reference.replaced(crop, [(top, left)])
+
+
+def enclosing(places: Sequence[Place], side: int) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of the rectangle around windows."""
+    tops, lefts = zip(*places, strict=True)
+    return min(tops), min(lefts), max(tops) + side, max(lefts) + side
 
 
 def _one(results: Any, n: int) -> Any:
@@ -249,6 +279,10 @@ class AdversarialPatchRegionRemoval(Technique):
         "block": Integer(1, low=1, about="the convolution, with what follows it, that counts as shallow"),
         "threshold": Number(0.5, low=0, high=1, about="score from which on a detection counts"),
         "margin": Number(0.2, low=0, high=1, about="by how much a score must change for a window to be at work"),
+        "jointly": Switch(
+            False,
+            about="fill all windows at once first where that is cheaper, and each alone only if it changes something",
+        ),
         "fill": Choice("neutral", options=("neutral", "inpaint"), about="what stands in the place of a window"),
         "decode": Given(None, about="function (result, threshold) -> detections of each frame; None: the model's own"),
         "frame_shape": Given(

@@ -8,7 +8,7 @@ The idea. Occlusion maps, perturbation tests and defences against patches run a 
 which each has one window replaced. A window reaches, in each layer, only the outputs that read something of it. So the
 frame is computed once, everything kept; of a variant each layer computes the reached rectangle from a window of its
 input with the halo, what did not change being read from the frame's own feature map. Rectangles of all variants are
-brought to one size, so that a layer runs once on all of them.
+brought to one size, so that a layer runs once on all of them; windows whose rectangles differ much run in groups.
 
 Nothing is approximated: the same operators work on the same numbers. An operator without a rule here runs as a whole,
 for each variant, and stays exact too.
@@ -22,13 +22,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from reference_impls.accounting.count import uncounted
-from reference_impls.contract import Handle, Redundancy, Setting, Switch, Technique, UnsupportedHost, check_tensor
+from reference_impls.contract import (
+    Handle,
+    Redundancy,
+    Setting,
+    Switch,
+    Technique,
+    UnsupportedHost,
+    check_frame,
+    check_tensor,
+)
 from reference_impls.contract.errors import warn_no_effect
 from reference_impls.contract.replacement import refuse_capture
 from reference_impls.hosts.graph import (
@@ -74,8 +84,9 @@ class Reference:
     result: what the model returns for the frame.
     """
 
-    def __init__(self, graph: Graph, known: dict[Value, Tensor], result: Any) -> None:
+    def __init__(self, graph: Graph, known: dict[Value, Tensor], result: Any, extents: Extents | None = None) -> None:
         self.graph, self.known, self.result = graph, known, result
+        self.extents = extents or Extents(graph)
         self.layers = {
             f"{n} {o.where or o.name}": {"macs_per_position": o.macs // _positions(o), "positions": _positions(o),
                                          "computed": 0} for n, o in enumerate(graph.operations) if o.macs
@@ -111,11 +122,33 @@ class Reference:
                 f"crops of shape {tuple(crops.shape)} at {list(places)} do not lie in a frame of shape "
                 f"{tuple(self.graph.frame.shape)}: give one (top, left) for each"
             )
+        groups = [
+            (group, self._varied(crops[group], [places[k] for k in group])) for group in self._groups(places, (h, w))
+        ]
+        return pytree.tree_map(lambda leaf: self._given(leaf, groups, len(crops)), self.graph.result)
+
+    def planned(self, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> int:
+        """MACs that windows of a size (h, w) at these places will take, to choose by; at most a little too few."""
+        extents = [self.extents.of(place, size) for place in places]
+        return sum(
+            len(group) * batch_macs([extents[k] for k in group], self._per_position)
+            for group in self._groups(places, size)
+        )
+
+    @property
+    def _per_position(self) -> list[int]:
+        return [layer["macs_per_position"] for layer in self.layers.values()]
+
+    def _groups(self, places: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[list[int]]:
+        return grouped([self.extents.of(place, size) for place in places], self._per_position)
+
+    def _varied(self, crops: Tensor, places: Sequence[tuple[int, int]]) -> dict[Value, Varied]:
+        """Everything that differs in some variants, which run as one batch."""
         varied: dict[Value, Varied] = {self.graph.frame: Region(crops, tuple(places))}
         for operation in self.graph.operations:
             if any(value in varied for value in operation.inputs()):
                 self._follow(operation, varied, len(crops))
-        return pytree.tree_map(lambda leaf: self._given(leaf, varied, len(crops)), self.graph.result)
+        return varied
 
     @property
     def macs(self) -> int:
@@ -150,13 +183,23 @@ class Reference:
         whole[:, :, top : top + h, left : left + w] = found.crops[k]
         return whole
 
-    def _given(self, leaf: Any, varied: Mapping[Value, Varied], count: int) -> Any:
+    def _given(self, leaf: Any, groups: Sequence[tuple[list[int], Mapping[Value, Varied]]], count: int) -> Any:
         """A part of the result for all variants, one after the other."""
         if not isinstance(leaf, Value):
             return leaf
-        if leaf not in varied:
-            return self.known[leaf].repeat(count, *[1] * (len(leaf.shape) - 1))
-        return torch.cat([self._variant(leaf, varied[leaf], k) for k in range(count)])
+        known = self.known[leaf]
+        if len(known) == 1 and not any(isinstance(varied.get(leaf), list) for _, varied in groups):
+            out = known.expand(count, *known.shape[1:]).clone(memory_format=torch.preserve_format)
+            for group, varied in groups:
+                if isinstance(region := varied.get(leaf), Region):
+                    for k, crop, (y, x) in zip(group, region.crops, region.places, strict=True):
+                        out[k, :, y : y + region.size[0], x : x + region.size[1]] = crop
+            return out
+        each = [known] * count
+        for group, varied in groups:
+            for n, k in enumerate(group if leaf in varied else ()):
+                each[k] = self._variant(leaf, varied[leaf], n)
+        return torch.cat(each)
 
 
 def _positions(operation: Operation) -> int:
@@ -164,6 +207,94 @@ def _positions(operation: Operation) -> int:
     value = operation.outputs[0]
     plain = operation.func in CONVOLUTIONS and not operation.args[6] and value is not None
     return value.shape[2] * value.shape[3] if plain else 1
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Groups of variants whose rectangles are of about one size
+
+WEIGHTS_ANEW = 40
+"""A group reads all weights once more; in a layer that costs about as much as computing so many positions."""
+
+
+class Extents:
+    """How much of each layer a window of the frame reaches: height and width, layer by layer, remembered by place.
+
+    It serves to plan groups; what is computed is found, and counted, as it runs.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.along: dict[tuple[int, int, int], tuple[int, ...]] = {}
+
+    def of(self, place: tuple[int, int], size: tuple[int, int]) -> list[tuple[int, int]]:
+        """For each operator that multiplies, in order."""
+        return list(zip(*(self._lengths(i, place[i], place[i] + size[i]) for i in (0, 1)), strict=True))
+
+    def _lengths(self, i: int, low: int, high: int) -> tuple[int, ...]:
+        """Of what a change from `low` to `high` reaches along an axis."""
+        if (i, low, high) not in self.along:
+            spans, lengths = {self.graph.frame: (low, high)}, list[int]()
+            for operation in self.graph.operations:
+                given = [spans[value] for value in operation.inputs() if value in spans]
+                if given:
+                    end = operation, i, min(span[0] for span in given), max(span[1] for span in given)
+                    span = reached(*end)
+                    spans |= {value: span for value in operation.outputs if value is not None}
+                if operation.macs:
+                    lengths.append(span[1] - span[0] if given else 0)
+            self.along[i, low, high] = tuple(lengths)
+        return self.along[i, low, high]
+
+
+def reached(operation: Operation, i: int, low: int, high: int) -> tuple[int, int]:
+    """Where an operator's result may differ along an axis of feature maps if what it reads differs within a span."""
+    out = operation.outputs[0]
+    if out is None or len(out.shape) != 4 or (operation.macs and _positions(operation) == 1):
+        return 0, 1
+    length = out.shape[2 + i]
+    if axes := _axes(operation):
+        return axes[i].reached(low, high, length)
+    if operation.func is aten.constant_pad_nd.default:
+        sides = operation.args[1]
+        before = sides[2 - 2 * i] if len(sides) > 2 - 2 * i else 0
+        return low + before, high + before
+    if operation.func in UPSAMPLINGS:
+        times = length // operation.args[0].shape[2 + i]
+        return low * times, high * times
+    alike = all(len(v.shape) == 4 and v.shape[2 + i] == length for v in operation.inputs())
+    return (low, high) if alike else (0, length)
+
+
+def batch_macs(extents: Sequence[Sequence[tuple[int, int]]], per_position: Sequence[int]) -> int:
+    """MACs of each variant of a batch: in every layer the rectangle that holds those of all."""
+    widest = np.array(extents, dtype=np.int64).reshape(len(extents), len(per_position), 2).max(0)
+    return int((widest.prod(1) * np.array(per_position, dtype=np.int64)).sum())
+
+
+def grouped(extents: Sequence[Sequence[tuple[int, int]]], per_position: Sequence[int]) -> list[list[int]]:
+    """Which variants run as one batch: the groups that cost least, weights read anew for each counted.
+
+    extents: of each variant, height and width of the rectangle in each layer. per_position: MACs at one of its
+    positions. Variants are put in order by their rectangle in the costliest layer, and cut where it is cheapest.
+    """
+    sizes = np.array(extents, dtype=np.int64).reshape(len(extents), len(per_position), 2)
+    each = np.array(per_position, dtype=np.int64)
+    if len(sizes) < 2 or not len(each):
+        return [list(range(len(sizes)))]
+    costliest = int((sizes.prod(2) * each).sum(0).argmax())
+    order = np.lexsort((sizes[:, costliest, 1], sizes[:, costliest, 0]))
+    best, since = [0.0], [0]
+    for end in range(1, len(order) + 1):
+        widest = np.maximum.accumulate(sizes[order[:end]][::-1], axis=0)[::-1]  # of those from each start to the end
+        batch = (widest.prod(2) * each).sum(1) * np.arange(end, 0, -1) + WEIGHTS_ANEW * int(each.sum())
+        costs = np.array(best) + batch
+        since.append(int(costs.argmin()))
+        best.append(float(costs.min()))
+    groups, end = list[list[int]](), len(order)
+    while end:
+        groups.append(sorted(order[since[end] : end].tolist()))
+        end = since[end]
+    return groups[::-1]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -235,22 +366,38 @@ def _sliding(
     return Region(run(window.read(source, starts, extent, beyond)), places)
 
 
-def _convolution(operation: Operation, window: Window) -> Region | None:
-    weight, bias, stride, padding, dilation, transposed, _, groups = operation.args[1:9]
-    if transposed or not isinstance(weight, Tensor) or isinstance(bias, Value) or weight.dim() != 4:
+def _axes(operation: Operation) -> list[Axis] | None:
+    """How a convolution or pooling slides down and across; None for any other operator."""
+    if operation.func in CONVOLUTIONS:
+        weight, _, stride, padding, dilation, transposed = operation.args[1:7]
+        if transposed or not isinstance(weight, Tensor) or weight.dim() != 4:
+            return None
+        kernel: Any = weight.shape[2:]
+    elif operation.func is aten.max_pool2d_with_indices.default:
+        kernel, stride, padding, dilation, _ = filled(operation.args[1:], ([], 0, 1, False))
+    elif operation.func is aten.avg_pool2d.default:
+        kernel, stride, padding = filled(operation.args[1:], ([], 0))[:3]
+        dilation = 1
+    else:
         return None
-    axes = [Axis(*pair) for pair in pairs_of(weight.shape[2:], stride, padding, dilation)]
+    return [Axis(*pair) for pair in pairs_of(kernel, stride or kernel, padding, dilation)]
+
+
+def _convolution(operation: Operation, window: Window) -> Region | None:
+    weight, bias, stride, _, dilation, _, _, groups = operation.args[1:9]
+    axes = _axes(operation)
+    if axes is None or isinstance(bias, Value):
+        return None
     return _sliding(
         operation, window, axes, 0, lambda windows: F.conv2d(windows, weight, bias, stride, 0, dilation, groups)
     )
 
 
 def _max_pool(operation: Operation, window: Window) -> Region | None:
-    indices = operation.outputs[1]
-    kernel, stride, padding, dilation, _ = filled(operation.args[1:], ([], 0, 1, False))
-    if indices is None or indices.readers or indices.returned:
+    indices, axes = operation.outputs[1], _axes(operation)
+    if axes is None or indices is None or indices.readers or indices.returned:
         return None
-    axes = [Axis(*pair) for pair in pairs_of(kernel, stride or kernel, padding, dilation)]
+    kernel, dilation = operation.args[1], [a.dilation for a in axes]
 
     def pooled(windows: Tensor) -> Tensor:
         return F.max_pool2d(windows, kernel, [a.stride for a in axes], 0, dilation)
@@ -259,9 +406,9 @@ def _max_pool(operation: Operation, window: Window) -> Region | None:
 
 
 def _average_pool(operation: Operation, window: Window) -> Region | None:
-    kernel, stride, padding, ceil, count_padding, divisor = filled(operation.args[1:], ([], 0, False, True, None))
-    axes = [Axis(*pair) for pair in pairs_of(kernel, stride or kernel, padding, 1)]
-    if ceil or divisor or (not count_padding and any(a.padding for a in axes)):
+    kernel, _, _, ceil, count_padding, divisor = filled(operation.args[1:], ([], 0, False, True, None))
+    axes = _axes(operation)
+    if axes is None or ceil or divisor or (not count_padding and any(a.padding for a in axes)):
         return None
     return _sliding(operation, window, axes, 0, lambda windows: F.avg_pool2d(windows, kernel, [a.stride for a in axes]))
 
@@ -425,11 +572,12 @@ class IncrementalNetwork(nn.Module):
 
     def _forget(self) -> None:
         self.graphs: dict[Any, Graph] = {}
+        self.extents: dict[Any, Extents] = {}
         self.last: dict[str, Any] = {}
         self.lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("graphs", "last", "lock")}
+        return {k: v for k, v in vars(self).items() if k not in ("graphs", "extents", "last", "lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -446,19 +594,21 @@ class IncrementalNetwork(nn.Module):
         Raises: TypeError or ValueError for a frame of another rank, type or batch, or that is not finite.
         """
         refuse_capture("which layers run depends on what differs between frames", "to a model that runs eagerly")
-        check_tensor("frame", frame, "1 C H W")
+        check_frame(frame)
         key = frame.shape, frame.dtype, frame.device
         with torch.no_grad(), self.lock:
             graph, made = self.graphs.get(key), None
             if graph is None:
                 made = self._recorded(frame)
                 graph = self.graphs[key] = made.graph
+                self.extents[key] = Extents(graph)
+            extents = self.extents[key]
         if made is not None:
             known = {graph.frame: frame} | made.tensors
-            return Reference(graph, {value: known[value] for value in _kept(graph)}, made.result)
+            return Reference(graph, {value: known[value] for value in _kept(graph)}, made.result, extents)
         with torch.no_grad():
             result, known = graph.run(frame, _kept(graph))
-        return Reference(graph, known, result)
+        return Reference(graph, known, result, extents)
 
     def _recorded(self, frame: Tensor) -> Recording:
         try:

@@ -14,7 +14,7 @@ the first one after a cut, is a key frame of its own accord.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -32,12 +32,13 @@ from reference_impls.contract import (
     Setting,
     Technique,
     UnsupportedHost,
-    check_tensor,
+    check_frame,
     warn_no_effect,
 )
 from reference_impls.hosts.graph import Unaccounted
 from reference_impls.hosts.tracing import compare, copied, probed, quietly
-from reference_impls.layers.motion import block_flow, luma, resized_flow, warped
+from reference_impls.layers.boxes import Detections
+from reference_impls.layers.motion import block_flow, luma, moved_boxes, resized_flow, warped
 from reference_impls.redundancy.temporal_similarity import temporal_similarity
 
 NEEDS = "a torch.nn.Module in eval mode whose forward(x) is heads(features(x)), with methods of these names"
@@ -45,6 +46,8 @@ SCALE, BLOCK = 2, 8
 """Motion is searched in frames of half the size, for blocks of 8 x 8 of their pixels."""
 STILL = 0.1
 """Share of the key frame's standard deviation that a block may differ by and still count as unmoved."""
+UNSURE = (0.3, 0.7)
+"""Scores near a detector's threshold of 0.5, which may well cross it in the next frame."""
 
 
 class KeyFrames:
@@ -73,6 +76,47 @@ class KeyFrames:
                 return flow * SCALE
         self.key, self.age = small, 0
         return None
+
+
+class MovedBoxes:
+    """Key frames whose boxes, not features, move with the blocks below them (zhu-2018-euphrates).
+
+    detect: detections of a frame (1, C, H, W), down to the lower end of `UNSURE`. short, long: frames to the next key
+    frame, after one with and without a score near the threshold. What is given out scores at least `threshold`.
+    """
+
+    def __init__(
+        self,
+        detect: Callable[[Tensor], Detections],
+        short: int,
+        long: int,
+        cut: float = 0.3,
+        threshold: float = 0.5,
+    ) -> None:
+        self.detect, self.short, self.long, self.cut, self.threshold = detect, short, long, cut, threshold
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream: the next frame is a key frame."""
+        self.keys = KeyFrames(1, self.cut)
+        self.computed: list[bool] = []
+
+    @torch.no_grad()
+    def __call__(self, frame: Tensor) -> Detections:
+        """What is in the next frame (1, C, H, W)."""
+        flow = self.keys.next(frame)
+        self.computed.append(flow is None)
+        if flow is None:
+            self.found = self.detect(frame)
+            low, high = UNSURE
+            unsure = bool(((self.found.scores > low) & (self.found.scores < high)).any())
+            self.keys.interval = self.short if unsure else self.long
+        moved = self.found if flow is None else self.moved(flow)
+        return moved.of(moved.scores >= self.threshold)
+
+    def moved(self, flow: Tensor) -> Detections:
+        """The boxes of the key frame at the places of the current one."""
+        return self.found._replace(boxes=moved_boxes(self.found.boxes, flow, SCALE * BLOCK))
 
 
 class KeyFrameNetwork(nn.Module):
@@ -115,7 +159,7 @@ class KeyFrameNetwork(nn.Module):
 
         Raises: TypeError or ValueError for frames of another rank or batch, or that are not finite.
         """
-        check_tensor("frame", frame, "1 C H W")
+        check_frame(frame)
         flow = self.stream.next(frame)
         self.computed.append(flow is None)
         if flow is None:

