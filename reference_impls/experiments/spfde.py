@@ -191,7 +191,7 @@ SCENARIOS = (
         "spfde-grid",
         "Freezing and sieving of a sparse training on digits at equal operations",
         run_grid,
-        full=replace(benchmark.FULL, values=(0.2, 0.35), epochs=12),
+        full=replace(benchmark.FULL, values=(0.2, 0.35), epochs=12, seeds=(0, 1, 2)),
         smoke=replace(benchmark.SMOKE, train=96, epochs=10, values=(0.2,), seeds=(0,)),
     ),
     benchmark.task(
@@ -202,7 +202,7 @@ SCENARIOS = (
             benchmark.FULL,
             data="fashion-mnist",
             needs=("fashion-mnist",),
-            train=1000,
+            train=600,
             test=2000,
             epochs=8,
             values=(0.9,),
