@@ -8,11 +8,17 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from torch import nn
 
 from reference_impls import show
 from reference_impls.benchmarks.sparse_training import SMOKE, dense
 from reference_impls.hosts.training import layers, ledger
-from reference_impls.techniques.spfde import SpFDETechnique
+from reference_impls.layers.conv import conv_norm_act
+from reference_impls.techniques.data_sieving import Sieving
+from reference_impls.techniques.dynamic_sparse_training import SparseTraining
+from reference_impls.techniques.layer_freezing import Freezing, single_shot
+from reference_impls.techniques.spfde import SpFDE, SpFDETechnique
 
 show.style()
 full = show.committed("spfde", "spfde-digits")
@@ -85,6 +91,69 @@ for point in full.points:
         print(f"{'over ' + name:>40}: {shown}")
 
 # %% [markdown]
+# ## At equal operations
+#
+# Freezing alone, sieving alone, and both, each saving the same share of the sparse training's operations; and the four
+# schemes of freezing.
+
+# %%
+grid = show.committed("spfde", "spfde-grid")
+for point in grid.points:
+    knobs = point.knobs
+    print(f"{knobs['scheme']:>22}: saving {knobs['saving']:.3f}, removed {knobs['removed']:.3f}: ", end="")
+    print(show.interval(point.quality))
+
+# %% [markdown]
+# ## How layers settle
+#
+# In the training with masks alone: which places are active, and what the blocks compute, beside the end of the
+# training. The paper saw front layers settle first.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
+for axis, name in zip(axes, ("structural similarity", "CKA"), strict=True):
+    table = grid.tables[name]
+    epochs = [row[0] for row in table.rows]
+    for n, layer in enumerate(table.columns[1:]):
+        shade = plt.get_cmap("viridis")(n / (len(table.columns) - 1))
+        axis.plot(epochs, [row[n + 1] for row in table.rows], color=shade, label=layer)
+    axis.set(xlabel="epoch", title=name)
+    axis.legend(fontsize=7)
+figure.tight_layout()
+plt.show()
+
+# %% [markdown]
+# ## In a loop of your own
+#
+# Three parts, made after the optimiser; then a line for each batch and one for each epoch.
+
+# %%
+blocks = [conv_norm_act(channels, 8, 3, act=nn.ReLU) for channels in (1, 8, 8)]
+model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(512, 10))
+optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+sieve = Sieving(len(training.x), removed=0.2, exchanged=0.1, epochs=4)
+sparse = SparseTraining(model, optimiser, sparsity=0.9, epochs=4)
+freezing = Freezing(model.children(), optimiser, single_shot(4, start=1, interval=1, most=2))
+part = SpFDE(sieve, sparse, freezing, names=[name for name, _ in model.named_children()])
+for epoch in range(4):
+    for index in part.examples()[torch.randperm(len(part.examples()))].split(50):
+        optimiser.zero_grad()
+        outputs = model(training.x[index])
+        nn.functional.cross_entropy(outputs, training.y[index]).backward()
+        optimiser.step()
+        part.seen(index, outputs.detach(), training.y[index])
+    part.epoch_ended(epoch)
+active = {name: int(mask.sum()) for name, mask in sparse.masks.items()}
+print("frozen blocks:", freezing.frozen, "active weights:", active)
+
+# %% [markdown]
+# With the `Trainer` of transformers, masks and frozen blocks are a callback, which also saves them in each checkpoint:
+#
+# ```python
+# from reference_impls.hosts.trainer import callback
+# Trainer(model, arguments, optimizers=(optimiser, None), callbacks=[callback(sparse, freezing)], ...).train()
+# ```
+#
 # ## When not to use it
 #
 # - **Dense kernels only**: then drop the masks, and freeze and sieve.

@@ -1,18 +1,26 @@
-"""A small training that the cases of techniques which train share."""
+"""A small training that the cases of techniques which train share, what is known of it, and how it resumes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from reference_impls.contract import Case, generator
-from reference_impls.hosts.training import Training
+from reference_impls.hosts.training import Run, Training
 from reference_impls.study.training import seeded
 
 Kind = Literal["typical", "redundant", "null"]
+MOTION: Mapping[Kind, Mapping[str, float]] = {
+    "typical": {},
+    "redundant": {"lr": 0.0},
+    "null": {"lr": 0.1, "weight_decay": 3.0, "momentum": 0.0},
+}
+"""Knobs with which nothing moves (redundant), or weights shrink throughout by their decay (null)."""
 
 
 def network() -> nn.Sequential:
@@ -44,3 +52,44 @@ def fitted(training: Training, x: Tensor) -> Tensor:
     model = training.fit()
     outputs: Tensor = model(x.to(next(model.parameters()).dtype))
     return outputs
+
+
+def few_or_alike(layers: Iterable[Any], kind: Kind) -> None:
+    """Weights of which one for each layer is not zero (redundant), or all are of one size (null), in place."""
+    with torch.no_grad():
+        for layer in layers:
+            if kind == "redundant":
+                layer.weight.mul_(0).flatten()[0] = 1
+            elif kind == "null":
+                layer.weight.copy_(layer.weight.sign() / 4)
+
+
+def one_answer(training: Training, kind: Kind, **knobs: object) -> Training:
+    """A training whose network says class 0, whatever it sees, which is right throughout (redundant) or never (null).
+
+    The answer is so sure that a training which moves does not change it.
+    """
+    linear: Any = training.model[3][2]  # type: ignore[index]
+    with torch.no_grad():
+        linear.weight.mul_(1e-3)
+        linear.bias.copy_(torch.tensor([9e6, 0.0, 0.0]))
+    return replace(training, y=torch.full_like(training.y, 0 if kind == "redundant" else 1), **knobs)  # type: ignore[arg-type]
+
+
+def assert_resumes(training: Training, steps: int, folder: Path) -> tuple[Run, Run]:
+    """Stopped after so many steps, written to a file and read again, a run ends as one in one go: both of them."""
+    whole, first, second = Run(training), Run(training), Run(training)
+    whole.advance()
+    first.advance(steps)
+    first.save(folder / "run.pt")
+    second.load_state_dict(torch.load(folder / "run.pt"))
+    second.advance()
+    assert [p.name for p in folder.iterdir()] == ["run.pt"]
+    assert_equal(whole.model, second.model)
+    return whole, second
+
+
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    """All tensors of both are equal bit for bit."""
+    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)

@@ -8,22 +8,28 @@ everybody's: a narrower dense network and a shorter dense training of about the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from reference_impls.accounting.record import Record, Table
+from reference_impls.accounting.timing import repeat
 from reference_impls.contract import Handle, Redundancy, Technique, generator
 from reference_impls.data.splits import TITLES, Labelled, Split, split, standardised
-from reference_impls.hosts.training import Ledger, Training, ledger
+from reference_impls.hosts.training import Ledger, Run, Training, layers, ledger
 from reference_impls.layers.conv import conv_norm_act
+from reference_impls.redundancy.settling import linear_cka, structural_similarity
 from reference_impls.study import BASELINE, Plan, Scenario, Study, measured, table
+from reference_impls.study.intervals import over_rounds
 from reference_impls.study.training import accuracy, seeded, trained
+from reference_impls.techniques.layer_freezing import Freezing, Timeline
 
 ID = "sparse-training"
 task = partial(Scenario, benchmark=ID)
@@ -41,10 +47,12 @@ class TrainingPlan(Plan):
     """Channels of the first two convolutions."""
     values: tuple[float, ...] = ()
     """Of the knob that is swept."""
+    timed: int = 15
+    """Rounds in which single steps are timed."""
 
 
 FULL = TrainingPlan(seeds=(0, 1, 2, 3, 4), repetitions=3)
-SMOKE = TrainingPlan(seeds=(0, 1), repetitions=1, train=192, test=100, epochs=4)
+SMOKE = TrainingPlan(seeds=(0, 1), repetitions=1, train=192, test=100, epochs=4, timed=1)
 
 
 def network(width: int, classes: int = 10) -> nn.Sequential:
@@ -171,6 +179,88 @@ def compare(
         notes=notes,
         tables={**every_table, **tables(data)},
     )
+
+
+def settling(training: Training, x: Tensor, sparse: Collection[str]) -> dict[str, Table]:
+    """Tables of how like its end a training is after each epoch: structure of the layers `sparse`, and CKA of blocks.
+
+    x: (N, ...) inputs on which blocks are compared.
+    """
+    run, weights, outputs = Run(training), list[dict[str, Tensor]](), list[list[Tensor]]()
+    for epoch in range(training.epochs):
+        while run.epoch == epoch:
+            run.advance(1)
+        weights.append({name: run.model.get_submodule(name).weight.detach().clone() for name in sparse})  # type: ignore[union-attr]
+        outputs.append(_blocks(run.model, x))
+    structure = [
+        [e + 1, *(structural_similarity(one[n], weights[-1][n]) for n in sparse)] for e, one in enumerate(weights)
+    ]
+    alike = [[e + 1, *map(linear_cka, one, outputs[-1])] for e, one in enumerate(outputs)]
+    return {
+        "structural similarity": table(
+            "Share of the larger half of each layer's weights whose places are active in the final network, by epoch.",
+            ("epoch", *sparse),
+            structure,
+        ),
+        "CKA": table(
+            "Linear CKA of each block's outputs with those of the final network on test pictures, by epoch.",
+            ("epoch", *(f"block {i}" for i in range(len(run.blocks)))),
+            alike,
+        ),
+    }
+
+
+@torch.no_grad()
+def _blocks(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Outputs of each block on x, in rows; batch norms as when the network is used."""
+    model = copy.deepcopy(model).eval()
+    found = []
+    for block in model.children():
+        x = block(x)
+        found.append(x.flatten(1))
+    return found
+
+
+def backward(training: Training, repetitions: int) -> Table:
+    """Table of the backward pass of a step with blocks frozen from the front: MACs, bytes kept, milliseconds."""
+    x, y = training.x[: training.batch_size], training.y[: training.batch_size]
+    timelines = [(tuple(range(n)),) for n in range(len(list(training.model.children())))]
+    models = [Run(training.plus(partial(_frozen, timeline=one))).model for one in timelines]
+    kept, calls = list[int](), dict[str, Callable[[], object]]()
+    for n, model in enumerate(models):
+        total = [0]
+        with saved_tensors_hooks(partial(_pack, total), lambda x: x):
+            F.cross_entropy(model(x), y)
+        kept.append(total[0])
+        calls[str(n)] = partial(_step, model, x, y)
+    before = [partial(_loss, model, x, y) for model in models]
+    taken = repeat({**calls, **{f"forward {n}": one for n, one in enumerate(before)}}, repetitions=repetitions)
+    rows = []
+    for n, timeline in enumerate(timelines):
+        macs = sum((layer.passes - 1) * layer.macs for layer in layers(training, timeline[0]).values()) * len(x)
+        ms = [a - b for a, b in zip(taken[str(n)], taken[f"forward {n}"], strict=True)]
+        rows.append([n, macs, kept[n], over_rounds(ms)])
+    about = "The backward pass of one step with blocks frozen from the front: a step less its forward pass."
+    return table(about, ("frozen", "MACs", "bytes kept", "ms"), rows)
+
+
+def _frozen(model: nn.Module, optimiser: torch.optim.Optimizer, timeline: Timeline) -> Freezing:
+    return Freezing(model.children(), optimiser, timeline)
+
+
+def _pack(total: list[int], x: Tensor) -> Tensor:
+    total[0] += x.numel() * x.element_size()
+    return x
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return F.cross_entropy(model(x), y)
+
+
+def _step(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    _loss(model, x, y).backward()
+    model.zero_grad(set_to_none=True)
 
 
 def _row(way: Way, costs: Ledger, counted: int, ms: float) -> list[Any]:

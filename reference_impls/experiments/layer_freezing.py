@@ -65,6 +65,9 @@ def run_freezing(study: Study[TrainingPlan]) -> Record:
             "A frozen block after an active one saves its weight gradient only.",
             "Each block's cosine learning rate falls to zero over the epochs in which it is active.",
         ),
+        tables=lambda data: {
+            "backward": benchmark.backward(benchmark.dense(plan, plan.seeds[0], data[plan.seeds[0]]), plan.timed)
+        },
     )
 
 

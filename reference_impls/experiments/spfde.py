@@ -1,6 +1,9 @@
 """Experiments on SpFDE, in the benchmark of sparse training.
 
 - `spfde-digits`: masks, freezing and sieving, alone and together, and the same without any of the three insights.
+- `spfde-grid`: at equal operations freezing alone, sieving alone, both, and the four schemes of freezing; and how
+  structure and outputs of the layers settle over the epochs.
+- `spfde-fashion`: masks alone and all three, on Fashion-MNIST.
 
 Its tables hold the paper's own setting by the closed form: the operations of ResNet-32 of twice the width.
 """
@@ -25,12 +28,21 @@ from reference_impls.layers.conv import conv_norm_act
 from reference_impls.models.residual_cnn import Block
 from reference_impls.study import TECHNIQUE, Study, table
 from reference_impls.techniques.data_sieving import DataSieving
-from reference_impls.techniques.dynamic_sparse_training import DynamicSparseTraining
-from reference_impls.techniques.layer_freezing import Freezing, solve
+from reference_impls.techniques.dynamic_sparse_training import DynamicSparseTraining, sparse_layers
+from reference_impls.techniques.layer_freezing import SCHEMES, Freezing, Scheme, solve
 from reference_impls.techniques.spfde import SpFDETechnique, soft_density, target_density
 
 SPFDE = SpFDETechnique()
+SPARSITY = 0.9
 BLIND = "without the three insights"
+WITHOUT = {
+    BLIND: "Masks that never move, blocks that freeze in a random order, examples exchanged at random.",
+    **benchmark.EQUAL_COST,
+}
+NOTES = (
+    "Masks of elements save no MACs on dense kernels; what they would save stands in the table.",
+    "The network measured for its weights is the one before training.",
+)
 
 
 def whole(training: Training, seed: int, **knobs: Any) -> Handle:
@@ -65,16 +77,70 @@ def run_spfde(study: Study[TrainingPlan]) -> Record:
         SPFDE,
         ways,
         knobs=("sparsity", "saving", "removed"),
-        controls={
-            BLIND: "Masks that never move, blocks that freeze in a random order, examples exchanged at random.",
-            **benchmark.EQUAL_COST,
-        },
+        controls=WITHOUT,
+        null=lambda training: {"labels at random": SPFDE.measure(benchmark.labels_at_random(training)).value},
+        notes=NOTES,
+        tables=paper_setting,
+    )
+
+
+def run_grid(study: Study[TrainingPlan]) -> Record:
+    """At each share of the sparse training's operations: freezing alone, sieving alone, both; four schemes at one."""
+    plan, ways = study.plan, list[Way]()
+
+    def add(saving: float, removed: float, scheme: Scheme = "single-shot") -> None:
+        knobs = {"saving": saving, "removed": removed, "scheme": scheme}
+        ways.append(Way(TECHNIQUE, knobs, partial(whole, sparsity=SPARSITY, **knobs)))
+
+    add(0.0, 0.0)
+    for share in plan.values:
+        half = 1 - (1 - share) ** 0.5
+        add(share, 0.0)
+        add(0.0, share)
+        add(half, half)
+    for scheme in SCHEMES[1:]:
+        add(plan.values[0], 0.0, scheme)
+    seed = plan.seeds[0]
+
+    def settling(data: Mapping[int, Split]) -> dict[str, Table]:
+        training = benchmark.dense(plan, seed, data[seed])
+        handle = DynamicSparseTraining().apply(training, sparsity=SPARSITY, method="em&s", seed=seed)
+        return benchmark.settling(handle.target, data[seed].test.x, list(sparse_layers(training.model)))
+
+    return benchmark.compare(
+        study,
+        SPFDE,
+        ways,
+        knobs=("saving", "removed", "scheme"),
+        controls={},
         null=lambda training: {"labels at random": SPFDE.measure(benchmark.labels_at_random(training)).value},
         notes=(
-            "Masks of elements save no MACs on dense kernels; what they would save stands in the table.",
-            "The network measured for its weights is the one before training.",
+            f"All are sparse at {SPARSITY:g}. Shares are of the sparse training's operations, by the convention.",
+            "Both: freezing and sieving each save the same share, and together what either alone saves above.",
+            "How layers settle is of the first seed's training with masks alone.",
         ),
-        tables=paper_setting,
+        tables=settling,
+    )
+
+
+def run_fashion(study: Study[TrainingPlan]) -> Record:
+    """Masks alone, and all three, with the controls."""
+    plan, ways = study.plan, list[Way]()
+    (sparsity,) = plan.values
+    for saving, removed in ((0.0, 0.0), (0.2, 0.2)):
+        knobs = {"sparsity": sparsity, "saving": saving, "removed": removed}
+        ways.append(Way(TECHNIQUE, knobs, partial(whole, **knobs)))
+        if removed:
+            ways.append(Way(BLIND, knobs, partial(blind, **knobs)))
+            ways += benchmark.equal_cost(plan, knobs, (1 - sparsity) * (1 - saving) * (1 - removed))
+    return benchmark.compare(
+        study,
+        SPFDE,
+        ways,
+        knobs=("sparsity", "saving", "removed"),
+        controls=WITHOUT,
+        null=lambda training: {"labels at random": SPFDE.measure(benchmark.labels_at_random(training)).value},
+        notes=NOTES,
     )
 
 
@@ -120,5 +186,27 @@ SCENARIOS = (
         run_spfde,
         full=replace(benchmark.FULL, values=(0.9,)),
         smoke=replace(benchmark.SMOKE, train=96, epochs=10, values=(0.9,)),
+    ),
+    benchmark.task(
+        "spfde-grid",
+        "Freezing and sieving of a sparse training on digits at equal operations",
+        run_grid,
+        full=replace(benchmark.FULL, values=(0.2, 0.35), epochs=12, seeds=(0, 1, 2)),
+        smoke=replace(benchmark.SMOKE, train=96, epochs=10, values=(0.2,), seeds=(0,)),
+    ),
+    benchmark.task(
+        "spfde-fashion",
+        "A small network trained by masks, freezing and sieving on Fashion-MNIST",
+        run_fashion,
+        full=replace(
+            benchmark.FULL,
+            data="fashion-mnist",
+            needs=("fashion-mnist",),
+            train=600,
+            test=2000,
+            epochs=8,
+            values=(0.9,),
+        ),
+        smoke=replace(benchmark.SMOKE, train=96, epochs=10, values=(0.9,), seeds=(0,)),
     ),
 )

@@ -30,6 +30,15 @@ def over_items(values: Iterable[float], *, seed: int = 0) -> Interval:
     return Interval(value=mean, low=min(low, mean), high=max(high, mean), n=len(items))
 
 
+def over_rounds(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """Median over timed rounds with its bootstrap interval (1,000 resamples)."""
+    rounds = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(seed).integers(0, len(rounds), (1000, len(rounds)))
+    median = float(np.median(rounds))
+    low, high = np.percentile(np.median(rounds[draws], axis=1), [2.5, 97.5]).tolist()
+    return Interval(value=median, low=min(low, median), high=max(high, median), n=len(rounds))
+
+
 def paired(values: Sequence[float], others: Sequence[float]) -> Interval:
     """Mean of values - others, pair by pair, with its t interval."""
     return over_seeds([a - b for a, b in zip(values, others, strict=True)])

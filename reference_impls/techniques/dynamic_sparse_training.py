@@ -21,11 +21,8 @@ In a loop of your own, three lines are enough:
     ...                                                                       # your loop; masks hold by themselves
     sparse.epoch_ended(epoch)                                                 # once after every epoch
 
-With the Trainer of transformers, given the optimiser by `optimizers=(optimiser, None)`, the third is a callback:
-
-    class MaskUpdate(transformers.TrainerCallback):
-        def on_epoch_end(self, args, state, control, **kwargs):
-            sparse.epoch_ended(round(state.epoch) - 1)
+With the Trainer of transformers, given the optimiser by `optimizers=(optimiser, None)`, the third is a callback,
+`callbacks=[hosts.trainer.callback(sparse)]`, which saves the masks in every checkpoint too.
 """
 
 from __future__ import annotations
@@ -64,10 +61,14 @@ def active_count(groups: int, sparsity: float) -> int:
 
 def top(score: Tensor, count: int, among: Tensor) -> Tensor:
     """Mask (n,) of the `count` highest scores (n,) among the positions `among` (n,); of equal ones the first."""
-    order = score.masked_fill(~among, -torch.inf).argsort(descending=True, stable=True)
-    mask = torch.zeros_like(among)
-    mask[order[:count]] = True
-    return mask & among
+    count = min(count, int(among.sum()))
+    if count <= 0:
+        return torch.zeros_like(among)
+    score = score.masked_fill(~among, -torch.inf)
+    least = score.topk(count, sorted=False).values.min()  # a selection: sorting all would cost more than a step
+    mask, equal = score > least, ((score == least) & among).nonzero().flatten()
+    mask[equal[: count - int(mask.sum())]] = True
+    return mask
 
 
 def drop(mask: Tensor, importance: Tensor, count: int) -> Tensor:
@@ -176,11 +177,13 @@ class SparseTraining(Part):
         self.draws = generator(seed)
         self.settled: set[str] = set()
         self.masks: dict[str, Tensor] = {}
+        self._factors: dict[str, Tensor] = {}
+        """The masks as 0 and 1 over the elements of weights: products with booleans would convert them each time."""
         self._undo: list[Callable[[], None]] = []
         for name, layer in self.layers.items():
             groups = self.groups(layer.weight)
             empty = torch.zeros(groups, dtype=torch.bool, device=layer.weight.device)
-            self.masks[name] = grow(empty, active_count(groups, sparsity), self.draws)
+            self._mask(name, grow(empty, active_count(groups, sparsity), self.draws))
             self.log[name] = [int(self.masks[name].sum())]
             if pattern == "channel":
                 self._undo.append(replace(layer, partial(_gathered, self.masks, name), ID))
@@ -197,13 +200,19 @@ class SparseTraining(Part):
         self._gradients = {name: layer.weight.grad for name, layer in self.layers.items()}
         self.enforce()
 
+    def _mask(self, name: str, mask: Tensor) -> None:
+        weight = self.layers[name].weight
+        self.masks[name], self._factors[name] = mask, spread(mask, weight, self.pattern).to(weight)
+
     @torch.no_grad()
     def enforce(self) -> None:
         """Zero weights, and optimiser state of their shape, outside the masks."""
+        held, factors = list[Tensor](), list[Tensor]()
         for name, layer in self.layers.items():
-            mask = spread(self.masks[name], layer.weight, self.pattern)
-            for tensor in (layer.weight, *_state(self.optimiser, layer.weight)):
-                tensor.mul_(mask)
+            tensors = [layer.weight, *_state(self.optimiser, layer.weight)]
+            held += tensors
+            factors += [self._factors[name]] * len(tensors)
+        torch._foreach_mul_(held, factors)
 
     def epoch_ended(self, epoch: int) -> None:
         """Prune and grow where that is due after this epoch, which counts from 0, and never after the last."""
@@ -236,7 +245,7 @@ class SparseTraining(Part):
         weight = self.layers[name].weight
         for tensor in (weight, *_state(self.optimiser, weight)):
             tensor.mul_(spread(kept, weight, self.pattern))
-        self.masks[name] = mask
+        self._mask(name, mask)
 
     def settle(self, names: Iterable[str]) -> None:
         """Bring layers to their target, and never move their masks again: before they freeze."""
@@ -267,7 +276,8 @@ class SparseTraining(Part):
         """Go on from there. Raises ValueError for masks of other layers."""
         if {n: m.shape for n, m in state["masks"].items()} != {n: m.shape for n, m in self.masks.items()}:
             raise ValueError("the checkpoint is of another model: names or sizes of its masks differ")
-        self.masks.update({name: mask.clone() for name, mask in state["masks"].items()})
+        for name, mask in state["masks"].items():
+            self._mask(name, mask.clone())
         self.draws.set_state(state["draws"])
         self.settled = set(state["settled"])
         self.log.update({name: list(counts) for name, counts in state["log"].items()})

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from reference_impls.contract import Handle, Redundancy, Setting, Technique
 from reference_impls.contract.errors import warn_no_effect
-from reference_impls.contract.knobs import Integer, Number
+from reference_impls.contract.knobs import Choice, Integer, Number
 from reference_impls.hosts.training import Part, Training, check_training, saved
 from reference_impls.techniques.data_sieving import DataSieving, Sieving
 from reference_impls.techniques.dynamic_sparse_training import (
@@ -33,7 +33,7 @@ from reference_impls.techniques.dynamic_sparse_training import (
     active_count,
     sparse_layers,
 )
-from reference_impls.techniques.layer_freezing import Freezing, LayerFreezing, Timeline, solve
+from reference_impls.techniques.layer_freezing import Freezing, LayerFreezing, Scheme, Timeline, solve
 
 METHOD = "em&s"
 
@@ -102,13 +102,18 @@ def soft_density(training: Training, sparsity: float) -> dict[str, Any]:
 
 
 class SpFDETechnique(Technique):
-    """SpFDE: sparse masks of elements, single-shot freezing and circular data sieving."""
+    """SpFDE: sparse masks of elements, freezing in one of four schemes, circular data sieving."""
 
     id = "spfde"
     execution = "real"
     knobs: ClassVar = {
         "sparsity": Number(0.9, low=0, high=0.999, about="share of the weights of each sparse layer that are zero"),
         "saving": Number(0.2, low=0, high=0.66, about="share of the sparse training's MACs that freezing is to save"),
+        "scheme": Choice(
+            "single-shot",
+            options=("single-shot", "single-shot & resume", "periodic", "delayed periodic"),
+            about="when blocks freeze and whether they thaw",
+        ),
         "removed": Number(0.2, low=0, high=0.95, about="share of the examples that are left out at any time"),
         "exchanged": Number(0.1, low=0, high=1, about="share of the active examples that change sides in an update"),
         "interval": Integer(1, low=1, about="epochs between two updates of data, masks and frozen blocks"),
@@ -133,7 +138,15 @@ class SpFDETechnique(Technique):
         return Redundancy(sum(where.values()) / len(where), "mean of weights, layers and examples", where)
 
     def attach(
-        self, target: Any, sparsity: float, saving: float, removed: float, exchanged: float, interval: int, seed: int
+        self,
+        target: Any,
+        sparsity: float,
+        saving: float,
+        scheme: Scheme,
+        removed: float,
+        exchanged: float,
+        interval: int,
+        seed: int,
     ) -> Handle:
         """A training with all three; the trace holds frozen blocks, active weights and examples of each epoch.
 
@@ -141,7 +154,7 @@ class SpFDETechnique(Technique):
         """
         training = check_training(self.id, target)
         base = target_density(training, sparsity)
-        timeline = solve(training, saving, interval=interval, trace=base) if saving else ((),) * training.epochs
+        timeline = solve(training, saving, scheme, interval, trace=base) if saving else ((),) * training.epochs
         if not sparsity and not any(timeline) and not int(removed * len(training.x) + 1e-9):
             warn_no_effect(self.id, "nothing is masked, frozen or left out")
         active, examples = dict[str, list[int]](), list[int]()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reference_impls.contract import Case, Cases, Expectation, Invalid, generator
 from reference_impls.hosts.training import Part, Run
@@ -20,7 +20,7 @@ from reference_impls.techniques.data_sieving import (
     forgetting_events,
     history,
 )
-from tests.training_cases import Kind, case, small_training
+from tests.training_cases import Kind, assert_resumes, case, one_answer, small_training
 
 SIEVE = DataSieving()
 
@@ -30,15 +30,7 @@ class DataSievingCases(Cases):
 
     def build(self, kind: Kind, seed: int, device: str) -> Case:
         training = small_training(seed, device)
-        if kind != "typical":
-            with torch.no_grad():
-                linear = training.model[3][2]
-                assert isinstance(linear, nn.Linear)
-                linear.weight.zero_()
-                linear.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
-            y = torch.full_like(training.y, 0 if kind == "redundant" else 1)
-            training = small_training(seed, device, model=training.model, y=y, lr=0.0)
-        return case(training, seed)
+        return case(training if kind == "typical" else one_answer(training, kind, lr=0.0), seed)
 
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         rows = [[1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]
@@ -142,15 +134,8 @@ def test_without_return_the_examples_never_change():
 @pytest.mark.parametrize("steps", [1, 4, 7, 10])
 def test_training_resumes_bit_for_bit_from_any_step(steps: int, tmp_path: Path):
     training = SIEVE.apply(small_training(epochs=6), removed=0.3, exchanged=0.3, interval=1).target
-    whole, first, second = Run(training), Run(training), Run(training)
-    whole.advance()
-    first.advance(steps)
-    first.save(tmp_path / "run.pt")
-    second.load_state_dict(torch.load(tmp_path / "run.pt"))
-    second.advance()
+    whole, second = assert_resumes(training, steps, tmp_path)
     assert torch.equal(whole.parts[0].examples(), second.parts[0].examples())
-    for one, other in zip(whole.model.state_dict().values(), second.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other)
 
 
 def test_the_history_of_a_plain_training_has_every_example_in_every_epoch():

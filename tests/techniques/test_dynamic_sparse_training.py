@@ -11,7 +11,9 @@ from torch import nn
 
 from reference_impls.accounting.count import count
 from reference_impls.contract import Case, Cases, Expectation, Invalid, generator
-from reference_impls.hosts.training import Run, ledger
+from reference_impls.hosts.trainer import callback, restore
+from reference_impls.hosts.training import Part, Run, ledger
+from reference_impls.techniques.data_sieving import Sieving
 from reference_impls.techniques.dynamic_sparse_training import (
     METHODS,
     DynamicSparseTraining,
@@ -24,7 +26,8 @@ from reference_impls.techniques.dynamic_sparse_training import (
     spread,
     top,
 )
-from tests.training_cases import Kind, case, network, small_training
+from reference_impls.techniques.layer_freezing import Freezing
+from tests.training_cases import Kind, assert_equal, assert_resumes, case, few_or_alike, network, small_training
 
 SPARSE = DynamicSparseTraining()
 
@@ -34,12 +37,7 @@ class DynamicSparseTrainingCases(Cases):
 
     def build(self, kind: Kind, seed: int, device: str) -> Case:
         training = small_training(seed, device)
-        with torch.no_grad():
-            for layer in sparse_layers(training.model).values():
-                if kind == "redundant":
-                    layer.weight.mul_(0).flatten()[0] = 1
-                elif kind == "null":
-                    layer.weight.copy_(layer.weight.sign() / 4)
+        few_or_alike(sparse_layers(training.model).values(), kind)
         return case(training, seed)
 
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
@@ -153,40 +151,56 @@ def test_masks_do_not_move_before_there_is_a_gradient():
     assert all(torch.equal(before[name], mask) for name, mask in sparse.masks.items())
 
 
-def test_the_trainer_of_transformers_holds_the_masks(tmp_path: Path):
+@pytest.mark.transformers
+def test_the_trainer_of_transformers_holds_the_masks_and_the_frozen_blocks_and_resumes(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    data, model = small_training(), network()
 
     class Loss(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = model
+            self.network = small_training().model
 
         def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"loss": nn.functional.cross_entropy(self.network(x), labels)}
 
-    optimiser = torch.optim.AdamW(model.parameters(), 0.01)
-    sparse = SparseTraining(model, optimiser, sparsity=0.8, epochs=3, method="em")
-    first = {name: mask.clone() for name, mask in sparse.masks.items()}
+    def trained(resume: str | None) -> tuple[SparseTraining, Freezing, nn.Module]:
+        data, model = small_training(), Loss()
+        optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        sparse = SparseTraining(model.network, optimiser, sparsity=0.8, epochs=4, method="set")
+        freezing = Freezing(model.network.children(), optimiser, ((), (), (0,), (0,)))
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=4, per_device_train_batch_size=8, report_to=[], use_cpu=True,
+            save_strategy="epoch", disable_tqdm=True, lr_scheduler_type="constant", max_grad_norm=0.0,
+        )  # fmt: skip
+        items = [{"x": x, "labels": y} for x, y in zip(data.x, data.y, strict=True)]
+        trainer = transformers.Trainer(
+            model, arguments, train_dataset=items, optimizers=(optimiser, None), callbacks=[callback(sparse, freezing)]
+        )
+        if resume:
+            restore(resume, sparse, freezing)
+        trainer.train(resume_from_checkpoint=resume)
+        return sparse, freezing, model
 
-    class MaskUpdate(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
-        def on_epoch_end(self, args: object, state: transformers.TrainerState, control: object, **_: object) -> None:
-            sparse.epoch_ended(round(state.epoch or 0) - 1)
-
-    arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=8, report_to=[], use_cpu=True,
-        save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
-    items = [{"x": x, "labels": y} for x, y in zip(data.x, data.y, strict=True)]
-    trainer = transformers.Trainer(
-        Loss(), arguments, train_dataset=items, optimizers=(optimiser, None), callbacks=[MaskUpdate()]
-    )
-    trainer.train()
-    assert len(sparse.log["1.0"]) == 4
+    sparse, freezing, whole = trained(resume=None)
+    assert len(sparse.log["1.0"]) == 5
+    assert freezing.frozen == (0,)
+    first = SparseTraining(small_training().model, OPTIMISERS["plain"](whole.parameters()), sparsity=0.8, epochs=4)
     for name, layer in sparse.layers.items():
-        assert not torch.equal(first[name], sparse.masks[name])
+        assert not torch.equal(first.masks[name], sparse.masks[name])
         assert not layer.weight[~spread(sparse.masks[name], layer.weight, "element")].any()
+    again, _, model = trained(resume=str(tmp_path / "checkpoint-9"))
+    assert all(torch.equal(mask, again.masks[name]) for name, mask in sparse.masks.items())
+    assert_equal(whole, model)
+
+
+def test_a_callback_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="give one part"):
+        callback()
+    with pytest.raises(ValueError, match="needs a sampler"):
+        callback(Sieving(9, removed=0.2, exchanged=0.1, epochs=2))
+    with pytest.raises(FileNotFoundError, match="parts"):
+        restore("no such folder", Part())
 
 
 def test_channels_give_what_masked_weights_would():
@@ -211,15 +225,7 @@ def test_channels_give_what_masked_weights_would():
 @pytest.mark.parametrize("pattern", ["element", "channel"])
 def test_training_resumes_bit_for_bit_from_any_step(steps: int, pattern: str, tmp_path: Path):
     training = SPARSE.apply(small_training(), sparsity=0.5, method="set", pattern=pattern).target
-    whole, first, second = Run(training), Run(training), Run(training)
-    whole.advance()
-    first.advance(steps)
-    first.save(tmp_path / "run.pt")
-    second.load_state_dict(torch.load(tmp_path / "run.pt"))
-    second.advance()
-    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
-    for one, other in zip(whole.model.state_dict().values(), second.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other)
+    assert_resumes(training, steps, tmp_path)
 
 
 def test_a_checkpoint_of_another_model_is_refused():

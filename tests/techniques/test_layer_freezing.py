@@ -27,7 +27,7 @@ from reference_impls.techniques.layer_freezing import (
     single_shot,
     solve,
 )
-from tests.training_cases import Kind, case, network, small_training
+from tests.training_cases import MOTION, Kind, assert_resumes, case, network, small_training
 
 FREEZE = LayerFreezing()
 
@@ -36,8 +36,7 @@ class LayerFreezingCases(Cases):
     """A small training; its learning rate is zero (redundant), or weights shrink throughout by their decay (null)."""
 
     def build(self, kind: Kind, seed: int, device: str) -> Case:
-        knobs = {"redundant": {"lr": 0.0}, "null": {"lr": 0.1, "weight_decay": 3.0, "momentum": 0.0}}.get(kind, {})
-        return case(small_training(seed, device, epochs=8, **knobs), seed)
+        return case(small_training(seed, device, epochs=8, **MOTION[kind]), seed)
 
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         by_hand = {
@@ -146,15 +145,7 @@ def test_a_block_that_is_not_a_prefix_saves_its_weight_gradient_only():
 
 @pytest.mark.parametrize("steps", [2, 7, 13, 19, 23])
 def test_training_resumes_bit_for_bit_in_the_middle_of_freezing_and_thawing(steps: int, tmp_path: Path):
-    timeline = resumed(8, 2, 1, 3, last=2)
-    whole, first, second = frozen_run(timeline), frozen_run(timeline), frozen_run(timeline)
-    whole.advance()
-    first.advance(steps)
-    first.save(tmp_path / "run.pt")
-    second.load_state_dict(torch.load(tmp_path / "run.pt"))
-    second.advance()
-    for one, other in zip(whole.model.state_dict().values(), second.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other)
+    assert_resumes(frozen_run(resumed(8, 2, 1, 3, last=2)).training, steps, tmp_path)
 
 
 def test_the_rate_of_a_block_falls_to_zero_over_its_own_epochs():

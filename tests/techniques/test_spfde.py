@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from reference_impls.accounting.count import count
 from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning
 from reference_impls.hosts.training import Run, ledger
-from reference_impls.techniques.dynamic_sparse_training import active_count
+from reference_impls.techniques.dynamic_sparse_training import active_count, sparse_layers
 from reference_impls.techniques.spfde import SpFDE, SpFDETechnique, soft_density, target_density
-from tests.training_cases import Kind, case, small_training
+from tests.training_cases import (
+    MOTION,
+    Kind,
+    assert_equal,
+    assert_resumes,
+    case,
+    few_or_alike,
+    one_answer,
+    small_training,
+)
 
 SPFDE = SpFDETechnique()
 
@@ -25,19 +33,8 @@ class SpFDECases(Cases):
     def build(self, kind: Kind, seed: int, device: str) -> Case:
         training = small_training(seed, device, epochs=8)
         if kind != "typical":
-            with torch.no_grad():
-                for layer in (training.model[1][0], training.model[2][0]):  # type: ignore[index]
-                    if kind == "redundant":
-                        layer.weight.mul_(0).flatten()[0] = 1
-                    else:
-                        layer.weight.copy_(layer.weight.sign() / 4)
-                linear = training.model[3][2]  # type: ignore[index]
-                assert isinstance(linear, nn.Linear)
-                linear.weight.mul_(1e-3)
-                linear.bias.copy_(torch.tensor([9e6, 0.0, 0.0]))
-            y = torch.full_like(training.y, 0 if kind == "redundant" else 1)
-            still = {"lr": 0.0} if kind == "redundant" else {"lr": 0.1, "weight_decay": 3.0, "momentum": 0.0}
-            training = small_training(seed, device, model=training.model, y=y, epochs=8, **still)
+            few_or_alike(sparse_layers(training.model).values(), kind)
+            training = one_answer(training, kind, **MOTION[kind])
         return case(training, seed)
 
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
@@ -76,8 +73,7 @@ def test_with_nothing_to_save_a_run_equals_plain_training_bit_for_bit():
     with pytest.warns(NoEffectWarning):
         handle = SPFDE.apply(training, sparsity=0.0, saving=0.0, removed=0.0)
     plain, ours = training.fit(), handle.target.fit()
-    for one, other in zip(plain.state_dict().values(), ours.state_dict().values(), strict=True):
-        assert torch.equal(one, other)
+    assert_equal(plain, ours)
 
 
 def test_no_layer_freezes_above_its_sparsity_and_masks_of_frozen_layers_stay():
@@ -100,14 +96,7 @@ def test_no_layer_freezes_above_its_sparsity_and_masks_of_frozen_layers_stay():
 @pytest.mark.parametrize("steps", [1, 5, 11, 17, 22])
 def test_training_resumes_bit_for_bit_from_any_step(steps: int, tmp_path: Path):
     training = SPFDE.apply(small_training(epochs=8), sparsity=0.5, saving=0.25, removed=0.25).target
-    whole, first, second = Run(training), Run(training), Run(training)
-    whole.advance()
-    first.advance(steps)
-    first.save(tmp_path / "run.pt")
-    second.load_state_dict(torch.load(tmp_path / "run.pt"))
-    second.advance()
-    for one, other in zip(whole.model.state_dict().values(), second.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other)
+    assert_resumes(training, steps, tmp_path)
 
 
 def test_the_closed_form_multiplies_the_three_savings():
