@@ -266,14 +266,16 @@ def constants(texts: Sequence[str]) -> list[list[Any]]:
 
 
 def growth(lines: Sequence[Sequence[Any]], names: Sequence[str]) -> list[list[Any]]:
-    """From each size to the next of the same method: seconds and peak GB for a million documents more."""
-    rows = [dict(zip(names, line, strict=True)) for line in lines]
-    return [
-        [one["method"], one["documents"], two["documents"],
-         *(1e6 * (two[name] - one[name]) / (two["documents"] - one["documents"]) for name in ("seconds", "peak GB"))]
-        for method in dict.fromkeys(row["method"] for row in rows)
-        for one, two in pairwise([row for row in rows if row["method"] == method])
-    ]  # fmt: skip
+    """From each size to the next of the same method: what a million documents more take, and how that grows."""
+    rows, found = [dict(zip(names, line, strict=True)) for line in lines], []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for one, two in pairwise([row for row in rows if row["method"] == method]):
+            more, times = two["documents"] - one["documents"], two["documents"] / one["documents"]
+            each = [1e6 * (two[name] - one[name]) / more for name in ("seconds", "peak GB")]
+            memory = (two["peak GB"] - two["idle GB"]) / max(one["peak GB"] - one["idle GB"], 1e-9)
+            ratios = [two["seconds"] / one["seconds"] / times, memory / times]
+            found.append([method, one["documents"], two["documents"], *each, *ratios])
+    return found
 
 
 RUNS = ("method", "documents", "MB", "seconds", "sketching", "deciding", "peak GB", "idle GB", "copies", "recall",
@@ -330,8 +332,9 @@ def scale(study: Study[ScalePlan]) -> Record:
                 lines,
             ),
             "growth": table(
-                "What a million documents more take, from one size to the next.",
-                ("method", "from", "to", "seconds", "peak GB"),
+                "What a million documents more take, from one size to the next; and how much faster than the documents "
+                "seconds grow, and memory above idle: 1 is linear growth.",
+                ("method", "from", "to", "seconds", "peak GB", "time growth", "memory growth"),
                 growth(lines, RUNS),
             ),
             "a document": table(
