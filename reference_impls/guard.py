@@ -12,6 +12,7 @@ This module needs the standard library alone: as a program, `python guard.py CAL
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -77,6 +78,24 @@ def run(command: Sequence[str], timeout: float | None = None, **options: Any) ->
         finally:
             end(child)
     return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+
+def call(command: Sequence[str], **options: Any) -> int:
+    """The exit code of a command run to its end with the caller's own streams; nothing of it is left either.
+
+    After an interrupt the command has `END_S` seconds in which to say what it has done.
+    """
+    child = start(command, **options)
+    with child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(END_S)
+            raise
+        finally:
+            end(child)
 
 
 # --- the keeper -------------------------------------------------------------------------------------------------------

@@ -47,14 +47,41 @@ runner.run("made-up", package="endless", seconds=600, preloaded={preloaded})
 """
 
 
+ENDLESS = """
+import os, subprocess, sys, time
+open({pids!r}, 'a').write(f"{{os.getpid()}} ")
+subprocess.run([sys.executable, "-c", "import os, sys\\n" + {hard!r}])
+time.sleep(1000)
+"""
+"""A process without an end, and one that it starts."""
+COMMANDS = {
+    "affected --run": """
+from tools import changed
+from tools.cli import main
+changed.changed_files = lambda root, base: set()
+changed.tests_for = lambda root, files: ["-p", "no:cacheprovider", {test!r}]
+main(["affected", "--run"])
+""",
+    "bench --corpus": """
+from pathlib import Path
+from tools import bench
+from tools.cli import main
+bench.CHECK = Path({test!r}).read_text()
+main(["bench", "--corpus", "2x2"])
+""",
+}
+"""Callers of commands whose child, a test or a check, never ends."""
+
+
 @dataclass
 class Endless:
-    """An experiment without an end, started by a process of its own in `folder`."""
+    """An experiment without an end, started by a process of its own in `folder`; or a command of `COMMANDS`."""
 
     folder: Path
     preloaded: bool = False
     groups: str | None = None
     """The folder of control groups; what the system lends, if None."""
+    command: str = ""
 
     def start(self) -> subprocess.Popen[bytes]:
         """The caller, which runs it."""
@@ -63,6 +90,10 @@ class Endless:
         (package / "__init__.py").touch()
         (package / "made_up.py").write_text(EXPERIMENT.format(pids=self.pids, hard=hard))
         (self.folder / "tmp").mkdir()
+        if self.command:
+            test = self.folder / "test_endless.py"
+            test.write_text(ENDLESS.format(pids=str(self.pids), hard=hard))
+            return started([sys.executable, "-c", COMMANDS[self.command].format(test=str(test))], self.folder, ROOT)
         code = CALLER.format(groups=self.groups, preloaded=self.preloaded)
         return started([sys.executable, "-c", code], self.folder)
 
@@ -81,12 +112,12 @@ class Endless:
         raise TimeoutError(f"only {found} were started")
 
 
-def started(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    """A process with its place for temporary files in `folder`."""
+def started(command: Sequence[str], folder: Path, where: Path | None = None) -> subprocess.Popen[bytes]:
+    """A process in `folder`, or elsewhere, with its place for temporary files in `folder`."""
     paths = os.pathsep.join([str(folder), str(ROOT)])
     environment = os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": paths}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        command, cwd=where or folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from reference_impls.dedup import DedupError, Options, Source, dedup, pipeline, run
+from reference_impls.dedup import DedupError, Options, Source, dedup, methods, pipeline, run
 from reference_impls.dedup.sources import Block
+from reference_impls.techniques import minhash_deduplication as minhash
 from tools import progress as progress_module
 from tools.cli import main
 
@@ -144,6 +145,33 @@ def test_blocks_decide_nothing(method: str, monkeypatch: pytest.MonkeyPatch):
         assert dedup(TEXTS * 3, method).equals(expected)
 
 
+def chained(n: int) -> list[str]:
+    """Texts of which some share most of their words with the last one of another, so that groups are long."""
+    texts = list[str]()
+    for k in range(n):
+        words = text(k, 40).split()
+        texts.append(" ".join([*texts[-1].split()[6:], *words[:6]] if k % 5 else words))
+    return texts
+
+
+@pytest.mark.parametrize(("join", "stays"), [("greedy", "first"), ("greedy", "longest"), ("components", "first")])
+def test_parts_decide_nothing(join: str, stays: str, monkeypatch: pytest.MonkeyPatch):
+    rows = [*chained(60), text(3), *chained(60)[::-2]]
+    options: Any = {"threshold": 0.5, "join": join, "stays": stays}
+    expected = minhash.minhash_dedup(rows, **options)
+    against = dedup(rows[20:], "minhash", 0.5, against=rows[:20]) if join == "greedy" else None
+    assert len(expected.removed) > 60
+    for size in (1, 7, 1000):
+        monkeypatch.setattr(methods, "PART", size)
+        monkeypatch.setattr(pipeline.Local, "spread", lambda self, function, parts: map(function, [*parts][::-1]))
+        table = dedup(rows, "minhash", **options)
+        gone = [n for n, one in enumerate(decisions(table)) if one == "removed"]
+        assert gone == expected.removed.tolist()
+        assert [int(table["twin"][n].as_py()) for n in gone] == expected.twin.tolist()
+        if against is not None:
+            assert dedup(rows[20:], "minhash", 0.5, against=rows[:20]).equals(against)
+
+
 def test_all_equal_none_equal_one_giant_and_nothing():
     assert decisions(dedup([text(0)] * 500)).count("removed") == 499
     assert decisions(dedup([text(n) for n in range(200)])) == ["kept"] * 200
@@ -159,24 +187,26 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     out, expected = tmp_path / "out", tmp_path / "expected"
     run(Source(file), expected, Options())
 
-    def killed(method: Any, waiting: Any) -> Any:
-        for n, one in enumerate(pipeline.locally(method, waiting)):
-            if n == 2:
-                raise KeyboardInterrupt
-            yield one
+    class Killed(pipeline.Local):
+        def sketch(self, method: Any, blocks: Any) -> Any:
+            for n, one in enumerate(super().sketch(method, blocks)):
+                if n == 2:
+                    raise KeyboardInterrupt
+                yield one
 
-    monkeypatch.setattr(pipeline, "engine_of", lambda *given: killed)
+    monkeypatch.setattr(pipeline, "engine_of", lambda *given: Killed())
     with pytest.raises(KeyboardInterrupt):
         run(Source(file), out, Options())
     assert not out.exists()
     done = list[str]()
 
-    def counted(method: Any, waiting: Any) -> Any:
-        for name, packed in pipeline.locally(method, waiting):
-            done.append(name)
-            yield name, packed
+    class Counted(pipeline.Local):
+        def sketch(self, method: Any, blocks: Any) -> Any:
+            for name, packed in super().sketch(method, blocks):
+                done.append(name)
+                yield name, packed
 
-    monkeypatch.setattr(pipeline, "engine_of", lambda *given: counted)
+    monkeypatch.setattr(pipeline, "engine_of", lambda *given: Counted())
     with pytest.raises(DedupError, match="--resume"):
         run(Source(file), out, Options())
     with pytest.raises(DedupError, match="other options"):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from reference_impls import guard
-from tests.interrupted import ROOT, Endless, interrupt, left
+from tests.interrupted import COMMANDS, ROOT, Endless, interrupt, left
 from tools.files import scratch
 
 pytestmark = pytest.mark.skipif(not guard.AVAILABLE, reason="keepers need Linux")
@@ -44,8 +44,21 @@ def test_nothing_of_a_run_outlives_its_caller(
         assert there == [own.name], "what a killed caller left goes at the next start"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_of_a_command_that_tests_or_times_outlives_it(
+    tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    endless = Endless(tmp_path, command=command)
+    caller = endless.start()
+    processes = endless.processes()
+    assert len(processes) == 2
+    interrupt(caller, number)
+    assert left(processes) == []
+
+
 def test_a_command_keeps_its_exit_code_and_its_signal() -> None:
-    assert guard.start(["sh", "-c", "exit 7"]).wait() == 7
+    assert guard.start(["sh", "-c", "exit 7"]).wait() == guard.call(["sh", "-c", "exit 7"]) == 7
     assert guard.start([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]).wait() == -11
     assert guard.start(["/no/such/program"], stderr=subprocess.DEVNULL).wait() != 0
     done = guard.run(["sh", "-c", "echo out; echo err >&2"])

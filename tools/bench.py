@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from reference_impls import strict
+from reference_impls import guard, strict
 from reference_impls.accounting.pictures import save as save_record
 
 from . import runner
@@ -123,9 +122,10 @@ def check_cost(entries: int = 200, papers: int | None = None, repetitions: int =
         for _ in range(repetitions):
             start = time.perf_counter()
             command = [sys.executable, "-c", CHECK, str(folder)]
-            answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+            done = guard.run(command, cwd=ROOT)
             seconds.append(time.perf_counter() - start)
-            findings, peak = strict.loads(answer)
+            done.check_returncode()
+            findings, peak = strict.loads(done.stdout)
             peaks.append(peak * (1 if sys.platform == "darwin" else 1024) / 2**20)
         return CheckCost(entries, papers, tuple(seconds), max(peaks), tuple(findings))
 

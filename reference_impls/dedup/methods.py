@@ -10,7 +10,7 @@ import io
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
@@ -29,6 +29,10 @@ from reference_impls.techniques.train_test_deduplication import leaks
 Sketch = Mapping[str, npt.NDArray[Any]]
 Ints = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""Applies a function to tasks, wherever and in whatever order; `map` does it here."""
+PART = 20_000
+"""Rows of a task of comparing, about."""
 ALL_PAIRS = 20_000
 """Items up to which all pairs of embeddings are compared; beyond, those of a cluster of about 1,000."""
 MAX_TOKENS = 128
@@ -109,8 +113,13 @@ class Method(ABC):
         """What is kept of a block of rows: texts, or images (H, W, 3)."""
 
     @abstractmethod
-    def decide(self, sketches: Sequence[Sketch], references: int, progress: Progress) -> Decisions:
-        """What goes. With references, so many rows at the front are compared with, and nothing else is."""
+    def decide(
+        self, sketches: Sequence[Sketch], references: int, progress: Progress, spread: Spread = map
+    ) -> Decisions:
+        """What goes. With references, so many rows at the front are compared with, and nothing else is.
+
+        spread: how parts that can be decided alone are worked on; the result is the same for any.
+        """
 
 
 def stacked(sketches: Sequence[Sketch], name: str) -> npt.NDArray[Any]:
@@ -163,7 +172,9 @@ class Exact(Method):
         empty = [isinstance(value, str) and not value.strip() for value in values]
         return {"digest": np.frombuffer(digests, "V16"), "empty": np.array(empty, bool)}
 
-    def decide(self, sketches: Sequence[Sketch], references: int, progress: Progress) -> Decisions:
+    def decide(
+        self, sketches: Sequence[Sketch], references: int, progress: Progress, spread: Spread = map
+    ) -> Decisions:
         digest, empty = stacked(sketches, "digest"), stacked(sketches, "empty")
         own = np.arange(len(digest))
         _, first, inverse = np.unique(digest, return_index=True, return_inverse=True)
@@ -186,20 +197,62 @@ class MinHash(Method):
         keys = minhash.band_keys(minhash.signatures(sets, o.permutations, o.seed), bands, rows)
         return {"sizes": sets.sizes, "hashes": sets.hashes, "keys": keys}
 
-    def decide(self, sketches: Sequence[Sketch], references: int, progress: Progress) -> Decisions:
-        sizes, keys = stacked(sketches, "sizes"), stacked(sketches, "keys")
-        sets = minhash.Shingles(stacked(sketches, "hashes"), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
-        join, stays = self.options.join, self.options.stays
-        found = minhash.remove(
-            sets,
-            keys,
-            self.options.least,
-            join=join,  # type: ignore[arg-type]
-            stays=stays,  # type: ignore[arg-type]
-            references=references,
-            progress=lambda done, total: progress("comparing candidates", done, total),
-        )
-        return removed(len(sizes), found.removed, found.twin, found.similarity)
+    def decide(
+        self, sketches: Sequence[Sketch], references: int, progress: Progress, spread: Spread = map
+    ) -> Decisions:
+        o, sizes = self.options, stacked(sketches, "sizes")
+        if references and o.join != "greedy":
+            raise DedupError("join must be greedy where rows are compared with those of another input")
+        found = minhash.buckets(stacked(sketches, "keys"), sizes > 0)
+        shares = np.diff(found.offsets) > 0
+        sets = chosen(sketches, sizes, shares)
+
+        def parts() -> Iterator[Part]:
+            for rows in minhash.apart(found, PART):
+                front = int(np.searchsorted(rows, references))
+                if references and not front:
+                    continue  # nothing to compare with
+                yield Part(rows, sets.only(rows), found.only(rows), o.least, o.join, o.stays, front)
+
+        twin, alike, done, total = np.arange(len(sizes)), np.ones(len(sizes)), 0, int(shares.sum())
+        progress("comparing candidates", 0, total)
+        for rows, its, similarity in spread(compare, parts()):
+            twin[rows], alike[rows] = its, similarity
+            progress("comparing candidates", done := done + len(rows), total)
+        progress("comparing candidates", total, total)
+        return Decisions(twin, alike, twin != np.arange(len(twin)), {})
+
+
+class Part(NamedTuple):
+    """Rows that share buckets with one another and with no others, and what is asked of them."""
+
+    rows: Ints
+    """(K,) ascending"""
+    sets: minhash.Shingles
+    buckets: minhash.Buckets
+    threshold: float
+    join: Any
+    stays: Any
+    references: int
+    """So many of the rows at the front"""
+
+
+def compare(part: Part) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
+    """The rows, the row for which each goes or itself, and their similarity: (K,) each."""
+    twin, similarity = minhash.compared(*part[1:])
+    return part.rows, part.rows[twin], similarity
+
+
+def chosen(sketches: Sequence[Sketch], sizes: Ints, among: npt.NDArray[np.bool_]) -> minhash.Shingles:
+    """The shingles of the rows (N,) that are `among`; the others have none, so that they need no memory."""
+    offsets = np.concatenate([[0], np.cumsum(np.where(among, sizes, 0))]).astype(np.int64)
+    hashes, first = np.empty(offsets[-1], np.uint64), 0
+    for sketch in sketches:
+        own = sketch["sizes"]
+        last = first + len(own)
+        hashes[offsets[first] : offsets[last]] = sketch["hashes"][np.repeat(among[first:last], own)]
+        first = last
+    return minhash.Shingles(hashes, offsets)
 
 
 class Substring(Method):
@@ -215,7 +268,9 @@ class Substring(Method):
             "hashes": np.frombuffer(b"".join(texts), np.uint8),
         }
 
-    def decide(self, sketches: Sequence[Sketch], references: int, progress: Progress) -> Decisions:
+    def decide(
+        self, sketches: Sequence[Sketch], references: int, progress: Progress, spread: Spread = map
+    ) -> Decisions:
         ends, raw = np.cumsum(stacked(sketches, "sizes")).tolist(), stacked(sketches, "hashes").tobytes()
         starts = [0, *ends[:-1]]
         texts = [raw[a:b].decode("utf-8", "surrogatepass") for a, b in zip(starts, ends, strict=True)]
@@ -247,7 +302,9 @@ class Semantic(Method):
             raise DedupError(f"the encoder must give (N, D) for {len(values)} rows, got {tuple(z.shape)}")
         return {"z": z.numpy(), "empty": np.array(legible, bool)}
 
-    def decide(self, sketches: Sequence[Sketch], references: int, progress: Progress) -> Decisions:
+    def decide(
+        self, sketches: Sequence[Sketch], references: int, progress: Progress, spread: Spread = map
+    ) -> Decisions:
         z, empty = torch.from_numpy(stacked(sketches, "z")), torch.from_numpy(stacked(sketches, "empty"))
         rows = (~empty).nonzero().flatten()
         if references:

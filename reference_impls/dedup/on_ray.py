@@ -1,7 +1,10 @@
-"""The sketches made on a Ray cluster, as a Ray Data pipeline: a row of the data set is a block of rows.
+"""The work on a Ray cluster, as Ray Data pipelines: a row of a data set is a block of rows, or a part to decide.
 
-Ray spreads the blocks, runs those of a lost worker again, and spills what memory does not hold. Encoders run in a pool
-of actors, which load their model once. The caller reads the input, keeps finished sketches, and decides.
+Ray spreads the tasks, runs those of a lost worker again, and spills what memory does not hold. Blocks are sketched
+there; encoders run in a pool of actors, which load their model once. For `minhash`, rows that share buckets are
+compared there too, a part at a time: parts have no bucket in common, so the result does not depend on who takes which.
+The caller reads the input, keeps finished sketches, and groups: hashes of 16 bytes a row (`exact`), passages across the
+whole corpus (`substring`), and embeddings inside clusters (`semantic`) are decided where they are.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from reference_impls.dedup.methods import Method, Semantic, packed
+from reference_impls.dedup.pipeline import Local
 from reference_impls.dedup.sources import Block, DedupError
 
 ANSWER_S = 5.0
@@ -22,13 +26,14 @@ ANSWER_S = 5.0
 
 
 class Sketcher:
-    """Sketches a block; as a class, an actor that keeps its encoder."""
+    """Sketches a named block."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"name": row["name"], "sketch": packed(self.method, pickle.loads(row["block"]))}
+    def __call__(self, task: tuple[str, Block]) -> tuple[str, bytes]:
+        name, block = task
+        return name, packed(self.method, block)
 
 
 def connect(address: str | None) -> Any:
@@ -60,21 +65,44 @@ def connect(address: str | None) -> Any:
     return ray
 
 
-def engine(address: str | None) -> Callable[[Method, Iterable[tuple[str, Block]]], Iterator[tuple[str, bytes]]]:
-    """An engine as `pipeline.locally` is one."""
-    ray = connect(address)
+class Task:
+    """Applies a function to what a row of a data set holds, as a pipeline wants it."""
 
-    def on_cluster(method: Method, blocks: Iterable[tuple[str, Block]]) -> Iterator[tuple[str, bytes]]:
-        rows = [{"name": name, "block": pickle.dumps(block)} for name, block in blocks]
-        if not rows:
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"result": pickle.dumps(self.function(pickle.loads(row["task"])))}
+
+
+class OnRay(Local):
+    """Works on the cluster at an address. Raises: DedupError as `connect`."""
+
+    def __init__(self, address: str | None) -> None:
+        self.ray = connect(address)
+
+    def sketch(self, method: Method, blocks: Iterable[tuple[str, Block]]) -> Iterator[tuple[str, bytes]]:
+        cores = int(self.ray.cluster_resources().get("CPU", 1))
+        pool = max(1, cores // 2) if isinstance(method, Semantic) else None
+        return self._done(Sketcher(method), blocks, pool)
+
+    def spread(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterable[Any]:
+        return self._done(function, tasks)
+
+    def _done(self, function: Callable[[Any], Any], tasks: Iterable[Any], pool: int | None = None) -> Iterator[Any]:
+        """What the function makes of the tasks, as they are done; in a pool of so many actors, or wherever."""
+        import pyarrow as pa
+
+        # Each task goes to the cluster's memory at once, so that the caller holds no more than one.
+        waiting = [self.ray.put(pa.table({"task": pa.array([pickle.dumps(one)], pa.large_binary())})) for one in tasks]
+        if not waiting:
             return
-        data = ray.data.from_items(rows, override_num_blocks=len(rows))
-        if isinstance(method, Semantic):
-            size = max(1, min(len(rows), int(ray.cluster_resources().get("CPU", 1)) // 2))
-            done = data.map(Sketcher, fn_constructor_args=(method,), concurrency=size)
+        data = self.ray.data.from_arrow_refs(waiting)
+        if pool:
+            size = min(pool, len(waiting))
+            done = data.map(Task, fn_constructor_args=(function,), concurrency=size)
         else:
-            done = data.map(Sketcher(method).__call__)
+            done = data.map(Task(function).__call__)
+        del waiting
         for row in done.iter_rows():
-            yield row["name"], row["sketch"]
-
-    return on_cluster
+            yield pickle.loads(row["result"])

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ class Sketched:
 
     sketches: Sequence[Sketch]
     ids: list[str]
-    numbers: list[int]
+    numbers: array[int]
     """Of the rows among all of the input"""
-    lengths: list[int]
+    lengths: array[int]
     """Characters of each row; 0 for an image"""
     bad: list[tuple[str, str]]
 
@@ -79,10 +80,17 @@ class Reader(Mapping[str, Any]):
         return len(list(iter(self)))
 
 
-def locally(method: Method, blocks: Iterable[tuple[str, Block]]) -> Iterator[tuple[str, bytes]]:
-    """Sketch block after block in this process."""
-    for name, block in blocks:
-        yield name, packed(method, block)
+class Local:
+    """Works in this process, task after task."""
+
+    def sketch(self, method: Method, blocks: Iterable[tuple[str, Block]]) -> Iterator[tuple[str, bytes]]:
+        """The names of the blocks and their packed sketches, in any order."""
+        for name, block in blocks:
+            yield name, packed(method, block)
+
+    def spread(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterable[Any]:
+        """What the function makes of the tasks, in any order."""
+        return map(function, tasks)
 
 
 def sketched(
@@ -91,7 +99,7 @@ def sketched(
     options: Options,
     store: Store,
     name: str,
-    engine: Callable[..., Any],
+    engine: Local,
     progress: Progress,
 ) -> Sketched:
     """Sketch all blocks that are not there yet, and gather what is needed to decide."""
@@ -105,27 +113,27 @@ def sketched(
             if names[-1] not in store:
                 yield names[-1], block
 
-    for finished, raw in engine(options.own(options), waiting()):
+    for finished, raw in engine.sketch(options.own(options), waiting()):
         store.put(finished, raw)
         progress(f"sketching {name}", done[finished], total)
-    ids, numbers, lengths, bad, sketches = list[str](), list[int](), list[int](), list[Any](), list[Any]()
+    ids, numbers, lengths, bad, sketches = list[str](), array("q"), array("q"), list[Any](), list[Any]()
     for one in names:
         sketch = store.get(one)
         told = json.loads(sketch["told"].tobytes())
         for whole, part in zip((ids, numbers, lengths, bad), told, strict=True):
-            whole += part
+            whole.extend(part)
         if told[0]:
             sketches.append(sketch)
     return Sketched(sketches, ids, numbers, lengths, [tuple(one) for one in bad])
 
 
-def decide(options: Options, rows: Sketched, against: Sketched | None, progress: Progress) -> Decisions:
+def decide(options: Options, rows: Sketched, against: Sketched | None, progress: Progress, engine: Local) -> Decisions:
     """What goes of the rows; their twins count from the first reference on."""
     sketches = [*(against.sketches if against else ()), *rows.sketches]
     if not rows.ids:
         none = np.zeros(0, np.int64)
         return Decisions(none, none / 1.0, none > 0, {})
-    return options.own(options).decide(sketches, len(against.ids) if against else 0, progress)
+    return options.own(options).decide(sketches, len(against.ids) if against else 0, progress, engine.spread)
 
 
 def result_table(options: Options, rows: Sketched, against: Sketched | None, found: Decisions) -> Any:
@@ -183,7 +191,7 @@ def dedup(
 
     theirs = None if against is None else of("against", against)
     ours = of("rows", rows)
-    return result_table(chosen, ours, theirs, decide(chosen, ours, theirs, progress))
+    return result_table(chosen, ours, theirs, decide(chosen, ours, theirs, progress, work))
 
 
 def _value(n: int, row: Any, field: str) -> Any:
@@ -201,17 +209,17 @@ def _block(values: Sequence[Any], start: int) -> Block:
     return Block([str(n) for n in numbers], list(part), [], numbers, start + len(part))
 
 
-def engine_of(engine: str, address: str | None) -> Callable[..., Iterator[tuple[str, bytes]]]:
-    """How blocks are sketched. Raises: DedupError for an engine that there is not, or that does not answer."""
+def engine_of(engine: str, address: str | None) -> Local:
+    """Where the work is done. Raises: DedupError for an engine that there is not, or that does not answer."""
     if engine == "local":
         if address:
             raise DedupError("an address is for --engine ray")
-        return locally
+        return Local()
     if engine != "ray":
         raise DedupError(f"the engine must be local or ray, got {engine!r}")
     from reference_impls.dedup import on_ray
 
-    return on_ray.engine(address)
+    return on_ray.OnRay(address)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -250,7 +258,7 @@ def run(
         for one, before in ((source, state["input"]), (against, state["against"])):
             if one is not None and one.state() != before:
                 raise DedupError(f"{one.path} changed while it was read; nothing is written: wait until it is finished")
-        found = decide(options, ours, theirs, progress)
+        found = decide(options, ours, theirs, progress, work)
         summary = _write(part, source, options, ours, theirs, found, write_kept)
         summary["seconds"] = round(time.monotonic() - began, 1)
         (part / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

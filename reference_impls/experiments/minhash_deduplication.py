@@ -203,6 +203,10 @@ class Ran(NamedTuple):
     """One run of `redundancy dedup` in a process of its own."""
 
     seconds: float
+    sketching: float
+    """Seconds until the last block was sketched"""
+    deciding: float
+    """Seconds from there until everything was decided; the rest is writing"""
     peak: float
     """Resident memory at most, in GB"""
     idle: float
@@ -213,10 +217,15 @@ class Ran(NamedTuple):
 
 def one_run(file: str, out: str, method: str) -> None:
     """Deduplicate a file into a folder in this process, and print what it took."""
-    idle, began = psutil.Process().memory_info().rss, time.perf_counter()
-    removed = run(Source(Path(file)), Path(out), Options(method))["share of rows removed"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps([time.perf_counter() - began, peak / 1e9, idle / 1e9, removed]))
+    idle, began, told = psutil.Process().memory_info().rss, time.perf_counter(), dict[str, float]()
+
+    def progress(label: str, done: int, total: int) -> None:
+        told[label.split()[0]] = time.perf_counter() - began
+
+    removed = run(Source(Path(file)), Path(out), Options(method), progress=progress)["share of rows removed"]
+    seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    deciding = told.get("comparing", told["sketching"]) - told["sketching"]
+    print(json.dumps([seconds, told["sketching"], deciding, peak / 1e9, idle / 1e9, removed]))
 
 
 def alone(file: Path, out: Path, method: str) -> Ran:
@@ -239,6 +248,38 @@ def written(file: Path, documents: Iterable[tuple[str, int | None]], every: int)
                 first = recent[original - number - 1]
                 alike[number] = len(first & recent[-1]) / len(first | recent[-1])
     return alike
+
+
+def constants(texts: Sequence[str]) -> list[list[Any]]:
+    """What a document of these comes to, from which the needs of more of them follow."""
+    sets, (bands, rows) = technique.shingled(texts), technique.banding(THRESHOLD)
+    keys = technique.band_keys(technique.signatures(sets), bands, rows)
+    offsets, _ = technique.buckets(keys, sets.sizes > 0)
+    return [
+        ["bytes of text", sum(len(text.encode()) for text in texts) / len(texts)],
+        ["shingles", float(sets.sizes.mean())],
+        ["bytes of shingles", 8 * float(sets.sizes.mean())],
+        ["bands", bands],
+        ["rows of a band", rows],
+        ["share in a bucket with others", float((np.diff(offsets) > 0).mean())],
+    ]
+
+
+def growth(lines: Sequence[Sequence[Any]], names: Sequence[str]) -> list[list[Any]]:
+    """From each size to the next of the same method: what a million documents more take, and how that grows."""
+    rows, found = [dict(zip(names, line, strict=True)) for line in lines], []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for one, two in pairwise([row for row in rows if row["method"] == method]):
+            more, times = two["documents"] - one["documents"], two["documents"] / one["documents"]
+            each = [1e6 * (two[name] - one[name]) / more for name in ("seconds", "peak GB")]
+            memory = (two["peak GB"] - two["idle GB"]) / max(one["peak GB"] - one["idle GB"], 1e-9)
+            ratios = [two["seconds"] / one["seconds"] / times, memory / times]
+            found.append([method, one["documents"], two["documents"], *each, *ratios])
+    return found
+
+
+RUNS = ("method", "documents", "MB", "seconds", "sketching", "deciding", "peak GB", "idle GB", "copies", "recall",
+        "recall of 0.9")  # fmt: skip
 
 
 def scale(study: Study[ScalePlan]) -> Record:
@@ -264,9 +305,10 @@ def scale(study: Study[ScalePlan]) -> Record:
                 cost = Cost(0, round(1e6 * megabytes / size), (), (1000 * ran.seconds / size,))
                 knobs = {} if first else {"documents": size}
                 study.add(series, knobs, cost=cost, quality=recall[0], redundancy=ran.removed)
-                lines.append([method, size, megabytes, *ran[:3], len(hits[0]), *(one.value for one in recall)])
+                lines.append([method, size, megabytes, *ran[:5], len(hits[0.8]), *(one.value for one in recall)])
             file.unlink()
-    found = MinHashDeduplication().measure([text for text, _ in generated(texts, 2000)])
+    few = [text for text, _ in generated(texts, min(plan.sizes[0], 2000))]
+    found = MinHashDeduplication().measure(few)
     return study.record(
         data="documents of four to eight sentences of SpamAssassin mails, drawn with seed 0; about 30 % "
         "are copies, of six kinds (`data.planted.generated`)",
@@ -284,10 +326,20 @@ def scale(study: Study[ScalePlan]) -> Record:
         ),
         tables={
             "runs": table(
-                "Seconds and peak memory of each run; idle is what the process held before.",
-                ("method", "documents", "MB", "seconds", "peak GB", "idle GB", "copies", "recall", "recall of 0.9"),
+                "Seconds, those of sketching and deciding among them, and peak memory of each run; idle is what the "
+                "process held before.",
+                RUNS,
                 lines,
-            )
+            ),
+            "growth": table(
+                "What a million documents more take, from one size to the next; and how much faster than the documents "
+                "seconds grow, and memory above idle: 1 is linear growth.",
+                ("method", "from", "to", "seconds", "peak GB", "time growth", "memory growth"),
+                growth(lines, RUNS),
+            ),
+            "a document": table(
+                f"What one of the first {len(few):,} documents comes to on average.", ("what", "value"), constants(few)
+            ),
         },
     )  # fmt: skip
 

@@ -20,7 +20,8 @@ different ones are taken for one with a probability of about n^2 / 2^65 among n.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -60,6 +61,30 @@ class Shingles(NamedTuple):
     def sizes(self) -> Ints:
         """(N,) distinct shingles of each document."""
         return np.diff(self.offsets)
+
+    def only(self, documents: Ints) -> Shingles:
+        """Those of the documents (K,) alone, which are numbered anew."""
+        offsets = np.concatenate([[0], np.cumsum(self.sizes[documents])]).astype(np.int64)
+        return Shingles(np.concatenate([self.of(i) for i in documents.tolist()]), offsets)
+
+
+class Buckets(NamedTuple):
+    """Buckets that two of N documents or more share, by document."""
+
+    offsets: Ints
+    """(N + 1,) where those of each document begin"""
+    bucket: Ints
+    """(M,) numbers from 0 on"""
+
+    def of(self, i: int) -> Ints:
+        """The buckets of document i."""
+        return self.bucket[self.offsets[i] : self.offsets[i + 1]]
+
+    def only(self, documents: Ints) -> Buckets:
+        """Those of the documents (K,) alone, which are numbered anew, as are the buckets."""
+        own = [self.of(i) for i in documents.tolist()]
+        _, bucket = np.unique(np.concatenate(own), return_inverse=True)
+        return Buckets(np.concatenate([[0], np.cumsum([len(of) for of in own])]).astype(np.int64), bucket)
 
 
 class Removal(NamedTuple):
@@ -155,23 +180,47 @@ def band_keys(signature: npt.NDArray[np.uint32], bands: int, rows: int) -> Hashe
     return keys
 
 
-def buckets(keys: Hashes, among: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Buckets that hold two documents or more: those of document i are `bucket[offsets[i] : offsets[i + 1]]`.
-
-    keys: (N, B); among: (N,) whether a document takes part. Returns offsets (N + 1,) and bucket (M,).
-    """
+def buckets(keys: Hashes, among: npt.NDArray[np.bool_]) -> Buckets:
+    """Buckets that hold two documents or more, from keys (N, B); among: (N,) whether a document takes part."""
     takes = np.flatnonzero(among)
-    items, numbers, next_free = list[Ints](), list[Ints](), 0
+    items, numbers, known = list[Ints](), list[Ints](), 0
     for band in range(keys.shape[1]):
         _, inverse, sizes = np.unique(keys[takes, band], return_inverse=True, return_counts=True)
+        number = np.cumsum(sizes > 1) - 1  # of those that are shared
         shared = sizes[inverse] > 1
         items.append(takes[shared])
-        numbers.append(inverse[shared] + next_free)
-        next_free += len(sizes)
+        numbers.append(number[inverse[shared]] + known)
+        known += int((sizes > 1).sum())
     item, bucket = np.concatenate(items), np.concatenate(numbers)
     order = np.argsort(item, kind="stable")
-    offsets = np.searchsorted(item[order], np.arange(len(keys) + 1))
-    return offsets, bucket[order]
+    return Buckets(np.searchsorted(item[order], np.arange(len(keys) + 1)), bucket[order])
+
+
+def apart(found: Buckets, size: int) -> Iterator[Ints]:
+    """Documents that share buckets, directly or through others, in parts that have no bucket in common.
+
+    Each part is ascending, and holds about `size` documents or one connected component: what goes of it follows from
+    it alone. Documents that share no bucket are in none.
+    """
+    item = np.repeat(np.arange(len(found.offsets) - 1), np.diff(found.offsets))
+    label, before = np.arange(len(found.offsets) - 1), np.empty(0, np.int64)
+    while not np.array_equal(label, before):  # the least document of a bucket, of its buckets, and so on
+        before = label.copy()
+        least = np.full(int(found.bucket.max(initial=-1)) + 1, len(label))
+        np.minimum.at(least, found.bucket, label[item])
+        np.minimum.at(label, item, least[found.bucket])
+        np.minimum.at(label, before, label)
+        label = label[label]
+    takes = np.flatnonzero(np.diff(found.offsets))
+    order = takes[np.argsort(label[takes], kind="stable")]
+    begins = np.flatnonzero(np.diff(label[order], prepend=-1))  # of each component
+    cuts = [0]
+    for begin in begins.tolist():
+        if begin - cuts[-1] >= size:
+            cuts.append(begin)
+    for start, end in pairwise([*cuts, len(order)]):
+        if end > start:
+            yield np.sort(order[start:end])
 
 
 def remove(
@@ -182,7 +231,6 @@ def remove(
     join: Join = "greedy",
     stays: Stays = "first",
     references: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Removal:
     """Decide what goes, candidate by candidate.
 
@@ -195,12 +243,23 @@ def remove(
         references: so many documents at the front are only compared with: they stay, and only they can be twins.
     Raises: ValueError for a threshold outside (0, 1], or a join that does not know references.
     """
+    twin, similarity = compared(sets, buckets(keys, sets.sizes > 0), threshold, join, stays, references)
+    gone = twin != np.arange(len(twin))
+    return Removal(np.flatnonzero(~gone), np.flatnonzero(gone), twin[gone], similarity[gone])
+
+
+def compared(
+    sets: Shingles, found: Buckets, threshold: float, join: Join = "greedy", stays: Stays = "first", references: int = 0
+) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """For each document the one for which it goes (N,), itself where it stays, and their similarity (N,).
+
+    What `remove` decides, for all documents or for a part of them (`apart`). Args and errors as there.
+    """
     check_range("threshold", threshold, 0, 1, low_open=True)
     if references and join != "greedy":
         raise ValueError("join must be 'greedy' where documents are compared with references")
     sizes, n = sets.sizes, len(sets.sizes)
     twin, similarity = np.arange(n), np.ones(n)
-    offsets, bucket = buckets(keys, sizes > 0)
     order = np.arange(n) if stays == "first" else np.lexsort((np.arange(n), -sizes))
     order = np.concatenate([np.arange(references), order[order >= references]])
     rank = np.argsort(order)
@@ -212,10 +271,8 @@ def remove(
             root[i] = i = root[root[i]]
         return i
 
-    for position, i in enumerate(order.tolist()):
-        if position % 10_000 == 0:
-            progress(position, n)
-        own = bucket[offsets[i] : offsets[i + 1]].tolist()
+    for i in order.tolist():
+        own = found.of(i).tolist()
         if not own:
             continue
         best, nearest, tried = 0.0, i, set[int]()
@@ -236,12 +293,10 @@ def remove(
         if i < references or (not references and (join == "components" or nearest == i)):
             for b in own:
                 inside.setdefault(b, []).append(i)
-    progress(n, n)
     if join == "components":
         twin = np.array([end(i) for i in range(n)], np.int64)
         similarity = np.array([1.0 if t == i else jaccard(sets.of(i), sets.of(int(t))) for i, t in enumerate(twin)])
-    gone = twin != np.arange(n)
-    return Removal(np.flatnonzero(~gone), np.flatnonzero(gone), twin[gone], similarity[gone])
+    return twin, similarity
 
 
 def minhash_dedup(

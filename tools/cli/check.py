@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
@@ -103,6 +102,8 @@ def affected(ctx: click.Context, base: str | None, run_them: bool) -> None:
 
     What the entries that changed still lack to be stable is told beside it.
     """
+    from reference_impls import guard
+
     from ..changed import entries_of, tests_for
     from ..imports import NotPython
 
@@ -118,7 +119,7 @@ def affected(ctx: click.Context, base: str | None, run_them: bool) -> None:
             click.echo(argument)
     elif arguments:
         importlib.import_module("pytest")  # in an extra
-        ctx.exit(subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=root, check=False).returncode)
+        ctx.exit(guard.call([sys.executable, "-m", "pytest", *arguments], cwd=root))
     else:
         click.echo("no test is concerned", err=True)
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from . import editor
 from .findings import Finding, finding
-from .reader import Document, events, parse_yaml, read_yaml, scalar
+from .reader import Document, events, read_yaml, read_yaml_text, scalar
 from .schema import Axes, Terms
 
 WIDTH: Final = 120
@@ -170,8 +170,7 @@ def _mended(text: str) -> str:
 
 
 def _read(text: str, file: str) -> Document:
-    document = Document(file)
-    parse_yaml(text, document)
+    document = read_yaml_text(text, file)
     faults = [f for f in document.findings if f.code.startswith("E1")]
     if not faults and not isinstance(document.data, dict):
         faults = [document.finding("E203", "a file of the atlas holds a mapping (key: value)")]

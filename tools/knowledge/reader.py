@@ -204,10 +204,25 @@ def _text(path: Path, document: Document, *, characters: bool = True) -> str | N
         place = Place(before.count(b"\n") + 1, len(before[start:].decode("utf-8", "replace")) + 1)
         document.add("E102", f"not UTF-8: byte 0x{content[error.start]:02x}", place)
         return None
-    if _unfinished_merge(text, document, code=not characters) or (characters and not _characters(text, document)):
+    if not _sound(text, document, characters=characters):
         return None
     document.readable = True
     return text
+
+
+def _sound(text: str, document: Document, *, characters: bool) -> bool:
+    """Add findings for what no text holds, whatever it says; False if there is any, line ends of Windows aside."""
+    if _unfinished_merge(text, document, code=not characters):
+        return False
+    return not characters or _characters(text, document)
+
+
+def read_yaml_text(text: str, file: str) -> Document:
+    """Read YAML text with the findings that `read_yaml` has for a file of it."""
+    document = Document(file)
+    if _sound(text, document, characters=True):
+        parse_yaml(text, document)
+    return document
 
 
 def _unfinished_merge(text: str, document: Document, *, code: bool) -> bool:
