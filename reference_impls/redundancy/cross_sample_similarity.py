@@ -192,9 +192,9 @@ def duplicates(embeddings: Tensor, epsilon: float, labels: Tensor | None = None,
 
 
 def effective_number(embeddings: Tensor) -> float:
-    """exp of the entropy of the eigenvalues of the cosine Gram / N, in [1, N]: how many distinct items N rows amount to.
+    """How many distinct items N rows amount to: exp of the entropy of the eigenvalues of the cosine Gram / N.
 
-    The Vendi score with cosines as similarity. embeddings: (N, D), rows that are not zero.
+    In [1, N]. The Vendi score with cosines as similarity. embeddings: (N, D), rows that are not zero.
     """
     z = unit(embeddings)
     small = cosines(z, z) if z.shape[0] <= z.shape[1] else z.T @ z  # both have the same eigenvalues that are not zero

@@ -10,7 +10,8 @@ For each axis the ideal reuse is simulated inside the model and the rest of it i
 error, beside the same measure on null controls, and beside what this machine could turn into time.
 """
 
+from reference_impls.report.progress import Progress
 from reference_impls.report.result import Budget, Finding, Result
-from reference_impls.report.run import Progress, report
+from reference_impls.report.run import report
 
 __all__ = ["Budget", "Finding", "Progress", "Result", "report"]

@@ -134,14 +134,17 @@ class CurvePoint(Model):
     """Share of the model's MACs, in closed form; of the training's or of the bits where `Finding.saves` says so."""
     time_saved: Share | None
     """Share of the wall-clock that this machine could save at best; None where the saving is not in this inference."""
-    error: Interval
-    """Relative error of the output, |y - y'| / |y| of each item; the interval is a bootstrap over items or clips."""
+    error: Interval | None
+    """Relative error of the output, |y - y'| / |y| of each item; the interval is a bootstrap over items or clips. None
+    where the reuse gives an answer but no output."""
     flips: Interval | None
-    """Share of answers that change."""
+    """Share of answers that change; None where the output holds no decision."""
     metric: Interval | None = None
     """Accuracy on the labels minus that of the dense model, where labels are given."""
     within_budget: bool
     """Whether the mean keeps the user's budget."""
+    n: Units
+    """Items that the point was measured on: points away from the budget see a part of the sample."""
 
 
 class AtLayer(Model):
@@ -347,9 +350,9 @@ def _table(result: Result) -> Iterator[str]:
             f"{max(n.value for n in found.null.values()):.2f}" if found.null else "",
             f"{found.ceiling_macs:.0%}" + {"inference": "", "training": " training", "bits": " bits"}[found.saves],
             "" if found.ceiling_time is None else f"{found.ceiling_time:.0%}",
-            f"{point.error.value:.3f}" if point else "",
+            f"{point.error.value:.3f}" if point and point.error else "",
             f"{point.flips.value:.1%}" if point and point.flips else "",
-            ", ".join(s.technique for s in found.suggestions if s.applies is not False),
+            ", ".join(s.technique for s in found.suggestions if s.applies is not False) if point else "",
         ))  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     text = {0, len(head) - 1}

@@ -20,6 +20,8 @@ HASHING_S, HASHING_ITEMS = 20.0, 200_000
 """Longest time, and most items, for reading a loader to its end."""
 CLIPS = 8
 """Clips that a sample of a video is made of, where there are so many."""
+FRAMES = 8
+"""Frames of a clip, at least, where it has so many."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def draw(
             hashes += _hashed(one)
             if room <= 0:
                 continue
-            length = min(room, max(2, items // CLIPS)) if kind == "video" else room
+            length = min(room, max(FRAMES, items // CLIPS)) if kind == "video" else room
             one = one.part(slice(0, length)) if one.items > length else one
             room -= one.items
             held += sum(t.numel() * t.element_size() for t in one.tensors)

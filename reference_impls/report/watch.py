@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reference_impls.accounting.count import Tally, count, operator_macs, running_modules
+from reference_impls.contract import tensors
 
 SiteType = Literal["conv", "linear", "matmul", "attention", "recurrent", "other"]
 TYPES: dict[str, tuple[SiteType, str]] = {
@@ -50,6 +51,7 @@ class Site:
     operator: str
     module: str
     macs: int = 0
+    bytes: int = 0
     seconds: float = 0.0
     calls: int = 0
 
@@ -64,11 +66,13 @@ class Call:
     kwargs: dict[str, Any]
     batch: int
     """Items in the batch that runs."""
-    inner: Watch
+    clock: Callable[[], float] = float
+    changed: dict[str, Any] = field(default_factory=dict)
+    """Operands that an edit puts in the place of the call's own."""
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """Arguments by their names in the operator's schema."""
+        """The call's own arguments by their names in the operator's schema."""
         names = (argument.name for argument in self.func._schema.arguments)
         return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
 
@@ -80,7 +84,11 @@ class Call:
     @property
     def x(self) -> Tensor:
         """The data that is multiplied: (B, C, *size) of a convolution, (rows, C) of a product with weights."""
-        found: Tensor = self.named[self.argument]
+        return self.operand(self.argument)
+
+    def operand(self, name: str) -> Tensor:
+        """An operand by its name, as it stands now."""
+        found: Tensor = self.changed[name] if name in self.changed else self.named[name]
         return found
 
     @cached_property
@@ -99,27 +107,27 @@ class Call:
             return x.view(self.batch, -1, x.shape[1]) if x.is_contiguous() else x.reshape(self.batch, -1, x.shape[1])
         return x if x.ndim == 3 else None
 
-    def per_item(self, macs: int) -> float:
-        """MACs of this call for one item of the batch."""
-        return macs / self.batch
+    def cost(self, out: Any) -> float:
+        """MACs of the dense call for one item, given a result of its shape."""
+        return (operator_macs(self.func, self.args, self.kwargs, out) or 0) / self.batch
 
-    @cached_property
-    def macs(self) -> int:
-        """MACs of the call, dense; 0 before it ran."""
-        return 0
-
-    def run(self, **changed: Any) -> Any:
-        """The operator on its own operands, but for those that are given by name."""
-        if not changed:
-            return self.func(*self.args, **self.kwargs)
+    def run(self) -> Any:
+        """The operator, with what was changed."""
+        if not self.changed:
+            start = self.clock()
+            out = self.func(*self.args, **self.kwargs)
+            self.site.seconds += self.clock() - start
+            return out
         positional = [a.name for a in self.func._schema.arguments][: len(self.args)]
-        args = tuple(changed.get(name, value) for name, value in zip(positional, self.args, strict=True))
-        kwargs = {**self.kwargs, **{k: v for k, v in changed.items() if k not in positional}}
+        args = tuple(self.changed.get(name, value) for name, value in zip(positional, self.args, strict=True))
+        kwargs = {**self.kwargs, **{k: v for k, v in self.changed.items() if k not in positional}}
         return self.func(*args, **kwargs)
 
 
 Editor = Callable[[Call], Any]
-"""Computes a site in another way; NotImplemented leaves it as it is."""
+"""Computes a site."""
+After = Callable[[Any, tuple[Any, ...], Any, str], Any]
+"""Takes (function, operands, result, name of the module) of an operator that is no product; gives the result to use."""
 
 
 @dataclass
@@ -136,10 +144,8 @@ class Watch(TorchDispatchMode):
     """Inside it, every product of `model` is a site. One forward pass is one `with watch.forward(batch):`."""
 
     def __init__(
-        self, model: nn.Module, editor: Editor | None = None, *, after: Callable[[Any, Any, Any], None] | None = None,
-        timed: bool = False,
-    ) -> None:  # fmt: skip
-        """after: called with (function, operands, result) of every operator that is no product."""
+        self, model: nn.Module, editor: Editor | None = None, *, after: After | None = None, timed: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.log, self.editor, self.after, self.timed = Log(), editor, after, timed
         self.batch = 1
@@ -167,15 +173,12 @@ class Watch(TorchDispatchMode):
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         if func.namespace != "aten" or short(func) not in TYPES:
             return self._other(func, args, kwargs)
-        call = Call(self._site(func, args, kwargs), func, args, kwargs, self.batch, self)
-        start = self._clock()
-        out = NotImplemented if self.editor is None else self.editor(call)
-        if out is NotImplemented:
-            out = call.run()
+        call = Call(self._site(func, args, kwargs), func, args, kwargs, self.batch, self._clock)
+        out = call.run() if self.editor is None else self.editor(call)
         site = call.site
-        site.seconds += self._clock() - start
         site.calls += 1
         site.macs += operator_macs(func, args, kwargs, out) or 0
+        site.bytes += sum(t.numel() * t.element_size() for t in tensors([list(args), out]))
         return out
 
     def _other(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -186,8 +189,8 @@ class Watch(TorchDispatchMode):
         if macs:
             site = self._site(func, args, kwargs)
             site.macs, site.calls = site.macs + macs, site.calls + 1
-        if self.after is not None:
-            self.after(func, args, out)
+        if self.after is not None and not func.is_view:
+            return self.after(func, args, out, self._running[-1] if self._running else "")
         return out
 
     def _site(self, func: Any, args: Any, kwargs: Any) -> Site:
@@ -203,7 +206,7 @@ class Watch(TorchDispatchMode):
             return "other"
         kind = TYPES[short(func)][0]
         if kind == "linear":
-            named = Call(Site("", kind, "", ""), func, args, kwargs, 1, self)
+            named = Call(Site("", kind, "", ""), func, args, kwargs, 1)
             stored = named.weight is not None and named.weight.untyped_storage().data_ptr() in self._weights
             return "linear" if stored else "matmul"
         return kind
