@@ -30,7 +30,7 @@ def left_alone(before: Tensor, after: Tensor) -> Tensor:
     a, b = (near_one(widened(x), axis) for x in (before, after))
     cosine = F.cosine_similarity(a, b, dim=axis, eps=torch.finfo(a.dtype).tiny)
     same = (before == after).all(axis)  # two zero vectors are alike too
-    return torch.where(same, torch.ones_like(cosine), cosine).clamp(0, 1).double().flatten(1).mean(1)
+    return torch.where(same, torch.ones_like(cosine), cosine).clamp(0, 1).double().reshape(len(before), -1).mean(1)
 
 
 def block_influence(before: Tensor, after: Tensor) -> Tensor:

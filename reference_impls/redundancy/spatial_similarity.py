@@ -123,11 +123,10 @@ def row_reuse(rows: Tensor, bits: int, seed: int = 0, scope: Tensor | None = Non
         signs = (widened(rows) @ directions) > 0  # (R, H)
     weights = 2 ** torch.arange(bits, device=rows.device)
     signature = (signs.long() * weights).sum(1)
-    if scope is not None:
-        key = torch.stack([scope.to(rows.device), signature], 1)
-        unique, group = key.unique(dim=0, return_inverse=True)
-    else:
-        unique, group = signature.unique(return_inverse=True)
+    if scope is not None:  # scopes and signatures as one integer, of which rows are grouped faster than of two
+        _, signature = signature.unique(return_inverse=True)
+        signature = scope.to(rows.device) * (len(rows) + 1) + signature
+    unique, group = signature.unique(return_inverse=True)
     return Reuse(group, len(unique), bits)
 
 
@@ -195,7 +194,7 @@ def channel_redundancy(eigenvalues: Tensor, share: float = 0.99) -> float:
 def effective_rank(eigenvalues: Tensor) -> float:
     """exp of the entropy of the eigenvalues as shares: between 1 and C."""
     share = eigenvalues / eigenvalues.sum().clamp(min=torch.finfo(eigenvalues.dtype).tiny)
-    return float((-(share * share.clamp(min=1e-300).log()).sum()).exp())
+    return float((-torch.xlogy(share, share).sum()).exp())
 
 
 def correlated_pairs(covariance: Tensor, at_least: float = 0.95) -> float:

@@ -62,8 +62,8 @@ def probe(features: Tensor, answers: Tensor, folds: int = 4) -> tuple[Tensor, Te
     """What the nearest class mean says of each item by its features, and how sure that is.
 
     features: (B, D); answers: (B,) integers, the classes of the means: the network's own final answers, so that no
-    labels are needed. Item i of fold i mod `folds` is compared by cosine, after the mean feature is subtracted, with
-    means over the other folds. Returns (B,) answers, -1 where no class is known, and (B,) the margin between the
+    labels are needed. The items of each class go to the folds by turns; those of a fold are compared by cosine, after
+    the mean feature is subtracted, with means over the other folds. Returns (B,) answers, -1 where no class is known, and (B,) the margin between the
     nearest and the second nearest mean, in [0, 2]; 2 where one class alone is known.
 
     Raises: TypeError, ValueError for shapes that do not fit, or fewer than two folds.
@@ -76,7 +76,8 @@ def probe(features: Tensor, answers: Tensor, folds: int = 4) -> tuple[Tensor, Te
         )
     x = widened(features)
     said, margin = torch.full((len(x),), -1, dtype=torch.long), torch.zeros(len(x))
-    fold = torch.arange(len(x)) % folds
+    turn = [int((answers[:i] == answers[i]).sum()) for i in range(len(answers))]
+    fold = torch.tensor(turn, dtype=torch.long) % folds
     for f in range(folds):
         mine, others = fold == f, fold != f
         classes = answers[others].unique()

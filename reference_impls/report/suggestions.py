@@ -6,14 +6,16 @@ Nothing is listed here: each implementation says which axes find what it exploit
 from __future__ import annotations
 
 import functools
+import importlib.util
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from reference_impls.contract import NoEffectWarning, Technique, UnsupportedHost
-from reference_impls.contract.registry import ids, load
+from reference_impls.contract.registry import PACKAGE, ids, load, module_name
 from reference_impls.report.engine import View
 from reference_impls.report.result import Suggestion
 
@@ -22,7 +24,11 @@ from reference_impls.report.result import Suggestion
 def exploiting() -> Mapping[str, tuple[Technique, ...]]:
     """Axis -> the implementations that exploit what it finds, by their ids."""
     found: dict[str, tuple[Technique, ...]] = {}
-    for technique in map(load, ids()):
+    for name in ids():
+        spec = importlib.util.find_spec(f"{PACKAGE}.{module_name(name)}")
+        if spec is None or spec.origin is None or "exploits" not in Path(spec.origin).read_text(encoding="utf-8"):
+            continue  # not imported for nothing
+        technique = load(name)
         for axis in technique.exploits:
             found[axis] = (*found.get(axis, ()), technique)
     return found

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import torch
@@ -168,7 +168,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if _is_composite(func):
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         if func.namespace != "aten" or short(func) not in TYPES:
@@ -219,6 +219,13 @@ class Watch(TorchDispatchMode):
         return time.perf_counter()
 
 
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether torch runs the operator as others, which are then seen."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@cache
 def short(func: Any) -> str:
     """`aten.addmm.default` -> `addmm`."""
     name: str = func._schema.name.split("::")[1]
