@@ -11,7 +11,7 @@ import click
 
 from reference_impls.extras import advice
 
-from .common import Failure, as_json, device, print_json, table, wrong_usage
+from .common import Failure, as_json, device, print_json, wrong_usage
 
 
 def budget(text: str) -> dict[str, float]:
@@ -94,15 +94,18 @@ def report(
     if verify:
         from ..report.run import verified
 
-        achieved = verified(done)
+        try:
+            achieved = verified(done, out)
+        except ValueError as error:
+            click.echo(str(error), err=True)
     if json_:
-        print_json(done.result.model_dump(mode="json") | {"verdict": done.ranking.verdict, "verified": achieved})
+        told = {"verdict": done.ranking.verdict, "verified": achieved and achieved.model_dump(mode="json")}
+        print_json(done.result.model_dump(mode="json") | told)
         return
     click.echo(done.result.table)
     click.echo(f"\n{click.style(done.ranking.verdict, bold=True)}")
     if achieved is not None:
-        names = ("technique", "setting", "MACs predicted", "achieved", "time ceiling", "achieved")
-        table(names, [[str(cell) for cell in row] for row in achieved])
+        click.echo(achieved.table)
     if out is not None:
         click.echo(f"look at {out / 'index.html'}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ CLIPS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm"})
 TEXTS = frozenset({".txt", ".md", ".eml"})
 FRAMES = 8
 """Frames of a clip."""
+GIVEN = "ATLAS_REPORT"
+"""Environment variable that tells the process of a verification which files a report was made of."""
 
 
 class InputError(ValueError):
@@ -72,6 +76,19 @@ def hugging_face(path: str) -> Any:
         return kind.from_pretrained(path, local_files_only=True).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"{path!r} holds no model that transformers reads: {str(error).splitlines()[0]}") from error
+
+
+def given_model() -> Any:
+    """The model of Hugging Face that the environment names."""
+    return hugging_face(json.loads(os.environ[GIVEN])["hf"])
+
+
+def given_data() -> Iterator[Any]:
+    """The files that the environment names, as the model there takes them."""
+    given = json.loads(os.environ[GIVEN])
+    kind, paths = files(Path(given["data"]))
+    model = given_model() if given["hf"] else named(given["model"], "--model")
+    return loader(kind, paths, model, given["hf"])
 
 
 def loader(kind: str, paths: list[Path], model: Any, hf: str | None) -> Iterator[Any]:

@@ -106,7 +106,8 @@ def _standing(finding: Finding, one: Suggestion) -> tuple[Standing, str]:
         return "macs only", "on this machine the overhead takes what is saved"
     if one.applies is None and one.needs:
         return "not here", one.needs
-    return "try", "at the budget, on this machine, at best"
+    apart = "" if finding.separable is not False else "; the null controls show as much, so it is the architecture's"
+    return "try", f"at the budget, on this machine, at best{apart}"
 
 
 def _verdict(result: Result, first: Option | None, options: Iterable[Option]) -> str:

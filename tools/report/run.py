@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from reference_impls import report as measuring
 from reference_impls.report.result import FILE, Result
+from reference_impls.report.verify import Target, Verification, verify
 from reference_impls.whole import write_atomically
 
+from ..files import scratch
 from ..knowledge import Knowledge, load
 from ..progress import progress
 from . import inputs
@@ -24,10 +27,12 @@ PAGE = "index.html"
 class Done:
     """A report with what the catalogue makes of it."""
 
-    model: Any
-    batches: Iterable[Any]
     result: Result
     ranking: Ranking
+    target: Target
+    """Where another process finds the model and the data."""
+    given: dict[str, str | None]
+    """What the command named."""
 
 
 def measured(
@@ -66,7 +71,24 @@ def measured(
     ranking = rank(result, knowledge)
     if out is not None:
         write(result, ranking, knowledge, out, command)
-    return Done(network, batches, result, ranking)
+    here = inputs.__name__
+    target = Target(
+        model=f"{here}:given_model" if hf else str(model),
+        data=f"{here}:given_data" if Path(data).exists() else data,
+    )
+    return Done(result, ranking, target, {"hf": hf, "model": model, "data": data})
+
+
+def verified(done: Done, out: Path | None) -> Verification:
+    """Apply what the report suggests, each in a process of its own. Raises: ValueError where nothing applies."""
+    before = os.environ.get(inputs.GIVEN)
+    os.environ[inputs.GIVEN] = json.dumps(done.given)
+    try:
+        with scratch("atlas-verify-") as folder:
+            return verify(done.result, done.target, out or folder)
+    finally:
+        os.environ.pop(inputs.GIVEN)
+        os.environ |= {inputs.GIVEN: before} if before else {}
 
 
 def write(result: Result, ranking: Ranking, knowledge: Knowledge | None, out: Path, command: str) -> None:
