@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from reference_impls.report.verify import Target, Verification, verify
 
 from reference_impls import report as measuring
 from reference_impls.report.result import FILE, Result
-from reference_impls.report.verify import Target, Verification, verify
 from reference_impls.whole import write_atomically
 
 from ..files import scratch
