@@ -105,6 +105,9 @@ class Technique(ABC):
     """A model can be trained through the applied technique: gradients reach every parameter that they reach without."""
     knobs: ClassVar[Mapping[str, Knob]] = {}
     """Name of each knob of `apply` -> its declaration."""
+    exploits: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Axis of the redundancy report that finds what it exploits -> its knobs, each with the name that the settings of
+    the axis have for it: the value found there is the one to start from. A knob that is not named keeps its default."""
     waivers: ClassVar[Mapping[str, str]] = {}
     """Name of a conformance check that cannot apply -> the reason, shown on the entry's page."""
 

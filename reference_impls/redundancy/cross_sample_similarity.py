@@ -189,3 +189,41 @@ def duplicates(embeddings: Tensor, epsilon: float, labels: Tensor | None = None,
     exact = min(removable_share(exact_groups(embeddings)), value)
     measure = f"share of items in a chain of cosines above {1 - epsilon:g}"
     return Redundancy(value, measure, {"exact": exact, "near": value - exact})
+
+
+def effective_number(embeddings: Tensor) -> float:
+    """How many distinct items N rows amount to: exp of the entropy of the eigenvalues of the cosine Gram / N.
+
+    In [1, N]. The Vendi score with cosines as similarity. embeddings: (N, D), rows that are not zero.
+    """
+    z = unit(embeddings)
+    small = cosines(z, z) if z.shape[0] <= z.shape[1] else z.T @ z  # both have the same eigenvalues that are not zero
+    share = (torch.linalg.eigvalsh(small.double()) / len(z)).clamp(min=0)
+    share = share[share > 1e-12]
+    return float((-(share * share.log()).sum()).exp())
+
+
+def batch_similarity(embeddings: Tensor) -> float:
+    """(N - effective number) / (N - 1) of the items of a batch, in [0, 1]; 0 for a single one."""
+    n = len(embeddings)
+    return min(max((n - effective_number(embeddings)) / (n - 1), 0.0), 1.0) if n > 1 else 0.0
+
+
+def cache_hits(embeddings: Tensor, tau: float) -> Tensor:
+    """(N,) the item whose stored result each item of a stream could take, or -1 where it is computed and stored.
+
+    An item hits when its cosine with a stored one, of those before it, is at least 1 - tau; the closest is taken.
+    Raises: as `unit`; ValueError for tau outside [0, 2].
+    """
+    check_range("tau", tau, 0, 2)
+    z = unit(embeddings)
+    found = torch.full((len(z),), -1, dtype=torch.long)
+    stored: list[int] = []
+    for i in range(len(z)):
+        if stored:
+            best, where = (z[stored] @ z[i]).max(0)
+            if best.item() >= 1 - tau - 4 * torch.finfo(z.dtype).eps:
+                found[i] = stored[int(where)]
+                continue
+        stored.append(i)
+    return found

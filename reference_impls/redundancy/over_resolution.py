@@ -94,3 +94,23 @@ def held_frequencies(size: int, factor: int) -> Tensor:
     """How much of each frequency of an axis of `size` positions a grid `factor` times coarser holds: (size,)."""
     frequency, limit = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64).abs(), size / (2 * factor)
     return (frequency < limit).double() + 0.5 * (frequency == limit)
+
+
+def low_band_channels(maps: Tensor, share: float = 0.99) -> Tensor:
+    """Share of the channels of each map that half the grid holds: E(up(pool x))^2 / E x^2 >= `share`: (B,) in [0, 1].
+
+    maps: (B, C, H, W). With a share a of such channels an octave convolution saves 0.75 a (2 - a) of its MACs
+    (chen-2019-drop). A channel of zeros counts; a map with a side of 1 has no half.
+    """
+    maps = near_one(measurable("maps", maps, "B C H W"), (1, 2, 3))
+    check_range("share", share, 0, 1)
+    if min(maps.shape[2:]) < 2:
+        return maps.new_zeros(len(maps), dtype=torch.float64)
+    low = F.interpolate(F.avg_pool2d(maps, 2, ceil_mode=True), size=maps.shape[2:], mode="nearest")
+    kept, total = low.square().sum((2, 3)), maps.square().sum((2, 3))
+    return (kept >= share * total).double().mean(1)
+
+
+def octave_saving(share: float) -> float:
+    """MACs that an octave convolution saves with this share of its channels on half the grid: 0.75 a (2 - a)."""
+    return 0.75 * share * (2 - share)

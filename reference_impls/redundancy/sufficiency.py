@@ -3,6 +3,9 @@
 The measure needs a network that can answer at several depths (exits). It needs no labels: the reference is the answer
 of the last exit. It is a ceiling for early exit without any change of an answer, since a rule that decides at run time
 cannot see the later exits.
+
+A network without exits is given them by a probe that nothing is trained for: the class whose mean feature is nearest.
+Means and answers never come from the same items.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reference_impls.contract import Redundancy, check_tensor
+from reference_impls.contract.precision import widened
 
 
 def settled(answers: Tensor) -> Tensor:
@@ -52,3 +56,38 @@ def sufficiency(answers: Tensor, macs: Sequence[int]) -> Redundancy:
     where = {f"exit {e + 1}": (exits <= e).double().mean().item() for e in range(len(answers))}
     measure = "share of the computation after the answer has settled"
     return Redundancy(min(shares.mean().item(), 1.0), measure, where)
+
+
+def probe(features: Tensor, answers: Tensor, folds: int = 4) -> tuple[Tensor, Tensor]:
+    """What the nearest class mean says of each item by its features, and how sure that is.
+
+    features: (B, D); answers: (B,) integers, the classes of the means: the network's own final answers, so that no
+    labels are needed. The items of each class go to the folds by turns; those of a fold are compared by cosine, after
+    the mean feature is subtracted, with means over the other folds. Returns (B,) answers, -1 where no class is known, and (B,) the margin between the
+    nearest and the second nearest mean, in [0, 2]; 2 where one class alone is known.
+
+    Raises: TypeError, ValueError for shapes that do not fit, or fewer than two folds.
+    """
+    check_tensor("features", features, "B D")
+    check_tensor("answers", answers, "B", floating=False)
+    if len(features) != len(answers) or folds < 2:
+        raise ValueError(
+            f"a probe needs an answer for each item, and two folds: {len(features)}, {len(answers)}, {folds}"
+        )
+    x = widened(features)
+    said, margin = torch.full((len(x),), -1, dtype=torch.long), torch.zeros(len(x))
+    turn = [int((answers[:i] == answers[i]).sum()) for i in range(len(answers))]
+    fold = torch.tensor(turn, dtype=torch.long) % folds
+    for f in range(folds):
+        mine, others = fold == f, fold != f
+        classes = answers[others].unique()
+        if not mine.any() or not len(classes):
+            continue
+        centre = x[others].mean(0)
+        means = torch.stack([x[others & (answers == c)].mean(0) - centre for c in classes])
+        here = torch.nn.functional.normalize(x[mine] - centre, dim=1)
+        near = here @ torch.nn.functional.normalize(means, dim=1).T  # (m, K)
+        best = near.topk(min(2, len(classes)), dim=1)
+        said[mine] = classes[best.indices[:, 0]]
+        margin[mine] = best.values[:, 0] - best.values[:, 1] if len(classes) > 1 else 2.0
+    return said, margin

@@ -80,3 +80,44 @@ def shift_compensated(previous: Tensor, current: Tensor, *, reach: int = 4) -> T
     shifts = [(dy, dx) for dy in range(2 * reach + 1) for dx in range(2 * reach + 1)]
     moved = (padded[..., dy : dy + height, dx : dx + width] for dy, dx in shifts)
     return min(moved, key=lambda x: (widened(x) - widened(current)).square_().mean().item())
+
+
+def held(stream: Tensor, limit: float, tile: int = 1, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A stream whose positions keep what they last sent until they move away from it by more than `limit`.
+
+    stream: (T, C, H, W), successive frames; tile: side of the squares of positions that decide together; given: (C, H,
+    W), what was sent before the first frame. Returns the held stream (T, C, H, W) and which positions were sent anew
+    (T, H, W) bool; the first frame is, unless `given` says what stood there. What is withheld is never lost: the
+    difference is always taken to what was sent (cavigelli-2017-cbinfer, parger-2022-deltacnn).
+    """
+    out, sent = torch.empty_like(stream), torch.ones(len(stream), *stream.shape[2:], dtype=torch.bool)
+    sent = sent.to(stream.device)
+    known = given
+    for t, frame in enumerate(stream):
+        if known is not None:
+            moved = changed_tiles(known[None], frame[None], tile=tile, threshold=limit)[0]
+            if tile > 1:
+                moved = moved.repeat_interleave(tile, 0).repeat_interleave(tile, 1)[: frame.shape[1], : frame.shape[2]]
+            sent[t] = moved
+            frame = torch.where(moved, frame, known)
+        out[t] = known = frame
+    return out, sent
+
+
+def affected(sent: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
+             dilation: tuple[int, int] = (1, 1)) -> Tensor:  # fmt: skip
+    """Outputs of a convolution whose window holds a sent position: (T, H, W) bool -> (T, H', W') bool."""
+    if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
+        return sent
+    window = F.conv2d(sent[:, None].float(), torch.ones(1, 1, *kernel, device=sent.device), None, stride, padding,
+                      dilation)  # fmt: skip
+    return window[:, 0] > 0.5
+
+
+def lags(frames: Tensor, most: int, *, tile: int = 8, threshold: float = 0.05) -> dict[int, float]:
+    """Share of static tiles between frames that lie 1, 2, ... `most` apart: (T, C, H, W) -> {lag: share}."""
+    return {
+        lag: sum(temporal_similarity(frames[[t, t + lag]], tile=tile, threshold=threshold).value
+                 for t in range(len(frames) - lag)) / (len(frames) - lag)
+        for lag in range(1, min(most, len(frames) - 1) + 1)
+    }  # fmt: skip

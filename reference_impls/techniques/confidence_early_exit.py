@@ -355,6 +355,7 @@ class ConfidenceEarlyExit(Technique):
 
     id = "confidence-early-exit"
     execution = "real"
+    exploits: ClassVar = {"exits": {}}
     knobs: ClassVar = {
         "rule": Choice(
             "confidence",

@@ -163,6 +163,7 @@ class DataSieving(Technique):
 
     id = "data-sieving"
     execution = "real"
+    exploits: ClassVar = {"easy-items": {"removed": "dropped"}}
     knobs: ClassVar = {
         "removed": Number(0.2, low=0, high=0.95, about="share of the examples that are left out at any time"),
         "exchanged": Number(0.1, low=0, high=1, about="share of the active examples that change sides in an update"),

@@ -189,6 +189,7 @@ class KeyFrameFeaturePropagation(Technique):
     id = "key-frame-feature-propagation"
     execution = "real"
     stateful = True
+    exploits: ClassVar = {"temporal-frames": {"interval": "interval"}}
     knobs: ClassVar = {
         "interval": Integer(2, low=1, about="frames from one key frame to the next, at most; 1 leaves nothing out"),
         "cut": Number(

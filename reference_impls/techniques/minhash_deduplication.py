@@ -355,6 +355,7 @@ class MinHashDeduplication(Technique):
 
     id = "minhash-deduplication"
     execution = "real"
+    exploits: ClassVar = {"near-items": {}, "repeated-items": {}}
     knobs: ClassVar = {
         "threshold": Number(
             0.8, low=0, high=1, low_open=True, optional=True, about="Jaccard index from which on a document goes"

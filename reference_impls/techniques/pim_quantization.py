@@ -80,6 +80,7 @@ class PIMQuantization(Technique):
     execution = "simulated"
     trains = True
     own_rescaling = NO_RESCALING
+    exploits: ClassVar = {"bits": {"activation_bits": "bits", "dac_bits": "bits"}}
     knobs: ClassVar = {
         "on_array": Switch(True, about="False: leave every layer digital, in floating point"),
         "scheme": Choice(

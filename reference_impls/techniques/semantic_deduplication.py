@@ -181,6 +181,7 @@ class SemanticDeduplication(Technique):
 
     id = "semantic-deduplication"
     execution = "real"
+    exploits: ClassVar = {"near-items": {"epsilon": "epsilon"}, "repeated-items": {"epsilon": "epsilon"}}
     knobs: ClassVar = {
         "epsilon": Number(
             0.05, low=0, high=1, about="an item goes when its cosine with an item before it exceeds 1 - epsilon"

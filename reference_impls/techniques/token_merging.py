@@ -381,6 +381,7 @@ class TokenMerging(Technique):
     id = "token-merging"
     execution = "real"
     trains = True
+    exploits: ClassVar = {"tokens": {"r": "r"}}
     knobs: ClassVar = {
         "r": Integer(
             8,

@@ -42,6 +42,7 @@ HOMES: Final = {
     "list": ".entries:list_",
     "new": "..scaffold.commands:new",
     "profile": ".profile:profile",
+    "report": ".report:report",
     "review": ".review:review",
     "run": ".run:run",
     "schema": ".check:schema",

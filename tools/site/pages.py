@@ -38,6 +38,7 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
 
 GUIDES = (
     ("Apply a technique", "apply.md"),
+    ("Read a redundancy report", "report.md"),
     ("Check your own technique", "contract.md"),
     ("How numbers are made", "evidence.md"),
     ("Data for programs", "api.md"),

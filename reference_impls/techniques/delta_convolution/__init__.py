@@ -40,6 +40,10 @@ class DeltaConvolution(Technique):
     id = "delta-convolution"
     execution = "real"
     stateful = True
+    exploits: ClassVar = {
+        "temporal-tiles": {"threshold": "threshold", "tile": "tile", "min_profitable": "min_profitable"},
+        "temporal-positions": {"threshold": "threshold", "tile": "tile", "min_profitable": "min_profitable"},
+    }
     knobs: ClassVar = {
         "threshold": Number(
             0.1, low=0, about="largest change, in standard deviations, that a position may withhold; 0 loses nothing"

@@ -1,0 +1,309 @@
+"""What stays as it was in the frame before: positions and tiles of feature maps, moved pictures, whole frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reference_impls.redundancy.cross_step_similarity import step_change
+from reference_impls.redundancy.temporal_similarity import (
+    affected,
+    changed_tiles,
+    held,
+    shift_compensated,
+    tile_maximum,
+)
+from reference_impls.report.axes.base import Axis, Outcome, Setting, Values, gain
+from reference_impls.report.batches import Batch
+from reference_impls.report.engine import Edit, Probe, Tick, View
+from reference_impls.report.outputs import Outputs, errors, flips
+from reference_impls.report.sample import Sample
+from reference_impls.report.watch import Call, short
+
+_NAMES = (
+    "relu relu_ hardtanh hardtanh_ leaky_relu leaky_relu_ silu silu_ gelu sigmoid sigmoid_ hardswish hardswish_ "
+    "hardsigmoid hardsigmoid_ tanh tanh_ elu elu_ mish mish_ softplus clamp clamp_ clamp_min clamp_min_ prelu "
+    "max_pool2d_with_indices native_layer_norm native_group_norm"
+)
+NONLINEAR = frozenset(_NAMES.split())
+"""Operators whose results are withheld where they hardly move; through others changes travel on."""
+
+
+class Stream(Edit):
+    """Positions that move by at most `threshold` deviations keep what they sent, after every non-linear operator.
+
+    As delta networks do (parger-2022-deltacnn, cavigelli-2017-cbinfer): the unit is the standard deviation of the
+    tensor in the first frame. Convolutions compute the tiles of `tile` x `tile` outputs that a sent position reaches;
+    products with single positions compute exactly those. Where less than `min_profitable` of a layer is idle, it
+    computes everything; where less of a frame is, the next 1, 2, 4, ... 32 frames run dense.
+    """
+
+    def __init__(self, threshold: float, tile: int, min_profitable: float, dense: float) -> None:
+        super().__init__()
+        self.threshold, self.tile, self.least, self.dense = threshold, tile, min_profitable, dense
+
+    def begin(self, batch: Batch) -> Batch:
+        super().begin(batch)
+        x = batch.main
+        if not x.is_floating_point() or x.ndim != 4:
+            return batch
+        self.spend(compare_bytes=2 * x.numel() * x.element_size())
+        return batch.with_main(self._held(x))
+
+    def _held(self, x: Tensor) -> Tensor:
+        limit = self.threshold * x[0].float().std(correction=0).item()
+        return held(x, limit)[0]
+
+    def after(self, func: Any, args: tuple[Any, ...], out: Any, module: str) -> Any:
+        if short(func) not in NONLINEAR:
+            return out
+        first = out[0] if isinstance(out, tuple) else out
+        if not isinstance(first, Tensor) or first.ndim not in (3, 4) or len(first) != self._frames:
+            return out
+        maps = first if first.ndim == 4 else first.transpose(1, 2)[..., None]
+        kept = self._held(maps)
+        self.spend(compare_bytes=2 * first.numel() * first.element_size(), calls=3 * len(first))
+        first.copy_(kept if first.ndim == 4 else kept[..., 0].transpose(1, 2))
+        return out
+
+    @property
+    def _frames(self) -> int:
+        assert self.batch is not None
+        return self.batch.items
+
+    def account(self, call: Call, out: Any) -> None:
+        frames, x = self._frames, call.x
+        if call.site.type == "conv" and x.ndim == 4 and len(x) == frames and not call.named.get("transposed"):
+            sent = _moved(x)
+            stride, padding, dilation = (tuple(call.named[k]) for k in ("stride", "padding", "dilation"))
+            assert call.weight is not None
+            kernel = (call.weight.shape[2], call.weight.shape[3])
+            reached = affected(sent, kernel, stride, padding, dilation)
+            total = reached[0].numel()
+            if self.tile > 1 and (kernel, stride) != ((1, 1), (1, 1)):
+                side = min(self.tile, max(reached.shape[1:]))
+                tiles = tile_maximum(reached[..., None].float(), side) > 0
+                work = tiles.flatten(1).sum(1) * side**2
+                work = torch.where(work > (1 - self.least) * total, total, work)
+                halo = x[0, 0].numel() / total * (side + kernel[0] - 1) * (side + kernel[1] - 1) / side**2
+            else:
+                work, halo = reached.flatten(1).sum(1), float(kernel[0] * kernel[1])
+            bytes_ = float(work[1:].sum()) * x.shape[1] * x.element_size()
+            self.spend(gather_bytes=bytes_ * halo, calls=4 * frames,
+                       scatter_bytes=float(work[1:].sum()) * out.shape[1] * out.element_size())  # fmt: skip
+        elif call.site.type == "linear" and x.ndim == 2 and len(x) % frames == 0:
+            rows = x.view(frames, -1, x.shape[1])
+            moved = torch.ones(rows.shape[:2], dtype=torch.bool, device=x.device)
+            moved[1:] = (rows[1:] != rows[:-1]).any(2)
+            work, total = moved.sum(1), moved.shape[1]
+        elif call.site.type in ("matmul", "attention") and len(x) % frames == 0:
+            whole = x.reshape(frames, -1)
+            work, total = torch.ones(frames, dtype=torch.long, device=x.device), 1
+            work[1:] = (whole[1:] != whole[:-1]).any(1)
+        else:
+            return
+        idle = 1 - work.double() / total
+        idle[0] = 0
+        self.save(call.site.name, idle * call.cost(out))
+
+    def end(self) -> None:
+        """Frames of which hardly anything falls away are computed as a whole, and so are those after them."""
+        share = self.of_items() / max(self.dense, 1)
+        kept, rest, longer, follows = torch.zeros(len(share), dtype=torch.bool), 0, 1, True
+        for t in range(1, len(share)):
+            if rest:
+                rest -= 1
+            elif not follows:
+                follows = True  # a whole frame, to begin the stream again
+            else:
+                kept[t] = True
+                if share[t] < self.least:
+                    follows, rest, longer = False, longer, min(2 * longer, 32)
+                else:
+                    longer = 1
+        for site, macs in self.saved.items():
+            self.mean[site] -= float(macs[~kept].sum())
+            self.saved[site] = macs * kept
+
+
+def _moved(x: Tensor) -> Tensor:
+    """Positions (T, H, W) at which some channel differs from the frame before; all of the first frame."""
+    moved = torch.ones(len(x), *x.shape[2:], dtype=torch.bool, device=x.device)
+    moved[1:] = (x[1:] != x[:-1]).any(1)
+    return moved
+
+
+class _StaticProbe(Probe):
+    """Share of positions, or tiles, of the inputs of products that stay within a threshold of the frame before."""
+
+    def __init__(self, threshold: float, tile: int) -> None:
+        super().__init__()
+        self.threshold, self.tile = threshold, tile
+
+    def account(self, call: Call, out: Any) -> None:
+        x = call.x
+        if call.site.type == "linear" and x.ndim == 2 and len(x) % call.batch == 0 and len(x) > call.batch:
+            x = x.view(call.batch, -1, x.shape[1]).transpose(1, 2)[..., None]
+        if x.ndim != 4 or len(x) != call.batch or len(x) < 2 or call.site.type not in ("conv", "linear"):
+            return
+        limit = self.threshold * x[0].float().std(correction=0).item()
+        tile = min(self.tile, max(x.shape[2:]))
+        moved = changed_tiles(x[:-1], x[1:], tile=tile, threshold=limit).double()
+        static = 1 - moved.mean()  # of a clip, for each of its frames
+        self.note(call.site.name, static.expand(call.batch), call.cost(out))
+
+
+class _Temporal(Axis):
+    relation = "temporal_similarity"
+    shrinks = True
+    compatible = False
+    threshold = 0.1
+    tile = 8
+
+    def unfit(self, view: View) -> str | None:
+        if view.kind != "video":
+            return "the data have no order of time"
+        if all(batch.items < 2 for batch in view.sample.batches):
+            return "every clip has a single frame"
+        return None
+
+    def notes(self, view: View) -> list[str]:
+        return ["The first frame of each clip is computed as a whole, and counts: in a longer stream more is saved."]
+
+
+class TemporalTiles(_Temporal):
+    """Tiles of feature maps that stay as they were."""
+
+    id = "temporal-tiles"
+    title = "Tiles of feature maps that stay as in the frame before"
+    location, granularity = "activations", "region_block"
+    measure = "share of 8 x 8 tiles of the inputs of layers that stay within 0.1 deviations of the frame before"
+    source = "reference_impls.redundancy.temporal_similarity:changed_tiles"
+    least = 0.4
+
+    def probe(self, view: View) -> Probe:
+        return _StaticProbe(self.threshold, self.tile)
+
+    def settings(self, view: View) -> list[dict[str, Any]]:
+        return [
+            {"threshold": t, "tile": self.tile, "min_profitable": self.least} for t in (0, 0.02, 0.05, 0.1, 0.2, 0.4)
+        ]
+
+    def edit(self, view: View, setting: Setting) -> Edit:
+        return Stream(setting["threshold"], setting["tile"], setting["min_profitable"], view.total)
+
+
+class TemporalPositions(TemporalTiles):
+    """Single positions of feature maps that stay as they were: what no tiles could do better."""
+
+    id = "temporal-positions"
+    title = "Positions of feature maps that stay as in the frame before"
+    granularity = "element"
+    measure = "share of positions of the inputs of layers that stay within 0.1 deviations of the frame before"
+    tile, least = 1, 0.0
+
+
+class MovedPictures(_Temporal):
+    """Tiles of a picture that are where the camera's motion puts them."""
+
+    id = "temporal-shift"
+    title = "Tiles of the picture that only moved with the camera"
+    location, granularity = "input_stream", "region_block"
+    measure = "share of 8 x 8 tiles of the frame that stay within 0.1 deviations of the shifted frame before"
+    source = "reference_impls.redundancy.temporal_similarity:shift_compensated"
+    everywhere = True
+
+    def unfit(self, view: View) -> str | None:
+        x = view.sample.batches[0].main
+        if x.ndim != 4 or not x.is_floating_point():
+            return "the frames are no pictures (C, H, W)"
+        return super().unfit(view)
+
+    def probe(self, view: View) -> Probe:
+        return _ShiftProbe()
+
+    def settings(self, view: View) -> list[dict[str, Any]]:
+        return [{"threshold": t} for t in (0.02, 0.05, 0.1, 0.2, 0.4)]
+
+    def edit(self, view: View, setting: Setting) -> Edit:
+        return _ShiftEdit(setting["threshold"], view)
+
+
+def shifted_tiles(frames: Tensor, threshold: float, tile: int = 8) -> tuple[Tensor, Tensor]:
+    """Frames (T, C, H, W) with static tiles taken from the shifted frame before, and the share of these, (T,)."""
+    out, share = frames.clone(), torch.zeros(len(frames), dtype=torch.float64)
+    limit = threshold * frames[0].float().std(correction=0).item()
+    for t in range(1, len(frames)):
+        before = shift_compensated(out[t - 1 : t], frames[t : t + 1])
+        moved = changed_tiles(before, frames[t : t + 1], tile=tile, threshold=limit)
+        share[t] = 1 - moved.double().mean()
+        mask = F.interpolate(moved[:, None].float(), scale_factor=tile, mode="nearest")
+        mask = mask[..., : frames.shape[2], : frames.shape[3]] > 0.5
+        out[t] = torch.where(mask[0], frames[t], before[0])
+    return out, share
+
+
+class _ShiftProbe(Probe):
+    def begin(self, batch: Batch) -> Batch:
+        super().begin(batch)
+        x = batch.main
+        if x.ndim == 4 and x.is_floating_point() and len(x) > 1:
+            share = shifted_tiles(x, _Temporal.threshold)[1][1:].mean()
+            self.note("input", share.expand(batch.items), 1.0)
+        return batch
+
+
+class _ShiftEdit(Edit):
+    def __init__(self, threshold: float, view: View) -> None:
+        super().__init__()
+        self.threshold, self.view = threshold, view
+
+    def begin(self, batch: Batch) -> Batch:
+        super().begin(batch)
+        x, self.share = shifted_tiles(batch.main, self.threshold)
+        self.spend(compare_bytes=81 * 2 * x.numel() * x.element_size())
+        return batch.with_main(x)
+
+    def account(self, call: Call, out: Any) -> None:
+        self.save(call.site.name, self.share * call.cost(out))
+
+
+class Frames(_Temporal):
+    """Whole frames whose result is that of a key frame before them."""
+
+    id = "temporal-frames"
+    title = "Frames whose output is that of a key frame before"
+    location, granularity = "input_stream", "segment_frame"
+    measure = "share of frames whose output differs by at most 10 % from that of the frame before"
+    source = "reference_impls.redundancy.cross_step_similarity:step_change"
+    free = everywhere = True
+
+    def values(self, view: View, probe: Probe | None) -> Values:
+        found = []
+        for y in view.dense.values:
+            still = (step_change(y[:-1], y[1:]) <= 0.1).double() if len(y) > 1 else torch.zeros(1)
+            found.append(still.mean().expand(len(y)))
+        return Values(torch.cat(found).double())
+
+    def settings(self, view: View) -> list[dict[str, Any]]:
+        return [{"interval": n} for n in (2, 3, 4, 8)]
+
+    def outcome(self, view: View, setting: Setting, sample: Sample, tick: Tick | None = None) -> Outcome:
+        outputs, saved = Outputs(), []
+        for batch, values, answers in zip(sample.batches, view.dense.values, view.dense.answers, strict=False):
+            t = torch.arange(batch.items)
+            key = t - t % setting["interval"]
+            outputs.add(values[key], answers[key])
+            saved.append((key != t).double())
+        share = torch.cat(saved)
+        decided = flips(view.dense, outputs, view.reading.decision)
+        sites = {name: view.per_item(name) * float(share.mean()) for name in view.sites}
+        return Outcome(setting, share, errors(view.dense, outputs), decided, gain(view, outputs, sample), sites,
+                       {}, float(share.mean()))  # fmt: skip
+
+
+AXES: Sequence[type[Axis]] = (TemporalPositions, TemporalTiles, MovedPictures, Frames)
