@@ -43,18 +43,25 @@
   };
   for (const table of document.querySelectorAll("table[data-atlas-sortable]")) {
     const heads = [...table.tHead.rows[0].cells];
+    const sort = (column, down) => {
+      for (const other of heads) other.removeAttribute("aria-sort");
+      heads[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+      const keyed = [...table.tBodies[0].rows].map((row) => [valueOf(row.cells[column]), row]);
+      keyed.sort((a, b) => compare(a[0], b[0], down ? -1 : 1));
+      table.tBodies[0].append(...keyed.map(([, row]) => row));
+      table.dataset.sort = `${column}${down ? "-down" : "-up"}`;
+      table.dispatchEvent(new Event("atlas-sorted"));
+    };
     heads.forEach((head, column) => {
       const button = Object.assign(document.createElement("button"), { type: "button", className: "atlas-sort" });
       button.append(...head.childNodes);
       head.append(button);
-      button.addEventListener("click", () => {
-        const down = head.matches(".num") ? head.getAttribute("aria-sort") !== "descending" : head.getAttribute("aria-sort") === "ascending";
-        for (const other of heads) other.removeAttribute("aria-sort");
-        head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const keyed = [...table.tBodies[0].rows].map((row) => [valueOf(row.cells[column]), row]);
-        keyed.sort((a, b) => compare(a[0], b[0], down ? -1 : 1));
-        table.tBodies[0].append(...keyed.map(([, row]) => row));
-      });
+      const now = () => head.getAttribute("aria-sort");
+      button.addEventListener("click", () => sort(column, head.matches(".num") ? now() !== "descending" : now() === "ascending"));
+    });
+    table.addEventListener("atlas-sort", ({ detail }) => {
+      const [column, way] = detail.split("-");
+      if (heads[column]) sort(Number(column), way === "down");
     });
   }
 })();
