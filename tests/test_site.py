@@ -116,13 +116,13 @@ def test_a_figure_of_any_points_is_well_formed_and_inside_its_frame(points: list
     assert tree.find(f"{SVG}title").text == "a < b"
     circles = tree.findall(f".//{SVG}circle")
     assert len(circles) == len(points)
-    assert all(0 <= float(c.get("cx")) <= figures.WIDTH and 0 <= float(c.get("cy")) <= figures.HEIGHT for c in circles)
+    assert all(0 <= float(c.get("cx")) <= figures.PANEL.width and 0 <= float(c.get("cy")) <= figures.PANEL.height for c in circles)
     assert not re.search(r"#[0-9a-f]{3,6}\b", svg), "colours come from the theme"
 
 
 def test_labels_cover_neither_marks_nor_each_other() -> None:
     marks = [Mark(1 + i / 10, 0.9 - i / 1000, f"r = {i}") for i in range(12)]
-    labels = figures.Labels([])
+    labels = figures.Labels(figures.PANEL, [])
     boxes = [labels.place([(60 + 8 * i, 100 + i)], m.label, "knob") for i, m in enumerate(marks)]
     assert 0 < sum(map(bool, boxes)) == len(labels.taken)
     assert not any(figures._overlap(a, b) for i, a in enumerate(labels.taken) for b in labels.taken[i + 1 :])
@@ -136,7 +136,7 @@ def test_a_huge_interval_is_cut_at_the_frame_and_does_not_flatten_the_figure() -
     (drawn,) = re.findall(r'class="whisker" d="([^"]*)"', svg)
     ends = [float(y) for y in re.findall(r"M[\d.-]+ ([\d.-]+)|V([\d.-]+)", drawn) for y in y if y]
     assert len(ends) == 4
-    assert all(figures.TOP <= y <= figures.HEIGHT - figures.BOTTOM for y in ends)
+    assert all(figures.PANEL.top <= y <= figures.PANEL.floor for y in ends)
 
 
 def test_a_figure_without_marks_is_refused() -> None:

@@ -8,7 +8,7 @@ from ..export.bibtex import bibliography
 from ..knowledge.completeness import gaps
 from ..knowledge.schema import Entry, Statement
 from ..knowledge.source import Knob, Source
-from . import evidence
+from . import annotated, evidence
 from .markup import Html, cost_model, heading, math, with_code
 from .model import Atlas, Page, Result
 from .notebooks import Notebook, first_figure, render
@@ -100,7 +100,7 @@ def source_page(atlas: Atlas, entry: Entry) -> Page:
     files = [(number, file, atlas.material.texts.get(file, "")) for number, file in enumerate(source.files)]
     return view.page(
         "source.md", f"Source of {entry.name}", source.file, meta={"hide": ["navigation", "toc"]}, entry=entry,
-        files=[one for one in files if one[2].strip()],
+        files=[one for one in files if one[2].strip()], annotated=annotated.rendered,
     )  # fmt: skip
 
 

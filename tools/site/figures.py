@@ -16,8 +16,6 @@ from typing import Literal
 from ..numbers import number
 from .markup import Html, escape
 
-WIDTH, HEIGHT = 360, 280
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 30, 46
 FONT = 13
 TICK = 0.58 * 0.88 * FONT
 """Width of a character of a tick, at most."""
@@ -59,6 +57,31 @@ class Axis:
     divisor: float = 1.0
     positive: bool = False
     """The quantity cannot be negative: the axis may start at zero, or be logarithmic."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of a plot, and what its axes leave of it."""
+
+    width: int = 360
+    height: int = 280
+    left: int = 62
+    right: int = 14
+    top: int = 30
+    bottom: int = 46
+
+    @property
+    def floor(self) -> int:
+        """Where the horizontal axis is."""
+        return self.height - self.bottom
+
+    @property
+    def end(self) -> int:
+        """Where the horizontal axis ends."""
+        return self.width - self.right
+
+
+PANEL, WIDE = Frame(), Frame(width=760, height=440)
 
 
 @dataclass
@@ -133,7 +156,9 @@ def make_scale(values: Sequence[float], start: float, end: float, *, positive: b
     return Scale(ticks[0], ticks[-1], start, end, log=False, ticks=ticks)
 
 
-def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, description: str, name: str) -> Html:
+def trade_off(
+    series: Sequence[Series], x: Axis, y: Axis, *, title: str, description: str, name: str, frame: Frame = PANEL
+) -> Html:
     """A plot of quality (y) against cost (x), as an `<svg>` element.
 
     Series of kind `baseline` are marked by a diamond and a guide line, `rival` by other shapes, `control` by dashed
@@ -148,11 +173,11 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
     shares = all(0 <= m.y <= 1 for m in marks)
     if shares:
         ys = [min(max(v, 0.0), 1.0) for v in ys]
-    sx = make_scale(xs, LEFT, WIDTH - RIGHT, positive=x.positive)
-    sy = make_scale(ys, HEIGHT - BOTTOM, TOP, positive=False, shares=shares)
-    parts = _frame(sx, sy, x, y)
+    sx = make_scale(xs, frame.left, frame.end, positive=x.positive)
+    sy = make_scale(ys, frame.floor, frame.top, positive=False, shares=shares)
+    parts = _axes(frame, sx, sy, x, y)
     above = (0.0, 0.0, 4 + 0.6 * FONT * len(y.label), 17.0)  # the label of the axis
-    labels = Labels([above, *(_around(sx(m.x), sy(m.y), 5) for m in marks)])
+    labels = Labels(frame, [above, *(_around(sx(m.x), sy(m.y), 5) for m in marks)])
     drawn, named, knobs = [], [], []
     seen: Counter[Kind] = Counter()
     for one in series:
@@ -161,7 +186,7 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
         points = [(sx(m.x), sy(m.y)) for m in one.marks]
         drawn.append(f'<g class="series {style}">')
         if one.kind == "baseline":
-            drawn.append(f'<line class="guide" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{points[0][1]:.1f}" '
+            drawn.append(f'<line class="guide" x1="{frame.left}" x2="{frame.end}" y1="{points[0][1]:.1f}" '
                          f'y2="{points[0][1]:.1f}"/>')  # fmt: skip
         if one.joined and len(points) > 1:
             path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
@@ -185,7 +210,7 @@ def trade_off(series: Sequence[Series], x: Axis, y: Axis, *, title: str, descrip
         parts += labels.place(reversed(points), text, f"name {style}")
     for point, text, style in knobs:
         parts += labels.place([point], text, f"knob {style}")
-    return _svg(WIDTH, HEIGHT, parts, title=title, description=description, name=name)
+    return _svg(frame.width, frame.height, parts, title=title, description=description, name=name)
 
 
 def _svg(width: int, height: int, parts: Iterable[str], *, title: str, description: str, name: str) -> Html:
@@ -227,6 +252,7 @@ def bars(values: Sequence[tuple[str, float, bool]], *, title: str, name: str) ->
 class Labels:
     """Places labels where they cover neither marks nor each other."""
 
+    frame: Frame
     taken: list[Box]
 
     def place(self, points: Iterable[tuple[float, float]], text: str, style: str) -> list[str]:
@@ -236,7 +262,8 @@ class Labels:
             for dx, dy, anchor in OFFSETS:
                 left = x + dx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
                 box = (left, y + dy - height * 0.8, left + width, y + dy + height * 0.2)
-                inside = box[0] >= LEFT + 2 and box[2] <= WIDTH - 2 and box[1] >= 2 and box[3] <= HEIGHT - BOTTOM - 2
+                inside = box[0] >= self.frame.left + 2 and box[2] <= self.frame.width - 2
+                inside = inside and box[1] >= 2 and box[3] <= self.frame.floor - 2
                 if inside and not any(_overlap(box, other) for other in self.taken):
                     self.taken.append(box)
                     return [(f'<text class="{style}" text-anchor="{anchor}" x="{x + dx:.1f}" y="{y + dy:.1f}">'
@@ -269,16 +296,16 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _frame(sx: Scale, sy: Scale, x: Axis, y: Axis) -> list[str]:
+def _axes(frame: Frame, sx: Scale, sy: Scale, x: Axis, y: Axis) -> list[str]:
     """Grid, ticks and axis labels."""
-    bottom = HEIGHT - BOTTOM
+    bottom = frame.floor
     parts = []
     for axis, scale, draw in ((x, sx, _x_ticks), (y, sy, _y_ticks)):
         texts = _tick_texts([t / axis.divisor for t in scale.ticks])
-        parts += draw([(scale(t), text) for t, text in zip(scale.ticks, texts, strict=True)])
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+        parts += draw(frame, [(scale(t), text) for t, text in zip(scale.ticks, texts, strict=True)])
+    parts.append(f'<line class="axis" x1="{frame.left}" x2="{frame.end}" y1="{bottom}" y2="{bottom}"/>')
     log = " (log scale)" if sx.log else ""
-    parts.append(f'<text class="label" text-anchor="middle" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}">'
+    parts.append(f'<text class="label" text-anchor="middle" x="{(frame.left + frame.end) / 2}" y="{frame.height - 8}">'
                  f"{escape(x.label + log)}</text>")  # fmt: skip
     parts.append(f'<text class="label" x="4" y="14">{escape(y.label)}</text>')
     return parts
@@ -295,17 +322,17 @@ def _tick_texts(values: list[float]) -> list[str]:
     return [number(v, 8) for v in values]
 
 
-def _x_ticks(ticks: Sequence[tuple[float, str]]) -> list[str]:
-    bottom = HEIGHT - BOTTOM
-    lines = "".join(f"M{at:.1f} {TOP}V{bottom}" for at, _ in ticks)
-    inside = [(min(at, WIDTH - 2 - TICK * len(text) / 2), text) for at, text in ticks]
+def _x_ticks(frame: Frame, ticks: Sequence[tuple[float, str]]) -> list[str]:
+    bottom = frame.floor
+    lines = "".join(f"M{at:.1f} {frame.top}V{bottom}" for at, _ in ticks)
+    inside = [(min(at, frame.width - 2 - TICK * len(text) / 2), text) for at, text in ticks]
     texts = "".join(f'<text x="{at:.1f}" y="{bottom + 17}">{text}</text>' for at, text in _apart(inside))
     return [f'<path class="grid" d="{lines}"/><g class="tick" text-anchor="middle">{texts}</g>']
 
 
-def _y_ticks(ticks: Sequence[tuple[float, str]]) -> list[str]:
-    lines = "".join(f"M{LEFT} {at:.1f}H{WIDTH - RIGHT}" for at, _ in ticks)
-    texts = "".join(f'<text x="{LEFT - 7}" y="{at + 4:.1f}">{text}</text>' for at, text in ticks)
+def _y_ticks(frame: Frame, ticks: Sequence[tuple[float, str]]) -> list[str]:
+    lines = "".join(f"M{frame.left} {at:.1f}H{frame.end}" for at, _ in ticks)
+    texts = "".join(f'<text x="{frame.left - 7}" y="{at + 4:.1f}">{text}</text>' for at, text in ticks)
     return [f'<path class="grid" d="{lines}"/><g class="tick" text-anchor="end">{texts}</g>']
 
 
@@ -345,3 +372,83 @@ def swatch(kind: Kind, index: int = 1) -> Html:
     style, shape = _style(kind, index)
     return Html(f'<svg class="atlas-figure swatch" viewBox="0 0 16 16" aria-hidden="true">'
                 f'<g class="series {style}">{_shape(shape, 8, 8)}</g></svg>')  # fmt: skip
+
+
+# --- all techniques of a benchmark in one figure ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one technique, or one control, measured on one task."""
+
+    name: str
+    number: int | None
+    """Of the technique among those of the figure, which gives it its colour and shape; None for a control."""
+    where: str
+    """Address that it leads to; empty for a control."""
+    group: int
+    """Its task."""
+    marks: Sequence[Mark]
+    joined: bool = True
+
+
+def overview(
+    curves: Sequence[Curve], x: Axis, y: Axis, *, title: str, description: str, name: str, groups: Iterable[int]
+) -> Html:
+    """Curves of several techniques with the front of those that nothing beats: over all tasks, and over each alone,
+    which a script shows on request. `name` prefixes the ids inside the figure.
+    """
+    marks = [mark for curve in curves for mark in curve.marks]
+    sx = make_scale([m.x for m in marks] + [100.0], WIDE.left, WIDE.end, positive=x.positive)
+    sy = make_scale([m.y for m in marks] + [100.0], WIDE.floor, WIDE.top, positive=False)
+    parts = _axes(WIDE, sx, sy, x, y)
+    parts.append(
+        f'<g class="series baseline"><path class="guide" d="M{WIDE.left} {sy(100):.1f}H{WIDE.end}"/>'
+        f"{_shape('diamond', sx(100), sy(100), title='baseline')}</g>"
+    )
+    own = [c for c in curves if c.number is not None]
+    fronts = [("all", own), *((str(g), [c for c in own if c.group == g]) for g in groups)]
+    for group, members in fronts:
+        if front := _front([m for c in members for m in c.marks]):
+            steps = "".join(f"H{sx(m.x):.1f}V{sy(m.y):.1f}" for m in front[1:])
+            style = "front" if group == "all" else "front hidden"
+            path = f"M{sx(front[0].x):.1f} {sy(front[0].y):.1f}{steps}H{WIDE.end}"
+            parts.append(f'<path class="{style}" data-front="{group}" d="{path}"/>')
+    for curve in sorted(curves, key=lambda c: c.number is not None):
+        style, shape = curve_style(curve.number)
+        points = [(sx(m.x), sy(m.y)) for m in curve.marks]
+        drawn = ""
+        if curve.joined and len(points) > 1:
+            drawn = f'<polyline class="path" points="{" ".join(f"{px:.1f},{py:.1f}" for px, py in points)}"/>'
+        size = 4.6 if curve.number is not None else 3.4
+        for mark, (px, py) in zip(curve.marks, points, strict=True):
+            drawn += _shape(shape, px, py, size, title=f"{curve.name}: {mark.tooltip}")
+        if curve.where:
+            drawn = f'<a href="{escape(curve.where)}" aria-label="{escape(curve.name)}">{drawn}</a>'
+        parts.append(f'<g class="series {style}" data-group="{curve.group}">{drawn}</g>')
+    return _svg(WIDE.width, WIDE.height, parts, title=title, description=description, name=name)
+
+
+def _front(marks: Sequence[Mark]) -> list[Mark]:
+    """Marks that no other beats in both: less cost, and more quality."""
+    front: list[Mark] = []
+    for mark in sorted(marks, key=lambda m: (m.x, -m.y)):
+        if not front or mark.y > front[-1].y:
+            front.append(mark)
+    return front
+
+
+def curve_style(number_: int | None) -> tuple[str, str]:
+    """Class and shape of the marks of a curve: four colours, then the next shape."""
+    if number_ is None:
+        return "control-3", "circle"
+    return f"technique-{1 + number_ % 4}", SHAPES[(number_ // 4) % len(SHAPES)]
+
+
+def curve_swatch(number_: int | None) -> Html:
+    """The mark of a curve on its own, for the key."""
+    style, shape = curve_style(number_)
+    return Html(
+        f'<svg class="atlas-figure swatch" viewBox="0 0 16 16" aria-hidden="true">'
+        f'<g class="series {style}">{_shape(shape, 8, 8)}</g></svg>'
+    )

@@ -282,6 +282,14 @@ def code(source: str, language: str = "python", *, line_prefix: str = "") -> Htm
     return Html(re.sub(r"\n(?=\n)", "\n&#8203;", html.strip()) if not line_prefix else html.strip())
 
 
+def code_lines(source: str, line_prefix: str) -> list[Html]:
+    """Highlighted Python, a line each; line n is an anchor `<line_prefix>-n`."""
+    formatter = HtmlFormatter(nowrap=True)
+    html = highlight(source, get_lexer_by_name("python", stripnl=False), formatter).split("\n")
+    # A blank line would end the raw HTML block for some Markdown readers.
+    return [Html(f'<span id="{line_prefix}-{n}">{line or "&#8203;"}</span>') for n, line in enumerate(html, 1)]
+
+
 @cache
 def href(here: str, there: str, anchor: str = "") -> Html:
     """Relative URL from the page at path `here` to the page at path `there` (both end in .md), as built: .html.

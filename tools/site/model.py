@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from reference_impls.accounting.record import Point, Record
 
 from ..headlines import own_part
 from ..knowledge import Knowledge
+from ..knowledge.paths import BENCHMARKS
 from ..knowledge.schema import Entry, Paper
 from .hosts import Families, Host, families, hosts
 from .notebooks import Notebook
@@ -48,6 +50,8 @@ class Material:
     """What techniques give on families of other people's models."""
     guides: Mapping[str, str] = field(default_factory=dict)
     """Hand-written pages that may show something generated, by their path on the site."""
+    benchmarks: Mapping[str, str] = field(default_factory=dict)
+    """Docstring of the module of each benchmark, by id."""
 
 
 @dataclass(frozen=True)
@@ -124,4 +128,14 @@ def gather(knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
     texts = {file: (root / file).read_text(encoding="utf-8") for s in sources.values() for file in s.files}
     adapters = {id_: hosts(root, s.files) for id_, s in sources.items()}
     guides = {path.name: path.read_text(encoding="utf-8") for path in sorted((root / DOCS).glob("*.md"))}
-    return Material(texts, adapters, notebooks, families(root), guides)
+    return Material(texts, adapters, notebooks, families(root), guides, _benchmarks(knowledge))
+
+
+def _benchmarks(knowledge: Knowledge) -> dict[str, str]:
+    """Docstring of each benchmark, whose module is not imported."""
+    found = {}
+    for id_ in sorted(knowledge.benchmarks):
+        folder = knowledge.root / BENCHMARKS / id_.replace("-", "_")
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        found[id_] = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return found

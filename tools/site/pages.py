@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..knowledge import Knowledge
 from ..knowledge.references import resolved
-from . import catalogue, entry, guides, home, papers, relations, statements
+from . import benchmarks, catalogue, claims, comparison, entry, guides, home, papers, relations, statements
 from .markup import escape
 from .model import Atlas, Material, NavItem, Page
 
@@ -23,6 +23,9 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
         *(entry.numbers_page(atlas, e) for e in atlas.entries if atlas.results(e.id)),
         *(entry.source_page(atlas, e) for e in atlas.entries if e.implementation and e.id in knowledge.sources),
         *(entry.notebook_page(atlas, n) for n in atlas.material.notebooks.values()),
+        comparison.page(atlas),
+        *benchmarks.pages(atlas),
+        claims.page(atlas),
         catalogue.axes(atlas),
         *(catalogue.axis(atlas, name) for name in knowledge.axes.axes),
         statements.hard_cases(atlas),
@@ -61,11 +64,12 @@ def navigation(generated: list[Page]) -> list[NavItem]:
     notebooks = folder("notebooks")
     return [
         {"Map": "index.md"},
-        {"Techniques": [*folder("techniques"), {"Relations": "relations.md"}]},
+        {"Techniques": [*folder("techniques"), {"Relations": "relations.md"}, {"Compare": "compare.md"}]},
+        *([{"Benchmarks": benchmarks_}] if (benchmarks_ := folder("benchmarks")) else []),
         *([{"Notebooks": notebooks}] if notebooks else []),
         {"Taxonomy": [*folder("axes"), {"Hard cases": "hard-cases.md"}]},
         {"Principles": [{"Principles": "principles.md"}, {"Open problems": "open-problems.md"}]},
-        {"Papers": folder("papers")},
+        {"Papers": [*folder("papers"), {"Claims": "claims.md"}]},
         {"Guides": [{title: path} for title, path in GUIDES]},
         {"About": [{title: path} for title, path in ABOUT]},
     ]

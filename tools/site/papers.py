@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ..export.bibtex import bibliography
 from ..knowledge.schema import Paper
+from .catalogue import FACETS, MAIN
 from .markup import arxiv, doi, external
 from .model import Atlas, Page
 from .parts import ROLES, Facet, View, facet_of_axis, plain, short_title
@@ -22,7 +23,7 @@ def papers(atlas: Atlas) -> Page:
     years = Counter(str(p.year) for p in found if p.year)
     facets = [
         Facet("year", "Year", {year: year for year in sorted(years, reverse=True)}),
-        *facet_of_axis(atlas, "relation", [p.axes for p in found]),
+        *(f for axis in FACETS for f in facet_of_axis(atlas, axis, [p.axes for p in found])),
         Facet("kind", "Kind", {k: name for k, name in KINDS.items() if any(p.kind == k for p in found)}),
         Facet("missing", "Not confirmed", {k: k for k in MISSING if any(k in p.unconfirmed for p in found)}),
     ]
@@ -37,7 +38,8 @@ def _data(p: Paper) -> Mapping[str, str]:
     """What the filter compares, by data attribute."""
     return {
         "data-year": str(p.year or ""), "data-kind": p.kind, "data-missing": " ".join(p.unconfirmed),
-        "data-relation": p.axes["relation"].primary if "relation" in p.axes else "",
+        "data-id": p.key, "data-papers": p.key,
+        **{f"data-{a}": " ".join([p.axes[a].primary] if a in MAIN else p.axes[a]) for a in FACETS if a in p.axes},
         "data-text": " ".join([p.title, *_names(p), p.venue or "", p.key]).lower(),
     }  # fmt: skip
 

@@ -130,15 +130,17 @@ class Facet:
     name: str
     label: str
     options: Mapping[str, str]
+    more: bool = False
+    """Whether it stands among those that a reader unfolds."""
 
 
-def facet_of_axis(atlas: Atlas, axis: str, used: Iterable[Mapping[str, Terms]]) -> list[Facet]:
+def facet_of_axis(atlas: Atlas, axis: str, used: Iterable[Mapping[str, Terms]], *, more: bool = False) -> list[Facet]:
     """The terms of an axis that some of the classifications use, in the order of the axis; none if there is no axis."""
     if axis not in atlas.knowledge.axes:
         return []
     known = atlas.knowledge.axes[axis]
     there = {term for axes in used if axis in axes for term in axes[axis]}
-    return [Facet(axis, known.name, {key: term.name for key, term in known.terms.items() if key in there})]
+    return [Facet(axis, known.name, {key: term.name for key, term in known.terms.items() if key in there}, more)]
 
 
 def verdict_mark(word: Verdict) -> Html:
