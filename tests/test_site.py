@@ -116,7 +116,8 @@ def test_a_figure_of_any_points_is_well_formed_and_inside_its_frame(points: list
     assert tree.find(f"{SVG}title").text == "a < b"
     circles = tree.findall(f".//{SVG}circle")
     assert len(circles) == len(points)
-    assert all(0 <= float(c.get("cx")) <= figures.PANEL.width and 0 <= float(c.get("cy")) <= figures.PANEL.height for c in circles)
+    size = figures.PANEL
+    assert all(0 <= float(c.get("cx")) <= size.width and 0 <= float(c.get("cy")) <= size.height for c in circles)
     assert not re.search(r"#[0-9a-f]{3,6}\b", svg), "colours come from the theme"
 
 

@@ -11,13 +11,9 @@ from .. import headlines
 from ..knowledge.schema import Entry
 from ..knowledge.verdicts import MEANINGS
 from .model import Atlas, Page
-from .parts import STATUS, Facet, View, facet_of_axis, plain
+from .parts import FACETS, MAIN, STATUS, Facet, View, facet_of_axis, plain
 
-FACETS = ("relation", "location", "exploitation", "stage", "data_kind", "adaptation")
-"""Axes that the tables can be filtered by at once; the others unfold."""
 COLUMNS = ("relation", "location", "exploitation", "stage", "adaptation")
-MAIN = {"relation", "location"}
-"""Axes on which the map counts by the main term; its links must lead to what it counted."""
 CHOICE = {
     "single": "Exactly one term applies.",
     "primary": "One term decides; others may follow as secondary.",

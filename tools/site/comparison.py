@@ -13,9 +13,9 @@ from reference_impls.accounting.record import Record
 from ..headlines import in_short, knobs, own_part
 from ..knowledge.schema import Claim, Entry
 from ..numbers import number
-from .benchmarks import COSTS, kept
 from .model import Atlas, Page
 from .parts import STATUS, View, locator, plain, printed, short_reference
+from .shares import COSTS, kept
 
 SCRIPT = "assets/comparison.js"
 HERE = "compare.md"

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 from ..export.bibtex import bibliography
 from ..knowledge.schema import Paper
-from .catalogue import FACETS, MAIN
 from .markup import arxiv, doi, external
 from .model import Atlas, Page
-from .parts import ROLES, Facet, View, facet_of_axis, plain, short_title
+from .parts import FACETS, MAIN, ROLES, Facet, View, facet_of_axis, plain, short_title
 
 KINDS = {"method": "Method", "analysis": "Analysis", "survey": "Survey", "benchmark": "Benchmark"}
 MISSING = {"authors": "all authors", "year": "the year", "venue": "the venue", "identifier": "an identifier"}

@@ -123,6 +123,12 @@ def plain(markdown: str) -> str:
     return " ".join(markdown.replace("`", "").replace("*", "").replace("$", "").split())
 
 
+FACETS = ("relation", "location", "exploitation", "stage", "data_kind", "adaptation")
+"""Axes that the tables can be filtered by at once; the others unfold."""
+MAIN = {"relation", "location"}
+"""Axes on which the map counts by the main term; its links must lead to what it counted."""
+
+
 @dataclass(frozen=True)
 class Facet:
     """One choice of a filter: the name of the data attribute, its label, and value -> label of what can be chosen."""
