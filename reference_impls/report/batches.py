@@ -42,8 +42,9 @@ class Batch:
 
     @property
     def main(self) -> Tensor:
-        """The first tensor of floating point numbers, else the first tensor: what the controls act on."""
-        found = self.tensors
+        """The first tensor of floating point numbers, else the first tensor, masks aside: what the controls act on."""
+        kept = [value for name, value in self.kwargs.items() if "mask" not in name and "position" not in name]
+        found = list(tensors([*self.args, *kept])) or self.tensors
         return next((t for t in found if t.is_floating_point()), found[0])
 
     @property

@@ -83,6 +83,8 @@ class DataFacts(Model):
 
     name: Text
     kind: Kind
+    asked: Units
+    """Items that the caller asked for."""
     items: Units
     """Images, frames or texts in the sample."""
     clips: Count = 0

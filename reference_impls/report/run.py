@@ -23,9 +23,6 @@ from reference_impls.report.result import Budget, DataFacts, Kind, Layer, ModelF
 from reference_impls.report.sample import Sample, draw
 from reference_impls.study.machine import machine, versions
 
-BATCH = 8
-"""Items in one call of the model, at most."""
-
 
 def report(
     model: nn.Module,
@@ -63,8 +60,7 @@ def report(
     began = time.monotonic()
     limits, chosen = _checked(kind, budget, items, axes)
     with evaluating(model) as was_training:
-        batch = items if kind == "video" else min(BATCH, max(items // 4, 1))
-        sample = draw(model, loader, kind, items, batch, inputs)
+        sample = draw(model, loader, kind, items, inputs)
         clock = Clock(progress)
         clock.say("the dense model")
         measured = dense(model, sample, answer, seed, clock)
@@ -86,7 +82,7 @@ def report(
     skipped = [f"{axis.id}: {why}" for axis in chosen if (why := axis.unfit(view)) is not None]
     return Result(
         model=_model_facts(model, view, measured, name, was_training),
-        data=_data_facts(view.sample, data_name or type(loader).__name__),
+        data=_data_facts(view.sample, data_name or type(loader).__name__, items),
         budget=limits,
         seed=seed,
         layers=_layers(view, measured, found),
@@ -167,11 +163,12 @@ def _model_facts(model: nn.Module, view: View, measured: Measured, name: str | N
     )
 
 
-def _data_facts(sample: Sample, name: str) -> DataFacts:
+def _data_facts(sample: Sample, name: str, asked: int) -> DataFacts:
     shapes = tuple(dict.fromkeys(shape for batch in sample.batches for shape in batch.shapes()))
     return DataFacts(
         name=name,
         kind=sample.kind,
+        asked=asked,
         items=sample.items,
         clips=sample.clips,
         seen=len(sample.hashes),

@@ -18,6 +18,8 @@ LARGEST_SAMPLE = 256 << 20
 """Bytes of inputs that are kept."""
 HASHING_S, HASHING_ITEMS = 20.0, 200_000
 """Longest time, and most items, for reading a loader to its end."""
+BATCH = 8
+"""Most items of a batch, so that activations of a few layers fit into the caches and a sample has several batches."""
 CLIPS = 8
 """Clips that a sample of a video is made of, where there are so many."""
 FRAMES = 8
@@ -60,19 +62,24 @@ class Sample:
         return replace(self, batches=tuple(some))
 
 
+def batch_size(kind: Kind, items: int) -> int:
+    """Items in one call of the model, at most; a clip is one call."""
+    return items if kind == "video" else min(BATCH, max(items // 4, 1))
+
+
 def draw(
     model: nn.Module,
     loader: Iterable[Any],
     kind: Kind,
     items: int,
-    batch: int,
     inputs: Callable[[Any], Any] | None = None,
 ) -> Sample:
-    """The sample: `items` images, frames or texts, `batch` of them in one call at most, on the model's device.
+    """The sample: `items` images, frames or texts, some of them in each call, on the model's device.
 
     Raises: TypeError, ValueError for a loader that gives nothing, or things that no model can be called with.
     """
     device, dtype = _where(model)
+    batch = batch_size(kind, items)
     kept, singles, hashes, notes = list[Batch](), list[Batch](), list[bytes](), list[str]()
     held, began, ended, room = 0, time.monotonic(), True, items
     for given in iterable(loader):

@@ -12,11 +12,13 @@ from torch import Tensor
 from reference_impls.redundancy.cross_sample_similarity import (
     batch_similarity,
     cache_hits,
+    earlier_similarities,
+    exact_groups,
     near_groups,
-    nearest_other,
-    removable_share,
+    row_maxima,
+    unit,
 )
-from reference_impls.redundancy.exact_repetition import exact_repetition, scaled_pairs
+from reference_impls.redundancy.exact_repetition import scaled_pairs
 from reference_impls.redundancy.irrelevance import easy_share
 from reference_impls.report.axes.base import Axis, Outcome, Setting, Values, gain
 from reference_impls.report.batches import Batch
@@ -53,28 +55,18 @@ class Repeated(Axis):
     title = "Items of the data that equal one before them"
     relation, location, granularity = "exact_repetition", "dataset", "sample"
     measure = "share of all items that equal one before them, by their hashes"
-    source = "reference_impls.redundancy.exact_repetition:exact_repetition"
+    source = "reference_impls.redundancy.cross_sample_similarity:exact_groups"
     saves = "training"
     nulls = compatible = False
 
     def values(self, view: View, probe: Probe | None) -> Values:
-        hashes = view.sample.hashes
-        seen, repeated = set[bytes](), torch.zeros(len(hashes), dtype=torch.float64)
-        for i, one in enumerate(hashes):
-            repeated[i] = one in seen
-            seen.add(one)
-        value = exact_repetition(hashes).value
-        return Values(repeated * (value / max(float(repeated.mean()), 1e-30)) if repeated.any() else repeated)
+        return Values(exact_groups(view.sample.hashes).ne(torch.arange(len(view.sample.hashes))).double())
 
     def settings(self, view: View) -> list[dict[str, Any]]:
-        return [{"epsilon": 0.0}]
+        return [{"epsilon": 1e-5}]  # what rounding leaves of the cosine of equal items
 
     def outcome(self, view: View, setting: Setting, sample: Sample, tick: Tick | None = None) -> Outcome:
-        seen, repeated = set[bytes](), []
-        for one in view.sample.hashes:
-            repeated.append(float(one in seen))
-            seen.add(one)
-        saved = torch.tensor(repeated, dtype=torch.float64)
+        saved = self.values(view, None).items
         return Outcome(setting, saved, torch.zeros(len(saved)), torch.zeros(len(saved)))
 
 
@@ -84,8 +76,8 @@ class Near(Axis):
     id = "near-items"
     title = "Items of the data that resemble another one, as this model sees them"
     relation, location, granularity = "cross_sample_similarity", "dataset", "sample"
-    measure = "share of items in a chain of cosines above 0.95 of the model's centred outputs"
-    source = "reference_impls.redundancy.cross_sample_similarity:near_groups"
+    measure = "share of items with one before them at a cosine above 0.95, of the model's centred outputs"
+    source = "reference_impls.redundancy.cross_sample_similarity:earlier_similarities"
     saves = "training"
     compatible = False
     free = True
@@ -94,16 +86,17 @@ class Near(Axis):
         return None if view.sample.items > 2 else "two items or fewer cannot be compared"
 
     def values(self, view: View, probe: Probe | None) -> Values:
-        near = nearest_other(centred_outputs(view)) > 0.95
-        value = removable_share(near_groups(centred_outputs(view), 0.05))
-        share = near.double()
-        return Values(share * (value / max(float(share.mean()), 1e-30)) if near.any() else share)
+        z = unit(centred_outputs(view))
+        return Values((row_maxima(earlier_similarities(z), z)[0] > 0.95).double().cpu())
 
     def settings(self, view: View) -> list[dict[str, Any]]:
         return [{"epsilon": e} for e in (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)]
 
     def outcome(self, view: View, setting: Setting, sample: Sample, tick: Tick | None = None) -> Outcome:
-        groups = near_groups(centred_outputs(view), setting["epsilon"])[: sample.items]
+        z = unit(centred_outputs(view))
+        closest, before = row_maxima(earlier_similarities(z), z)
+        alone = torch.arange(len(z))
+        groups = torch.where(closest.cpu() > 1 - setting["epsilon"], before.cpu(), alone)[: sample.items]
         twin = Outputs()
         start = 0
         values, answers = _rows(view.dense.values), _rows(view.dense.answers)
@@ -122,7 +115,7 @@ class Near(Axis):
         if seen <= items or items < 2:
             return ["Errors and flips are those of each item that would go, against the twin that stays."]
         gone = near_groups(centred_outputs(view), 0.05)
-        pairs = int((gone[:, None] == gone[None]).sum() - len(gone)) // 2
+        pairs = int((gone[:, None] == gone[None]).sum() - len(gone)) // 2  # all of each chain
         estimate, low, high = scaled_pairs(pairs, items, seen)
         return [
             "Errors and flips are those of each item that would go, against the twin that stays.",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reference_impls.contract import tensors
 from reference_impls.redundancy.cross_step_similarity import step_change
 from reference_impls.redundancy.temporal_similarity import (
     affected,
@@ -59,9 +60,10 @@ class Stream(Edit):
         return held(x, limit)[0]
 
     def after(self, func: Any, args: tuple[Any, ...], out: Any, module: str) -> Any:
-        if short(func) not in NONLINEAR:
-            return out
         first = out[0] if isinstance(out, tuple) else out
+        if short(func) not in NONLINEAR:
+            _travels(args, first)
+            return out
         if not isinstance(first, Tensor) or first.ndim not in (3, 4) or len(first) != self._frames:
             return out
         maps = first if first.ndim == 4 else first.transpose(1, 2)[..., None]
@@ -78,7 +80,7 @@ class Stream(Edit):
     def account(self, call: Call, out: Any) -> None:
         frames, x = self._frames, call.x
         if call.site.type == "conv" and x.ndim == 4 and len(x) == frames and not call.named.get("transposed"):
-            sent = _moved(x)
+            sent = _moved(x) | _sent_of(x)
             stride, padding, dilation = (tuple(call.named[k]) for k in ("stride", "padding", "dilation"))
             assert call.weight is not None
             kernel = (call.weight.shape[2], call.weight.shape[3])
@@ -89,6 +91,9 @@ class Stream(Edit):
                 tiles = tile_maximum(reached[..., None].float(), side) > 0
                 work = tiles.flatten(1).sum(1) * side**2
                 work = torch.where(work > (1 - self.least) * total, total, work)
+                # Whole tiles are sent on, up to the next operator that withholds.
+                up = tiles.repeat_interleave(side, 1).repeat_interleave(side, 2)
+                out.sent = up[:, : reached.shape[1], : reached.shape[2]]
                 halo = x[0, 0].numel() / total * (side + kernel[0] - 1) * (side + kernel[1] - 1) / side**2
             else:
                 work, halo = reached.flatten(1).sum(1), float(kernel[0] * kernel[1])
@@ -128,6 +133,21 @@ class Stream(Edit):
         for site, macs in self.saved.items():
             self.mean[site] -= float(macs[~kept].sum())
             self.saved[site] = macs * kept
+
+
+def _sent_of(x: Any) -> Any:
+    """Positions of a tensor that were sent though they may not differ, (T, H, W); False for none."""
+    return getattr(x, "sent", False)
+
+
+def _travels(args: tuple[Any, ...], out: Any) -> None:
+    """What was sent of the operands of an operator has been sent of its result, where positions are the same."""
+    if not isinstance(out, Tensor) or out.ndim != 4:
+        return
+    for x in tensors(list(args)):
+        sent = _sent_of(x)
+        if isinstance(sent, Tensor) and sent.shape == (len(out), *out.shape[2:]):
+            out.sent = sent | _sent_of(out)  # type: ignore[attr-defined]
 
 
 def _moved(x: Tensor) -> Tensor:
@@ -190,7 +210,7 @@ class TemporalTiles(_Temporal):
 
     def settings(self, view: View) -> list[dict[str, Any]]:
         return [
-            {"threshold": t, "tile": self.tile, "min_profitable": self.least} for t in (0, 0.02, 0.05, 0.1, 0.2, 0.4)
+            {"threshold": t, "tile": self.tile, "min_profitable": self.least} for t in (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
         ]
 
     def edit(self, view: View, setting: Setting) -> Edit:
