@@ -115,7 +115,7 @@ def _said(ctx: click.Context) -> list[str]:
     words: list[str] = []
     for parameter in ctx.command.params:
         source = ctx.get_parameter_source(parameter.name or "")
-        value = ctx.params.get(parameter.name or "")
+        value: Any = ctx.params.get(parameter.name or "")
         if source is None or source.name != "COMMANDLINE" or parameter.name in ("resume", "json_"):
             continue
         flag = parameter.opts[0]

@@ -104,7 +104,8 @@ def _processor(path: str) -> Any:
     import transformers
 
     try:
-        return transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
+        kind: Any = transformers.AutoImageProcessor
+        return kind.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError):
         return None
 
@@ -139,7 +140,8 @@ def _clips(paths: list[Path], processor: Any, side: int) -> Iterator[Any]:
     for path in paths:
         with av.open(str(path)) as container:
             frames: list[Any] = []
-            for frame in container.decode(video=0):
+            decoded: Any = container.decode(video=0)
+            for frame in decoded:
                 frames.append(_prepared(frame.to_image(), processor, side))
                 if len(frames) == FRAMES:
                     yield torch.cat(frames)
