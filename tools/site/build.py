@@ -24,7 +24,7 @@ from ..imports import NotPython
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import counted
 from ..knowledge.references import resolved
-from . import comparison, links, notebooks, search
+from . import comparison, links, notebooks, reports, search
 from .markup import MathError
 from .model import Atlas, Page, gather
 from .pages import navigation, pages
@@ -54,7 +54,7 @@ def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[
         executed = notebooks.executed(root, run=run, progress=progress)
         material = gather(knowledge, executed)
         atlas = Atlas(resolved(knowledge), material)
-        beside = data(knowledge) | {comparison.SCRIPT: comparison.script(atlas)}
+        beside = data(knowledge) | {comparison.SCRIPT: comparison.script(atlas)} | reports.files(knowledge)
         return pages(knowledge, material), beside, search.index(atlas)
     except (notebooks.NotebookError, MathError, NotPython) as error:
         raise SiteError(str(error)) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..knowledge import Knowledge
 from ..knowledge.references import resolved
-from . import benchmarks, catalogue, claims, comparison, entry, guides, home, papers, relations, statements
+from . import benchmarks, catalogue, claims, comparison, entry, guides, home, papers, relations, reports, statements
 from .markup import escape
 from .model import Atlas, Material, NavItem, Page
 
@@ -36,6 +36,7 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
         *(papers.paper(atlas, p) for p in atlas.papers),
         *guides.pages(atlas),
         *guides.verdicts(atlas),
+        *reports.pages(atlas),
     ]
 
 
