@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from reference_impls.contract import Cases, conformance, registry
 from tools.knowledge.completeness import REASON_WORDS
+from tools.site.entry import snippet
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 IDS = registry.ids()
@@ -45,6 +47,16 @@ def test_contract(name: str, check: conformance.Check, device: str, request: pyt
     if (name, check.name) in IN_WORK:
         request.applymarker(pytest.mark.xfail(strict=True, reason="in work"))
     check.run(registry.load(name), cases_of(name), device)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in IDS])
+def test_the_lines_on_the_page_run(name: str) -> None:
+    case = cases_of(name).build("typical", 0, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        active = next(s for s in registry.load(name).settings() if not s.off)  # defaults are for targets of full size
+        lines = snippet(name).replace("apply(target)", "apply(target, **knobs)")
+        exec(lines, {"target": case.target, "inputs": case.inputs, "knobs": active.knobs})
 
 
 @pytest.mark.parametrize("name", IDS)

@@ -516,7 +516,7 @@ def test_the_entry_answers_first_and_shows_everything(texts: dict[str, str]) -> 
         "## Classification",
         "## Limits",
         "## How ours departs",
-        "## Checks that do not apply",
+        "## Checks",
         "## Implementation",
         "notebooks/token&#95;merging.py</a>",
         "## Relations",

@@ -49,8 +49,21 @@ def page(atlas: Atlas, entry: Entry) -> Page:
         knobs=[_knob(one) for one in source.knobs] if source else [], adapters=atlas.material.hosts.get(entry.id, ()),
         notebook=atlas.material.notebooks.get(entry.id), relations=_relations(view, entry),
         statements=_statements(atlas, entry), papers=papers, bibliography=bibliography(p for p, _ in papers),
+        checks=atlas.material.checks if source else {}, snippet=snippet(entry.id),
+        own_data="location" in entry.axes and entry.axes["location"].primary in ("dataset", "input_pipeline"),
         missing=[f"`{n.what}`: {n.hint}" for n in gaps(known, entry)] if entry.status == "draft" else [],
     )  # fmt: skip
+
+
+def snippet(id_: str) -> str:
+    """The lines that measure and apply an implementation; tests run them on its own cases."""
+    return (
+        "from reference_impls.contract.registry import load\n\n"
+        f'technique = load("{id_}")\n'
+        "print(technique.measure(target, inputs))  # how redundant these inputs are for it\n"
+        "with technique.apply(target) as handle:\n"
+        "    ...  # use handle.target in the place of target; it is restored at the end"
+    )
 
 
 def notebook_page(atlas: Atlas, notebook: Notebook) -> Page:

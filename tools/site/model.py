@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from reference_impls.accounting.record import Point, Record
@@ -50,6 +51,8 @@ class Material:
     """What techniques give on families of other people's models."""
     guides: Mapping[str, str] = field(default_factory=dict)
     """Hand-written pages that may show something generated, by their path on the site."""
+    checks: Mapping[str, str] = field(default_factory=dict)
+    """Conformance checks with what each asks, in the order in which they run."""
     benchmarks: Mapping[str, str] = field(default_factory=dict)
     """Docstring of the module of each benchmark, by id."""
 
@@ -128,7 +131,18 @@ def gather(knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
     texts = {file: (root / file).read_text(encoding="utf-8") for s in sources.values() for file in s.files}
     adapters = {id_: hosts(root, s.files) for id_, s in sources.items()}
     guides = {path.name: path.read_text(encoding="utf-8") for path in sorted((root / DOCS).glob("*.md"))}
-    return Material(texts, adapters, notebooks, families(root), guides, _benchmarks(knowledge))
+    return Material(texts, adapters, notebooks, families(root), guides, _checks(root), _benchmarks(knowledge))
+
+
+def _checks(root: Path) -> dict[str, str]:
+    """The conformance checks, read from their module, which is not imported."""
+    file = root / "reference_impls" / "contract" / "conformance.py"
+    functions = (n for n in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef))
+    return {
+        one.name.replace("_", "-"): " ".join((ast.get_docstring(one) or "").split())
+        for one in functions
+        if any(isinstance(d, ast.Name) and d.id == "check" for d in one.decorator_list)
+    }
 
 
 def _benchmarks(knowledge: Knowledge) -> dict[str, str]:
