@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from ..knowledge import Knowledge
 from ..knowledge.references import resolved
-from . import benchmarks, catalogue, claims, comparison, entry, guides, home, papers, relations, reports, statements
+from . import (
+    benchmarks,
+    catalogue,
+    claims,
+    comparison,
+    entry,
+    guides,
+    home,
+    learn,
+    papers,
+    relations,
+    reports,
+    statements,
+)
 from .markup import escape
 from .model import Atlas, Material, NavItem, Page
 
@@ -37,6 +50,7 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
         *guides.pages(atlas),
         *guides.verdicts(atlas),
         *reports.pages(atlas),
+        *learn.pages(atlas),
     ]
 
 
@@ -65,6 +79,7 @@ def navigation(generated: list[Page]) -> list[NavItem]:
     notebooks = folder("notebooks")
     return [
         {"Map": "index.md"},
+        {"Learn": [{"What is redundant?": "learn.md"}, {"Which technique?": "decide.md"}, {"What is new": "new.md"}]},
         {"Techniques": [*folder("techniques"), {"Relations": "relations.md"}, {"Compare": "compare.md"}]},
         *([{"Benchmarks": benchmarks_}] if (benchmarks_ := folder("benchmarks")) else []),
         *([{"Notebooks": notebooks}] if notebooks else []),
