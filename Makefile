@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help serve site materialise setup assets lint test test-all fuzz times bench clean
+.PHONY: help serve site materialise setup assets lint test test-all fuzz times bench release clean
 
 help:
 	@echo "make serve        build the site and serve it on localhost"
@@ -19,6 +19,7 @@ help:
 	@echo "make materialise  write the generated pages as Markdown into build/pages/"
 	@echo "make lint         format check, ruff, mypy, import directions, the knowledge"
 	@echo "make bench        measure every technique again (hours), into reference_impls/results/"
+	@echo "make release      VERSION=0.2.0: set the version everywhere, commit and tag"
 	@echo "make clean        remove what was generated; downloads in the user's cache stay"
 
 ENVIRONMENT := tests/environment/torchvision_on_cpu
@@ -70,6 +71,9 @@ fuzz: $(READY)
 
 times: $(READY)
 	@$(BIN)/python -m tools.times
+
+release: $(READY)
+	@$(BIN)/python -m tools.release "$(VERSION)"
 
 bench: $(READY)
 	@$(BIN)/redundancy assets get

@@ -158,9 +158,7 @@ def test_an_interrupted_report_says_so(known: Knowledge) -> None:
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module with a small model and data, in the current folder."""
     code = "import torch\nfrom torch import nn\n"
-    code += (
-        "def build():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8),"
-    )
+    code += "def build():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8),"
     code += " nn.ReLU(), nn.Linear(8, 3))\n"
     code += "def loader():\n    return [torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(i))"
     code += " for i in range(4)]\ndef fails():\n    raise RuntimeError('no weights')\n"

@@ -32,6 +32,8 @@ from .pages import navigation, pages
 Say = Callable[[str], None]
 PORTS = range(8000, 8020)
 BIBLIOGRAPHY = "assets/bibliography.js"
+CONFIG = "ATLAS_SITE_CONFIG"
+"""Environment variable that names another configuration of the site, such as the one that is published."""
 TIMED = re.compile(r'<section class="atlas-timed">.*?</section>', re.DOTALL)
 
 
@@ -101,8 +103,9 @@ def build(root: Path, *, site_dir: Path | None = None, run: bool = True, progres
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "ATLAS_NOTEBOOKS": "run" if run else "cached"}
     with scratch("site-", root / "build") as folder:
         fresh = folder / "site"
+        config = root / os.environ.get(CONFIG, "mkdocs.yml")
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--clean",
-                   "--config-file", str(root / "mkdocs.yml"), "--site-dir", str(fresh)]  # fmt: skip
+                   "--config-file", str(config), "--site-dir", str(fresh)]  # fmt: skip
         done = guard.run(command, cwd=root, env=environment)
         if done.returncode:
             said = (done.stdout + done.stderr).decode("utf-8", "replace").strip()
