@@ -4,7 +4,7 @@
 # The mean of a benchmark says nothing about the slowest frame, and deadlines are missed by slow frames. *Understanding
 # Time Variations of DNN Inference in Autonomous Driving* (arXiv 2209.05487) asks where the variation comes from: the
 # data, the way in, the model, the runtime, the hardware, or the whole system. This notebook profiles a small pipeline,
-# and then reads the experiments from their records.
+# and then reads six experiments from their records.
 
 # %%
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from reference_impls.models import mtcnn
 from reference_impls.variation import ALL, Profiler, queries, report, shares, spread
 
 show.style()
-SCENARIOS = ("scenes", "arrival", "structure", "runtime")
+SCENARIOS = ("scenes", "arrival", "structure", "runtime", "neighbours", "end-to-end")
 records = {name: show.committed("time-variation", name) for name in SCENARIOS}
 
 # %% [markdown]
@@ -113,7 +113,7 @@ plt.show()
 # Wall time is time on the processor, time in the run queue, and a rest. Which of them varies?
 
 # %%
-for name in ("arrival", "runtime"):
+for name in ("arrival", "runtime", "neighbours"):
     print(records[name].title)
     for row in records[name].tables["causes"].records():
         print("   " + f"{row['condition']:30} processor {row['processor']:6.1%}   run queue {row['run queue']:6.1%}   "
@@ -122,3 +122,19 @@ for name in ("arrival", "runtime"):
 # %% [markdown]
 # On a machine that others share the run queue is the cause of nearly everything that the wall clock shows. That is why
 # nothing above rests on the wall clock alone.
+#
+# ## The whole system
+#
+# Three branches run as processes, and a fusion puts their results together, under five policies of which frames a
+# branch takes. *Simulated* replays the latencies of the first pass with a processor for each branch.
+
+# %%
+print("policy                              time        fused   in time   wasted   median delay")
+for row in records["end-to-end"].tables["fusion"].records():
+    delay = "-" if row["median delay"] is None else f"{row['median delay']:.0f} ms"
+    print(f"{row['policy']:35} {row['time']:10} {row['frames fused']:6.1%} {row['fused in time']:8.1%} "
+          f"{row['wasted results']:8.1%} {delay:>12}")  # fmt: skip
+for note in dict.fromkeys(
+    note for record in records.values() for note in record.notes if note.startswith("Not varied")
+):
+    print(note)

@@ -19,6 +19,7 @@ from reference_impls.techniques.latency_prediction_from_proposals import Latency
 from reference_impls.variation import accuracy
 
 show.style()
+record = show.committed("latency-prediction-from-proposals", "changing-scenes")
 detector = mtcnn.pretrained()
 
 # %% [markdown]
@@ -81,3 +82,45 @@ for axis, boxes, title in zip(axes, (windows, found.boxes), ("proposals", "faces
         axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="tab:orange"))
 plt.show()
 print(f"faces: {len(dense.boxes)} without a deadline, {len(found.boxes)} with it")
+
+# %% [markdown]
+# ## How much is redundant
+#
+# Most proposals are rejected by the later networks. Their share is the measure; a frame without proposals has none.
+
+# %%
+figure, axis = plt.subplots(figsize=(6, 1.8))
+show.bars(axis, {record.title: record.redundancy, **record.redundancy.null}, label=record.redundancy.measure)
+plt.show()
+
+# %% [markdown]
+# ## What it saves, and what it loses
+#
+# The full experiment, on frames that change scene every time. In grey, as many proposals drawn at random: the order of
+# the first network is worth the distance to it.
+
+# %%
+show.trade_offs(record)
+for point in record.points:
+    print(f"deadline {point.knobs['deadline']:g}: {1 - point.macs / record.baseline.macs:.1%} fewer MACs, "
+          f"F1 {show.interval(point.quality, '.3f')}")  # fmt: skip
+
+# %% [markdown]
+# ## Is the prediction good for anything?
+#
+# Four predictors say which frames will be late, and those are cut. *Late* counts the frames that missed the deadline
+# all the same; *in vain* those that were cut although they would have been in time.
+
+# %%
+print(" deadline  predictor            accuracy   late   cut   in vain   F1")
+for row in record.tables["predictors"].records():
+    right = "     -" if row["accuracy"] is None else f"{row['accuracy']:6.3f}"
+    print(f"{row['deadline']:9g}  {row['predictor']:20} {right} {row['late frames']:8} {row['cut frames']:5} "
+          f"{row['cut in vain']:9}   {show.interval(row['F1'], '.3f')}")  # fmt: skip
+
+# %% [markdown]
+# ## When not to use it
+#
+# - **A fixed number of proposals may do.** It needs no fit, and its time is constant.
+# - **The wall clock may follow something else.** On a machine that others share, time follows the run queue, and no
+#   count inside the network tells it: see the notebook on the variation of inference time.
