@@ -70,6 +70,8 @@ DIGITS = (_digits(epochs=20), _digits(repetitions=3, seeds=(0,), epochs=3, timed
 """Plans, full and smoke, for `task`."""
 THREE = (replace(DIGITS[0], seeds=(0, 1, 2)), DIGITS[1])
 """The same with three of the seeds, where many arrays are tried."""
+SHORT = (replace(THREE[0], epochs=8), DIGITS[1])
+"""The same for networks in floating point, which need fewer epochs."""
 MOMENTUM = (replace(THREE[0], bits=(3, 5), momentum=True), replace(DIGITS[1], momentum=True))
 """The same by gradient descent with momentum."""
 _big = partial(NetPlan, train=6000, held=500, epochs=8, test=2000, seeds=(0, 1, 2), bits=(4, 5, 6))

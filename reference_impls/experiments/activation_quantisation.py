@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from reference_impls.accounting.record import Record
 from reference_impls.benchmarks import low_precision as benchmark
-from reference_impls.benchmarks.low_precision import THREE, Fold, NetPlan, attached, trained_with
+from reference_impls.benchmarks.low_precision import SHORT, Fold, NetPlan, attached, trained_with
 from reference_impls.contract import Handle
 from reference_impls.data.text import legible_mails
 from reference_impls.hosts.bert import mean_pool
@@ -33,7 +33,7 @@ from reference_impls.techniques.pim_quantization import spans
 QUANTISED = ActivationQuantisation()
 TRAINED = "trained at these bits"
 TRAINED_ABOUT = "Static ranges, of networks whose training went through the rounding (gradients straight through)."
-FOLLOWED = (2, 3)
+FOLLOWED = (2,)
 """Bits at which networks are also trained."""
 
 
@@ -170,7 +170,7 @@ def mails(study: Study[MailPlan]) -> Record:
 
 task = benchmark.task
 SCENARIOS = (
-    task("digits-bits", "Few bits of activations, digits", few_bits, *THREE),
+    task("digits-bits", "Few bits of activations, digits", few_bits, *SHORT),
     Scenario(
         "minilm-mails",
         "MiniLM on integers, e-mails",
