@@ -98,9 +98,7 @@ class OccupancyPlan(Plan):
 
 
 FULL = OccupancyPlan(seeds=(0, 1, 2, 3), needs=(ALOE,))
-SMALL = OccupancyPlan(
-    repetitions=3, train=8, test=2, recipe=replace(RECIPE, epochs=1, batch_size=4), thresholds=(0.25, 0.5)
-)
+SMALL = OccupancyPlan(repetitions=2, train=8, test=2, recipe=replace(RECIPE, epochs=1), thresholds=(0.25, 0.5))
 TEST_SEED = 1_000_000
 
 
