@@ -180,7 +180,7 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperPlan(Plan):
-    variants: tuple[str, ...] = ("voxel", "uniform12", "uniform24")
+    variants: tuple[str, ...] = ("voxel", "uniform24")
     levels: tuple[int, ...] = (3, 0)
     """Of `voxel`; the others run to the finest."""
 
