@@ -59,7 +59,7 @@ def evenly(model: benchmark.OnPairs, count: int) -> Handle:
 
 def live(model: benchmark.OnPairs) -> Handle:
     """The model with free cells left out."""
-    return OCTREE.apply(model, threshold=benchmark.HIT)
+    return OCTREE.apply(model, threshold=benchmark.GATES[1])
 
 
 def run_scenes(study: Study[LevelsPlan]) -> Record:
@@ -68,7 +68,7 @@ def run_scenes(study: Study[LevelsPlan]) -> Record:
     data = benchmark.scenes(plan.test, benchmark.TEST_SEED)
     models = [benchmark.fitted("all levels", plan, seed) for seed in plan.seeds]
     study.prepare("training", "training the network with all levels", held="shared")
-    timed = data.pairs[:: max(1, plan.test // 4)][:4]
+    timed = data.pairs[:: max(1, plan.test // 2)][:2]
     real = benchmark.real_pairs(plan)
     on_real = {"all levels": benchmark.on_pairs(models, live, real, lambda one: benchmark.ALL)}
 
@@ -122,7 +122,7 @@ def run_scenes(study: Study[LevelsPlan]) -> Record:
         ),
         notes=(
             "Trained with all levels; one that is left out takes the costs of the nearest computed one.",
-            "Free cells are not refined in any variant.",
+            f"Cells with an occupancy below {benchmark.GATES[1]} are not refined in any variant.",
             "The scenes are made; one seed of the network, intervals over the scenes.",
             "Products of similarities are made element by element and are in no MACs; their convolutions are.",
         ),
@@ -149,7 +149,7 @@ def run_trained(study: Study[TrainedPlan]) -> Record:
     plan = study.plan
     data = benchmark.scenes(plan.test, benchmark.TEST_SEED)
     study.prepare("training", "training each network, the baseline's as well", held="shared")
-    timed = data.pairs[:: max(1, plan.test // 4)][:4]
+    timed = data.pairs[:: max(1, plan.test // 2)][:2]
     real = benchmark.real_pairs(plan)
     seeds: dict[str, list[benchmark.Scores]] = {}
     on_real: dict[str, dict[str, list[list[Tensor]]]] = {}
@@ -198,7 +198,8 @@ def run_trained(study: Study[TrainedPlan]) -> Record:
             null={"every level asked for": spared(benchmark.ALL, benchmark.ALL)},
         ),
         notes=(
-            "Free cells are not refined in any variant. On real pairs levels at depths are those of the pair's camera.",
+            f"Cells with an occupancy below {benchmark.GATES[1]} are not refined in any variant.",
+            "On real pairs levels at depths are those of the pair's camera.",
             "The scenes are made; one seed of each network, intervals over the scenes.",
         ),
         tables={
