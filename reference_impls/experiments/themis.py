@@ -21,7 +21,7 @@ from reference_impls.accounting.record import Interval, Record
 from reference_impls.benchmarks import detection_stream as benchmark
 from reference_impls.benchmarks.detection_stream import attack
 from reference_impls.benchmarks.detection_stream.defences import bare, made
-from reference_impls.benchmarks.detection_stream.streams import Each, Stream, fast, followed
+from reference_impls.benchmarks.detection_stream.streams import Each, Stream, answers, fast, followed
 from reference_impls.benchmarks.detection_stream.tasks import (
     MODEL,
     SHUFFLED,
@@ -41,11 +41,8 @@ from reference_impls.study.study import items_of
 from reference_impls.techniques.themis import Themis, ThemisDetector
 
 ALONE = "the detector alone"
-EVERY, FORGETFUL = "every frame defended, harmless windows remembered", "every frame defended, nothing remembered"
-ABOUT = {
-    EVERY: "No boxes move: each frame is a key frame.",
-    FORGETFUL: "Each frame is a key frame, and every proposal is verified in each.",
-}
+EVERY = "every frame defended, harmless windows remembered"
+ABOUT = {EVERY: "No boxes move: each frame is a key frame."}
 
 
 class Watched(Each):
@@ -58,11 +55,7 @@ class Watched(Each):
         self.detect.reset()  # type: ignore[attr-defined]
 
 
-FORMS: dict[str, dict[str, int]] = {
-    TECHNIQUE: {},
-    EVERY: {"short": 1, "long": 1},
-    FORGETFUL: {"short": 1, "long": 1, "keep": 0},
-}
+FORMS: dict[str, dict[str, int]] = {TECHNIQUE: {}, EVERY: {"short": 1, "long": 1}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +100,7 @@ def together(streams: dict[str, Stream], frames: Sequence[Tensor]) -> dict[str, 
         for name in names:
             run = runs[name]
             begin = time.perf_counter()
-            run.found.append(run.stream(frame))
+            run.found += answers(run.stream, frame)
             run.ms.append(1e3 * (time.perf_counter() - begin))
             run.macs.append(macs_of(run.stream) - sum(run.macs))
     return runs
@@ -215,7 +208,7 @@ def _row(clip: str, name: str, run: Followed, alone: Followed) -> list[Any]:
 @dataclass(frozen=True, kw_only=True)
 class WornPlan(Plan):
     wearers: int = 10
-    sizes: tuple[int, ...] = attack.SIZES
+    sizes: tuple[int, ...] = attack.SIZES[1:]
     frames: int = 6
     """Of each row, from the first one on."""
     calibration: int = 20

@@ -28,7 +28,7 @@ SCENARIOS = (
         "vtest",
         "Techniques for video on a detector that watches a square, in one run",
         tasks.meet,
-        full=tasks.StreamPlan(clip="vtest", others=("bikes", "tree"), frames=120, other_frames=30, timed=6, people=10),
+        full=tasks.StreamPlan(clip="vtest", others=("bikes", "tree"), frames=140, other_frames=24, timed=6),
         smoke=small_stream(),
     ),
 )
