@@ -20,7 +20,7 @@ from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Interval, Record
 from reference_impls.benchmarks import detection_stream as benchmark
 from reference_impls.benchmarks.detection_stream import attack
-from reference_impls.benchmarks.detection_stream.defences import bare, made
+from reference_impls.benchmarks.detection_stream.defences import NONE, bare, made
 from reference_impls.benchmarks.detection_stream.streams import Each, Stream, answers, fast, followed
 from reference_impls.benchmarks.detection_stream.tasks import (
     MODEL,
@@ -31,12 +31,12 @@ from reference_impls.benchmarks.detection_stream.tasks import (
     by_hand,
     frames_of,
 )
-from reference_impls.benchmarks.detection_stream.worn import NONE, TECHNIQUE, Case, Trial, budget, cases_of
+from reference_impls.benchmarks.detection_stream.worn import Case, Trial, budget, cases_of
 from reference_impls.contract import generator
 from reference_impls.layers.boxes import Detections, average_precision
 from reference_impls.models.yolov3_tiny import yolov3_tiny
 from reference_impls.redundancy.temporal_similarity import temporal_similarity
-from reference_impls.study import BASELINE, Plan, Study, measured, table
+from reference_impls.study import BASELINE, TECHNIQUE, Plan, Study, measured, table
 from reference_impls.study.study import items_of
 from reference_impls.techniques.themis import Themis, ThemisDetector
 
