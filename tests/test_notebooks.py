@@ -49,3 +49,15 @@ def test_what_can_be_turned_keeps_its_script_and_foreign_html_none() -> None:
     bundle.pop(show.TURNABLE)
     assert "script" not in notebooks._output({"output_type": "display_data", "data": bundle}, "nb")
     assert bundle["text/plain"] == "found <b>: 2 cells, truth: 2 cells"
+
+
+def test_drawings_follow_one_another_and_one_stands_still_in_print() -> None:
+    book = show.Flipbook(["<rect/>", "<circle/>", "<path/>"], (40, 20), 'what "they" show', seconds=0.5, still=1)
+    html = notebooks._output({"output_type": "display_data", "data": book._repr_mimebundle_()}, "nb")
+    assert [html.count(f"animation-delay:{delay}s") for delay in ("0", "0.5", "1")] == [1, 1, 1]
+    assert '<g data-still style="animation-delay:0.5s"><circle/></g>' in html
+    assert "@media print,(prefers-reduced-motion:reduce)" in html
+    assert 'aria-label="what &quot;they&quot; show"' in html
+    assert 'viewBox="0 0 40 20"' in html
+    assert "script" not in html
+    assert len(html) < 1000

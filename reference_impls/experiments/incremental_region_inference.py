@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_impls.accounting.record import Interval, Record
 from reference_impls.benchmarks import detection_stream as benchmark
 from reference_impls.benchmarks.detection_stream import tasks
-from reference_impls.benchmarks.detection_stream.streams import Changed
+from reference_impls.benchmarks.detection_stream.streams import Changed, Stream
 from reference_impls.benchmarks.detection_stream.tasks import Method
 from reference_impls.benchmarks.video_stream import best_dense
 from reference_impls.contract import generator
@@ -129,11 +130,16 @@ def occlusion(study: Study[OcclusionPlan]) -> Record:
     )
 
 
+def changed(model: nn.Module, limit: float) -> Stream:
+    """Of each frame what the box of its changes reaches."""
+    return Changed(incremental(model), limit)
+
+
 CONTENDERS = {
     "detection-stream/vtest": [
         Method(
             IncrementalRegionInference.id,
-            lambda model, limit=limit: Changed(incremental(model), limit),
+            partial(changed, limit=limit),
             {"method": f"box of changes above {limit:g}"},
         )
         for limit in (0.0, 0.1)

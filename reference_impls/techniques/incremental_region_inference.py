@@ -212,7 +212,7 @@ def _positions(operation: Operation) -> int:
 # --------------------------------------------------------------------------------------------------------------------
 # Groups of variants whose rectangles are of about one size
 
-WEIGHTS_ANEW = 40
+WEIGHTS_ANEW = 60
 """A group reads all weights once more; in a layer that costs about as much as computing so many positions."""
 
 

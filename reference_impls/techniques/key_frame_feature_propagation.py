@@ -37,7 +37,7 @@ from reference_impls.contract import (
 )
 from reference_impls.hosts.graph import Unaccounted
 from reference_impls.hosts.tracing import compare, copied, probed, quietly
-from reference_impls.layers.boxes import Detections
+from reference_impls.layers.boxes import Detections, matched
 from reference_impls.layers.motion import block_flow, luma, moved_boxes, resized_flow, warped
 from reference_impls.redundancy.temporal_similarity import temporal_similarity
 
@@ -117,6 +117,99 @@ class MovedBoxes:
     def moved(self, flow: Tensor) -> Detections:
         """The boxes of the key frame at the places of the current one."""
         return self.found._replace(boxes=moved_boxes(self.found.boxes, flow, SCALE * BLOCK))
+
+
+ABSENT = 0.15
+"""Score of what a detector that was asked for scores from 0.3 on does not report: somewhere below."""
+
+
+class BoxesBetween:
+    """Boxes of the frames between two key frames, from both of them: better than `MovedBoxes`, and late.
+
+    A frame is answered once the next key frame is there, at most `long` - 1 frames later. The boxes of either key frame
+    move to the frame along the motion from there to it; those that meet are averaged, and so are all scores, by the
+    distance in time. detect, short, long, cut and threshold are those of `MovedBoxes`; what motion does not explain
+    from one side is taken from the other, and from neither is detected.
+    """
+
+    def __init__(
+        self,
+        detect: Callable[[Tensor], Detections],
+        short: int,
+        long: int,
+        cut: float = 0.3,
+        threshold: float = 0.5,
+    ) -> None:
+        self.detect, self.short, self.long, self.cut, self.threshold = detect, short, long, cut, threshold
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream, and the frames that wait for an answer."""
+        self.waiting = list[tuple[Tensor, Tensor]]()  # frame and brightness, the first one a key frame
+        self.found: Detections | None = None
+        self.interval = 1
+
+    @torch.no_grad()
+    def __call__(self, frame: Tensor) -> list[Detections]:
+        """What is in the frames that the next frame (1, C, H, W) allows to answer: none, or all since the last."""
+        small = luma(frame.float(), SCALE)
+        if self.waiting and small.shape != self.waiting[0][1].shape:
+            return [*self.finish(), *self(frame)]
+        self.waiting.append((frame, small))
+        if len(self.waiting) <= self.interval and self.found is not None:
+            return []
+        first, self.found = self.found, self.detect(frame)
+        between = (
+            [] if first is None else [self._between(t, first, self.found) for t in range(1, len(self.waiting) - 1)]
+        )
+        self.waiting = [self.waiting[-1]]
+        low, high = UNSURE
+        unsure = bool(((self.found.scores > low) & (self.found.scores < high)).any())
+        self.interval = self.short if unsure else self.long
+        return [*between, self._sure(self.found)]
+
+    @torch.no_grad()
+    def finish(self) -> list[Detections]:
+        """What is in the frames after the last key frame, from that one alone; then the stream begins anew."""
+        first, found = self.found, list[Detections]()
+        for t in range(1, len(self.waiting) if first is not None else 0):
+            moved = self._moved(0, t, first)
+            found.append(self._sure(self.detect(self.waiting[t][0]) if moved is None else moved))
+        self.reset()
+        return found
+
+    def _between(self, t: int, first: Detections, last: Detections) -> Detections:
+        a, b = self._moved(0, t, first), self._moved(-1, t, last)
+        if a is None or b is None:
+            return self._sure(a or b or self.detect(self.waiting[t][0]))
+        return self._sure(averaged(a, b, t / (len(self.waiting) - 1)))
+
+    def _moved(self, key: int, t: int, found: Detections) -> Detections | None:
+        """Boxes of a key frame at their places in frame t of those that wait; None if motion does not explain it."""
+        known, small = self.waiting[key][1], self.waiting[t][1]
+        spread = float(known.std(correction=0))
+        flow, left = block_flow(known, small, block=BLOCK, still=STILL * spread)
+        if not left.numel() or float(left.mean()) > self.cut * spread:
+            return None
+        return found._replace(boxes=moved_boxes(found.boxes, flow * SCALE, SCALE * BLOCK))
+
+    def _sure(self, found: Detections) -> Detections:
+        return found.of(found.scores >= self.threshold)
+
+
+def averaged(a: Detections, b: Detections, share: float) -> Detections:
+    """The mean of two sets, (1 - share) a + share b, over boxes that meet; the others have only their own box."""
+    pair = matched(a, b, 0.4).to(a.boxes.device)
+    alone = torch.ones(len(b.scores), dtype=torch.bool, device=pair.device)
+    alone[pair[pair >= 0]] = False
+    met = pair >= 0
+    boxes, scores = a.boxes.clone(), (1 - share) * a.scores + share * ABSENT
+    boxes[met] = (1 - share) * a.boxes[met] + share * b.boxes[pair[met]]
+    scores[met] = (1 - share) * a.scores[met] + share * b.scores[pair[met]]
+    rest = b.of(alone)
+    scores = torch.cat((scores, share * rest.scores + (1 - share) * ABSENT))
+    both = Detections(torch.cat((boxes, rest.boxes)), scores, torch.cat((a.classes, rest.classes)))
+    return both.of(scores.argsort(descending=True, stable=True))
 
 
 class KeyFrameNetwork(nn.Module):

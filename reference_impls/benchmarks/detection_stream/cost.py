@@ -31,7 +31,7 @@ from reference_impls.techniques.adversarial_patch_region_removal import importan
 @dataclass(frozen=True, kw_only=True)
 class CostPlan(Plan):
     clip: str
-    frames: int = 4
+    frames: int = 2
     windows: tuple[int, ...] = (8, 4)
     needs: tuple[str, ...] = ("yolov3-tiny", "opencv-doc")
 

