@@ -423,7 +423,7 @@ DIGITS = (FULL, SMOKE)
 """Plans, full and smoke, for `task`."""
 WIDE = (
     RatioPlan(
-        seeds=(0, 1, 2), repetitions=200, data="fashion-mnist", needs=("fashion-mnist",), train=1200, test=2000,
+        seeds=(0, 1, 2), repetitions=200, data="fashion-mnist", needs=("fashion-mnist",), train=800, test=2000,
         side=14, width=32, epochs=3, ratios=(0.0, 0.25, 0.375, 0.5, 0.75), timed=16, levels=(1.0, 0.8, 0.6, 0.45, 0.3),
     ),
     replace(SMOKE, levels=(1.0, 0.5), repetitions=3),

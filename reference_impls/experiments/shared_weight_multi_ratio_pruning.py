@@ -16,7 +16,7 @@ from reference_impls.study import Study
 from reference_impls.techniques.shared_weight_multi_ratio_pruning import MultiRatioPruning
 
 PRUNING = MultiRatioPruning()
-HIGH = (0.0, 0.75, 0.9, 0.98)
+HIGH = (0.0, 0.75, 0.95)
 
 
 def run_channels(study: Study[RatioPlan]) -> Record:
@@ -36,7 +36,7 @@ SCENARIOS = (
     ),
     benchmark.task(
         "digits-elements",
-        "A small network on digits at four ratios of single weights",
+        "A small network on digits at three ratios of single weights",
         run_elements,
         full=replace(benchmark.FULL, granularity="element", ratios=HIGH, train=500),
         smoke=replace(benchmark.SMOKE, granularity="element", ratios=(0.0, 0.9)),

@@ -177,13 +177,12 @@ class SparseTraining(Part):
         self.draws = generator(seed)
         self.settled: set[str] = set()
         self.masks: dict[str, Tensor] = {}
-        self._factors: dict[str, Tensor] = {}
-        """The masks as 0 and 1 over the elements of weights: products with booleans would convert them each time."""
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._undo: list[Callable[[], None]] = []
         for name, layer in self.layers.items():
             groups = self.groups(layer.weight)
             empty = torch.zeros(groups, dtype=torch.bool, device=layer.weight.device)
-            self._mask(name, grow(empty, active_count(groups, sparsity), self.draws))
+            self.masks[name] = grow(empty, active_count(groups, sparsity), self.draws)
             self.log[name] = [int(self.masks[name].sum())]
             if pattern == "channel":
                 self._undo.append(replace(layer, partial(_gathered, self.masks, name), ID))
@@ -200,9 +199,12 @@ class SparseTraining(Part):
         self._gradients = {name: layer.weight.grad for name, layer in self.layers.items()}
         self.enforce()
 
-    def _mask(self, name: str, mask: Tensor) -> None:
-        weight = self.layers[name].weight
-        self.masks[name], self._factors[name] = mask, spread(mask, weight, self.pattern).to(weight)
+    def _factor(self, name: str, weight: Tensor) -> Tensor:
+        """A mask as 0 and 1 over the elements of its weight, kept while it is the same: booleans are slow factors."""
+        mask = self.masks[name]
+        if name not in self._factors or self._factors[name][0] is not mask:
+            self._factors[name] = mask, spread(mask, weight, self.pattern).to(weight)
+        return self._factors[name][1]
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -211,7 +213,7 @@ class SparseTraining(Part):
         for name, layer in self.layers.items():
             tensors = [layer.weight, *_state(self.optimiser, layer.weight)]
             held += tensors
-            factors += [self._factors[name]] * len(tensors)
+            factors += [self._factor(name, layer.weight)] * len(tensors)
         torch._foreach_mul_(held, factors)
 
     def epoch_ended(self, epoch: int) -> None:
@@ -245,7 +247,7 @@ class SparseTraining(Part):
         weight = self.layers[name].weight
         for tensor in (weight, *_state(self.optimiser, weight)):
             tensor.mul_(spread(kept, weight, self.pattern))
-        self._mask(name, mask)
+        self.masks[name] = mask
 
     def settle(self, names: Iterable[str]) -> None:
         """Bring layers to their target, and never move their masks again: before they freeze."""
@@ -276,8 +278,7 @@ class SparseTraining(Part):
         """Go on from there. Raises ValueError for masks of other layers."""
         if {n: m.shape for n, m in state["masks"].items()} != {n: m.shape for n, m in self.masks.items()}:
             raise ValueError("the checkpoint is of another model: names or sizes of its masks differ")
-        for name, mask in state["masks"].items():
-            self._mask(name, mask.clone())
+        self.masks.update({name: mask.clone() for name, mask in state["masks"].items()})
         self.draws.set_state(state["draws"])
         self.settled = set(state["settled"])
         self.log.update({name: list(counts) for name, counts in state["log"].items()})

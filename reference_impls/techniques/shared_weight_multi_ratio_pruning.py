@@ -122,7 +122,8 @@ class SharedNetwork(nn.Module):
     ratios: shares of the groups that are pruned, ascending. score: what ranks the groups, the learned soft mask or the
     magnitude of the weights. norms: `own` for each ratio, or `one` for all. The last two are there to be compared.
 
-    Calling it runs the least pruned sub-model, or the one of `ratio`. Raises: ValueError for ratios that do not ascend
+    Calling it runs the least pruned sub-model, or the one of `ratio`. It swaps tensors for the time of a call:
+    let threads run sub-models. Raises: ValueError for ratios that do not ascend
     in [0, 1) or that leave a layer nothing; UnsupportedHost for networks that it cannot prune.
     """
 
@@ -152,6 +153,11 @@ class SharedNetwork(nn.Module):
                     active_count(size, ratio)
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from error
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.levels = [fn(one) for one in self.levels]
+        return self
 
     def layers(self) -> list[Layer]:
         """The layers that masks lie on, in their order."""

@@ -141,6 +141,18 @@ def test_counts_are_exact_where_all_magnitudes_are_equal():
     assert top(torch.ones(100), 37, among)[:37].all()
 
 
+def test_the_selection_is_that_of_a_stable_sort():
+    draws = generator(1)
+    for _ in range(100):
+        n, count = (int(x) for x in torch.randint(1, 60, (2,), generator=draws))
+        score = torch.randint(-3, 4, (n,), generator=draws).float()
+        among = torch.rand(n, generator=draws) > 0.4
+        order = score.masked_fill(~among, -torch.inf).argsort(descending=True, stable=True)
+        due = torch.zeros_like(among)
+        due[order[:count]] = True
+        assert torch.equal(due & among, top(score, count, among))
+
+
 def test_masks_do_not_move_before_there_is_a_gradient():
     model = network()
     optimiser = torch.optim.SGD(model.parameters(), 0.1)
