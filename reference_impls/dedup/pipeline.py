@@ -19,6 +19,7 @@ import numpy as np
 from reference_impls.dedup import page
 from reference_impls.dedup.methods import Decisions, Method, Options, Progress, Sketch, check_images, packed
 from reference_impls.dedup.sources import BLOCK_ROWS, Block, DedupError, Source
+from reference_impls.whole import write_atomically
 
 Engine = Literal["local", "ray"]
 GROUPS, MEMBERS = 20, 5
@@ -120,8 +121,10 @@ def sketched(
     for one in names:
         sketch = store.get(one)
         told = json.loads(sketch["told"].tobytes())
-        for whole, part in zip((ids, numbers, lengths, bad), told, strict=True):
-            whole.extend(part)
+        ids += told[0]
+        numbers.extend(told[1])
+        lengths.extend(told[2])
+        bad += told[3]
         if told[0]:
             sketches.append(sketch)
     return Sketched(sketches, ids, numbers, lengths, [tuple(one) for one in bad])
@@ -289,10 +292,11 @@ def _claim(part: Path, state: Mapping[str, Any], resume: bool) -> None:
             stale = part / name
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
         return
-    if part.exists():
+    if file.exists():
         raise DedupError(f"{part} holds an interrupted run: go on with --resume, or remove it")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that ended before it began
     (part / "blocks").mkdir(parents=True)
-    file.write_text(json.dumps(state), encoding="utf-8")
+    write_atomically(file, json.dumps(state))
 
 
 def _write(
