@@ -320,6 +320,8 @@ def meet(study: Study[CorpusPlan]) -> Record:
     return compare(study, contenders(ID, study.scenario.name))
 
 
+FIRST_MAILS = {"easy-ham-1": 1000, "spam-1": 500}
+"""Mails on which all techniques meet: with all of them the suffixes of `exact-substring-deduplication` take minutes."""
 NATURAL: dict[str, Any] = {
     "full": CorpusPlan(seeds=(0, 1, 2)),
     "smoke": CorpusPlan(repetitions=3, folders=TWO_FOLDERS),
@@ -335,5 +337,11 @@ SCENARIOS = (
         meet,
         **PLANTED,
     ),
-    task("natural-mails", "A spam filter trained on deduplicated mails, deduplicated in four ways", meet, **NATURAL),
+    task(
+        "natural-mails",
+        "A spam filter trained on deduplicated mails, deduplicated in four ways",
+        meet,
+        full=CorpusPlan(seeds=(0, 1, 2), folders=FIRST_MAILS),
+        smoke=NATURAL["smoke"],
+    ),
 )
