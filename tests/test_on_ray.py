@@ -18,13 +18,14 @@ from click.testing import CliRunner
 
 from reference_impls.dedup import DedupError, Options, Source, dedup, methods, pipeline, run
 from tests.test_runner import EXPERIMENT
-from tools import bench
+from tools import bench, runner
 from tools.cli import main
 
 if os.environ.get("ATLAS_REQUIRE_RAY") != "1":
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     pytest.importorskip("rensa", reason="the extra `dedup` is not installed")
 
+pq = pytest.importorskip("pyarrow.parquet", reason="the extra `dedup` is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
 TEXTS = [
     " ".join(f"w{random.randrange(10**6)}" for _ in range(40)) for n in range(400) for random in [Random(n * 7 // 10)]
@@ -100,31 +101,28 @@ def test_one_and_two_nodes_give_what_one_process_gives_and_killed_workers_change
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     on_ray: Any = {"engine": "ray", "address": nodes.address}
-    expected = {method: dedup(TEXTS, method) for method in ("minhash", "substring")}
-    meaning = dedup(TEXTS, "semantic", encoder=encoder())
-    assert dedup(TEXTS, "minhash", **on_ray).equals(expected["minhash"])
+    expected, meaning = dedup(TEXTS, "minhash"), dedup(TEXTS, "semantic", encoder=encoder())
+    assert dedup(TEXTS, "minhash", **on_ray).equals(expected)
     second = nodes.add()
-    monkeypatch.setattr(pipeline, "BLOCK_ROWS", 40)
+    monkeypatch.setattr(pipeline, "BLOCK_ROWS", 100)
     monkeypatch.setattr(methods, "PART", 30)
-    compare, marker = methods.compare, tmp_path / "comparing"
-    die_once = killer(marker)
+    marker = tmp_path / "embedding"
+    assert dedup(TEXTS, "semantic", encoder=encoder(killer(marker)), **on_ray).equals(meaning)
+    assert marker.exists()
+
+    blocks, compare, die_once = Source.blocks, methods.compare, killer(marker := tmp_path / "comparing")
 
     def compares(part: methods.Part) -> Any:
         die_once()
         return compare(part)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(methods, "compare", compares)
-        assert dedup(TEXTS, "minhash", **on_ray).equals(expected["minhash"])
-    assert marker.exists()
-    assert dedup(TEXTS, "substring", **on_ray).equals(expected["substring"])
-    marker = tmp_path / "embedding"
-    assert dedup(TEXTS, "semantic", encoder=encoder(killer(marker)), **on_ray).equals(meaning)
-    assert marker.exists()
+    monkeypatch.setattr(methods, "compare", compares)
+    monkeypatch.setattr(Source, "blocks", lambda self: blocks(self, 60))
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    summary = run(Source(file), tmp_path / "out", Options(), **on_ray)
-    assert summary["removed"] == expected["minhash"]["decision"].to_pylist().count("removed")
+    run(Source(file), tmp_path / "out", Options(), **on_ray)
+    assert pq.read_table(tmp_path / "out" / "result.parquet").to_pylist() == expected.to_pylist()
+    assert marker.exists()
     nodes.remove(second)
     with pytest.raises(DedupError, match=r"^the encoder must give \(N, D\) for 2 rows, got \(3,\)$"):
         dedup(TEXTS[:2], "semantic", encoder=lambda rows: np.zeros(3), **on_ray)
@@ -157,13 +155,11 @@ def test_experiments_have_a_node_each_and_those_of_a_lost_one_run_again(nodes: N
     names = starts.read_text().split()
     assert sorted(names[:2]) == ["one", "two"], "both ran at the same time, each on its node"
     assert len(names) == 3, "what the lost node was at ran again"
-    for one in bench.run_all(["made-up"], True, folder=tmp_path / "local", **given):
-        assert one.file is not None
-        here, there = (
-            json.loads((tmp_path / where / "made-up" / one.file.name).read_text()) for where in ("local", "ray")
-        )
-        assert there["machine"].pop("node")
-        assert here == there
+    here = runner.run("made-up", scenario="two", budget="full", preloaded=True, **given).record
+    assert here is not None
+    there = json.loads((tmp_path / "ray" / "made-up" / "two.json").read_text())
+    assert there["machine"].pop("node")
+    assert there == json.loads(here.to_json())
 
 
 def test_an_address_that_does_not_answer_is_told():
