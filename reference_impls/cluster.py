@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+_ADDRESS = re.compile(r"auto|local|(ray://)?(\[[0-9A-Fa-f:]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 ANSWER_S = 5.0
 """Seconds in which a cluster must answer."""
 
@@ -21,14 +23,16 @@ def connect(address: str | None) -> Any:
     """Ray, connected to the cluster at `address`, or to the one at hand, or to one started here.
 
     Its nodes must find this package where it is here: on a shared disk, or installed on each.
-    Raises: ClusterError for an address that does not answer.
+    Raises: ClusterError for an address that is none, or does not answer.
     """
+    if address and not _ADDRESS.fullmatch(address):
+        raise ClusterError(f"{address!r} is no address of a cluster; write host:port, ray://host:port or auto")
     import ray
 
     if address and ":" in address:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
-            socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
         except (OSError, ValueError, OverflowError) as error:
             told = f"no Ray cluster answers at {address} ({error}); start one: `ray start --head`"
             raise ClusterError(told) from None
