@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from reference_impls.dedup import page
-from reference_impls.dedup.methods import Decisions, Method, Options, Progress, Sketch, check_images, packed
+from reference_impls.dedup.local import Local
+from reference_impls.dedup.methods import Decisions, Options, Progress, Sketch, check_images
 from reference_impls.dedup.sources import BLOCK_ROWS, Block, DedupError, Source
 from reference_impls.whole import write_atomically
 
@@ -79,19 +80,6 @@ class Reader(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
-
-
-class Local:
-    """Works in this process, task after task."""
-
-    def sketch(self, method: Method, blocks: Iterable[tuple[str, Block]]) -> Iterator[tuple[str, bytes]]:
-        """The names of the blocks and their packed sketches, in any order."""
-        for name, block in blocks:
-            yield name, packed(method, block)
-
-    def spread(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterable[Any]:
-        """What the function makes of the tasks, in any order."""
-        return map(function, tasks)
 
 
 def sketched(
