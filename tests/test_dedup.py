@@ -394,5 +394,5 @@ def test_lines_of_progress_tell_the_time_that_is_left(
 
 
 def test_a_block_without_a_readable_row_is_no_sketch():
-    packed = pipeline.packed(Options().own(Options()), Block([], [], [], [], 0))
+    packed = methods.packed(Options().own(Options()), Block([], [], [], [], 0))
     assert len(packed) > 0

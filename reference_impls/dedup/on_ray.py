@@ -3,9 +3,9 @@
 Ray spreads the tasks, runs those of a lost worker again, and spills what memory does not hold. Blocks are sketched
 there; encoders run in a pool of actors, which load their model once. For `minhash`, rows that share buckets are
 compared there too, a part at a time: parts have no bucket in common, so the result does not depend on who takes which.
-The caller reads the input, which takes less than a tenth of the time of a MinHash sketch, so the nodes need no disk in
-common; it keeps finished sketches, and decides what has no such parts: equal hashes of 16 bytes a row (`exact`), passages
-across the whole corpus (`substring`), and embeddings inside of clusters (`semantic`).
+The caller reads the input, which takes less than a tenth of the time of MinHash sketches, so the nodes need no disk in
+common. It keeps finished sketches, and decides what has no such parts: equal hashes of 16 bytes a row (`exact`),
+passages across the whole corpus (`substring`), and embeddings inside of clusters (`semantic`).
 """
 
 from __future__ import annotations
