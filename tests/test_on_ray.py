@@ -25,7 +25,6 @@ if os.environ.get("ATLAS_REQUIRE_RAY") != "1":
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     pytest.importorskip("rensa", reason="the extra `dedup` is not installed")
 
-pq = pytest.importorskip("pyarrow.parquet", reason="the extra `dedup` is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
 TEXTS = [
     " ".join(f"w{random.randrange(10**6)}" for _ in range(40)) for n in range(400) for random in [Random(n * 7 // 10)]
@@ -100,6 +99,8 @@ def encoder(first: Callable[[], None] = lambda: None) -> Callable[[list[str]], A
 def test_one_and_two_nodes_give_what_one_process_gives_and_killed_workers_change_nothing(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    import pyarrow.parquet as pq
+
     on_ray: Any = {"engine": "ray", "address": nodes.address}
     expected, meaning = dedup(TEXTS, "minhash"), dedup(TEXTS, "semantic", encoder=encoder())
     assert dedup(TEXTS, "minhash", **on_ray).equals(expected)
