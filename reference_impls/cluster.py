@@ -53,3 +53,9 @@ def connect(address: str | None) -> Any:
     except (ConnectionError, ValueError) as error:
         raise ClusterError(f"no Ray cluster answers at {address or 'the default address'}: {error}") from None
     return ray
+
+
+def told(error: Exception) -> str:
+    """What went wrong on a cluster, in a line, without the tracebacks of other machines."""
+    cause = getattr(error, "cause", None)
+    return str(cause or error).strip().partition("\n")[0] or type(cause or error).__name__

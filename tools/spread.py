@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from reference_impls.cluster import connect
+from reference_impls.cluster import connect, told
 
 from .runner import Outcome
 
@@ -38,8 +38,7 @@ def spread(
             try:
                 outcome = ray.get(done)
             except ray.exceptions.RayError as error:
-                what = str(error).partition("\n")[0]
-                outcome = Outcome(error="crash", message=f"the cluster could not run it: {what}")
+                outcome = Outcome(error="crash", message=f"the cluster could not run it: {told(error)}")
             yield unit, outcome
     finally:
         for left in waiting:

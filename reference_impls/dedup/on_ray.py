@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from reference_impls.cluster import ClusterError, connect
+from reference_impls.cluster import ClusterError, connect, told
 from reference_impls.dedup.local import Local
 from reference_impls.dedup.methods import Method, Semantic, packed
 from reference_impls.dedup.sources import Block, DedupError
@@ -85,12 +85,11 @@ class OnRay(Local):
         try:
             for row in done.iter_rows():
                 yield pickle.loads(row["result"])
-        except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, DedupError):  # without the traceback of another machine
-                raise DedupError(str(error.cause)) from None
-            raise
         except self.ray.exceptions.RayError as error:
-            told = str(error).partition("\n")[0]
-            raise ClusterError(
-                f"the cluster did not finish: {told}; blocks that are done are kept: --resume"
-            ) from error
+            cause = getattr(error, "cause", error)
+            if isinstance(cause, DedupError):
+                raise DedupError(str(cause)) from None
+            if isinstance(cause, self.ray.exceptions.RayError):
+                message = f"the cluster did not finish: {told(error)}; what is done is kept: --resume"
+                raise ClusterError(message) from error
+            raise
