@@ -86,7 +86,7 @@ class OnRay(Local):
             for row in done.iter_rows():
                 yield pickle.loads(row["result"])
         except self.ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", error)
+            cause = getattr(error, "cause", None) or error
             if isinstance(cause, DedupError):
                 raise DedupError(str(cause)) from None
             if isinstance(cause, self.ray.exceptions.RayError):
