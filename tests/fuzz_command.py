@@ -93,7 +93,9 @@ def arguments(chance: random.Random, known: list[tuple[tuple[str, ...], click.Co
 
 def harmless(patch: pytest.MonkeyPatch) -> None:
     """Let nothing train, build, download, look anything up or run tests: what is tried is the command."""
+    from reference_impls.cluster import ClusterError
     from reference_impls.data import assets
+    from tools import spread
     from tools.scaffold import lookup
 
     def no_network(*_: Any, **__: Any) -> Any:
@@ -102,9 +104,14 @@ def harmless(patch: pytest.MonkeyPatch) -> None:
     def no_asset(*_: Any, **__: Any) -> Any:
         raise assets.AssetError("there is no network")
 
+    def no_cluster(address: str | None) -> Any:
+        raise ClusterError("there is no network")
+
     cost = bench.CheckCost(1, 1, (0.1,), 1.0, ())
     patch.setattr(lookup, "_get", no_network)
     patch.setattr(assets, "get", no_asset)
+    patch.setattr(spread, "connect", no_cluster)
+    patch.setattr("reference_impls.cluster.connect", no_cluster)
     patch.setattr(assets, "verify", lambda name: [])
     patch.setattr(runner, "run", lambda *_, **__: Outcome(error="timeout", message="not run"))
     patch.setattr(runner, "scenarios", lambda *_, **__: {"photos": "Photos"})

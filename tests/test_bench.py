@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from reference_impls.accounting.record import Record
 from tools import bench
+from tools.cli import main
 from tools.knowledge.reader import read_yaml
 from tools.runner import Outcome
 
@@ -68,6 +70,18 @@ def test_nothing_is_saved_unasked_and_devices_do_not_overwrite_each_other(tmp_pa
     assert [r.file for r in bench.run_all(["made-up"], True, folder=tmp_path, device="cuda:0")][1] == (
         tmp_path / "made-up" / "good.cuda.json"
     )
+
+
+@pytest.mark.usefixtures("techniques")
+def test_scenarios_are_chosen_by_name_and_others_are_told(tmp_path: Path) -> None:
+    assert [r.scenario for r in bench.run_all(["made-up"], False, folder=tmp_path, only=["good", "none"])] == ["good"]
+    for arguments, code, says in (
+        (["--scenario", "none"], 1, "no scenario is called none"),
+        (["--address", "here:1"], 2, "--address is for --engine ray"),
+        (["--engine", "ray", "--address", "nowhere"], 1, "'nowhere' is no address of a cluster; write host:port"),
+    ):
+        done = CliRunner().invoke(main, ["bench", "token-merging", *arguments])
+        assert (done.exit_code, says in done.output) == (code, True), done.output
 
 
 def test_the_generated_atlas_is_as_large_as_asked_and_consistent(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.glob(".*.part"))
 
 
-def test_a_file_that_grows_and_a_full_disk_leave_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_grows_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = jsonl(tmp_path)
     sketched = pipeline.sketched
 
@@ -233,16 +233,46 @@ def test_a_file_that_grows_and_a_full_disk_leave_nothing_half_written(tmp_path: 
             run(Source(file), tmp_path / "out", Options())
     assert [one.name for one in tmp_path.iterdir()] == ["rows.jsonl"]
 
+
+FULL_DISKS: dict[str, tuple[Any, str]] = {
+    "a block": (pipeline.Store, "put"),
+    "the table": (pq, "write_table"),
+    "the page": (pipeline.page, "render"),
+    "the kept rows": (Source, "write"),
+}
+
+
+@pytest.mark.parametrize("what", FULL_DISKS)
+def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = jsonl(tmp_path)
+
     def full(*given: Any) -> None:
         raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", full)
+        patch.setattr(*FULL_DISKS[what], full)
         with pytest.raises(DedupError, match="no space left"):
-            run(Source(file), tmp_path / "out", Options())
+            run(Source(file), tmp_path / "out", Options(), write_kept=True)
     assert not (tmp_path / "out").exists()
-    run(Source(file), tmp_path / "out", Options(), resume=True)
-    assert (tmp_path / "out" / "summary.json").exists()
+    run(Source(file), tmp_path / "out", Options(), resume=True, write_kept=True)
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [
+        "index.html", "kept", "result.parquet", "summary.json",
+    ]  # fmt: skip
+
+
+def test_a_run_that_ended_before_it_began_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = jsonl(tmp_path)
+
+    def full(*given: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_atomically", full)
+        with pytest.raises(OSError, match="No space"):
+            run(Source(file), tmp_path / "out", Options())
+    assert run(Source(file), tmp_path / "out", Options())["rows"] == 8
 
 
 @pytest.mark.parametrize(
@@ -267,6 +297,34 @@ def test_a_row_that_cannot_be_read_is_named_or_skipped_and_counted(line: str, sa
     assert (summary["rows"], summary["skipped"]) == (8, 1)
     assert says in summary["skipped examples"][0]
     assert len((tmp_path / "skipped" / "kept" / "rows.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_text_that_is_missing_is_named_in_tables_too(tmp_path: Path):
+    (tmp_path / "rows.csv").write_text("n,text\n1,a b\n2\n3,\n")
+    pq.write_table(pa.table({"n": [1, 2, 3], "text": ["a b", None, ""]}), tmp_path / "rows.parquet")
+    for name in ("rows.csv", "rows.parquet"):
+        with pytest.raises(DedupError, match=rf"{name}, row 2: the field 'text' must be a text, got null"):
+            run(Source(tmp_path / name), tmp_path / f"out-{name}", Options("exact"))
+        summary = run(Source(tmp_path / name, on_error="skip"), tmp_path / f"out-{name}", Options("exact"))
+        assert (summary["rows"], summary["kept"], summary["skipped"]) == (2, 2, 1)
+
+
+def test_other_encodings_are_read_or_told(tmp_path: Path):
+    home = tmp_path / "texts"
+    home.mkdir()
+    for name, encoding in {"a": "utf-8", "b": "utf-16", "c": "utf-8-sig", "d": "latin-1"}.items():
+        (home / f"{name}.txt").write_text("Köln am Rhein, fünf Wörter", encoding=encoding)
+    assert run(Source(home), tmp_path / "out", Options("exact"))["removed"] == 3
+    (tmp_path / "marked.jsonl").write_text('{"text": "ö"}\n{"text": "ö"}\n', encoding="utf-8-sig")
+    assert run(Source(tmp_path / "marked.jsonl"), tmp_path / "marked", Options("exact"))["removed"] == 1
+    (tmp_path / "rows.csv").write_text("text\nKöln\n", encoding="latin-1")
+    with pytest.raises(DedupError, match=r"rows\.csv is not in UTF-8 .* at byte 6\); convert it first"):
+        run(Source(tmp_path / "rows.csv"), tmp_path / "none", Options("exact"))
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n', encoding="utf-16")
+    with pytest.raises(DedupError, match=r"rows\.jsonl, line 1: is no JSON in UTF-8"):
+        run(Source(tmp_path / "rows.jsonl"), tmp_path / "none", Options("exact"))
+    assert not (tmp_path / "none").exists()
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_ids_that_repeat_and_inputs_that_are_none_are_told(tmp_path: Path):
@@ -336,5 +394,5 @@ def test_lines_of_progress_tell_the_time_that_is_left(
 
 
 def test_a_block_without_a_readable_row_is_no_sketch():
-    packed = pipeline.packed(Options().own(Options()), Block([], [], [], [], 0))
+    packed = methods.packed(Options().own(Options()), Block([], [], [], [], 0))
     assert len(packed) > 0

@@ -6,12 +6,13 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -26,6 +27,8 @@ from .runner import Budget, Outcome
 
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 ROOT = Path(__file__).resolve().parents[1]
+Engine = Literal["local", "ray"]
+Unit = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ def run_all(
     started: Callable[[str, str], runner.Progress] = lambda technique, scenario: lambda label, done, total: None,
     package: str = "reference_impls.experiments",
     implementations: Path | None = None,
+    only: Collection[str] = (),
+    engine: Engine = "local",
+    address: str | None = None,
 ) -> Iterator[Result]:
     """Run every scenario of the techniques, yielding each as it ends; a failure does not keep the others from running.
 
@@ -62,32 +68,45 @@ def run_all(
         root: the checkout whose lock is held while a record is written, and out of which no link may lead.
         started: called before each scenario; returns what is told of its progress.
         implementations: as for `runner.run`.
+        only: names of scenarios; all by default.
+        engine: `ray` spreads the scenarios over the nodes of the cluster at `address` (`spread.py`); progress inside
+            of a scenario is not told then, and results come in any order.
+    Raises: ClusterError for an address that does not answer.
     """
+    units = list[Unit]()
     for technique in ids:
         try:
             names = runner.scenarios(technique, package=package, implementations=implementations)
         except RuntimeError as error:
             yield Result(technique, "", Outcome(error="import", message=str(error)))
             continue
-        for name in names:
-            outcome = runner.run(
-                technique,
-                scenario=name,
-                budget=budget,
-                device=device,
-                seconds=seconds,
-                memory_gb=memory_gb,
-                progress=started(technique, name),
-                package=package,
-                implementations=implementations,
-            )
-            file = None
-            if save and outcome.record is not None:
-                kind = device.partition(":")[0]
-                file = folder / technique / (f"{name}.json" if kind == "cpu" else f"{name}.{kind}.json")
-                with changing(root) if root else nullcontext():
-                    save_record(outcome.record, file, root)
-            yield Result(technique, name, outcome, file)
+        units += [(technique, name) for name in names if not only or name in only]
+    measure = partial(
+        runner.run,
+        budget=budget,
+        device=device,
+        seconds=seconds,
+        memory_gb=memory_gb,
+        package=package,
+        implementations=implementations,
+    )
+    if engine == "ray":
+        from .spread import spread
+
+        outcomes = spread(measure, units, address)
+    else:
+        outcomes = (
+            ((technique, name), measure(technique, scenario=name, progress=started(technique, name)))
+            for technique, name in units
+        )
+    for (technique, name), outcome in outcomes:
+        file = None
+        if save and outcome.record is not None:
+            kind = device.partition(":")[0]
+            file = folder / technique / (f"{name}.json" if kind == "cpu" else f"{name}.{kind}.json")
+            with changing(root) if root else nullcontext():
+                save_record(outcome.record, file, root)
+        yield Result(technique, name, outcome, file)
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,8 @@ class Machine(Model):
     """Main memory in GiB."""
     accelerator: Text | None = Field(default=None, examples=["NVIDIA H100"])
     """Accelerator that ran the work; absent when the CPU did."""
+    node: Text | None = Field(default=None, examples=["worker-3 (5f2c9a10)"])
+    """Node of the cluster; absent where the machine was none."""
 
 
 class Record(Model):

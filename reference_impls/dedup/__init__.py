@@ -6,7 +6,7 @@
 - `sources` reads and writes rows: JSONL, Parquet, CSV, folders of texts or images, data sets of Hugging Face.
 - `methods` sketches blocks of rows, each by itself, and decides from all sketches: the same on every engine.
 - `pipeline` drives both, keeps finished blocks for a resumed run, and writes the results whole or not at all.
-- `on_ray` sketches the blocks on a cluster. `page` shows the groups.
+- `local` does the work in this process, `on_ray` on a cluster. `page` shows the groups.
 """
 
 from reference_impls.dedup.methods import METHODS, Options

@@ -17,8 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from reference_impls.dedup import page
-from reference_impls.dedup.methods import Decisions, Method, Options, Progress, Sketch, check_images, packed
+from reference_impls.dedup.local import Local
+from reference_impls.dedup.methods import Decisions, Options, Progress, Sketch, check_images
 from reference_impls.dedup.sources import BLOCK_ROWS, Block, DedupError, Source
+from reference_impls.whole import write_atomically
 
 Engine = Literal["local", "ray"]
 GROUPS, MEMBERS = 20, 5
@@ -80,19 +82,6 @@ class Reader(Mapping[str, Any]):
         return len(list(iter(self)))
 
 
-class Local:
-    """Works in this process, task after task."""
-
-    def sketch(self, method: Method, blocks: Iterable[tuple[str, Block]]) -> Iterator[tuple[str, bytes]]:
-        """The names of the blocks and their packed sketches, in any order."""
-        for name, block in blocks:
-            yield name, packed(method, block)
-
-    def spread(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterable[Any]:
-        """What the function makes of the tasks, in any order."""
-        return map(function, tasks)
-
-
 def sketched(
     blocks: Iterable[Block],
     total: int,
@@ -120,8 +109,10 @@ def sketched(
     for one in names:
         sketch = store.get(one)
         told = json.loads(sketch["told"].tobytes())
-        for whole, part in zip((ids, numbers, lengths, bad), told, strict=True):
-            whole.extend(part)
+        ids += told[0]
+        numbers.extend(told[1])
+        lengths.extend(told[2])
+        bad += told[3]
         if told[0]:
             sketches.append(sketch)
     return Sketched(sketches, ids, numbers, lengths, [tuple(one) for one in bad])
@@ -289,10 +280,11 @@ def _claim(part: Path, state: Mapping[str, Any], resume: bool) -> None:
             stale = part / name
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
         return
-    if part.exists():
+    if file.exists():
         raise DedupError(f"{part} holds an interrupted run: go on with --resume, or remove it")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that ended before it began
     (part / "blocks").mkdir(parents=True)
-    file.write_text(json.dumps(state), encoding="utf-8")
+    write_atomically(file, json.dumps(state))
 
 
 def _write(

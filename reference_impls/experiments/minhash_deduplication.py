@@ -239,14 +239,14 @@ def alone(file: Path, out: Path, method: str) -> Ran:
 
 def written(file: Path, documents: Iterable[tuple[str, int | None]], every: int) -> dict[int, float]:
     """Write documents as JSONL; of every so many-th that is a copy, its Jaccard index with its original."""
-    recent, alike = deque[set[str]](maxlen=4000), dict[int, float]()
+    recent, alike = deque[str](maxlen=4000), dict[int, float]()
     with file.open("w", encoding="utf-8") as out:
         for number, (text, original) in enumerate(documents):
             out.write(json.dumps({"text": text}) + "\n")
-            recent.append(set(ngrams(text)))
+            recent.append(text)
             if original is not None and number % every == 0 and number - original < len(recent):
-                first = recent[original - number - 1]
-                alike[number] = len(first & recent[-1]) / len(first | recent[-1])
+                first, second = set(ngrams(recent[original - number - 1])), set(ngrams(text))
+                alike[number] = len(first & second) / len(first | second)
     return alike
 
 
@@ -291,7 +291,7 @@ def scale(study: Study[ScalePlan]) -> Record:
             file = Path(folder, f"{size}.jsonl")
             alike = written(file, generated(texts, size), every=max(1, size // 10_000))
             megabytes = file.stat().st_size / 1e6
-            for method in ("minhash", "exact"):
+            for method in ("minhash", "exact") if size < plan.sizes[-1] else ("minhash",):
                 out = Path(folder, f"{method}-{size}")
                 ran = alone(file, out, method)
                 study.progress(method, size, plan.sizes[-1])
@@ -317,7 +317,7 @@ def scale(study: Study[ScalePlan]) -> Record:
         knobs=("documents",),
         given=("documents",),
         metric="share of the planted copies with a Jaccard index of 0.8 or more that go",
-        controls={"equal texts only": "The method `exact`: equal texts go, by a hash."},
+        controls={"equal texts only": "The method `exact`: equal texts go, by a hash. Not run at the largest size."},
         redundancy=measured([found], {"no copies planted": unplanted(texts)}),
         notes=(
             "Each run has a process of its own, on as many threads as there are cores; peak is its resident memory.",
@@ -375,7 +375,7 @@ SCENARIOS = (
         "Up to a million generated documents, from file to file",
         scale,
         full=ScalePlan(sizes=(10_000, 100_000, 1_000_000)),
-        smoke=ScalePlan(sizes=(500, 2_000), folders=benchmark.TWO_FOLDERS),
+        smoke=ScalePlan(sizes=(500, 1_000, 2_000), folders=benchmark.TWO_FOLDERS),
     ),
 )
 CONTENDERS = dict.fromkeys(("deduplication/planted-copies", "deduplication/natural-mails"), (method(THRESHOLD),))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Literal
 
@@ -14,6 +19,9 @@ from torch import Tensor
 from reference_impls.benchmarks.deduplication import ACROSS, WITHIN, Corpus, Planted, found, whole
 from reference_impls.contract import Case, Cases, Expectation, Invalid, NoEffectWarning, generator
 from reference_impls.data.planted import KINDS, generated
+from reference_impls.experiments import minhash_deduplication as experiment
+from reference_impls.study import Context
+from reference_impls.study.registry import measure
 from reference_impls.techniques import minhash_deduplication as technique
 from reference_impls.techniques.minhash_deduplication import MinHashDeduplication, TextDataset, minhash_dedup, shingled
 
@@ -233,3 +241,39 @@ def test_datasketch_with_the_same_bands_makes_the_same_pairs_candidates():
         ours = set(np.flatnonzero((keys == keys[i]).any(1)).tolist())
         assert alike <= ours
         assert alike <= set(index.query(sketch))
+
+
+def test_buckets_that_have_no_document_in_common_fall_apart():
+    keys = np.array(
+        [[1, 1], [1, 2], [3, 2], [4, 4], [4, 5], [6, 6], [0, 0]], np.uint64
+    )  # 0-1-2 by a chain, 3-4, 5 alone
+    found = technique.buckets(keys, np.arange(7) < 6)
+    for size, parts in ((1, [[0, 1, 2], [3, 4]]), (3, [[0, 1, 2], [3, 4]]), (4, [[0, 1, 2, 3, 4]])):
+        assert [part.tolist() for part in technique.apart(found, size)] == parts
+    long = np.stack([np.arange(2000) // 2, (np.arange(2000) + 1) // 2], 1).astype(np.uint64)  # one chain of them all
+    assert [len(part) for part in technique.apart(technique.buckets(long, np.full(2000, True)), 10)] == [2000]
+    assert list(technique.apart(technique.buckets(keys[:0], np.zeros(0, bool)), 5)) == []
+
+
+def test_the_scale_is_measured_from_size_to_size(asset: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch):
+    asset("spam-assassin")
+
+    def here(file: Path, out: Path, method: str) -> experiment.Ran:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            experiment.one_run(str(file), str(out), method)
+        return experiment.Ran(*json.loads(said.getvalue()))
+
+    monkeypatch.setattr(experiment, "alone", here)
+    scenario = next(one for one in experiment.SCENARIOS if one.name == "scale")
+    record = measure(MINHASH.id, replace(scenario, smoke=replace(scenario.smoke, sizes=(100, 200, 400))), Context())
+    runs = record.tables["runs"].records()
+    assert [(row["method"], row["documents"]) for row in runs] == [
+        ("minhash", 100), ("exact", 100), ("minhash", 200), ("exact", 200), ("minhash", 400),
+    ]  # fmt: skip
+    assert all(
+        row["recall"] == 1 and 0 < row["sketching"] < row["seconds"] for row in runs if row["method"] == "minhash"
+    )
+    assert all(row["recall"] < 0.5 for row in runs if row["method"] == "exact")
+    assert [row["to"] for row in record.tables["growth"].records()] == [200, 400, 200]
+    line = [["minhash", 10, 1, 2.0, 1, 1, 1.5, 1.0, 0, 1, 1], ["minhash", 100, 1, 20.0, 1, 1, 3.5, 1.0, 0, 1, 1]]
+    assert experiment.growth(line, experiment.RUNS) == [["minhash", 10, 100, 2e5, pytest.approx(2e6 / 90), 1.0, 0.5]]

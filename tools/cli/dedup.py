@@ -73,6 +73,7 @@ def dedup(
     library `datasets` saved. --out holds result.parquet (id, decision, twin, similarity, method), summary.json,
     and index.html with the largest groups to look at.
     """
+    from reference_impls.cluster import ClusterError
     from reference_impls.dedup import DedupError, Options, Source, run
 
     from ..progress import progress
@@ -97,7 +98,7 @@ def dedup(
                 progress=report,
             )
     except (ValueError, TypeError) as error:
-        if isinstance(error, DedupError) or str(error).startswith(tuple(options)):
+        if isinstance(error, DedupError | ClusterError) or str(error).startswith(tuple(options)):
             raise Failure(str(error)) from error
         raise
     if json_:

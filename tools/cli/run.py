@@ -98,6 +98,15 @@ def run(
     metavar="ENTRIESxPAPERS",
     help="Instead, time the check of a generated atlas of this size; may be repeated.",
 )
+@click.option("--scenario", "only", multiple=True, metavar="S", help="Only scenarios of this name; may be repeated.")
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "ray"]),
+    help="One after the other here, or over the nodes of a Ray cluster, each experiment with a node to itself.",
+)
+@click.option("--address", help="Of the Ray cluster, whose nodes have this clone in the same place.")
 @click.pass_context
 def bench(
     ctx: click.Context,
@@ -107,13 +116,20 @@ def bench(
     budget: Any,
     device: str,
     corpus: tuple[str, ...],
+    only: tuple[str, ...],
+    engine: Any,
+    address: str | None,
 ) -> None:
     """Measure every scenario of the techniques and benchmarks again; those of all techniques by default."""
+    from reference_impls.cluster import ClusterError
+
     from .. import bench as benchmarks
     from ..knowledge.completeness import gaps as gaps_of
     from ..progress import progress
 
     root = clone(ctx)
+    if address and engine != "ray":
+        wrong_usage("--address is for --engine ray")
     if corpus:
         check_corpora(root, corpus)
         return
@@ -126,13 +142,13 @@ def bench(
     if save and not force and budget != "full" and (full := [i for i in chosen if is_full(knowledge, i, device)]):
         what = f"records of the full budget would be replaced: {', '.join(full)}"
         wrong_usage(what, "measure with --budget full, or say --force")
-    failed = []
+    failed, measured = list[str](), list[str]()
     with progress() as report:
 
         def started(technique: str, scenario: str) -> Any:
             return lambda label, done, total: report(f"{technique} {scenario}: {label}", done, total)
 
-        for result in benchmarks.run_all(
+        results = benchmarks.run_all(
             chosen,
             save,
             budget=budget,
@@ -141,13 +157,23 @@ def bench(
             root=root,
             started=started,
             implementations=implementations_of(root),
-        ):
-            if result.outcome.record is None:
-                failed.append(f"{result.technique} {result.scenario}: {result.outcome.message}")
-            else:
-                print_record(result.outcome.record)
+            only=only,
+            engine=engine,
+            address=address,
+        )
+        try:
+            for result in results:
+                measured.append(result.scenario)
+                if result.outcome.record is None:
+                    failed.append(f"{result.technique} {result.scenario}: {result.outcome.message}")
+                else:
+                    print_record(result.outcome.record)
+        except ClusterError as error:
+            raise Failure(str(error)) from error
     if save:
         told_gaps(ctx.obj, [entry.id for entry in entries])
+    if unknown := sorted(set(only) - set(measured)):
+        failed.append(f"no scenario is called {', '.join(unknown)}")
     if failed:
         raise Failure("\n".join(failed))
 
