@@ -60,6 +60,7 @@ class Resolution(Axis):
     measure = "share of the input's energy that half the grid holds, beyond that of white noise"
     source = "reference_impls.redundancy.over_resolution:over_resolution"
     shrinks = True
+    weights = False
     compatible = False
 
     def unfit(self, view: View) -> str | None:

@@ -81,7 +81,7 @@ class Stream(Edit):
         frames, x = self._frames, call.x
         if call.site.type == "conv" and x.ndim == 4 and len(x) == frames and not call.named.get("transposed"):
             sent = _moved(x) | _sent_of(x)
-            stride, padding, dilation = (tuple(call.named[k]) for k in ("stride", "padding", "dilation"))
+            stride, padding, dilation = map(call.sliding, ("stride", "padding", "dilation"))
             assert call.weight is not None
             kernel = (call.weight.shape[2], call.weight.shape[3])
             reached = affected(sent, kernel, stride, padding, dilation)
@@ -210,7 +210,8 @@ class TemporalTiles(_Temporal):
 
     def settings(self, view: View) -> list[dict[str, Any]]:
         return [
-            {"threshold": t, "tile": self.tile, "min_profitable": self.least} for t in (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
+            {"threshold": t, "tile": self.tile, "min_profitable": self.least}
+            for t in (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
         ]
 
     def edit(self, view: View, setting: Setting) -> Edit:
@@ -236,6 +237,7 @@ class MovedPictures(_Temporal):
     measure = "share of 8 x 8 tiles of the frame that stay within 0.1 deviations of the shifted frame before"
     source = "reference_impls.redundancy.temporal_similarity:shift_compensated"
     everywhere = True
+    weights = False
 
     def unfit(self, view: View) -> str | None:
         x = view.sample.batches[0].main

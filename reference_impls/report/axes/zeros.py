@@ -60,7 +60,7 @@ class _ZeroEdit(Edit):
             return
         if self.structure in ("tile", "token") and gone.ndim == 4 and not call.named.get("transposed"):
             assert call.weight is not None
-            stride, padding, dilation = (tuple(call.named[name]) for name in ("stride", "padding", "dilation"))
+            stride, padding, dilation = map(call.sliding, ("stride", "padding", "dilation"))
             kernel = (call.weight.shape[2], call.weight.shape[3])
             share = 1 - affected(~gone[:, 0], kernel, stride, padding, dilation).double().flatten(1).mean(1)
         else:
