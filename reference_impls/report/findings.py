@@ -72,7 +72,8 @@ class Measuring:
     def _finding(self, axis: Axis, observed: Observed) -> Finding:
         view, values, sample = self.view, observed.values[axis.id], observed.samples[axis.id]
         value = self._interval(values, sample)
-        nulls = {name: self._interval(v, sample) for name, v in observed.nulls.get(axis.id, {}).items()}
+        controlled = observed.controlled or sample
+        nulls = {name: self._interval(v, controlled) for name, v in observed.nulls.get(axis.id, {}).items()}
         of_data = [n for name, n in nulls.items() if name != controls.WEIGHTS]
         low = value.value if value.low is None else value.low
         curve, outcomes = self._curve(axis)

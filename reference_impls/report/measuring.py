@@ -23,7 +23,9 @@ from reference_impls.report.sample import Sample
 from reference_impls.report.watch import Watch, counted
 
 OBSERVED = 16
-"""Items that the measures and the null controls see."""
+"""Items that the measures see."""
+CONTROLLED = 8
+"""Items that they see under each null control, and two clips at least."""
 
 
 @dataclass
@@ -132,6 +134,8 @@ class Observed:
     """Axis -> on what."""
     nulls: dict[str, dict[str, Values]] = field(default_factory=dict)
     """Axis -> control -> the same there."""
+    controlled: Sample | None = None
+    """On what."""
 
 
 def observe(view: View, axes: Sequence[Axis], seed: int, clock: Clock) -> Observed:
@@ -147,6 +151,10 @@ def observe(view: View, axes: Sequence[Axis], seed: int, clock: Clock) -> Observ
     compared = [axis for axis in axes if axis.nulls]
     if not compared:
         return found
+    part = view.sample.first(CONTROLLED)
+    if part.clips == 1:
+        part = view.sample.first(part.items + 1)
+    found.controlled = part
     for name, sample in controls.of(part, seed).items():
         clock.say(f"null control: {name}")
         _keep(found, name, _null(view, compared, sample, clock))
