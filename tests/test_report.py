@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from reference_impls.report.outputs import errors
 from reference_impls.report.progress import Clock
 from reference_impls.report.result import schema
 from reference_impls.report.sample import draw
+from reference_impls.report.verify import Target, _applied, achieve, predictions, verify
 from tests import report_models as models
 
 
@@ -513,3 +515,50 @@ def test_an_interrupted_report_keeps_what_is_done_and_goes_on(tmp_path: Any, mon
     other = report(models.small(), [models.images(16, seed=5)], progress=lambda p: told.append(p.doing), **arguments)
     assert "zero-values: curve" in told  # another sample is another report
     assert other.complete
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Predicted against achieved
+
+
+def test_predictions_are_written_and_hashed_before_a_technique_is_applied(tmp_path: Any) -> None:
+    result = report(models.small(), models.stream(), kind="video", items=16, axes=["temporal-tiles"])
+    target = Target(model="tests.report_models:small", data="tests.report_models:stream")
+    found = verify(result, target, tmp_path, repetitions=3)
+    written = (tmp_path / "predictions.json").read_bytes()
+    assert hashlib.sha256(written).hexdigest() == found.sha256
+    assert (tmp_path / "predictions.sha256").read_text().startswith(found.sha256)
+    (one,) = found.checked
+    assert not one.failed
+    assert one.achieved is not None
+    assert one.prediction.technique == "delta-convolution"
+    assert one.prediction.knobs == one.achieved.knobs
+    assert one.agrees
+    assert one.achieved.macs_dense == result.model.macs * 16
+    assert one.achieved.time_saved is not None
+    assert "delta-convolution" in found.table
+    gone = verify(result, Target(model="tests.report_models:nobody", data="tests.report_models:stream"), tmp_path)
+    assert "no function 'nobody'" in gone.checked[0].failed
+    with pytest.raises(ValueError, match="nothing to verify"):
+        verify(result, target, tmp_path, techniques=["token-merging"])
+
+
+def test_a_selection_is_checked_in_this_process_too() -> None:
+    result = report(models.small(), models.pictures(), kind="image", items=16, axes=["near-items", "repeated-items"])
+    (one,) = predictions(result).predictions
+    assert one.technique == "semantic-deduplication"
+    order = {
+        "target": {"model": "tests.report_models:small", "data": "tests.report_models:pictures"},
+        "technique": one.technique, "knobs": one.knobs, "kind": "image", "asked": 16, "items": one.items, "seed": 0,
+        "repetitions": 1, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    assert abs(achieve(order).macs_saved - one.macs_saved.value) <= 0.05
+
+
+def test_merging_is_checked_on_a_vision_transformer() -> None:
+    view = view_of(models.vit(), [models.images(4)], items=4)
+    applied = _applied(view, view.sample, load("token-merging"), {"r": 8}, 2)
+    run = simulate(view, Merging(view, 8))
+    assert applied.macs_saved == pytest.approx(share(view, run.saved), abs=0.005)
+    assert applied.time_saved is not None
+    assert not any(module.__dict__.get("forward") for module in view.model.modules())

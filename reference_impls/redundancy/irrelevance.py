@@ -25,43 +25,41 @@ from reference_impls.redundancy.inputs import measurable
 Structure = Literal["element", "channel", "tile", "token", "two-of-four"]
 
 
-def negligible(x: Tensor, epsilon: float) -> Tensor:
-    """Where |x| <= epsilon s, with s the standard deviation of the datum: x (B, ...) -> bool of the same shape."""
-    check_range("epsilon", epsilon, 0)
-    magnitude = widened(x).abs()
-    if epsilon == 0:
-        return magnitude == 0
-    spread = widened(x).flatten(1).std(1, correction=0).view(-1, *[1] * (x.ndim - 1))
-    return magnitude <= epsilon * spread
+def negligible(x: Tensor, epsilon: float, structure: Structure = "element", tile: int = 8) -> Tensor:
+    """Structures of x (B, C, H, W) or (B, N, C) whose values all have |x| <= epsilon s, as a mask.
 
-
-def whole(small: Tensor, structure: Structure, tile: int = 8) -> Tensor:
-    """Negligible values that lie in structures of nothing else, as a mask of the same shape.
-
-    small: bool, (B, C, H, W) of a map or (B, N, C) of tokens. A channel is one of the last axis of tokens and of the
-    second of maps; a tile is `tile` x `tile` positions of a map with all channels; two of four neighbouring channels.
-    Raises: ValueError for a structure that does not fit.
+    s is the standard deviation of the datum. The mask has size 1 along the axes that a structure spans, so that it
+    broadcasts to x: a channel spans the positions, a token (or position) the channels, a tile of `tile` x `tile`
+    positions the channels too. Of four neighbouring channels exactly two go, the first two that may.
+    Raises: ValueError for a structure that does not fit, or a bad epsilon.
     """
-    is_map = small.ndim == 4
-    if structure == "element":
-        return small
+    check_range("epsilon", epsilon, 0)
+    is_map, wide = x.ndim == 4, widened(x)
+    limit = (epsilon * wide.flatten(1).std(1, correction=0) if epsilon else wide.new_zeros(len(x))).view(
+        -1, *[1] * (x.ndim - 1)
+    )
+    channels = 1 if is_map else 2
     if structure == "channel":
-        return small.all(dim=(2, 3) if is_map else 1, keepdim=True).expand_as(small)
+        return wide.abs().amax((2, 3) if is_map else 1, keepdim=True) <= limit
     if structure == "token":
-        return small.all(dim=1 if is_map else 2, keepdim=True).expand_as(small)
+        return wide.abs().amax(channels, keepdim=True) <= limit
     if structure == "tile":
         if not is_map:
-            raise ValueError(f"tiles are of maps (B, C, H, W), got {tuple(small.shape)}")
-        height, width = small.shape[2:]
-        busy = F.pad((~small).any(1, keepdim=True).float(), (0, -width % tile, 0, -height % tile))
-        kept = F.interpolate(F.max_pool2d(busy, tile), scale_factor=tile, mode="nearest")[..., :height, :width]
-        return (kept == 0).expand_as(small)
-    axis = 1 if is_map else 2
+            raise ValueError(f"tiles are of maps (B, C, H, W), got {tuple(x.shape)}")
+        height, width = x.shape[2:]
+        edge = (0, -width % tile, 0, -height % tile)
+        largest = F.max_pool2d(F.pad(wide.abs().amax(1, keepdim=True), edge), tile)
+        small = (largest <= limit).repeat_interleave(tile, 2).repeat_interleave(tile, 3)
+        return small[..., :height, :width]
+    small = wide.abs() <= limit
+    return small if structure == "element" else _two_of_four(small, channels)
+
+
+def _two_of_four(small: Tensor, axis: int) -> Tensor:
     groups = small.movedim(axis, -1)
     length = groups.shape[-1] // 4 * 4
     four = groups[..., :length].unflatten(-1, (-1, 4))
     enough = (four.sum(-1, keepdim=True) >= 2).expand_as(four)
-    # Of a group with more than two, only the first two count: the pattern leaves out exactly two.
     chosen = (four & enough & (four.cumsum(-1) <= 2)).flatten(-2)
     return F.pad(chosen, (0, groups.shape[-1] - length)).movedim(-1, axis)
 
@@ -72,13 +70,14 @@ def negligible_share(x: Tensor, epsilon: float, structure: Structure = "element"
     Raises: TypeError or ValueError for another shape, or values that are not finite.
     """
     measurable("x", x, "B C H W" if x.ndim == 4 else "B N C")
-    return whole(negligible(x, epsilon), structure, tile).double().flatten(1).mean(1)
+    small = negligible(x, epsilon, structure, tile).flatten(1)
+    return small.count_nonzero(1).double() / small.shape[1]
 
 
 def batch_share(x: Tensor, epsilon: float, structure: Structure, batch: int, tile: int = 8) -> float:
     """The same when `batch` data share their kernels: a structure goes only if it is negligible in all of them."""
     check_range("batch", batch, 1, integer=True)
-    small = whole(negligible(x, epsilon), structure, tile)
+    small = negligible(x, epsilon, structure, tile)
     parts = [part.all(0).double().mean().item() for part in small.split(batch) if len(part) == batch]
     return sum(parts) / len(parts) if parts else 0.0
 

@@ -38,11 +38,12 @@ def quantised(x: Tensor, bits: int, channel: int | None = None) -> Tensor:
 
 def noise_ratio(x: Tensor, rounded: Tensor) -> Tensor:
     """SQNR in dB of each datum (B, ...): (B,); infinite without noise."""
-    x, rounded = widened(x).double().flatten(1), widened(rounded).double().flatten(1)
-    noise = (x - rounded).square().sum(1)
+    x, rounded = widened(x).flatten(1), widened(rounded).flatten(1)
+    scale = x.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    signal, noise = ((part / scale).square().sum(1).double() for part in (x, x - rounded))
     # What float32 itself rounds is no noise of the grid.
-    noise = torch.where(noise <= (1e-6 * x.norm(dim=1)).square(), torch.zeros_like(noise), noise)
-    return 10 * (x.square().sum(1) / noise).log10().nan_to_num(nan=torch.inf)
+    noise = torch.where(noise <= 1e-12 * signal, torch.zeros_like(noise), noise)
+    return 10 * (signal / noise).log10().nan_to_num(nan=torch.inf)
 
 
 def effective_bits(x: Tensor, target: float = SQNR, channel: int | None = None) -> Tensor:

@@ -63,8 +63,8 @@ def probe(features: Tensor, answers: Tensor, folds: int = 4) -> tuple[Tensor, Te
 
     features: (B, D); answers: (B,) integers, the classes of the means: the network's own final answers, so that no
     labels are needed. The items of each class go to the folds by turns; those of a fold are compared by cosine, after
-    the mean feature is subtracted, with means over the other folds. Returns (B,) answers, -1 where no class is known, and (B,) the margin between the
-    nearest and the second nearest mean, in [0, 2]; 2 where one class alone is known.
+    the mean feature is subtracted, with means over the other folds. Returns (B,) answers, -1 where no class is known,
+    and (B,) the margin between the nearest and the second nearest mean, in [0, 2]; 2 where one class alone is known.
 
     Raises: TypeError, ValueError for shapes that do not fit, or fewer than two folds.
     """

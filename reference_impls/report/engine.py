@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -213,6 +213,45 @@ class Probe(Edit):
     def of_layers(self) -> dict[str, float]:
         """The mean over items of each layer."""
         return {name: float(torch.cat(found).mean()) for name, found in self.values.items()}
+
+
+class Observing(Edit):
+    """Probes side by side. One that fails on this model observes no more, and says why in `failed`."""
+
+    def __init__(self, probes: Mapping[str, Probe]) -> None:
+        super().__init__()
+        self.probes = dict(probes)
+        self.failed: dict[str, str] = {}
+
+    def _each(self, act: Callable[[Probe], Any]) -> None:
+        for name, probe in list(self.probes.items()):
+            try:
+                act(probe)
+            except Exception as error:  # whatever somebody's model makes of it
+                self.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                del self.probes[name]
+
+    def begin(self, batch: Batch) -> Batch:
+        self._each(lambda probe: probe.begin(batch))
+        return super().begin(batch)
+
+    def hooks(self, model: nn.Module) -> list[Any]:
+        return [handle for probe in self.probes.values() for handle in probe.hooks(model)]
+
+    def account(self, call: Call, out: Any) -> None:
+        def see(probe: Probe) -> None:
+            probe.operands(call)
+            probe.account(call, out)
+
+        self._each(see)
+
+    def after(self, func: Any, args: tuple[Any, ...], out: Any, module: str) -> Any:
+        self._each(lambda probe: probe.after(func, args, out, module))
+        return out
+
+    @property
+    def looks_at_all(self) -> bool:
+        return any(probe.looks_at_all for probe in self.probes.values())
 
 
 class Together(Edit):

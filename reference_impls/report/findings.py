@@ -39,6 +39,8 @@ class Measuring:
         self.view, self.budget, self.measured, self.calibration = view, budget, measured, calibration
         self.seed, self.clock, self.seconds, self.saved = seed, clock, seconds, saved
         self.findings: list[Finding] = []
+        self.failed: dict[str, str] = {}
+        """Axis -> why its simulation failed on this model."""
         self.axes: dict[str, Axis] = {}
         self.whole: Sample = view.sample
         self.part: Sample = view.sample
@@ -58,7 +60,11 @@ class Measuring:
         if axis.id not in observed.values:
             return
         kept = self.saved.get(axis.id) if self.saved else None
-        found = kept or self._finding(axis, observed)
+        try:
+            found = kept or self._finding(axis, observed)
+        except Exception as error:  # whatever somebody's model makes of it
+            self.failed[axis.id] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return
         self.findings.append(found)
         if self.saved and kept is None:
             self.saved.put(found)
@@ -66,8 +72,9 @@ class Measuring:
     def _finding(self, axis: Axis, observed: Observed) -> Finding:
         view, values, sample = self.view, observed.values[axis.id], observed.samples[axis.id]
         value = self._interval(values, sample)
-        nulls = {name: self._interval(v, sample) for name, v in observed.nulls.get(axis.id, {}).items()}
-        of_data = [n.value for name, n in nulls.items() if name != controls.WEIGHTS]
+        controlled = observed.controlled or sample
+        nulls = {name: self._interval(v, controlled) for name, v in observed.nulls.get(axis.id, {}).items()}
+        of_data = [n for name, n in nulls.items() if name != controls.WEIGHTS]
         low = value.value if value.low is None else value.low
         curve, outcomes = self._curve(axis)
         chosen = best(curve)
@@ -84,8 +91,8 @@ class Measuring:
             source=axis.source,
             value=value,
             null=nulls,
-            excess=value.value - max(of_data) if of_data else None,
-            separable=all(low > (n.value if n.high is None else n.high) for n in nulls.values()) if nulls else None,
+            excess=value.value - max(n.value for n in of_data) if of_data else None,
+            separable=all(low > (n.value if n.high is None else n.high) for n in of_data) if of_data else None,
             layers=self._layers(axis, observed, outcome),
             curve=tuple(curve),
             best=chosen,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reference_impls.report import controls
 from reference_impls.report.axes.base import Axis, Values
 from reference_impls.report.discover import blocks_of
-from reference_impls.report.engine import Together, View, hooked
+from reference_impls.report.engine import Observing, View, hooked
 from reference_impls.report.outputs import Outputs, Reading
 from reference_impls.report.progress import Clock
 from reference_impls.report.result import Budget
@@ -23,7 +23,9 @@ from reference_impls.report.sample import Sample
 from reference_impls.report.watch import Watch, counted
 
 OBSERVED = 16
-"""Items that the measures and the null controls see."""
+"""Items that the measures see."""
+CONTROLLED = 8
+"""Items that they see under each null control, and two clips at least."""
 
 
 @dataclass
@@ -132,6 +134,8 @@ class Observed:
     """Axis -> on what."""
     nulls: dict[str, dict[str, Values]] = field(default_factory=dict)
     """Axis -> control -> the same there."""
+    controlled: Sample | None = None
+    """On what."""
 
 
 def observe(view: View, axes: Sequence[Axis], seed: int, clock: Clock) -> Observed:
@@ -147,12 +151,16 @@ def observe(view: View, axes: Sequence[Axis], seed: int, clock: Clock) -> Observ
     compared = [axis for axis in axes if axis.nulls]
     if not compared:
         return found
+    part = view.sample.first(CONTROLLED)
+    if part.clips == 1:
+        part = view.sample.first(part.items + 1)
+    found.controlled = part
     for name, sample in controls.of(part, seed).items():
         clock.say(f"null control: {name}")
         _keep(found, name, _null(view, compared, sample, clock))
     clock.say(f"null control: {controls.WEIGHTS}")
     with controls.without_learning(view.model, seed):
-        _keep(found, controls.WEIGHTS, _null(view, compared, part, clock))
+        _keep(found, controls.WEIGHTS, _null(view, [axis for axis in compared if axis.weights], part, clock))
     return found
 
 
@@ -172,7 +180,7 @@ def _pass(view: View, axes: Sequence[Axis], sample: Sample, clock: Clock, fill: 
     """One run with the probes of all axes; with `fill` its outputs become those of the view."""
     probes = {axis.id: probe for axis in axes if (probe := axis.probe(view)) is not None}
     if probes or fill:
-        together = Together(list(probes.values()), view.per_item)
+        together = Observing(probes)
         watch = Watch(view.model, together.site, after=together.after if together.looks_at_all else None)
         with hooked(together, view.model):
             for batch in sample.batches:
@@ -183,8 +191,11 @@ def _pass(view: View, axes: Sequence[Axis], sample: Sample, clock: Clock, fill: 
                     values, answers = view.reading(out, batch.items)
                     view.dense.add(values.nan_to_num(), answers)
                 clock.tick(batch.items)
+        view.shared.setdefault("failed", {}).update(together.failed)
     found = {}
     for axis in axes:
+        if axis.id in view.shared.get("failed", {}):
+            continue
         of = axis.values(view, probes.get(axis.id))
         if len(of.items):
             found[axis.id] = Values(of.items.clamp(0, 1), {k: min(max(v, 0), 1) for k, v in of.layers.items()})

@@ -197,8 +197,8 @@ class Finding(Model):
     excess: Finite | None
     """`value` minus the largest null of the data; None without nulls."""
     separable: bool | None
-    """Whether the interval of the value lies above those of all nulls; if not, the data cannot be told from the
-    architecture. None without nulls."""
+    """Whether the interval of the value lies above those of all nulls of the data; if not, the redundancy may be the
+    architecture's. A null of the weights that is as high says that it was not learnt. None without nulls."""
     layers: tuple[AtLayer, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     """From the gentlest setting to the hardest; empty where nothing was simulated (`notes` says why)."""

@@ -80,6 +80,8 @@ def report(
         except KeyboardInterrupt:
             both, complete = None, False
     skipped = [f"{axis.id}: {why}" for axis in chosen if (why := axis.unfit(view)) is not None]
+    broken = {**view.shared.get("failed", {}), **found.failed}
+    skipped += [f"{axis}: could not be measured on this model: {why}" for axis, why in broken.items()]
     return Result(
         model=_model_facts(model, view, measured, name, was_training),
         data=_data_facts(view.sample, data_name or type(loader).__name__, items),

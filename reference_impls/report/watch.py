@@ -102,10 +102,15 @@ class Call:
         """The data of each item as rows (B, N, C): positions of a map, tokens, or one vector; None if unknown."""
         x = self.x if x is None else x
         if self.site.type == "conv":
-            return x.flatten(2).transpose(1, 2)
-        if x.ndim == 2:
-            return x.view(self.batch, -1, x.shape[1]) if x.is_contiguous() else x.reshape(self.batch, -1, x.shape[1])
-        return x if x.ndim == 3 else None
+            return x.flatten(2).transpose(1, 2) if len(x) == self.batch else None
+        if x.ndim == 2:  # what does not follow from the items, such as a table of positions, has rows of its own
+            return x.reshape(self.batch, -1, x.shape[1]) if len(x) % self.batch == 0 else None
+        return x if x.ndim == 3 and len(x) == self.batch else None
+
+    def sliding(self, name: str) -> tuple[int, int]:
+        """Stride, padding or dilation of a convolution of maps, down and across."""
+        found = tuple(self.named[name])
+        return (found[0], found[-1])
 
     def cost(self, out: Any) -> float:
         """MACs of the dense call for one item, given a result of its shape."""

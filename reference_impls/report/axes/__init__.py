@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reference_impls.report.axes import attention, data, depth, grid, precision, spatial, temporal, tokens, zeros
+from reference_impls.report.axes import (
+    attention,
+    data,
+    depth,
+    frames,
+    grid,
+    precision,
+    spatial,
+    temporal,
+    tokens,
+    zeros,
+)
 from reference_impls.report.axes.base import Axis
 
 ALL: Sequence[type[Axis]] = (
-    *data.AXES, *temporal.AXES, *tokens.AXES, *spatial.AXES, *depth.AXES, *zeros.AXES, *attention.AXES, *grid.AXES,
-    *precision.AXES,
+    *data.AXES, *temporal.AXES, *frames.AXES, *tokens.AXES, *spatial.AXES, *depth.AXES, *zeros.AXES, *attention.AXES,
+    *grid.AXES, *precision.AXES,
 )  # fmt: skip
 """Every axis, in the order of the report."""

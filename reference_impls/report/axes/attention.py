@@ -25,7 +25,8 @@ class _MassProbe(Watching, Probe):
 
     def left(self, block: Block, tokens: Tensor) -> None:
         if self.attention is not None:
-            self.note(block.name, attention_irrelevance(self.attention), block.macs)
+            weights = self.attention.nan_to_num()  # a query of padding may see nothing
+            self.note(block.name, attention_irrelevance(weights), block.macs)
 
 
 class Dropping(Watching):

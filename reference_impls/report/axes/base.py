@@ -63,6 +63,8 @@ class Axis(ABC):
     """The probe is cheap, and sees the whole sample."""
     nulls: ClassVar[bool] = True
     """Null controls say something."""
+    weights: ClassVar[bool] = True
+    """So does the one of the weights: the measure is not of the input alone."""
     free: ClassVar[bool] = False
     """Its curve follows from what was run already."""
     compatible: ClassVar[bool] = True

@@ -57,6 +57,7 @@ class Repeated(Axis):
     measure = "share of all items that equal one before them, by their hashes"
     source = "reference_impls.redundancy.cross_sample_similarity:exact_groups"
     saves = "training"
+    free = True
     nulls = compatible = False
 
     def values(self, view: View, probe: Probe | None) -> Values:

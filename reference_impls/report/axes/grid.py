@@ -60,6 +60,7 @@ class Resolution(Axis):
     measure = "share of the input's energy that half the grid holds, beyond that of white noise"
     source = "reference_impls.redundancy.over_resolution:over_resolution"
     shrinks = True
+    weights = False
     compatible = False
 
     def unfit(self, view: View) -> str | None:
@@ -106,11 +107,15 @@ class Resolution(Axis):
         return ["The model ran on the smaller inputs, without training for them."]
 
 
+SIDE = 48
+"""Side of the corner of a map that the measure of channels looks at."""
+
+
 class _OctaveProbe(Probe):
     def account(self, call: Call, out: Any) -> None:
         x = call.x
-        if call.site.type == "conv" and x.ndim == 4 and min(x.shape[2:]) > 1 and bool(x.isfinite().all()):
-            self.note(call.site.name, low_band_channels(x), call.cost(out))
+        if call.site.type == "conv" and x.ndim == 4 and min(x.shape[2:]) > 1:
+            self.note(call.site.name, low_band_channels(x[..., :SIDE, :SIDE]), call.cost(out))
 
 
 class _Octave(Edit):

@@ -13,6 +13,9 @@ from reference_impls.report.axes.base import Axis, Setting
 from reference_impls.report.engine import Edit, Probe, View
 from reference_impls.report.watch import Call
 
+POSITIONS = 64
+"""Positions of each datum of a layer that the measure looks at."""
+
 
 class _BitsProbe(Probe):
     def __init__(self, by_channel: bool) -> None:
@@ -22,10 +25,10 @@ class _BitsProbe(Probe):
     def account(self, call: Call, out: Any) -> None:
         if call.site.type not in ("conv", "linear"):
             return
-        x = call.rows() if call.site.type == "linear" else call.x
-        if x is not None and bool(x.isfinite().all()) and x[0].numel():
-            axis = (2 if call.site.type == "linear" else 1) if self.by_channel else None
-            self.note(call.site.name, over_precision(x, channel=axis), call.cost(out))
+        x = call.rows() if call.site.type == "linear" or call.x.ndim == 4 else None
+        if x is not None and x[0].numel():
+            x = x[:, :: max(1, x.shape[1] // POSITIONS)]
+            self.note(call.site.name, over_precision(x, channel=2 if self.by_channel else None), call.cost(out))
 
 
 class _Rounded(Edit):

@@ -16,7 +16,9 @@ from reference_impls.report.watch import Call
 
 WIDEST = 1024
 """Most channels whose covariance is taken: 8 MiB in float64."""
-ROWS = 64
+STORED = 192 << 20
+"""Bytes of covariances that are held, of the layers that run first."""
+ROWS = 128
 """Rows of each item that statistics of channels are taken from."""
 MOST_ROWS = 4096
 """Most rows of a layer that are hashed by the measure."""
@@ -35,7 +37,7 @@ def rows_of(call: Call, most: int | None = None) -> Tensor | None:
     if call.named.get("groups", 1) != 1:
         return None
     kernel = (call.weight.shape[2], call.weight.shape[3])
-    stride, padding, dilation = (tuple(call.named[name]) for name in ("stride", "padding", "dilation"))
+    stride, padding, dilation = map(call.sliding, ("stride", "padding", "dilation"))
     if most is not None and x.shape[2] * x.shape[3] > most:
         x = x[:, :, : max(kernel[0] * dilation[0], most // x.shape[3])]
     if kernel == (1, 1) and padding == (0, 0):
@@ -168,10 +170,19 @@ class _ChannelProbe(Probe):
         rows = call.rows()
         if rows is None or not 2 <= rows.shape[2] <= WIDEST or not bool(rows.isfinite().all()):
             return
+        width = rows.shape[2]
+        held = sum(len(c.mean) ** 2 for c in self.store.values()) * 8
+        if call.site.name not in self.store and held + width**2 * 8 > STORED:
+            return
         step = max(1, rows.shape[1] // ROWS)
         some = rows[:, ::step].reshape(-1, rows.shape[2])
         self.store.setdefault(call.site.name, ChannelStatistics()).add(some)
         self.weights[call.site.name] += call.cost(out)
+
+
+def enough(found: ChannelStatistics) -> bool:
+    """Whether there are rows enough: n of them have no more than n directions, as if wide layers were redundant."""
+    return found.n >= 2 * len(found.mean)
 
 
 class Channels(Axis):
@@ -188,14 +199,10 @@ class Channels(Axis):
 
     def values(self, view: View, probe: Probe | None) -> Values:
         assert probe is not None
-        spectra = view.shared["spectra"] = {
-            name: (*found.spectrum(), found.mean, found.n) for name, found in view.shared["covariances"].items()
-        }
-        # Of n rows there are no more than n directions, which would look like redundancy of wide layers.
         layers = {
-            name: channel_redundancy(eigenvalues)
-            for name, (eigenvalues, _, _, n) in spectra.items()
-            if n >= 4 * len(eigenvalues)
+            name: channel_redundancy(torch.linalg.eigvalsh(found.covariance).flip(0).clamp(min=0))
+            for name, found in view.shared["covariances"].items()
+            if enough(found)
         }
         if not layers:
             return Values(torch.zeros(0))
@@ -219,9 +226,15 @@ class _Projected(Edit):
     def __init__(self, view: View, share: float) -> None:
         super().__init__()
         self.bases: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, (eigenvalues, vectors, mean, n) in view.shared.get("spectra", {}).items():
-            if n >= 4 * len(eigenvalues) and (k := max(rank_for(eigenvalues, share), 1)) < len(eigenvalues):
-                self.bases[name] = (vectors[:, :k].float(), mean.float())
+        spectra = view.shared.setdefault("spectra", {})
+        for name, found in view.shared.get("covariances", {}).items():
+            if not enough(found):
+                continue
+            if name not in spectra:
+                spectra[name] = found.spectrum()
+            eigenvalues, vectors = spectra[name]
+            if (k := max(rank_for(eigenvalues, share), 1)) < len(eigenvalues):
+                self.bases[name] = (vectors[:, :k].float(), found.mean.float())
 
     def _saving(self, call: Call) -> float:
         """Share of the MACs of a layer that two thinner ones save; not positive where they do not."""
@@ -234,8 +247,8 @@ class _Projected(Edit):
         return 1 - (moved * channels * k + window * k * outputs) / (window * channels * outputs)
 
     def _positions(self, call: Call) -> float:
-        stride = call.named["stride"]
-        return max(call.x[0, 0].numel() / (int(stride[0]) * int(stride[-1])), 1.0)
+        down, across = call.sliding("stride")
+        return max(call.x[0, 0].numel() / (down * across), 1.0)
 
     def operands(self, call: Call) -> dict[str, Tensor]:
         if call.site.name not in self.bases or self._saving(call) <= 0:

@@ -1,4 +1,4 @@
-"""What stays as it was in the frame before: positions and tiles of feature maps, moved pictures, whole frames."""
+"""Positions and tiles of feature maps that stay as they were in the frame before."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reference_impls.contract import tensors
-from reference_impls.redundancy.cross_step_similarity import step_change
 from reference_impls.redundancy.temporal_similarity import (
     affected,
     changed_tiles,
     held,
-    shift_compensated,
     tile_maximum,
 )
-from reference_impls.report.axes.base import Axis, Outcome, Setting, Values, gain
+from reference_impls.report.axes.base import Axis, Setting
+from reference_impls.report.axes.stream import Temporal
 from reference_impls.report.batches import Batch
-from reference_impls.report.engine import Edit, Probe, Tick, View
-from reference_impls.report.outputs import Outputs, errors, flips
-from reference_impls.report.sample import Sample
+from reference_impls.report.engine import Edit, Probe, View
 from reference_impls.report.watch import Call, short
 
 _NAMES = (
@@ -81,7 +77,7 @@ class Stream(Edit):
         frames, x = self._frames, call.x
         if call.site.type == "conv" and x.ndim == 4 and len(x) == frames and not call.named.get("transposed"):
             sent = _moved(x) | _sent_of(x)
-            stride, padding, dilation = (tuple(call.named[k]) for k in ("stride", "padding", "dilation"))
+            stride, padding, dilation = map(call.sliding, ("stride", "padding", "dilation"))
             assert call.weight is not None
             kernel = (call.weight.shape[2], call.weight.shape[3])
             reached = affected(sent, kernel, stride, padding, dilation)
@@ -177,25 +173,7 @@ class _StaticProbe(Probe):
         self.note(call.site.name, static.expand(call.batch), call.cost(out))
 
 
-class _Temporal(Axis):
-    relation = "temporal_similarity"
-    shrinks = True
-    compatible = False
-    threshold = 0.1
-    tile = 8
-
-    def unfit(self, view: View) -> str | None:
-        if view.kind != "video":
-            return "the data have no order of time"
-        if all(batch.items < 2 for batch in view.sample.batches):
-            return "every clip has a single frame"
-        return None
-
-    def notes(self, view: View) -> list[str]:
-        return ["The first frame of each clip is computed as a whole, and counts: in a longer stream more is saved."]
-
-
-class TemporalTiles(_Temporal):
+class TemporalTiles(Temporal):
     """Tiles of feature maps that stay as they were."""
 
     id = "temporal-tiles"
@@ -210,7 +188,8 @@ class TemporalTiles(_Temporal):
 
     def settings(self, view: View) -> list[dict[str, Any]]:
         return [
-            {"threshold": t, "tile": self.tile, "min_profitable": self.least} for t in (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
+            {"threshold": t, "tile": self.tile, "min_profitable": self.least}
+            for t in (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
         ]
 
     def edit(self, view: View, setting: Setting) -> Edit:
@@ -227,103 +206,4 @@ class TemporalPositions(TemporalTiles):
     tile, least = 1, 0.0
 
 
-class MovedPictures(_Temporal):
-    """Tiles of a picture that are where the camera's motion puts them."""
-
-    id = "temporal-shift"
-    title = "Tiles of the picture that only moved with the camera"
-    location, granularity = "input_stream", "region_block"
-    measure = "share of 8 x 8 tiles of the frame that stay within 0.1 deviations of the shifted frame before"
-    source = "reference_impls.redundancy.temporal_similarity:shift_compensated"
-    everywhere = True
-
-    def unfit(self, view: View) -> str | None:
-        x = view.sample.batches[0].main
-        if x.ndim != 4 or not x.is_floating_point():
-            return "the frames are no pictures (C, H, W)"
-        return super().unfit(view)
-
-    def probe(self, view: View) -> Probe:
-        return _ShiftProbe()
-
-    def settings(self, view: View) -> list[dict[str, Any]]:
-        return [{"threshold": t} for t in (0.02, 0.05, 0.1, 0.2, 0.4)]
-
-    def edit(self, view: View, setting: Setting) -> Edit:
-        return _ShiftEdit(setting["threshold"], view)
-
-
-def shifted_tiles(frames: Tensor, threshold: float, tile: int = 8) -> tuple[Tensor, Tensor]:
-    """Frames (T, C, H, W) with static tiles taken from the shifted frame before, and the share of these, (T,)."""
-    out, share = frames.clone(), torch.zeros(len(frames), dtype=torch.float64)
-    limit = threshold * frames[0].float().std(correction=0).item()
-    for t in range(1, len(frames)):
-        before = shift_compensated(out[t - 1 : t], frames[t : t + 1])
-        moved = changed_tiles(before, frames[t : t + 1], tile=tile, threshold=limit)
-        share[t] = 1 - moved.double().mean()
-        mask = F.interpolate(moved[:, None].float(), scale_factor=tile, mode="nearest")
-        mask = mask[..., : frames.shape[2], : frames.shape[3]] > 0.5
-        out[t] = torch.where(mask[0], frames[t], before[0])
-    return out, share
-
-
-class _ShiftProbe(Probe):
-    def begin(self, batch: Batch) -> Batch:
-        super().begin(batch)
-        x = batch.main
-        if x.ndim == 4 and x.is_floating_point() and len(x) > 1:
-            share = shifted_tiles(x, _Temporal.threshold)[1][1:].mean()
-            self.note("input", share.expand(batch.items), 1.0)
-        return batch
-
-
-class _ShiftEdit(Edit):
-    def __init__(self, threshold: float, view: View) -> None:
-        super().__init__()
-        self.threshold, self.view = threshold, view
-
-    def begin(self, batch: Batch) -> Batch:
-        super().begin(batch)
-        x, self.share = shifted_tiles(batch.main, self.threshold)
-        self.spend(compare_bytes=81 * 2 * x.numel() * x.element_size())
-        return batch.with_main(x)
-
-    def account(self, call: Call, out: Any) -> None:
-        self.save(call.site.name, self.share * call.cost(out))
-
-
-class Frames(_Temporal):
-    """Whole frames whose result is that of a key frame before them."""
-
-    id = "temporal-frames"
-    title = "Frames whose output is that of a key frame before"
-    location, granularity = "input_stream", "segment_frame"
-    measure = "share of frames whose output differs by at most 10 % from that of the frame before"
-    source = "reference_impls.redundancy.cross_step_similarity:step_change"
-    free = everywhere = True
-
-    def values(self, view: View, probe: Probe | None) -> Values:
-        found = []
-        for y in view.dense.values:
-            still = (step_change(y[:-1], y[1:]) <= 0.1).double() if len(y) > 1 else torch.zeros(1)
-            found.append(still.mean().expand(len(y)))
-        return Values(torch.cat(found).double())
-
-    def settings(self, view: View) -> list[dict[str, Any]]:
-        return [{"interval": n} for n in (2, 3, 4, 8)]
-
-    def outcome(self, view: View, setting: Setting, sample: Sample, tick: Tick | None = None) -> Outcome:
-        outputs, saved = Outputs(), []
-        for batch, values, answers in zip(sample.batches, view.dense.values, view.dense.answers, strict=False):
-            t = torch.arange(batch.items)
-            key = t - t % setting["interval"]
-            outputs.add(values[key], answers[key])
-            saved.append((key != t).double())
-        share = torch.cat(saved)
-        decided = flips(view.dense, outputs, view.reading.decision)
-        sites = {name: view.per_item(name) * float(share.mean()) for name in view.sites}
-        return Outcome(setting, share, errors(view.dense, outputs), decided, gain(view, outputs, sample), sites,
-                       {}, float(share.mean()))  # fmt: skip
-
-
-AXES: Sequence[type[Axis]] = (TemporalPositions, TemporalTiles, MovedPictures, Frames)
+AXES: Sequence[type[Axis]] = (TemporalPositions, TemporalTiles)

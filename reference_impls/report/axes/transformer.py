@@ -58,6 +58,8 @@ class Watching(Edit):
         """(B, N, d), of the block that runs, averaged over heads."""
         self.attention: Tensor | None = None
         """(B, H, N, N) of the block that runs."""
+        self.tokens = 0
+        """Of the block that runs."""
         self._by_name = {block.name: block for block in self.blocks}
 
     def block_of(self, module: str) -> Block | None:
@@ -79,7 +81,7 @@ class Watching(Edit):
                     logits = logits + mask
                 if call.named.get("is_causal"):
                     logits = logits.masked_fill(torch.ones_like(logits[0, 0]).triu(1).bool(), -torch.inf)
-                self.attention = logits.softmax(-1)
+                self._keep(logits.softmax(-1))
         elif kind == "matmul" and self.keys is None and self.block_of(call.site.module):
             right = call.operand("mat2" if "mat2" in call.named else "batch2")  # (B H, d, N)
             if right.ndim == 3 and len(right) % call.batch == 0:
@@ -90,14 +92,21 @@ class Watching(Edit):
     def after(self, func: Any, args: tuple[Any, ...], out: Any, module: str) -> Any:
         if self.with_weights and short(func) == "_softmax" and out.ndim in (3, 4) and self.block_of(module):
             assert self.batch is not None
-            self.attention = out if out.ndim == 4 else out.view(self.batch.items, -1, *out.shape[1:])
+            self._keep(out if out.ndim == 4 else out.view(self.batch.items, -1, *out.shape[1:]))
         return out
 
-    def hooks(self, model: nn.Module) -> list[Any]:
-        def enter(module: nn.Module, args: Any) -> None:
-            self.keys = self.attention = None
+    def _keep(self, weights: Tensor) -> None:
+        """Weights (B, H, N, N) of the block that runs; those of windows, or over channels, are none of its tokens."""
+        if weights.shape[-1] == weights.shape[-2] == self.tokens:
+            self.attention = weights
 
-        handles = [block.module.register_forward_pre_hook(enter) for block in self.blocks]
+    def hooks(self, model: nn.Module) -> list[Any]:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            given = args[0] if args else next(iter(kwargs.values()))
+            self.keys = self.attention = None
+            self.tokens = given.shape[1]
+
+        handles = [block.module.register_forward_pre_hook(enter, with_kwargs=True) for block in self.blocks]
         for block in self.blocks:
             handles.append(block.module.register_forward_hook(lambda m, a, out, b=block: self._leave(b, out)))
         return handles

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_impls.redundancy.irrelevance import Structure, negligible, negligible_share, padding_share, whole
+from reference_impls.redundancy.irrelevance import Structure, negligible, negligible_share, padding_share
 from reference_impls.redundancy.temporal_similarity import affected
 from reference_impls.report.axes.base import Axis, Outcome, Setting
 from reference_impls.report.batches import Batch
@@ -33,7 +33,7 @@ class _ZeroProbe(Probe):
 
     def account(self, call: Call, out: Any) -> None:
         x = structured(call)
-        if x is None or (self.structure == "tile" and x.ndim != 4) or not bool(x.isfinite().all()):
+        if x is None or (self.structure == "tile" and x.ndim != 4):
             return
         self.note(call.site.name, negligible_share(x, self.epsilon, self.structure), call.cost(out))
 
@@ -49,7 +49,7 @@ class _ZeroEdit(Edit):
         self._gone = None
         if x is None or (self.structure == "tile" and x.ndim != 4) or x.shape[1:].numel() < 2:
             return {}
-        self._gone = whole(negligible(x, self.epsilon), self.structure)
+        self._gone = negligible(x, self.epsilon, self.structure)
         if not self._gone.any():
             return {}
         return {call.argument: x.masked_fill(self._gone, 0).reshape(call.x.shape)}
@@ -60,7 +60,7 @@ class _ZeroEdit(Edit):
             return
         if self.structure in ("tile", "token") and gone.ndim == 4 and not call.named.get("transposed"):
             assert call.weight is not None
-            stride, padding, dilation = (tuple(call.named[name]) for name in ("stride", "padding", "dilation"))
+            stride, padding, dilation = map(call.sliding, ("stride", "padding", "dilation"))
             kernel = (call.weight.shape[2], call.weight.shape[3])
             share = 1 - affected(~gone[:, 0], kernel, stride, padding, dilation).double().flatten(1).mean(1)
         else:
