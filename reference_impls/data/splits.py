@@ -12,8 +12,13 @@ from torch import Tensor
 from reference_impls.contract import generator
 from reference_impls.data import images
 
-Labelled = Literal["digits", "mnist", "fashion-mnist"]
-TITLES: dict[Labelled, str] = {"digits": "digits of scikit-learn", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
+Labelled = Literal["digits", "mnist", "mnist-5k", "fashion-mnist"]
+TITLES: dict[Labelled, str] = {
+    "digits": "digits of scikit-learn",
+    "mnist": "MNIST",
+    "mnist-5k": "MNIST-5k",
+    "fashion-mnist": "Fashion-MNIST",
+}
 
 
 class Part(NamedTuple):
@@ -58,8 +63,13 @@ def split(
     Without a seed the first ones of the training set are taken, with one they are drawn without overlap. The test set
     is the data's own, from its first image on. Raises: MissingAsset for MNIST and Fashion-MNIST.
     """
-    load = {"digits": images.digits, "mnist": images.mnist, "fashion-mnist": images.fashion_mnist}[data]
-    x, y, x_test, y_test = load()
+    load = {
+        "digits": images.digits,
+        "mnist": images.mnist,
+        "mnist-5k": images.mnist_5k,
+        "fashion-mnist": images.fashion_mnist,
+    }
+    x, y, x_test, y_test = load[data]()
     order = torch.arange(len(x)) if seed is None else torch.randperm(len(x), generator=generator(seed))
     train = len(x) - held if train is None else train
     if train + held > len(x):

@@ -30,6 +30,9 @@ from reference_impls.accounting.count import uncounted
 from reference_impls.contract.errors import UnsupportedHost, check_range, check_tensor
 from reference_impls.contract.technique import generator
 
+Gradients = Mapping[str, Tensor]
+"""Name of each parameter that a loss reaches -> its gradient."""
+
 
 class Part:
     """What a technique does in a run; every method may be left as it is."""
@@ -47,6 +50,14 @@ class Part:
 
     def epoch_ended(self, epoch: int) -> None:
         """After the last step of an epoch, which counts from 0; the gradients of that step are still there."""
+
+    def task_started(self, task: int, examples: Tensor) -> None:
+        """Before the first step on a task of several (`hosts.continual`), whose examples are (n,); epochs count from 0
+        again.
+        """
+
+    def before_step(self, current: Gradients, rehearsed: Gradients | None) -> None:
+        """There, before a step: gradients of the loss on the task's own examples, and on rehearsed ones if any are."""
 
     def detach(self) -> None:
         """Leave the network as plain as it was."""
@@ -93,23 +104,32 @@ class Training:
         """The same with one more part, after those that are there."""
         return replace(self, parts=(*self.parts, part))
 
+    def run(self) -> Run:
+        """The training about to begin."""
+        return Run(self)
+
     def fit(self) -> nn.Module:
         """The trained network, in eval mode."""
-        run = Run(self)
+        run = self.run()
         run.advance()
         return run.finish()
 
 
 def check_training(technique: str, target: object) -> Training:
     """The target, if it is a training in float32. Raises UnsupportedHost otherwise."""
-    if not isinstance(target, Training):
+    if not isinstance(target, Training) or type(target) is not Training:
         raise UnsupportedHost(technique, target, "a hosts.training.Training: a network of blocks with its data")
+    check_single(technique, target)
+    return target
+
+
+def check_single(technique: str, target: Training) -> None:
+    """Raise UnsupportedHost unless model and data are in float32."""
     kinds = {target.x.dtype, *(p.dtype for p in target.model.parameters())}
     narrowed = torch.is_autocast_enabled(target.x.device.type)
     if kinds != {torch.float32} or narrowed:
         needs = "model and data in float32, without autocast: a whole training in another precision is another training"
         raise UnsupportedHost(technique, target, needs)
-    return target
 
 
 class Run:
@@ -124,15 +144,24 @@ class Run:
             groups, training.lr, momentum=training.momentum, weight_decay=training.weight_decay
         )
         self.parts = [build(self.model, self.optimiser) for build in training.parts]
+        self.epochs = training.epochs
         self.epoch = self.step = 0
         self._order = self._batches()
 
     def _batches(self) -> tuple[Tensor, ...]:
         """The batches of this epoch, which follow from the seed, its number and the parts."""
         chosen = [one for part in self.parts if (one := part.examples()) is not None]
-        index = chosen[-1] if chosen else torch.arange(len(self.training.x))
+        index = chosen[-1] if chosen else self._examples()
         draws = generator(self.training.seed + 1_000_003 * self.epoch)
-        return index[torch.randperm(len(index), generator=draws)].split(self.training.batch_size)
+        return self._split(index[torch.randperm(len(index), generator=draws)])
+
+    def _split(self, index: Tensor) -> tuple[Tensor, ...]:
+        """The shuffled examples (n,) of an epoch, in batches."""
+        return index.split(self.training.batch_size)
+
+    def _examples(self) -> Tensor:
+        """Indices of the examples of this epoch, where no part chooses."""
+        return torch.arange(len(self.training.x))
 
     def _set_rates(self) -> None:
         now = self.epoch + self.step / len(self._order)
@@ -143,26 +172,43 @@ class Run:
 
     def advance(self, steps: int | None = None) -> None:
         """Train so many steps more, or to the end."""
-        x, y = self.training.x.to(next(self.model.parameters()).dtype), self.training.y
+        y = self.training.y
         with torch.enable_grad():
-            while self.epoch < self.training.epochs and steps != 0:
+            while self.epoch < self.epochs and steps != 0:
                 index = self._order[self.step].to(y.device)
                 self._set_rates()
-                outputs = self.model(x[index])
-                if self.epoch == self.step == 0 and int(y.max()) >= outputs.shape[1]:
-                    raise ValueError(f"y of the training holds class {int(y.max())} of {outputs.shape[1]} from 0 on")
-                self.optimiser.zero_grad(set_to_none=True)
-                F.cross_entropy(outputs, y[index]).backward()
-                self.optimiser.step()
+                outputs = self._learn(index)
                 for part in self.parts:
                     part.seen(index, outputs.detach(), y[index])
                 self.step += 1
                 steps = None if steps is None else steps - 1
                 if self.step == len(self._order):
-                    for part in self.parts:
-                        part.epoch_ended(self.epoch)
-                    self.epoch, self.step = self.epoch + 1, 0
-                    self._order = self._batches()
+                    self._end_epoch()
+
+    def _inputs(self, index: Tensor) -> Tensor:
+        return self.training.x[index].to(next(self.model.parameters()).dtype)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """Outputs on inputs (B, ...) of the training. Raises ValueError for a class that none of them stands for."""
+        outputs: Tensor = self.model(x)
+        highest = int(self.training.y.max()) if self.epoch == self.step == 0 else 0
+        if highest >= outputs.shape[1]:
+            raise ValueError(f"y of the training holds class {highest} of {outputs.shape[1]} from 0 on")
+        return outputs
+
+    def _learn(self, index: Tensor) -> Tensor:
+        """A step of the optimiser on the examples `index` (B,); returns their outputs (B, classes)."""
+        outputs = self._forward(self._inputs(index))
+        self.optimiser.zero_grad(set_to_none=True)
+        F.cross_entropy(outputs, self.training.y[index]).backward()
+        self.optimiser.step()
+        return outputs
+
+    def _end_epoch(self) -> None:
+        for part in self.parts:
+            part.epoch_ended(self.epoch)
+        self.epoch, self.step = self.epoch + 1, 0
+        self._order = self._batches()
 
     def finish(self) -> nn.Module:
         """The network as it is now, plain and in eval mode."""

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from reference_impls.contract import Handle, Redundancy, Setting, Technique, generator
 from reference_impls.contract.errors import check_range, warn_no_effect
 from reference_impls.contract.knobs import Choice, Integer, Number
-from reference_impls.hosts.training import Part, Run, Training, check_training, saved
+from reference_impls.hosts.training import Part, Training, check_training, saved
 
 Easiness = Literal["forgetting", "random"]
 Reentry = Literal["queue", "none"]
@@ -151,7 +151,7 @@ class _History(Part):
 
 def history(training: Training) -> Tensor:
     """(epochs, N) whether each example was classified rightly when the plain training presented it."""
-    run = Run(training.plus(lambda model, optimiser: _History(len(training.x))))
+    run = training.plus(lambda model, optimiser: _History(len(training.x))).run()
     run.advance()
     part = run.parts[-1]
     assert isinstance(part, _History)

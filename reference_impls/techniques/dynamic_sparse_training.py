@@ -164,13 +164,14 @@ class SparseTraining(Part):
         *,
         sparsity: float,
         epochs: int,
-        method: str = "em&s",
+        method: str | Method = "em&s",
         pattern: Pattern = "element",
         interval: int = 1,
         seed: int = 0,
         log: dict[str, list[int]] | None = None,
     ) -> None:
-        self.method, self.pattern, self.sparsity = METHODS[method], pattern, sparsity
+        self.method = METHODS[method] if isinstance(method, str) else method
+        self.pattern, self.sparsity = pattern, sparsity
         self.epochs, self.interval, self.optimiser = epochs, interval, optimiser
         self.layers = sparse_layers(model, pattern)
         self.log = {} if log is None else log
@@ -180,9 +181,7 @@ class SparseTraining(Part):
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._undo: list[Callable[[], None]] = []
         for name, layer in self.layers.items():
-            groups = self.groups(layer.weight)
-            empty = torch.zeros(groups, dtype=torch.bool, device=layer.weight.device)
-            self.masks[name] = grow(empty, active_count(groups, sparsity), self.draws)
+            self.masks[name] = self.first(layer.weight)
             self.log[name] = [int(self.masks[name].sum())]
             if pattern == "channel":
                 self._undo.append(replace(layer, partial(_gathered, self.masks, name), ID))
@@ -193,6 +192,12 @@ class SparseTraining(Part):
     def groups(self, weight: Tensor) -> int:
         """Groups of a weight (C_out, C_in, ...)."""
         return weight.numel() if self.pattern == "element" else weight.shape[1]
+
+    def first(self, weight: Tensor) -> Tensor:
+        """The mask (n,) that the training of a weight (C_out, C_in, ...) starts with: drawn at random."""
+        groups = self.groups(weight)
+        empty = torch.zeros(groups, dtype=torch.bool, device=weight.device)
+        return grow(empty, active_count(groups, self.sparsity), self.draws)
 
     def _stepped(self, *_: Any) -> None:
         """After a step: hold the masks, and the gradients, which a loop may take away before the epoch's end."""
@@ -218,28 +223,38 @@ class SparseTraining(Part):
 
     def epoch_ended(self, epoch: int) -> None:
         """Prune and grow where that is due after this epoch, which counts from 0, and never after the last."""
-        if self.method.bounds and (epoch + 1) % self.interval == 0 and epoch + 1 < self.epochs:
-            bounds = self.method.bounds(self.sparsity, (epoch + 1) / self.epochs)
-            for name in self.layers.keys() - self.settled:
-                judged = self.method.gradient_weight or self.method.growth == "gradient"
-                if judged and self._gradients.get(name) is None:
-                    raise ValueError(f"{name} has no gradient to judge its weights by: take a step of the optimiser")
-            for name in self.layers:  # in order, since each draws
-                if name not in self.settled:
-                    self._move(name, bounds)
+        if (epoch + 1) % self.interval == 0 and epoch + 1 < self.epochs:
+            self.update((epoch + 1) / self.epochs)
         for name, mask in self.masks.items():
             self.log[name].append(int(mask.sum()))
 
-    def _move(self, name: str, bounds: Bounds) -> None:
-        weight, mask = self.layers[name].weight, self.masks[name]
-        found = self._gradients.get(name)
-        gradient = None if found is None else by_group(found, self.pattern)
-        importance = by_group(weight, self.pattern)
-        if self.method.gradient_weight and gradient is not None:
-            importance = importance + self.method.gradient_weight * gradient
-        kept = drop(mask, importance, active_count(len(mask), bounds.prune))
-        by = gradient if self.method.growth == "gradient" else None
-        self._set(name, kept, grow(kept, active_count(len(mask), bounds.grow), self.draws, by))
+    def update(self, progress: float) -> None:
+        """Prune and grow all masks that move, at this share of the training.
+
+        Raises ValueError without a gradient that is needed to judge weights by, before any mask has moved.
+        """
+        if self.method.bounds is None:
+            return
+        bounds = self.method.bounds(self.sparsity, progress)
+        moving = [name for name in self.layers if name not in self.settled]
+        importance = {name: self.importance(name) for name in moving}
+        growth = {name: self._gradient(name) if self.method.growth == "gradient" else None for name in moving}
+        for name in moving:  # in order, since each draws
+            kept = drop(self.masks[name], importance[name], active_count(len(self.masks[name]), bounds.prune))
+            grown = grow(kept, active_count(len(kept), bounds.grow), self.draws, growth[name])
+            self._set(name, kept, grown)
+
+    def importance(self, name: str) -> Tensor:
+        """What the groups (n,) of a layer are judged by when masks are pruned."""
+        size = by_group(self.layers[name].weight, self.pattern)
+        weight = self.method.gradient_weight
+        return size + weight * self._gradient(name) if weight else size
+
+    def _gradient(self, name: str) -> Tensor:
+        """Magnitude of the last step's gradient, by group (n,)."""
+        if (found := self._gradients.get(name)) is None:
+            raise ValueError(f"{name} has no gradient to judge its weights by: take a step of the optimiser")
+        return by_group(found, self.pattern)
 
     @torch.no_grad()
     def _set(self, name: str, kept: Tensor, mask: Tensor) -> None:
