@@ -144,7 +144,7 @@ def mails(study: Study[MailPlan]) -> Record:
         apart.append((b, label, sum(one.outliers / one.shape[-1] for one in layers) / len(layers)))
 
     for b in plan.bits:
-        add(b, "none, one step", step="tensor")
+        add(b, "one step", step="tensor")
         for remedy in ("none", "decompose", "smooth", "rotate"):
             add(b, remedy, outliers=remedy, peaks=peaks)
     study.measure()
@@ -152,7 +152,7 @@ def mails(study: Study[MailPlan]) -> Record:
         macs = benchmark.macs_of(attached(model), seen) * len(seen)
     study.prepare("calibration", "one run on 16 other mails, to find the largest values of channels", macs)
     return study.record(
-        data=f"{plan.mails} mails of SpamAssassin, their first {plan.tokens} tokens, of which {plan.timed} are timed together",
+        data=f"{plan.mails} mails of SpamAssassin, their first {plan.tokens} tokens; {plan.timed} timed together",
         model="all-MiniLM-L6-v2, 22.6 M parameters; weights of 8 bits in all linear layers",
         unit="one mail",
         knobs=("activation_bits", "outliers"),
