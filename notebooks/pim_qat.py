@@ -91,6 +91,21 @@ plt.show()
 show.gains(digits, "conventional network")
 
 # %% [markdown]
+# Larger images, MNIST and Fashion-MNIST, three seeds each:
+
+# %%
+larger = {"MNIST": "mnist-recovery", "Fashion-MNIST": "fashion-recovery"}
+axes = show.panels(
+    {name: show.committed("pim-qat", scenario) for name, scenario in larger.items()},
+    lambda variant: getattr(variant, "knobs", {}).get("adc_bits") or 12,
+    "bits (12: baseline and integers)",
+    [4, 5, 6, 12],
+)
+for axis in axes:
+    axis.set(ylim=(0, 1.02))
+plt.show()
+
+# %% [markdown]
 # ## When not to use it
 #
 # - **Where a converter has bits enough.** From 6 or 7 bits on a conventional network is nearly as good here.

@@ -93,14 +93,14 @@ def signed_codes(x: Tensor, bits: int, axes: Sequence[int] | None = None) -> Cod
     axes: over which a step is shared; None: all of them. The step is max |x| / (2^(bits - 1) - 1), so that nothing is
     clipped; where that is 0, any step would do, and it is 1. Raises ValueError for values that are not finite.
     """
-    if not bool(torch.isfinite(x.detach()).all()):
-        raise ValueError("the activations hold values that are not finite (NaN or infinity): they have no codes")
     axes = range(x.ndim) if axes is None else axes
     top = 2 ** (bits - 1) - 1
     with torch.no_grad():
-        peak = x.abs().amax(tuple(axes), keepdim=True)
+        peak = torch.linalg.vector_norm(x, math.inf, tuple(axes), keepdim=True)
+        if not bool(torch.isfinite(peak).all()):
+            raise ValueError("the activations hold values that are not finite (NaN or infinity): they have no codes")
         peak = torch.where(peak > 0, peak, float(top))
-        codes = (x * top).div_(peak).round_().clamp_(-top - 1, top)  # in this order, so that ties are exact
+        codes = (x * top).div_(peak).round_()  # in this order, so that ties are exact
     return Codes(codes, peak / top, 0, x)
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -103,8 +104,13 @@ def smoothing(peaks: Tensor, weight: Tensor, alpha: float) -> Tensor:
 
 def rotation(channels: int, like: Tensor) -> Tensor:
     """A random orthogonal matrix (K, K), the same for every layer of K channels. (x R)(R^T W) is x W."""
+    return _orthogonal(channels).to(like)
+
+
+@cache
+def _orthogonal(channels: int) -> Tensor:
     drawn = torch.randn(channels, channels, generator=generator(channels), dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q.to(like)
+    return torch.linalg.qr(drawn).Q
 
 
 @prepares("calibration")
@@ -244,7 +250,7 @@ class QuantisedLayer:
                 )
             else:
                 total = integer_product(layer, a.codes, w.codes, a.zero, bits + self.precision.weight_bits)
-            value = (total * (a.step * step)).to(a.through.dtype)
+            value = (total * a.step).mul_(step).to(a.through.dtype)
         return straight_product(layer, value, a, w)
 
 
