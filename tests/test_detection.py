@@ -266,6 +266,13 @@ def test_what_a_defence_wins_back() -> None:
     assert cases[0].overlap([(0, 0), (2, 4)]) == pytest.approx(64 / 576)
     assert cases[0].overlap([(4, 4)], of_patch=True) == pytest.approx(6 / 8)
     assert cases[0].overlap([]) == 0.0
+    trial.proposed = trial.confirmed = [[(2, 4)], [], [(2, 4)], [(0, 0)]]
+    rows = trial.by(lambda case: case.patch.wearer)
+    assert [row[:3] for row in rows] == [[0, 2, 2], [1, 2, 2]]
+    assert rows[0][3] == 1.0, "of the first wearer nothing was lost"
+    assert [row[4:6] for row in rows] == [[0.5, 0.5], [1.0, 1.0]]
+    assert rows[1][7] == 1.0, "both windows cover the patch"
+    assert trial.row(NONE, range(4))[:1] == [4]
 
 
 def test_scores_of_a_stream() -> None:
