@@ -129,7 +129,8 @@ for row in runs:
 # - **First shuffle:** each document sends the key of each of its $B$ bands, and its number, to wherever that bucket is
 #   gathered: 16 bytes a band. In `redundancy dedup` this stands in the memory of the caller, which is what ends first.
 # - **Second shuffle:** documents that share a bucket send their shingles to the part in which they are compared.
-# - **Comparing** takes each such part for itself, as `--engine ray` does.
+# - **Comparing** takes each such part for itself, as `--engine ray` does. Its time is a lower bound: it grew faster
+#   than the documents already, for the reason below.
 
 # %%
 document = {row["what"]: row["value"] for row in scale.tables["a document"].records()}
@@ -144,7 +145,7 @@ needs = {
         "TB",
     ),
     "sketching and comparing": (hours, "hours of one core"),
-    "that, in a day": (hours / 24 / 32, "nodes of 32 cores"),
+    "the same": (hours / 32, "hours of 32 cores"),
     "memory for the first shuffle": (16 * n * bands / 2**30 / 128, "nodes of 128 GiB"),
 }
 for what, (value, unit) in needs.items():
