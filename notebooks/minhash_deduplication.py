@@ -19,6 +19,7 @@ show.style()
 planted = show.committed("deduplication", "planted-copies")
 sweep = show.committed("minhash-deduplication", "planted-sweep")
 candidates = show.committed("minhash-deduplication", "mails-candidates")
+scale = show.committed("minhash-deduplication", "scale")
 
 # %% [markdown]
 # ## The idea in one picture
@@ -106,6 +107,63 @@ for control in candidates.controls:
     print(f"{control.points[0].wall_ms.median:8.0f} ms  {control.name}")
 for row in candidates.tables["recall"].records():
     print("Jaccard {threshold}: {candidates} of {pairs} pairs found, {false removals} false removals".format(**row))
+
+# %% [markdown]
+# ## A million documents, and a billion
+#
+# Generated corpora, the same recipe and seed at each size: four to eight sentences of mails, three documents in ten a
+# planted copy of an earlier one. `redundancy dedup`, from a JSONL file to the table of what goes, in one process.
+
+# %%
+runs = [row for row in scale.tables["runs"].records() if row["method"] == "minhash"]
+line = (
+    "{documents:>9,} documents: {seconds:6.1f} s ({sketching:.1f} sketching, {deciding:.1f} deciding), {peak GB:.2f} GB"
+)
+for row in runs:
+    print(line.format(**row))
+
+# %% [markdown]
+# Nobody ran a billion. What they would need follows from what one document came to:
+#
+# - **Sketching** needs no other document: time and bytes are those of one document, a billion times.
+# - **First shuffle:** each document sends the key of each of its $B$ bands, and its number, to wherever that bucket is
+#   gathered: 16 bytes a band. In `redundancy dedup` this stands in the memory of the caller, which is what ends first.
+# - **Second shuffle:** documents that share a bucket send their shingles to the part in which they are compared.
+# - **Comparing** takes each such part for itself, as `--engine ray` does. Its time is a lower bound: it grew faster
+#   than the documents already, for the reason below.
+
+# %%
+document = {row["what"]: row["value"] for row in scale.tables["a document"].records()}
+n, last, bands = 1e9, runs[-1], document["bands"]
+hours = n * (last["sketching"] + last["deciding"]) / last["documents"] / 3600
+needs = {
+    "text": (n * document["bytes of text"] / 1e12, "TB"),
+    "sketches": (n * (document["bytes of shingles"] + 8 * bands) / 1e12, "TB"),
+    "first shuffle, keys of the bands": (16 * n * bands / 1e12, "TB"),
+    "second shuffle, shingles of candidates": (
+        n * document["share in a bucket with others"] * document["bytes of shingles"] / 1e12,
+        "TB",
+    ),
+    "sketching and comparing": (hours, "hours of one core"),
+    "the same": (hours / 32, "hours of 32 cores"),
+    "memory for the first shuffle": (16 * n * bands / 2**30 / 128, "nodes of 128 GiB"),
+}
+for what, (value, unit) in needs.items():
+    print(f"{what:40} {value:8.2f} {unit}")
+
+# %% [markdown]
+# What does not grow with the number of documents but with its square are candidates that turn out unlike. Were every
+# document as alike as this to one in a million others, each would meet so many of them in its buckets:
+
+# %%
+for alike in (0.1, 0.2, 0.3):
+    met = [n / 1e6 * minhash.found_share(alike, b, r) for b, r in ((bands, document["rows of a band"]), (14, 9))]
+    print(
+        f"Jaccard {alike}: {met[0]:7.3f} with {bands} bands of {document['rows of a band']}, {met[1]:7.4f} with 14 of 9"
+    )
+
+# %% [markdown]
+# Longer bands meet fewer, and miss more of the pairs at the threshold: for a billion documents 128 minima are few.
 
 # %% [markdown]
 # ## When not to use it

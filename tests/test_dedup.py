@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from reference_impls.dedup import DedupError, Options, Source, dedup, methods, pipeline, run
+from reference_impls.dedup import DedupError, Options, Source, dedup, methods, on_ray, pipeline, run
 from reference_impls.dedup.sources import Block
 from reference_impls.techniques import minhash_deduplication as minhash
 from tools import progress as progress_module
@@ -396,3 +397,13 @@ def test_lines_of_progress_tell_the_time_that_is_left(
 def test_a_block_without_a_readable_row_is_no_sketch():
     packed = methods.packed(Options().own(Options()), Block([], [], [], [], 0))
     assert len(packed) > 0
+
+
+def test_what_is_wrong_comes_back_from_a_node_as_a_message():
+    def refuse(value: int) -> int:
+        if value > 1:
+            raise DedupError(f"{value} is too many")
+        return -value
+
+    done = [pickle.loads(on_ray.Task(refuse)({"task": pickle.dumps(value)})["result"]) for value in (1, 2)]
+    assert done == [(None, -1), ("2 is too many", None)]

@@ -44,13 +44,20 @@ def connected(address: str | None) -> Any:
 
 
 class Task:
-    """Applies a function to what a row of a data set holds, as a pipeline wants it."""
+    """Applies a function to what a row of a data set holds, as a pipeline wants it.
+
+    What is wrong with an input comes back as a message, since Ray would hand on a traceback in its place.
+    """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": pickle.dumps(self.function(pickle.loads(row["task"])))}
+        try:
+            done: tuple[str | None, Any] = (None, self.function(pickle.loads(row["task"])))
+        except DedupError as error:
+            done = (str(error), None)
+        return {"result": pickle.dumps(done)}
 
 
 class OnRay(Local):
@@ -84,12 +91,12 @@ class OnRay(Local):
         del waiting
         try:
             for row in done.iter_rows():
-                yield pickle.loads(row["result"])
+                wrong, result = pickle.loads(row["result"])
+                if wrong is not None:
+                    raise DedupError(wrong)
+                yield result
         except self.ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            if isinstance(cause, DedupError):
-                raise DedupError(str(cause)) from None
-            if isinstance(cause, self.ray.exceptions.RayError):
+            if isinstance(getattr(error, "cause", None) or error, self.ray.exceptions.RayError):
                 message = f"the cluster did not finish: {told(error)}; what is done is kept: --resume"
                 raise ClusterError(message) from error
             raise
