@@ -15,8 +15,7 @@ from reference_impls.techniques.sparse_disparity_cost_volume import CostVolume, 
 from reference_impls.techniques.stereo_occupancy_voxels.network import BASELINE, FOCAL, VOLUMES
 
 show.style()
-SCENARIOS = ("volume-paper", "scenes-levels", "trained-levels")
-volume, scenes, trained = (show.committed("sparse-disparity-cost-volume", name) for name in SCENARIOS)
+volume, scenes = (show.committed("sparse-disparity-cost-volume", s) for s in ("volume-paper", "scenes-levels"))
 
 # %% [markdown]
 # ## Disparity is one over depth
@@ -37,34 +36,31 @@ axes[1].set(xlabel="depth in metres", xlim=(0, 34))
 plt.show()
 
 # %% [markdown]
-# ## On real pairs
+# ## On a real pair
 #
-# Motorcycle (Middlebury 2014), and Aloe (Middlebury 2006) where its asset is in the cache. Their pixels, sorted by
-# disparity and by depth: in depth, even steps of disparity are of uneven width. The dashes are candidates in even
-# steps of depth, put where they lie in disparity.
+# Motorcycle (Middlebury 2014). Its pixels, sorted by disparity and by depth: in depth, even steps of disparity are of
+# uneven width. The dashes are candidates 0.2 m apart in depth, put where they lie in disparity.
 
 # %%
-pairs = [pair.fitted(250, 370).centred() for pair in stereo.at_hand()]
-figure, axes = plt.subplots(len(pairs), 3, figsize=(10, 2.8 * len(pairs)), squeeze=False)
-for row, pair, step in zip(axes, pairs, (0.2, 0.8), strict=False):
-    known = pair.disparity[pair.disparity.isfinite()]
-    metres = pair.camera.depth(known)
-    depths = torch.arange(float(metres.min()), float(metres.max()), step)
-    candidates = pair.camera.disparity(depths)
-    row[0].imshow(pair.left.permute(1, 2, 0))
-    row[0].axis("off")
-    for axis, values, dashes in ((row[1], known, candidates), (row[2], metres, depths)):
-        axis.hist(values.numpy(), bins=60, color="C0")
-        axis.vlines(dashes, 0, axis.get_ylim()[1] / 12, color="C1")
-        axis.set(yticks=[])
-    row[1].set(xlabel="disparity in pixels")
-    row[2].set(xlabel="depth in metres")
-    levels = depth_levels(pair.camera.focal, pair.camera.baseline, depths)
-    print(
-        f"{pair.name}: depths {step} m apart ask for {levels} at a quarter of the resolution; of all levels to the last"
-        f" {spared(range(levels[-1] + 1), levels):.0%} need no matching"
-    )
+pair = stereo.motorcycle().fitted(250, 370).centred()
+known = pair.disparity[pair.disparity.isfinite()]
+depths = torch.arange(2.1, 5.1, 0.2)
+candidates = pair.camera.disparity(depths)
+figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), width_ratios=(1, 1, 1))
+axes[0].imshow(pair.left.permute(1, 2, 0))
+axes[0].axis("off")
+axes[1].hist(known.numpy(), bins=60, color="C0")
+axes[1].vlines(candidates, 0, axes[1].get_ylim()[1] / 12, color="C1")
+axes[1].set(xlabel="disparity in pixels", yticks=[])
+axes[2].hist(pair.camera.depth(known).numpy(), bins=60, color="C0")
+axes[2].vlines(depths, 0, axes[2].get_ylim()[1] / 12, color="C1")
+axes[2].set(xlabel="depth in metres", yticks=[])
 plt.show()
+levels = depth_levels(pair.camera.focal, pair.camera.baseline, depths)
+print(
+    f"at a quarter of the resolution: {levels}; of all levels to the last {spared(range(levels[-1] + 1), levels):.0%}"
+    " need no matching"
+)
 
 # %% [markdown]
 # ## The same costs, level by level or side by side
@@ -81,7 +77,7 @@ with torch.no_grad():
 show.latency(volume)
 
 # %% [markdown]
-# ## In a finished network
+# ## In a trained network
 #
 # Our small stereo network was trained with all levels; here only those are computed that depths ask for, the others
 # take the costs of the nearest. As many levels in even steps of disparity are the control.
@@ -90,33 +86,6 @@ show.latency(volume)
 show.trade_offs(scenes)
 for row in scenes.tables["computed"].records():
     print(f"depths {row['step']:g} m apart: {row['levels']} of {row['of']} levels")
-
-# %% [markdown]
-# ## Trained with its levels
-#
-# The comparison of the paper, in small: the same network trained with 12 levels at depths, with 12 and 24 even ones
-# and with all 48, one seed each. Beside it the real pairs, of which the networks have seen nothing like.
-
-# %%
-every = [(row, "made scenes") for row in trained.tables["levels"].records()]
-every += [(row, row["pair"]) for row in trained.tables["real pairs"].records()]
-places = list(dict.fromkeys(place for _, place in every))
-figure, axes = plt.subplots(1, len(places), figsize=(3.3 * len(places), 3), squeeze=False)
-for axis, place in zip(axes[0], places, strict=True):
-    here = [row for row, at in every if at == place]
-    for name in dict.fromkeys(row["variant"] for row in here):
-        found = [(row["cells"], row["IoU"]) for row in here if row["variant"] == name]
-        sizes, values = zip(*found, strict=True)
-        axis.errorbar(sizes, [v.value for v in values], show.ends(values), marker="o", capsize=2, label=name)
-    axis.set(title=place, xscale="log", xticks=sizes, xticklabels=sizes, xlabel="cells along a side")
-    axis.minorticks_off()
-axes[0][0].set(ylabel="IoU")
-axes[0][0].legend(fontsize=7)
-plt.show()
-for row in trained.tables["variants"].records():
-    if row["gain"] is not None:
-        print(f"gain of levels at depths over {row['variant']}: {show.interval(row['gain'], '+.3f')}")
-show.latency(trained)
 
 # %% [markdown]
 # ## When not to use it
