@@ -36,31 +36,34 @@ axes[1].set(xlabel="depth in metres", xlim=(0, 34))
 plt.show()
 
 # %% [markdown]
-# ## On a real pair
+# ## On real pairs
 #
-# Motorcycle (Middlebury 2014). Its pixels, sorted by disparity and by depth: in depth, even steps of disparity are of
-# uneven width. The dashes are candidates 0.2 m apart in depth, put where they lie in disparity.
+# Motorcycle (Middlebury 2014), and Aloe (Middlebury 2006) where its asset is in the cache. Their pixels, sorted by
+# disparity and by depth: in depth, even steps of disparity are of uneven width. The dashes are candidates in even
+# steps of depth, put where they lie in disparity.
 
 # %%
-pair = stereo.motorcycle().fitted(250, 370).centred()
-known = pair.disparity[pair.disparity.isfinite()]
-depths = torch.arange(2.1, 5.1, 0.2)
-candidates = pair.camera.disparity(depths)
-figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), width_ratios=(1, 1, 1))
-axes[0].imshow(pair.left.permute(1, 2, 0))
-axes[0].axis("off")
-axes[1].hist(known.numpy(), bins=60, color="C0")
-axes[1].vlines(candidates, 0, axes[1].get_ylim()[1] / 12, color="C1")
-axes[1].set(xlabel="disparity in pixels", yticks=[])
-axes[2].hist(pair.camera.depth(known).numpy(), bins=60, color="C0")
-axes[2].vlines(depths, 0, axes[2].get_ylim()[1] / 12, color="C1")
-axes[2].set(xlabel="depth in metres", yticks=[])
+pairs = [pair.fitted(250, 370).centred() for pair in stereo.at_hand()]
+figure, axes = plt.subplots(len(pairs), 3, figsize=(10, 2.8 * len(pairs)), squeeze=False)
+for row, pair, step in zip(axes, pairs, (0.2, 0.8), strict=False):
+    known = pair.disparity[pair.disparity.isfinite()]
+    metres = pair.camera.depth(known)
+    depths = torch.arange(float(metres.min()), float(metres.max()), step)
+    candidates = pair.camera.disparity(depths)
+    row[0].imshow(pair.left.permute(1, 2, 0))
+    row[0].axis("off")
+    for axis, values, dashes in ((row[1], known, candidates), (row[2], metres, depths)):
+        axis.hist(values.numpy(), bins=60, color="C0")
+        axis.vlines(dashes, 0, axis.get_ylim()[1] / 12, color="C1")
+        axis.set(yticks=[])
+    row[1].set(xlabel="disparity in pixels")
+    row[2].set(xlabel="depth in metres")
+    levels = depth_levels(pair.camera.focal, pair.camera.baseline, depths)
+    print(
+        f"{pair.name}: depths {step} m apart ask for {levels} at a quarter of the resolution; of all levels to the last"
+        f" {spared(range(levels[-1] + 1), levels):.0%} need no matching"
+    )
 plt.show()
-levels = depth_levels(pair.camera.focal, pair.camera.baseline, depths)
-print(
-    f"at a quarter of the resolution: {levels}; of all levels to the last {spared(range(levels[-1] + 1), levels):.0%}"
-    " need no matching"
-)
 
 # %% [markdown]
 # ## The same costs, level by level or side by side
@@ -77,7 +80,7 @@ with torch.no_grad():
 show.latency(volume)
 
 # %% [markdown]
-# ## In a trained network
+# ## In a finished network
 #
 # Our small stereo network was trained with all levels; here only those are computed that depths ask for, the others
 # take the costs of the nearest. As many levels in even steps of disparity are the control.

@@ -24,18 +24,20 @@ scenes, paper = (show.committed("stereo-occupancy-voxels", s) for s in ("scenes"
 # ## Pairs
 #
 # The scenes that we train on are made: boxes over a plane, whose depth and occupancy are exact. Below one of them,
-# beside the only real pair, Motorcycle (Middlebury 2014). What is further to the left in the right image is near.
+# beside real pairs: Motorcycle (Middlebury 2014), and Aloe (Middlebury 2006) where its asset is in the cache. What is
+# further to the left in the right image is near.
 
 # %%
-view, pair = render(draw_scene(2)), stereo.motorcycle()
-figure, axes = plt.subplots(2, 3, figsize=(9.5, 4))
+view, pairs = render(draw_scene(2)), stereo.at_hand()
 made = (view.left, view.right, CAMERA.disparity(view.depth))
-for row, images in zip(axes, (made, (pair.left, pair.right, pair.disparity)), strict=True):
+rows = {"made": made} | {pair.name: (pair.left, pair.right, pair.disparity) for pair in pairs}
+figure, axes = plt.subplots(len(rows), 3, figsize=(9.5, 2 * len(rows)))
+for row, (name, images) in zip(axes, rows.items(), strict=True):
     for axis, image, title in zip(row, images, ("left", "right", "disparity"), strict=True):
         step = max(1, image.shape[-1] // 220)  # enough for a page
         small = image[..., ::step, ::step]
         axis.imshow(small.permute(1, 2, 0) if small.ndim == 3 else small, cmap="viridis", interpolation="none")
-        axis.set_title(title, fontsize=8)
+        axis.set_title(f"{name}, {title}", fontsize=8)
         axis.axis("off")
 plt.show()
 warped, inside = stereo.warp(view.right, made[2])
@@ -45,17 +47,22 @@ print(f"right image warped to the left: median error {(warped - view.left).abs()
 # ## How much of space is free
 #
 # Cells that hold a surface, at four sizes of cell. The finer the grid, the smaller their share, in the made scenes
-# and in the real one.
+# and in the real ones.
 
 # %%
-print(f"{'cells along a side':20}{'made scenes':>14}{'Motorcycle':>14}")
-for row in scenes.tables["occupied"].records():
-    print(f"{row['cells']:<20}{row['made scenes'].value:>14.2%}{row['Motorcycle']:>14.2%}")
-motorcycle = levels(voxelise(pair.points(), benchmark.CLOSE))
-figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.4), subplot_kw={"projection": "3d"})
-for axis, cells in zip(axes, motorcycle[1:], strict=True):
-    show.space(axis, {f"{len(cells)} along a side": cells.numpy()})
-    axis.set_title(f"Motorcycle, {len(cells)} along a side: {cells.float().mean():.1%}", fontsize=8)
+cubes = {"Motorcycle": benchmark.CLOSE, "Aloe": benchmark.DEEP}
+real = {pair.name: levels(voxelise(pair.points(), cubes[pair.name])) for pair in pairs}
+print(f"{'cells along a side':20}{'made scenes':>14}" + "".join(f"{name:>14}" for name in real))
+for n, row in enumerate(scenes.tables["occupied"].records()):
+    shares = [row["made scenes"].value, *(float(tree[n].float().mean()) for tree in real.values())]
+    print(f"{row['cells']:<20}" + "".join(f"{share:>14.2%}" for share in shares))
+figure, axes = plt.subplots(
+    len(pairs), 3, figsize=(9.5, 3.2 * len(pairs)), subplot_kw={"projection": "3d"}, squeeze=False
+)
+for row, (name, tree) in zip(axes, real.items(), strict=True):
+    for axis, cells in zip(row, tree[1:], strict=True):
+        show.space(axis, {f"{len(cells)} along a side": cells.numpy()})
+        axis.set_title(f"{name}, {len(cells)} along a side: {cells.float().mean():.1%}", fontsize=8)
 plt.show()
 
 # %% [markdown]
