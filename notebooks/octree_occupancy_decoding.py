@@ -25,7 +25,7 @@ from reference_impls.techniques.stereo_occupancy_voxels.grid import levels, voxe
 
 show.style()
 scenes = show.committed("octree-occupancy-decoding", "scenes-threshold")
-alone = {size: show.committed("octree-occupancy-decoding", f"decoder-{size}") for size in (64, 128, 256)}
+alone = {size: show.committed("octree-occupancy-decoding", f"decoder-{size}") for size in (64, 128)}
 
 # %% [markdown]
 # ## Only kept cells have children
@@ -75,8 +75,7 @@ with OctreeOccupancyDecoding().apply(decoder, threshold=0.5) as handle, torch.no
 # ## What it saves grows with the grid
 #
 # The whole decoder, heads, look-up of neighbours and writing of grids included, with a given share of the cells of
-# every gated level kept. The dense decoder that it is compared with is the faster of two, in one piece or in slabs;
-# at 256 it fits into memory in slabs only. The dotted lines are the shares of cells with a surface at 64 along a side.
+# every gated level kept. The dotted lines are the shares of cells with a surface at 64 along a side.
 
 # %%
 figure, axis = plt.subplots(figsize=(5.5, 3))
@@ -109,25 +108,17 @@ show.trade_offs(scenes)
 
 # %% [markdown]
 # A miss is final: what is lost at 8 cells along a side has no children. So the recall of each level, over the
-# threshold. Beside it the IoU of the finest grid on made scenes, and on the real pairs, which the network has seen
-# nothing like.
+# threshold:
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.2))
+figure, axis = plt.subplots(figsize=(5.5, 3))
 rows = [row for row in scenes.tables["levels"].records() if row["variant"].startswith("threshold")]
-for size in benchmark.SIZES:
+for size in (8, 16, 32, 64):
     found = [row for row in rows if row["cells"] == size]
     cuts = [float(row["variant"].split()[1]) for row in found]
-    axes[0].plot(cuts, [row["recall"].value for row in found], marker="o", label=f"{size} along a side")
-axes[0].set(xlabel="threshold", ylabel="share of occupied cells found", ylim=(0, 1))
-made = [{**row, "pair": "made scenes"} for row in rows]
-real = scenes.tables["real pairs"].records()
-for name in ("made scenes", *dict.fromkeys(row["pair"] for row in real)):
-    found = [row["IoU"] for row in [*made, *real] if row["pair"] == name and row["cells"] == benchmark.SIZES[-1]]
-    axes[1].errorbar(cuts, [one.value for one in found], show.ends(found), marker="o", capsize=2, label=name)
-axes[1].set(xlabel="threshold", ylabel=benchmark.METRIC)
-for axis in axes:
-    axis.legend(fontsize=8)
+    axis.plot(cuts, [row["recall"].value for row in found], marker="o", label=f"{size} along a side")
+axis.set(xlabel="threshold", ylabel="share of occupied cells found", ylim=(0, 1))
+axis.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]

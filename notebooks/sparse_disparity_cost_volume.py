@@ -15,8 +15,7 @@ from reference_impls.techniques.sparse_disparity_cost_volume import CostVolume, 
 from reference_impls.techniques.stereo_occupancy_voxels.network import BASELINE, FOCAL, VOLUMES
 
 show.style()
-SCENARIOS = ("volume-paper", "scenes-levels", "trained-levels")
-volume, scenes, trained = (show.committed("sparse-disparity-cost-volume", name) for name in SCENARIOS)
+volume, scenes = (show.committed("sparse-disparity-cost-volume", s) for s in ("volume-paper", "scenes-levels"))
 
 # %% [markdown]
 # ## Disparity is one over depth
@@ -90,33 +89,6 @@ show.latency(volume)
 show.trade_offs(scenes)
 for row in scenes.tables["computed"].records():
     print(f"depths {row['step']:g} m apart: {row['levels']} of {row['of']} levels")
-
-# %% [markdown]
-# ## Trained with its levels
-#
-# The comparison of the paper, in small: the same network trained with 12 levels at depths, with 12 and 24 even ones
-# and with all 48, one seed each. Beside it the real pairs, of which the networks have seen nothing like.
-
-# %%
-every = [(row, "made scenes") for row in trained.tables["levels"].records()]
-every += [(row, row["pair"]) for row in trained.tables["real pairs"].records()]
-places = list(dict.fromkeys(place for _, place in every))
-figure, axes = plt.subplots(1, len(places), figsize=(3.3 * len(places), 3), squeeze=False)
-for axis, place in zip(axes[0], places, strict=True):
-    here = [row for row, at in every if at == place]
-    for name in dict.fromkeys(row["variant"] for row in here):
-        found = [(row["cells"], row["IoU"]) for row in here if row["variant"] == name]
-        sizes, values = zip(*found, strict=True)
-        axis.errorbar(sizes, [v.value for v in values], show.ends(values), marker="o", capsize=2, label=name)
-    axis.set(title=place, xscale="log", xticks=sizes, xticklabels=sizes, xlabel="cells along a side")
-    axis.minorticks_off()
-axes[0][0].set(ylabel="IoU")
-axes[0][0].legend(fontsize=7)
-plt.show()
-for row in trained.tables["variants"].records():
-    if row["gain"] is not None:
-        print(f"gain of levels at depths over {row['variant']}: {show.interval(row['gain'], '+.3f')}")
-show.latency(trained)
 
 # %% [markdown]
 # ## When not to use it

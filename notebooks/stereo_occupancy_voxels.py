@@ -50,19 +50,19 @@ print(f"right image warped to the left: median error {(warped - view.left).abs()
 # and in the real ones.
 
 # %%
-occupied = scenes.tables["occupied"]
-print("cells along a side  " + "".join(f"{name:>14}" for name in occupied.columns[1:]))
-for row in occupied.records():
-    shares = [row["made scenes"].value, *(row[name] for name in occupied.columns[2:])]
-    print(f"{row['cells']:<20}" + "".join(f"{share:>14.2%}" for share in shares))
 cubes = {"Motorcycle": benchmark.CLOSE, "Aloe": benchmark.DEEP}
+real = {pair.name: levels(voxelise(pair.points(), cubes[pair.name])) for pair in pairs}
+print(f"{'cells along a side':20}{'made scenes':>14}" + "".join(f"{name:>14}" for name in real))
+for n, row in enumerate(scenes.tables["occupied"].records()):
+    shares = [row["made scenes"].value, *(float(tree[n].float().mean()) for tree in real.values())]
+    print(f"{row['cells']:<20}" + "".join(f"{share:>14.2%}" for share in shares))
 figure, axes = plt.subplots(
     len(pairs), 3, figsize=(9.5, 3.2 * len(pairs)), subplot_kw={"projection": "3d"}, squeeze=False
 )
-for row, pair in zip(axes, pairs, strict=True):
-    for axis, cells in zip(row, levels(voxelise(pair.points(), cubes[pair.name]))[1:], strict=True):
+for row, (name, tree) in zip(axes, real.items(), strict=True):
+    for axis, cells in zip(row, tree[1:], strict=True):
         show.space(axis, {f"{len(cells)} along a side": cells.numpy()})
-        axis.set_title(f"{pair.name}, {len(cells)} along a side: {cells.float().mean():.1%}", fontsize=8)
+        axis.set_title(f"{name}, {len(cells)} along a side: {cells.float().mean():.1%}", fontsize=8)
 plt.show()
 
 # %% [markdown]
@@ -86,7 +86,6 @@ print({name: len(shifts) for name, shifts in VOLUMES.items()}, "levels")
 
 # %%
 rows = {row["variant"]: row for row in scenes.tables["variants"].records()}
-seeds = {row["variant"]: row["gain"] for row in scenes.tables["seeds"].records()}
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(1, 1))
 show.bars(axes[0], {name: row["IoU"] for name, row in rows.items()}, label=benchmark.METRIC, form=".3f")
 wanted = ("stereo, occupied cells", "monocular", "left image twice", "mean occupancy")
@@ -100,8 +99,7 @@ axes[1].legend(fontsize=7)
 plt.show()
 for name, row in rows.items():
     if row["gain"] is not None:
-        by_seed = f", {show.interval(seeds[name], '+.3f')} by seed" if name in seeds else ""
-        print(f"gain over {name}: {show.interval(row['gain'], '+.3f')} by scene{by_seed}; empty {row['empty']:.0%}")
+        print(f"gain over {name}: {show.interval(row['gain'], '+.3f')}; empty predictions {row['empty']:.0%}")
 
 # %% [markdown]
 # ## In space
@@ -113,42 +111,25 @@ shown = show.pictures(scenes)
 show.Turnable({"found": shown["found"], "truth": shown["truth"]})
 
 # %%
-views = {"made": shown["left"]}
-views |= {pair.name: pair.fitted(160, 320).left.permute(1, 2, 0).numpy() for pair in pairs}
-figure = plt.figure(figsize=(7, 3.1 * len(views)))
-for row, (name, image) in enumerate(views.items()):
-    axis = figure.add_subplot(len(views), 2, 2 * row + 1)
-    axis.imshow(image[::2, ::2].clip(0, 1), interpolation="none")
-    axis.set_title(name, fontsize=8)
+figure = plt.figure(figsize=(10, 3.2))
+for column, (image, found, truth) in enumerate((("left", "found", "truth"), ("real left", "real found", "real truth"))):
+    axis = figure.add_subplot(1, 4, 2 * column + 1)
+    axis.imshow(shown[image][::2, ::2].clip(0, 1), interpolation="none")
     axis.axis("off")
-    axis = figure.add_subplot(len(views), 2, 2 * row + 2, projection="3d")
-    of = "" if name == "made" else f"{name} "
-    show.space(axis, {"found": shown[f"{of}found"], "truth": shown[f"{of}truth"]})
+    axis = figure.add_subplot(1, 4, 2 * column + 2, projection="3d")
+    show.space(axis, {"found": shown[found], "truth": shown[truth]})
     axis.legend(fontsize=7)
 plt.show()
 
 # %% [markdown]
-# ## On the real pairs
+# ## On the real pair
 #
-# The network has never seen a photo. Its own levels follow from the camera of each pair. This is what comes out, as
+# The network has never seen a photo. Its own levels follow from the camera of Motorcycle. This is what comes out, as
 # it is, against the surfaces that the pair's disparity shows; semi-global matching beside it.
 
 # %%
-real = scenes.tables["real pairs"].records()
-names = list(dict.fromkeys(row["pair"] for row in real))
-figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3), squeeze=False)
-for axis, name in zip(axes[0], names, strict=True):
-    for variant in dict.fromkeys(row["variant"] for row in real):
-        found = [row for row in real if (row["pair"], row["variant"]) == (name, variant)]
-        sizes, values = [row["cells"] for row in found], [row["IoU"] for row in found]
-        axis.errorbar(sizes, [v.value for v in values], show.ends(values), marker="o", capsize=2, label=variant)
-    axis.set(title=name, xscale="log", xticks=sizes, xticklabels=sizes, xlabel="cells along a side", ylabel="IoU")
-    axis.minorticks_off()
-    axis.legend(fontsize=7)
-plt.show()
-for row in real:
-    if row["cells"] == benchmark.SIZES[-1]:
-        print(f"{row['pair']}, {row['variant']}: IoU {show.interval(row['IoU'])}, recall {row['recall'].value:.3f}")
+for row in scenes.tables["real pair"].records():
+    print(f"{row['variant']:22}{row['cells']:>3} cells: IoU {row['IoU']:.3f}, recall {row['recall']:.3f}")
 
 # %% [markdown]
 # ## Which level?
