@@ -107,6 +107,7 @@ def test_show_by_id_and_by_alias() -> None:
     assert {record["scenario"] for record in shown["results"]} >= {"digits-vit", "vit-small-latency"}
     assert json_of(redundancy("show", "tome", "--json"))["id"] == "token-merging"
     text = redundancy("show", "token-merging").stdout
+    assert "lacks to be stable" not in redundancy("show", "deadline-aware-fusion").stdout, "its numbers are references"
     assert "When not to" in text
     assert "spatial_similarity" in text
 

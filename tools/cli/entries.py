@@ -94,8 +94,10 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
     from ..knowledge.completeness import gaps as gaps_of
     from ..knowledge.references import resolved
 
-    knowledge = resolved(knowledge_of(ctx))
+    written = knowledge_of(ctx)
+    knowledge = resolved(written)
     entry = entry_of(knowledge, id_)
+    missing = gaps_of(written, written.entries[entry.id])  # once resolved, a reference looks like a number without one
     claims = knowledge.claims(entry.id)
     papers = [knowledge.papers[link.key] for link in entry.papers if link.key in knowledge.papers]
     results = knowledge.results_of(entry.id)
@@ -128,7 +130,7 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
                 ],
                 "saves": [one.model_dump(mode="json") for one in saves],
                 "results": [json.loads(record.to_json()) for record in results],
-                "gaps": [need.what for need in gaps_of(knowledge, entry)],
+                "gaps": [need.what for need in missing],
             }
         )
         return
@@ -156,7 +158,7 @@ def show(ctx: click.Context, id_: str, json_: bool) -> None:
         heading("Knobs")
         rows = [[k.name, k.kind, "none" if k.default is None else str(k.default), k.takes, k.about] for k in knobs]
         table(("knob", "kind", "default", "takes", "what it does"), rows)
-    if missing := gaps_of(knowledge, entry):
+    if missing:
         heading("What it lacks to be stable")
         print_gaps(missing)
     for record in results:
