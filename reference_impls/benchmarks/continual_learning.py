@@ -41,6 +41,8 @@ class ContinualPlan(Plan):
     test: int | None = 1000
     epochs: int = 6
     """Of each task."""
+    batch: int = 50
+    """Examples in a step, and as many in each draw from the buffer."""
     width: int = 256
     """Units of each hidden layer."""
     rehearsal: Rehearsal = "der++"
@@ -50,7 +52,9 @@ class ContinualPlan(Plan):
 
 
 FULL = ContinualPlan(seeds=(0, 1, 2, 3, 4), repetitions=2, needs=("mnist-5k",))
-SMOKE = ContinualPlan(seeds=(0, 1), repetitions=1, data="digits", train=200, test=100, epochs=5, width=32, buffer=40)
+SMOKE = ContinualPlan(
+    seeds=(0, 1), repetitions=1, data="digits", train=200, test=100, epochs=5, batch=20, width=32, buffer=40
+)
 
 
 def network(width: int, classes: int = 10) -> nn.Sequential:
@@ -85,8 +89,8 @@ def dense(plan: ContinualPlan, seed: int, data: Split | None = None) -> Continua
     """The dense learner of a seed."""
     part = (data or pictures(plan, seed)).train
     return ContinualTraining(
-        seeded(seed, partial(network, plan.width)), part.x, part.y, tasks=TASKS, epochs=plan.epochs, batch_size=50,
-        lr=0.1, rehearsal=plan.rehearsal, buffer=plan.buffer, rehearsed=50, seed=seed,
+        seeded(seed, partial(network, plan.width)), part.x, part.y, tasks=TASKS, epochs=plan.epochs, batch_size=plan.batch,
+        lr=0.1, rehearsal=plan.rehearsal, buffer=plan.buffer, rehearsed=plan.batch, seed=seed,
     )  # fmt: skip
 
 
