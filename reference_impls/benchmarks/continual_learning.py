@@ -89,8 +89,8 @@ def dense(plan: ContinualPlan, seed: int, data: Split | None = None) -> Continua
     """The dense learner of a seed."""
     part = (data or pictures(plan, seed)).train
     return ContinualTraining(
-        seeded(seed, partial(network, plan.width)), part.x, part.y, tasks=TASKS, epochs=plan.epochs, batch_size=plan.batch,
-        lr=0.1, rehearsal=plan.rehearsal, buffer=plan.buffer, rehearsed=plan.batch, seed=seed,
+        seeded(seed, partial(network, plan.width)), part.x, part.y, tasks=TASKS, epochs=plan.epochs,
+        batch_size=plan.batch, lr=0.1, rehearsal=plan.rehearsal, buffer=plan.buffer, rehearsed=plan.batch, seed=seed,
     )  # fmt: skip
 
 
@@ -144,10 +144,11 @@ def fitted(plan: ContinualPlan, way: Way, seed: int, handle: Handle, test: Part)
     training = handle.target
     shapes = [tuple(p.shape) for p in training.model.parameters()]
     said = {"data": plan.data, "train": plan.train, "test": plan.test, "epochs": training.epochs, "lr": training.lr}
-    memory = {"rehearsal": training.rehearsal, "buffer": training.buffer, "shapes": shapes}
+    memory = {"rehearsal": training.rehearsal, "buffer": training.buffer, "batch": training.batch_size}
     spec = {
         **said,
         **memory,
+        "shapes": shapes,
         "way": way.series,
         "knobs": dict(way.knobs) if way.series != BASELINE else {},
         "seed": seed,
