@@ -139,9 +139,10 @@ def learnt(training: ContinualTraining, test: Part) -> dict[str, Tensor]:
     return {"accuracies": torch.stack(found), **run.finish().state_dict()}
 
 
-def fitted(plan: ContinualPlan, way: Way, seed: int, handle: Handle, test: Part) -> dict[str, Tensor]:
+def fitted(study: Study[ContinualPlan], way: Way, seed: int, handle: Handle, test: Part) -> dict[str, Tensor]:
     """What a way learns, from the cache where it was learnt before."""
-    training = handle.target
+    plan, training = study.plan, handle.target
+    dense_one = way.series in (BASELINE, *EQUAL_COST)
     shapes = [tuple(p.shape) for p in training.model.parameters()]
     said = {"data": plan.data, "train": plan.train, "test": plan.test, "epochs": training.epochs, "lr": training.lr}
     memory = {"rehearsal": training.rehearsal, "buffer": training.buffer, "batch": training.batch_size}
@@ -149,8 +150,9 @@ def fitted(plan: ContinualPlan, way: Way, seed: int, handle: Handle, test: Part)
         **said,
         **memory,
         "shapes": shapes,
-        "way": way.series,
-        "knobs": dict(way.knobs) if way.series != BASELINE else {},
+        "technique": None if dense_one else study.owner,
+        "way": BASELINE if dense_one else way.series,
+        "knobs": {} if dense_one else dict(way.knobs),
         "seed": seed,
     }
     return dict(cached(ID, spec, lambda: learnt(training, test), folder="checkpoints"))
@@ -181,7 +183,7 @@ def compare(
         training = dense(plan, seed, part)
         for i, way in enumerate(every):
             handle = way.apply(training, seed)
-            result = fitted(plan, way, seed, handle, part.test)
+            result = fitted(study, way, seed, handle, part.test)
             remembered[i].append(result.pop("accuracies"))
             study.add(way.series, way.knobs, score=float(remembered[i][-1][-1, 0].mean()))
             if way.series == BASELINE:
