@@ -41,6 +41,8 @@ class ContinualPlan(Plan):
     test: int | None = 1000
     epochs: int = 6
     """Of each task."""
+    interval: int = 2
+    """Epochs between two updates of masks or data."""
     batch: int = 50
     """Examples in a step, and as many in each draw from the buffer."""
     width: int = 256
@@ -53,7 +55,7 @@ class ContinualPlan(Plan):
 
 FULL = ContinualPlan(seeds=(0, 1, 2, 3, 4), repetitions=2, needs=("mnist-5k",))
 SMOKE = ContinualPlan(
-    seeds=(0, 1), repetitions=1, data="digits", train=200, test=100, epochs=5, batch=20, width=32, buffer=40
+    seeds=(0, 1), repetitions=1, data="digits", train=200, test=100, epochs=3, interval=1, batch=20, width=32, buffer=40
 )
 
 
