@@ -7,6 +7,8 @@
 # reads the full experiment from its record.
 
 # %%
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -25,7 +27,7 @@ full = show.committed("dynamic-data-removal", "split-digits")
 # A row for each example, a column for each epoch, five for each of five tasks; dark where the example is presented.
 
 # %%
-training = dense(SMOKE, seed=0)
+training = replace(dense(SMOKE, seed=0), epochs=5)
 handle = DynamicDataRemoval().apply(training, removed=0.6, removals=2, interval=2)
 run = handle.target.run()
 (part,) = run.parts

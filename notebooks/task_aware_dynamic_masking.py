@@ -8,6 +8,8 @@
 # record.
 
 # %%
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -29,7 +31,7 @@ full = show.committed("task-aware-dynamic-masking", "split-digits")
 # active in each epoch, and how many of them were active from the start.
 
 # %%
-training = dense(SMOKE, seed=0)
+training = replace(dense(SMOKE, seed=0), epochs=5)
 knobs = {"sparsity": 0.75, "inter": 0.05, "intra": 0.05}
 run = TaskAwareDynamicMasking().apply(training, **knobs).target.run()
 (part,) = run.parts

@@ -41,6 +41,10 @@ class ContinualPlan(Plan):
     test: int | None = 1000
     epochs: int = 6
     """Of each task."""
+    interval: int = 2
+    """Epochs between two updates of masks or data."""
+    batch: int = 50
+    """Examples in a step, and as many in each draw from the buffer."""
     width: int = 256
     """Units of each hidden layer."""
     rehearsal: Rehearsal = "der++"
@@ -50,7 +54,9 @@ class ContinualPlan(Plan):
 
 
 FULL = ContinualPlan(seeds=(0, 1, 2, 3, 4), repetitions=2, needs=("mnist-5k",))
-SMOKE = ContinualPlan(seeds=(0, 1), repetitions=1, data="digits", train=200, test=100, epochs=5, width=32, buffer=40)
+SMOKE = ContinualPlan(
+    seeds=(0, 1), repetitions=1, data="digits", train=200, test=100, epochs=3, interval=1, batch=20, width=32, buffer=40
+)
 
 
 def network(width: int, classes: int = 10) -> nn.Sequential:
@@ -85,8 +91,8 @@ def dense(plan: ContinualPlan, seed: int, data: Split | None = None) -> Continua
     """The dense learner of a seed."""
     part = (data or pictures(plan, seed)).train
     return ContinualTraining(
-        seeded(seed, partial(network, plan.width)), part.x, part.y, tasks=TASKS, epochs=plan.epochs, batch_size=50,
-        lr=0.1, rehearsal=plan.rehearsal, buffer=plan.buffer, rehearsed=50, seed=seed,
+        seeded(seed, partial(network, plan.width)), part.x, part.y, tasks=TASKS, epochs=plan.epochs,
+        batch_size=plan.batch, lr=0.1, rehearsal=plan.rehearsal, buffer=plan.buffer, rehearsed=plan.batch, seed=seed,
     )  # fmt: skip
 
 
@@ -135,17 +141,20 @@ def learnt(training: ContinualTraining, test: Part) -> dict[str, Tensor]:
     return {"accuracies": torch.stack(found), **run.finish().state_dict()}
 
 
-def fitted(plan: ContinualPlan, way: Way, seed: int, handle: Handle, test: Part) -> dict[str, Tensor]:
+def fitted(study: Study[ContinualPlan], way: Way, seed: int, handle: Handle, test: Part) -> dict[str, Tensor]:
     """What a way learns, from the cache where it was learnt before."""
-    training = handle.target
+    plan, training = study.plan, handle.target
+    dense_one = way.series in (BASELINE, *EQUAL_COST)
     shapes = [tuple(p.shape) for p in training.model.parameters()]
     said = {"data": plan.data, "train": plan.train, "test": plan.test, "epochs": training.epochs, "lr": training.lr}
-    memory = {"rehearsal": training.rehearsal, "buffer": training.buffer, "shapes": shapes}
+    memory = {"rehearsal": training.rehearsal, "buffer": training.buffer, "batch": training.batch_size}
     spec = {
         **said,
         **memory,
-        "way": way.series,
-        "knobs": dict(way.knobs) if way.series != BASELINE else {},
+        "shapes": shapes,
+        "technique": None if dense_one else study.owner,
+        "way": BASELINE if dense_one else way.series,
+        "knobs": {} if dense_one else dict(way.knobs),
         "seed": seed,
     }
     return dict(cached(ID, spec, lambda: learnt(training, test), folder="checkpoints"))
@@ -176,7 +185,7 @@ def compare(
         training = dense(plan, seed, part)
         for i, way in enumerate(every):
             handle = way.apply(training, seed)
-            result = fitted(plan, way, seed, handle, part.test)
+            result = fitted(study, way, seed, handle, part.test)
             remembered[i].append(result.pop("accuracies"))
             study.add(way.series, way.knobs, score=float(remembered[i][-1][-1, 0].mean()))
             if way.series == BASELINE:

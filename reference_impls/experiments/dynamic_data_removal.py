@@ -23,7 +23,7 @@ RANDOM = "random removal"
 
 def removing(training: Any, seed: int, **knobs: Any) -> Handle:
     """The technique, its draws following from the seed."""
-    return REMOVAL.apply(training, **{"removals": 2, "interval": 2, "seed": seed, **knobs})
+    return REMOVAL.apply(training, **{"removals": 2, "seed": seed, **knobs})
 
 
 def run_removal(study: Study[ContinualPlan]) -> Record:
@@ -31,9 +31,9 @@ def run_removal(study: Study[ContinualPlan]) -> Record:
     plan, ways = study.plan, list[Way]()
     for removed in plan.values:
         knobs = {"removed": removed}
-        one = partial(removing, **knobs)
+        one = partial(removing, **knobs, interval=plan.interval)
         ways.append(Way(TECHNIQUE, knobs, one, removed))
-        ways.append(Way(RANDOM, knobs, partial(removing, **knobs, easiness="random")))
+        ways.append(Way(RANDOM, knobs, partial(one, easiness="random")))
         ways += benchmark.equal_cost(plan, knobs, one)
     return benchmark.compare(
         study,

@@ -36,7 +36,7 @@ GRADIENTS = {0.75: 0.8, 0.9: 0.92}
 
 def whole(training: Any, seed: int, **knobs: Any) -> Handle:
     """SparCL, its draws following from the seed."""
-    fixed = {"removed": 0.3, "removals": 2, "interval": 2, "refresh": 5, "inter": 0.02, "intra": 0.02, "seed": seed}
+    fixed = {"removed": 0.3, "removals": 2, "refresh": 5, "inter": 0.02, "intra": 0.02, "seed": seed}
     return SPARCL.apply(training, **{**fixed, "gradient_sparsity": GRADIENTS[knobs["sparsity"]], **knobs})
 
 
@@ -45,11 +45,11 @@ def run_sparcl(study: Study[ContinualPlan]) -> Record:
     plan, ways = study.plan, list[Way]()
     for sparsity in plan.values:
         knobs = {"sparsity": sparsity}
-        one = partial(whole, **knobs)
+        one = partial(whole, **knobs, interval=plan.interval)
         ways.append(Way(TECHNIQUE, knobs, one))
-        ways.append(Way(STATIC, knobs, partial(whole, **knobs, inter=0.0, intra=0.0)))
-        ways.append(Way(MAGNITUDE, knobs, partial(whole, **knobs, weight_importance="magnitude")))
-        ways.append(Way(RANDOM, knobs, partial(whole, **knobs, easiness="random")))
+        ways.append(Way(STATIC, knobs, partial(one, inter=0.0, intra=0.0)))
+        ways.append(Way(MAGNITUDE, knobs, partial(one, weight_importance="magnitude")))
+        ways.append(Way(RANDOM, knobs, partial(one, easiness="random")))
         ways += benchmark.equal_cost(plan, knobs, one)
     return benchmark.compare(
         study,

@@ -25,7 +25,7 @@ MOVES = {"element": {"inter": 0.02, "intra": 0.02}, "channel": {"inter": 0.1, "i
 
 def masked(training: Any, seed: int, **knobs: Any) -> Handle:
     """The technique, its draws following from the seed."""
-    return MASKING.apply(training, **{**MOVES[knobs["pattern"]], "interval": 2, "seed": seed, **knobs})
+    return MASKING.apply(training, **{**MOVES[knobs["pattern"]], "seed": seed, **knobs})
 
 
 def run_masking(study: Study[ContinualPlan]) -> Record:
@@ -33,11 +33,11 @@ def run_masking(study: Study[ContinualPlan]) -> Record:
     plan, ways = study.plan, list[Way]()
     for sparsity, pattern in [*((value, "element") for value in plan.values), (0.5, "channel")]:
         knobs = {"sparsity": sparsity, "pattern": pattern}
-        one = partial(masked, **knobs)
+        one = partial(masked, **knobs, interval=plan.interval)
         ways.append(Way(TECHNIQUE, knobs, one, sparsity))
-        ways.append(Way(STATIC, knobs, partial(masked, **knobs, inter=0.0, intra=0.0)))
+        ways.append(Way(STATIC, knobs, partial(one, inter=0.0, intra=0.0)))
         if pattern == "element":
-            ways.append(Way(MAGNITUDE, knobs, partial(masked, **knobs, alpha=0.0, beta=0.0)))
+            ways.append(Way(MAGNITUDE, knobs, partial(one, alpha=0.0, beta=0.0)))
             ways += benchmark.equal_cost(plan, knobs, one)
     return benchmark.compare(
         study,
