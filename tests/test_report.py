@@ -28,6 +28,7 @@ from reference_impls.report.result import schema
 from reference_impls.report.sample import draw
 from reference_impls.report.verify import Target, _applied, achieve, predictions, verify
 from tests import report_models as models
+from tests.families import VISION, images
 
 
 def view_of(model: nn.Module, data: list[Any], kind: Any = "image", items: int = 16) -> View:
@@ -357,6 +358,27 @@ def test_loaders_of_texts(loader: Any, items: int) -> None:
     assert found.data.seen == items
     assert found.model.answer == "the class of each item"
     assert found.layers
+
+
+@pytest.mark.parametrize("family", ["DINOv2", "timm ViT", "torchvision ViT"])
+def test_models_of_other_libraries(family: str) -> None:
+    """They are seen whole without an adapter, and merging is predicted as our implementation then does it."""
+    model = VISION[family]().model
+    view = view_of(model, [images(4)], items=4)
+    with torch.no_grad(), count() as dense_macs:
+        model(images(4))
+    assert sum(site.macs for site in view.sites.values()) == dense_macs.macs
+    assert len(view.blocks) == 3
+    run = simulate(view, Merging(view, 4))
+    with torch.no_grad(), load("token-merging").apply(model, r=4) as handle, count() as tally:
+        handle.target(images(4))
+    assert share(view, run.saved) == pytest.approx(1 - tally.macs / dense_macs.macs, abs=0.01)
+    found = report(model, [images(4)], kind="image", items=4, axes=["tokens", "attended-keys", "blocks"])
+    assert {one.axis for one in found.findings} == {"tokens", "attended-keys", "blocks"}
+    assert found.model.answer == (
+        "the nearest other item of the sample" if family == "DINOv2" else "the class of each item"
+    )
+    assert found.finding("tokens").suggestions[0].applies
 
 
 def test_padding_is_found() -> None:
