@@ -22,7 +22,7 @@ from reference_impls.report.calibration import calibrate, overhead_seconds, time
 from reference_impls.report.controls import without_learning
 from reference_impls.report.engine import Together, View, simulate
 from reference_impls.report.measuring import dense
-from reference_impls.report.outputs import errors
+from reference_impls.report.outputs import errors, flips
 from reference_impls.report.progress import Clock
 from reference_impls.report.result import schema
 from reference_impls.report.sample import draw
@@ -584,3 +584,25 @@ def test_merging_is_checked_on_a_vision_transformer() -> None:
     assert applied.macs_saved == pytest.approx(share(view, run.saved), abs=0.005)
     assert applied.time_saved is not None
     assert not any(module.__dict__.get("forward") for module in view.model.modules())
+
+
+def test_padding_counts_neither_as_error_nor_as_an_answer() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(50, 16), nn.Linear(16, 3)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.head(self.embedding(input_ids) + attention_mask[..., None] * 0)
+
+    mask = torch.ones(4, 10)
+    mask[:, 4:] = 0
+    model = Tagger().eval()
+    texts = ids(4, 10)
+    view = view_of(model, [{"input_ids": texts, "attention_mask": mask}], "text", items=4)
+    padded = texts.where(mask > 0, 7)
+    other = view_of(model, [{"input_ids": padded, "attention_mask": mask}], "text", items=4).dense
+    assert errors(view.dense, other).max() == 0
+    assert flips(view.dense, other, "token").max() == 0  # type: ignore[union-attr]
+    other.answers[0][0, 0] = (other.answers[0][0, 0] + 1) % 3
+    assert flips(view.dense, other, "token")[0] == 0.25  # type: ignore[index]

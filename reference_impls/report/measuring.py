@@ -79,7 +79,7 @@ def dense(
         try:
             with watch.forward(batch.items):
                 out = batch.call(model)
-            values, answers = reading(out, batch.items)
+            values, answers = reading(out, batch)
         except Exception as error:
             notes.append(
                 f"batch {number + 1} was left out: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -188,7 +188,7 @@ def _pass(view: View, axes: Sequence[Axis], sample: Sample, clock: Clock, fill: 
                 with watch.forward(batch.items):
                     out = batch.call(view.model)
                 if fill:
-                    values, answers = view.reading(out, batch.items)
+                    values, answers = view.reading(out, batch)
                     view.dense.add(values.nan_to_num(), answers)
                 clock.tick(batch.items)
         view.shared.setdefault("failed", {}).update(together.failed)
