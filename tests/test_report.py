@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
 from reference_impls.contract.registry import load
-from reference_impls.report import Budget, Progress, Result, report
+from reference_impls.report import Budget, Progress, Result, controls, report
 from reference_impls.report.axes import ALL
 from reference_impls.report.axes.temporal import Stream
 from reference_impls.report.axes.tokens import Merging
@@ -25,7 +25,7 @@ from reference_impls.report.measuring import dense
 from reference_impls.report.outputs import errors, flips
 from reference_impls.report.progress import Clock
 from reference_impls.report.result import schema
-from reference_impls.report.sample import draw
+from reference_impls.report.sample import Sample, draw
 from reference_impls.report.verify import Target, _applied, achieve, predictions, verify
 from tests import report_models as models
 from tests.families import VISION, images
@@ -113,6 +113,29 @@ def test_nothing_of_the_model_changes() -> None:
     with without_learning(model, 0):
         assert not torch.equal(before["stem.weight"], model.stem.weight)
         assert torch.equal(before["stem.weight"].flatten().sort().values, model.stem.weight.flatten().sort().values)
+
+
+def test_null_controls_take_away_what_they_say_and_keep_the_rest() -> None:
+    clips = models.clips(2)
+    sample = draw(models.small(), clips, "video", 16)
+    found = controls.of(sample, 0)
+    assert set(found) == {"shuffled frames", "shuffled pixels", "white noise"}
+
+    def numbers(one: Sample) -> Tensor:
+        return torch.cat([batch.main for batch in one.batches])
+
+    whole = numbers(sample)
+    mixed = numbers(found["shuffled frames"])
+    assert sorted(frame.sum().item() for frame in mixed) == sorted(frame.sum().item() for frame in whole)
+    assert not torch.equal(mixed, whole)
+    pixels = numbers(found["shuffled pixels"])
+    assert torch.equal(pixels.flatten(2).sort().values, whole.flatten(2).sort().values)
+    assert not torch.equal(pixels[1], pixels[2])  # each frame in an order of its own
+    noise = numbers(found["white noise"])
+    torch.testing.assert_close(noise.mean((2, 3)), whole.mean((2, 3)), atol=0.2, rtol=0)
+    texts = draw(Dict(), [{"input_ids": ids(4, 8), "attention_mask": torch.ones(4, 8)}], "text", 4)
+    shuffled = controls.of(texts, 0)["shuffled tokens"].batches[0]
+    assert torch.equal(shuffled.main.sort().values, texts.batches[0].main.sort().values)
 
 
 # --------------------------------------------------------------------------------------------------------------------
