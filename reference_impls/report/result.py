@@ -67,7 +67,7 @@ class ModelFacts(Model):
     bytes: Count
     """Operands read and results written for one item."""
     ms: Milliseconds
-    """Wall-clock of one item within a batch of `DataFacts.batch`, median of a few runs on this machine."""
+    """Wall-clock of one item within a batch of `DataFacts.batch`, the best of a few runs on this machine."""
     device: Text
     dtype: Text
     output: Text
