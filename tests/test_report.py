@@ -225,6 +225,7 @@ def test_channels_of_low_rank_are_projected_without_error() -> None:
 # Simulated reuse against our own implementations, and off switches
 
 
+@pytest.mark.filterwarnings("ignore:token-merging has no effect here")
 @pytest.mark.parametrize("r", [0, 4, 12, 40])
 def test_simulated_merging_is_token_merging(r: int) -> None:
     model, x = models.vit(), models.images(4)
