@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.count import count
 from reference_impls.contract.registry import load
-from reference_impls.report import Budget, Progress, Result, report
+from reference_impls.report import Budget, Progress, Result, controls, report
 from reference_impls.report.axes import ALL
 from reference_impls.report.axes.temporal import Stream
 from reference_impls.report.axes.tokens import Merging
@@ -22,12 +22,13 @@ from reference_impls.report.calibration import calibrate, overhead_seconds, time
 from reference_impls.report.controls import without_learning
 from reference_impls.report.engine import Together, View, simulate
 from reference_impls.report.measuring import dense
-from reference_impls.report.outputs import errors
+from reference_impls.report.outputs import errors, flips
 from reference_impls.report.progress import Clock
 from reference_impls.report.result import schema
-from reference_impls.report.sample import draw
+from reference_impls.report.sample import Sample, draw
 from reference_impls.report.verify import Target, _applied, achieve, predictions, verify
 from tests import report_models as models
+from tests.families import VISION, images
 
 
 def view_of(model: nn.Module, data: list[Any], kind: Any = "image", items: int = 16) -> View:
@@ -112,6 +113,29 @@ def test_nothing_of_the_model_changes() -> None:
     with without_learning(model, 0):
         assert not torch.equal(before["stem.weight"], model.stem.weight)
         assert torch.equal(before["stem.weight"].flatten().sort().values, model.stem.weight.flatten().sort().values)
+
+
+def test_null_controls_take_away_what_they_say_and_keep_the_rest() -> None:
+    clips = models.clips(2)
+    sample = draw(models.small(), clips, "video", 16)
+    found = controls.of(sample, 0)
+    assert set(found) == {"shuffled frames", "shuffled pixels", "white noise"}
+
+    def numbers(one: Sample) -> Tensor:
+        return torch.cat([batch.main for batch in one.batches])
+
+    whole = numbers(sample)
+    mixed = numbers(found["shuffled frames"])
+    assert sorted(frame.sum().item() for frame in mixed) == sorted(frame.sum().item() for frame in whole)
+    assert not torch.equal(mixed, whole)
+    pixels = numbers(found["shuffled pixels"])
+    assert torch.equal(pixels.flatten(2).sort().values, whole.flatten(2).sort().values)
+    assert not torch.equal(pixels[1], pixels[2])  # each frame in an order of its own
+    noise = numbers(found["white noise"])
+    torch.testing.assert_close(noise.mean((2, 3)), whole.mean((2, 3)), atol=0.2, rtol=0)
+    texts = draw(Dict(), [{"input_ids": ids(4, 8), "attention_mask": torch.ones(4, 8)}], "text", 4)
+    shuffled = controls.of(texts, 0)["shuffled tokens"].batches[0]
+    assert torch.equal(shuffled.main.sort().values, texts.batches[0].main.sort().values)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -201,6 +225,7 @@ def test_channels_of_low_rank_are_projected_without_error() -> None:
 # Simulated reuse against our own implementations, and off switches
 
 
+@pytest.mark.filterwarnings("ignore:token-merging has no effect here")
 @pytest.mark.parametrize("r", [0, 4, 12, 40])
 def test_simulated_merging_is_token_merging(r: int) -> None:
     model, x = models.vit(), models.images(4)
@@ -357,6 +382,27 @@ def test_loaders_of_texts(loader: Any, items: int) -> None:
     assert found.data.seen == items
     assert found.model.answer == "the class of each item"
     assert found.layers
+
+
+@pytest.mark.parametrize("family", ["DINOv2", "timm ViT", "torchvision ViT"])
+def test_models_of_other_libraries(family: str) -> None:
+    """They are seen whole without an adapter, and merging is predicted as our implementation then does it."""
+    model = VISION[family]().model
+    view = view_of(model, [images(4)], items=4)
+    with torch.no_grad(), count() as dense_macs:
+        model(images(4))
+    assert sum(site.macs for site in view.sites.values()) == dense_macs.macs
+    assert len(view.blocks) == 3
+    run = simulate(view, Merging(view, 4))
+    with torch.no_grad(), load("token-merging").apply(model, r=4) as handle, count() as tally:
+        handle.target(images(4))
+    assert share(view, run.saved) == pytest.approx(1 - tally.macs / dense_macs.macs, abs=0.01)
+    found = report(model, [images(4)], kind="image", items=4, axes=["tokens", "attended-keys", "blocks"])
+    assert {one.axis for one in found.findings} == {"tokens", "attended-keys", "blocks"}
+    assert found.model.answer == (
+        "the nearest other item of the sample" if family == "DINOv2" else "the class of each item"
+    )
+    assert found.finding("tokens").suggestions[0].applies
 
 
 def test_padding_is_found() -> None:
@@ -562,3 +608,25 @@ def test_merging_is_checked_on_a_vision_transformer() -> None:
     assert applied.macs_saved == pytest.approx(share(view, run.saved), abs=0.005)
     assert applied.time_saved is not None
     assert not any(module.__dict__.get("forward") for module in view.model.modules())
+
+
+def test_padding_counts_neither_as_error_nor_as_an_answer() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(50, 16), nn.Linear(16, 3)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.head(self.embedding(input_ids) + attention_mask[..., None] * 0)
+
+    mask = torch.ones(4, 10)
+    mask[:, 4:] = 0
+    model = Tagger().eval()
+    texts = ids(4, 10)
+    view = view_of(model, [{"input_ids": texts, "attention_mask": mask}], "text", items=4)
+    padded = texts.where(mask > 0, 7)
+    other = view_of(model, [{"input_ids": padded, "attention_mask": mask}], "text", items=4).dense
+    assert errors(view.dense, other).max() == 0
+    assert flips(view.dense, other, "token").max() == 0  # type: ignore[union-attr]
+    other.answers[0][0, 0] = (other.answers[0][0, 0] + 1) % 3
+    assert flips(view.dense, other, "token")[0] == 0.25  # type: ignore[index]

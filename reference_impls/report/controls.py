@@ -13,6 +13,9 @@ from reference_impls.contract import generator
 from reference_impls.report.batches import Batch
 from reference_impls.report.sample import Sample
 
+ORDER = "shuffled frames"
+"""Frames of all clips in another order. What is left rests on the scene, such as a background that stands still, and
+not on the order; it is redundancy all the same, so a finding's excess does not count it."""
 WEIGHTS = "re-initialised weights"
 """Not drawn anew, but put in random places of each tensor: the same numbers, and nothing learnt."""
 
@@ -26,14 +29,27 @@ def of(sample: Sample, seed: int) -> Mapping[str, Sample]:
     elif x.ndim == 4:
         changes = {"shuffled pixels": _shuffled_pixels, "white noise": _noise}
         if sample.clips:
-            changes = {"shuffled frames": _shuffled_frames, "white noise": _noise}
+            changes = {"shuffled pixels": _shuffled_frames, "white noise": _noise}
     else:
         changes = {"white noise": _noise}
-    found = {}
+    found = {ORDER: _mixed(sample, generator(seed))} if sample.clips else {}
     for name, change in changes.items():
         draws = generator(seed)
         found[name] = replace(sample, batches=tuple(_changed(b, change, draws) for b in sample.batches))
     return found
+
+
+def _mixed(sample: Sample, draws: torch.Generator) -> Sample:
+    """Clips whose frames are those of all clips of their size in another order."""
+    places = [(b, i) for b, batch in enumerate(sample.batches) for i in range(batch.items)]
+    mains = [batch.main.clone() for batch in sample.batches]
+    for shape in {main.shape[1:] for main in mains}:
+        here = [(b, i) for b, i in places if mains[b].shape[1:] == shape]
+        order = torch.randperm(len(here), generator=draws).tolist()
+        frames = [sample.batches[b].main[i] for b, i in here]
+        for (b, i), n in zip(here, order, strict=True):
+            mains[b][i] = frames[n]
+    return replace(sample, batches=tuple(b.with_main(x) for b, x in zip(sample.batches, mains, strict=True)))
 
 
 def _changed(batch: Batch, change: Callable[[Tensor, torch.Generator], Tensor], draws: torch.Generator) -> Batch:

@@ -167,7 +167,7 @@ def simulate(view: View, edit: Edit, sample: Sample | None = None, tick: Tick | 
             with watch.forward(batch.items):
                 out = given.call(view.model)
             edit.end()
-            outputs.add(*view.reading(out, batch.items))
+            outputs.add(*view.reading(out, batch))
             saved.append(edit.of_items())
             if tick:
                 tick(batch.items)

@@ -74,7 +74,7 @@ class Measuring:
         value = self._interval(values, sample)
         controlled = observed.controlled or sample
         nulls = {name: self._interval(v, controlled) for name, v in observed.nulls.get(axis.id, {}).items()}
-        of_data = [n for name, n in nulls.items() if name != controls.WEIGHTS]
+        of_data = [n for name, n in nulls.items() if name not in (controls.WEIGHTS, controls.ORDER)]
         low = value.value if value.low is None else value.low
         curve, outcomes = self._curve(axis)
         chosen = best(curve)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reference_impls.accounting.count import count
 from reference_impls.report import controls
 from reference_impls.report.axes.base import Axis, Values
 from reference_impls.report.discover import blocks_of
@@ -20,7 +20,7 @@ from reference_impls.report.outputs import Outputs, Reading
 from reference_impls.report.progress import Clock
 from reference_impls.report.result import Budget
 from reference_impls.report.sample import Sample
-from reference_impls.report.watch import Watch, counted
+from reference_impls.report.watch import Watch
 
 OBSERVED = 16
 """Items that the measures see."""
@@ -63,7 +63,7 @@ def dense(
     """
     first = sample.batches[0]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), count() as tally:
             out = first.call(model)
     except Exception as error:
         given = "; ".join(first.shapes()) or "nothing"
@@ -72,14 +72,14 @@ def dense(
             "tell with inputs=... how that is made from what the loader gives"
         ) from error
     reading = Reading(out, first.items, answer)
-    blocks, facts = blocks_of(model, first)
+    blocks, facts = blocks_of(model, first.part(slice(0, 2)) if first.clip is None else first)
     watch, outputs, macs, kept, notes = Watch(model, timed=True), Outputs(), list[Tensor](), [], list[str]()
     for number, batch in enumerate(sample.batches):
         before = sum(s.macs for s in watch.log.sites.values())
         try:
             with watch.forward(batch.items):
                 out = batch.call(model)
-            values, answers = reading(out, batch.items)
+            values, answers = reading(out, batch)
         except Exception as error:
             notes.append(
                 f"batch {number + 1} was left out: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -99,22 +99,21 @@ def dense(
     view = View(model, sample, reading, outputs, torch.cat(macs), watch.log.sites, blocks, seed, facts)
     if sum(s.macs for s in view.sites.values()) == 0:
         raise ValueError("the model runs no product that has MACs, so there is nothing to save in it")
-    tally = counted(model, lambda: first.call(model))
     ms = _milliseconds(model, sample)
     return Measured(view, ms, tally.bytes / first.items, _shares(view, ms), sorted(tally.uncounted), tuple(notes))
 
 
 def _milliseconds(model: nn.Module, sample: Sample) -> float:
-    """Wall-clock of an item, the median of three runs of a batch."""
+    """Wall-clock of an item, the better of two runs of a batch, after many that warmed up."""
     batch, taken = sample.batches[0], list[float]()
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(2):
             start = time.perf_counter()
             batch.call(model)
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
             taken.append((time.perf_counter() - start) * 1e3 / batch.items)
-    return max(float(np.median(taken)), 1e-6)
+    return max(min(taken), 1e-6)
 
 
 def _shares(view: View, ms: float) -> dict[str, float]:
@@ -188,7 +187,7 @@ def _pass(view: View, axes: Sequence[Axis], sample: Sample, clock: Clock, fill: 
                 with watch.forward(batch.items):
                     out = batch.call(view.model)
                 if fill:
-                    values, answers = view.reading(out, batch.items)
+                    values, answers = view.reading(out, batch)
                     view.dense.add(values.nan_to_num(), answers)
                 clock.tick(batch.items)
         view.shared.setdefault("failed", {}).update(together.failed)

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from reference_impls.contract import generator, tensors
 from reference_impls.contract.precision import widened
+from reference_impls.report.batches import Batch
 
 ENTRIES = 16_384
 """Numbers of an output that are kept of each item."""
+PADDING = -1
+"""The decision of a token that only fills a batch up."""
 Decision = Literal["own", "class", "token", "position", "neighbour"]
 FEATURES = ("pooler_output", "last_hidden_state", "image_embeds", "text_embeds")
 
@@ -41,7 +44,7 @@ class Outputs:
 class Reading:
     """How the output of a model is read, settled on its first one."""
 
-    def __init__(self, first: Any, items: int, answer: Callable[[Any], Tensor] | None, features: bool = False) -> None:
+    def __init__(self, first: Any, items: int, answer: Callable[[Any], Tensor] | None) -> None:
         """first: an output of `items` items. Raises: TypeError, ValueError for one without numbers of each item."""
         self.answer = answer
         self.main, self.name = _main(first)
@@ -57,7 +60,7 @@ class Reading:
                 f"the model was given {items} items and returns {wrong[0]}: the first axis of its outputs must be that "
                 "of the batch"
             )
-        self.decision: Decision = "own" if answer else _decision(first, picked, features)
+        self.decision: Decision = "own" if answer else _decision(first, picked)
         self._index: dict[int, Tensor] = {}
         if answer is not None:
             found = answer(first)
@@ -69,12 +72,12 @@ class Reading:
         chosen = output if self.main is None else _get(output, self.main)
         return [t for t in _flat(chosen) if t.is_floating_point()]
 
-    def __call__(self, output: Any, items: int) -> tuple[Tensor, Tensor]:
-        """The numbers (B, n) and the decisions (B, ...) of a batch.
-
-        Raises: ValueError where an output is not finite.
-        """
+    def __call__(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The numbers (B, n) and the decisions (B, ...) of a batch; of padding the numbers are 0 and decisions -1."""
+        items, mask = batch.items, batch.mask
         picked = self.pick(output)
+        if mask is not None:
+            picked = [t * _fitted(mask, t) if t.shape[:2] == mask.shape else t for t in picked]
         parts = [widened(t.detach()).reshape(items, -1) for t in picked]
         flat = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         if flat.shape[1] > ENTRIES:
@@ -83,7 +86,10 @@ class Reading:
             kept = flat[:, self._index[flat.shape[1]].to(flat.device)]
         else:
             kept = flat
-        return kept.float().cpu(), self._answers(output, picked[0], items)
+        answers = self._answers(output, picked[0], items)
+        if mask is not None and self.decision == "token" and answers.shape == mask.shape:
+            answers = answers.masked_fill(~mask.cpu(), PADDING)
+        return kept.float().cpu(), answers
 
     def _answers(self, output: Any, first: Tensor, items: int) -> Tensor:
         if self.answer is not None:
@@ -121,7 +127,7 @@ def flips(dense: Outputs, other: Outputs, decision: Decision) -> Tensor | None:
     """Share of each item's decisions that changed, (items,); None where neighbours of fewer than three are asked."""
     pairs = list(zip(dense.answers, other.answers, strict=False))
     if decision != "neighbour":
-        return torch.cat([(a != b).float().mean(1) for a, b in pairs])
+        return torch.cat([_changed(a, b, decision) for a, b in pairs])
     if sum(len(a) for a in dense.answers) < 3:
         return None
     bank = torch.nn.functional.normalize(torch.cat(dense.answers), dim=1)
@@ -130,6 +136,14 @@ def flips(dense: Outputs, other: Outputs, decision: Decision) -> Tensor | None:
     before, after = bank[: len(moved)] @ bank.T, moved @ bank.T
     before[own, own] = after[own, own] = -torch.inf
     return (before.argmax(1) != after.argmax(1)).float()
+
+
+def _changed(a: Tensor, b: Tensor, decision: Decision) -> Tensor:
+    """Share of decisions of each item that differ, (B,); those of padding do not count."""
+    if decision != "token":
+        return (a != b).float().mean(1)
+    real = a != PADDING
+    return ((a != b) & real).float().sum(1) / real.float().sum(1).clamp(min=1)
 
 
 def correct(outputs: Outputs, labels: list[Tensor | None]) -> Tensor | None:
@@ -143,6 +157,11 @@ def correct(outputs: Outputs, labels: list[Tensor | None]) -> Tensor | None:
             return None
         found.append((answers == label).float().mean(1))
     return torch.cat(found) if found else None
+
+
+def _fitted(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask (B, N) with as many axes as x (B, N, ...)."""
+    return mask.view(*mask.shape, *[1] * (x.ndim - 2)).to(x.dtype)
 
 
 def _main(first: Any) -> tuple[str | int | None, str]:
@@ -166,9 +185,9 @@ def _flat(value: Any) -> list[Tensor]:
     return [t for t in vars(value).values() if isinstance(t, Tensor)] if hasattr(value, "__dict__") else []
 
 
-def _decision(first: Any, picked: list[Tensor], features: bool) -> Decision:
+def _decision(first: Any, picked: list[Tensor]) -> Decision:
     main, _ = _main(first)
-    if features or main in FEATURES:
+    if main in FEATURES:
         return "neighbour"
     rank = picked[0].ndim
     if rank >= 4:

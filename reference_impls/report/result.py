@@ -67,7 +67,7 @@ class ModelFacts(Model):
     bytes: Count
     """Operands read and results written for one item."""
     ms: Milliseconds
-    """Wall-clock of one item within a batch of `DataFacts.batch`, median of a few runs on this machine."""
+    """Wall-clock of one item within a batch of `DataFacts.batch`, the best of a few runs on this machine."""
     device: Text
     dtype: Text
     output: Text
@@ -195,7 +195,7 @@ class Finding(Model):
     null: dict[Text, Interval] = Field(default_factory=dict)
     """The same on null controls: shuffled frames, shuffled pixels, noise, re-initialised weights."""
     excess: Finite | None
-    """`value` minus the largest null of the data; None without nulls."""
+    """`value` minus the largest null of the data, the order of frames aside; None without nulls."""
     separable: bool | None
     """Whether the interval of the value lies above those of all nulls of the data; if not, the redundancy may be the
     architecture's. A null of the weights that is as high says that it was not learnt. None without nulls."""

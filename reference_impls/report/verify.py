@@ -322,7 +322,7 @@ def _applied(view: View, sample: Sample, technique: Technique, knobs: dict[str, 
         for steps in batches:
             handle.reset()
             for step in steps:
-                outputs.add(*view.reading(step.call(handle.target), step.items))
+                outputs.add(*view.reading(step.call(handle.target), step))
     joined, start = Outputs(), 0
     for steps in batches:
         parts = slice(start, start + len(steps))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reference_impls.contract.precision import widened
 from reference_impls.redundancy.irrelevance import attention_irrelevance
 from reference_impls.report.axes.base import Axis, Setting
 from reference_impls.report.axes.transformer import Watching, account_tokens, is_causal, prefix_of, token_blocks
@@ -16,15 +17,38 @@ from reference_impls.report.batches import Batch
 from reference_impls.report.engine import Block, Edit, Probe, View
 from reference_impls.report.watch import Call, short
 
+QUERIES = 16
+"""Queries of each head whose attention the measure looks at."""
+
 
 class _MassProbe(Watching, Probe):
-    """1 - least share of keys that holds 95 % of the attention, in each block."""
+    """1 - least share of keys that holds 95 % of the attention, in each block, of some of the queries."""
 
     def __init__(self, view: View) -> None:
-        super().__init__(view, with_weights=True)
+        super().__init__(view, with_weights=False)
+
+    def operands(self, call: Call) -> dict[str, Tensor]:
+        if call.site.type == "attention" and self.block_of(call.site.module):
+            q, k = call.operand("query"), call.operand("key")
+            step = max(1, q.shape[2] // QUERIES)
+            logits = widened(q[:, :, ::step]) @ widened(k).transpose(-1, -2) / math.sqrt(q.shape[-1])
+            if (mask := call.named.get("attn_mask")) is not None:
+                logits = logits + (mask[..., ::step, :] if mask.shape[-2] == q.shape[2] else mask)
+            if call.named.get("is_causal"):
+                later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+                logits = logits.masked_fill(later[::step], -torch.inf)
+            self.attention = logits.softmax(-1)
+        return {}
+
+    def after(self, func: Any, args: tuple[Any, ...], out: Any, module: str) -> Any:
+        if short(func) == "_softmax" and out.ndim in (3, 4) and self.block_of(module):
+            assert self.batch is not None
+            weights = out if out.ndim == 4 else out.view(self.batch.items, -1, *out.shape[1:])
+            self.attention = weights[:, :, :: max(1, weights.shape[2] // QUERIES)].clone()
+        return out
 
     def left(self, block: Block, tokens: Tensor) -> None:
-        if self.attention is not None:
+        if self.attention is not None and len(self.attention) == len(tokens):
             weights = self.attention.nan_to_num()  # a query of padding may see nothing
             self.note(block.name, attention_irrelevance(weights), block.macs)
 

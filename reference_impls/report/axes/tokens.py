@@ -151,7 +151,7 @@ class Tokens(Axis):
             return []
         blocks = token_blocks(view)
         tokens = view.shared["tokens"][blocks[0].name]
-        found = {max(1, round(share * tokens / len(blocks))) for share in (0.05, 0.15, 0.3, 0.5, 0.7, 0.85)}
+        found = {max(1, round(share * tokens / len(blocks))) for share in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85)}
         return [{"r": r} for r in sorted(found)]
 
     def edit(self, view: View, setting: Setting) -> Edit:
