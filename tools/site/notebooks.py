@@ -48,7 +48,7 @@ TIMED = "timed"
 RENDERING = 1
 """Raised when the way notebooks are executed (not rendered) changes, so that cached runs are made again."""
 TURNABLE = "application/vnd.atlas.turnable+html"
-"""Type of the outputs of `show.Turnable` and `show.Flipbook`, the only ones that bring a script or style of their own."""
+"""Type of the outputs of `show.Turnable` and `show.Flipbook`, the only ones with a script or style of their own."""
 CELL_TIMEOUT = 600
 AT_ONCE = 2
 CACHED_MB = 256

@@ -48,7 +48,7 @@ def examples(root: Path) -> list[Example]:
 
 def files(knowledge: Knowledge) -> dict[str, str]:
     """The page of each example, by its path on the site."""
-    command = "python -m reference_impls.report.examples"
+    command = "python -m tools.report.examples"
     return {
         one.path: page(one.result, rank(one.result, knowledge), knowledge, [f"{command} {one.name}"])
         for one in examples(knowledge.root)
