@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Where is the redundancy in my model?
 #
-# A layer that spends half of its work on what repeats looks like any other. The **redundancy report** takes a model and
-# some data and asks, for each kind of redundancy: how much is there, is it the data's or the architecture's, what would
-# its ideal reuse change in the answers, and what could this machine make of it?
+# A layer that spends half of its work on what repeats looks like any other. The **redundancy report** takes a model
+# and some data and asks, for each kind of redundancy: how much is there, is it the data's or the architecture's, what
+# would its ideal reuse change in the answers, and what could this machine make of it?
 #
-# Here the model is a small vision transformer, trained on handwritten digits in a few seconds. Put your own in its place.
+# Here the model is a small vision transformer, trained on handwritten digits in a few seconds. Put your own in its
+# place.
 
 # %%
 from typing import Any
@@ -31,8 +32,8 @@ print(f"{right:.1%} of the test digits are told right")
 # %% [markdown]
 # ## One call
 #
-# The loader gives batches with labels, as yours does. The budget says what may change: here 2 % of the answers. Only a few
-# axes are asked for, so that this runs in seconds; without `axes` all that fit are measured.
+# The loader gives batches with labels, as yours does. The budget says what may change: here 2 % of the answers. Only
+# a few axes are asked for, so that this runs in seconds; without `axes` all that fit are measured.
 
 # %%
 loader = list(zip(x_test.split(8), y_test.split(8), strict=True))
@@ -46,8 +47,8 @@ for found in result.findings:
 # %% [markdown]
 # ## A saving is a curve
 #
-# For each setting the ideal reuse was simulated inside the model, and the rest of it ran on the results. So a saving stands
-# at a share of changed answers, never alone. The dashed line is the budget.
+# For each setting the ideal reuse was simulated inside the model, and the rest of it ran on the results. So a saving
+# stands at a share of changed answers, never alone. The dashed line is the budget.
 
 # %%
 drawn = [f for f in result.findings if f.curve and f.saves == "inference" and f.curve[0].flips is not None]
@@ -64,8 +65,8 @@ plt.show()
 # %% [markdown]
 # ## The data's, or the architecture's?
 #
-# The same measures where the redundancy of the data is destroyed, or the weights are drawn again. What stays as high was
-# not the data's: it comes with the architecture, and other data would show it too.
+# The same measures where the redundancy of the data is destroyed, or the weights are drawn again. What stays as high
+# was not the data's: it comes with the architecture, and other data would show it too.
 
 # %%
 measured = [f for f in result.findings if f.null]
@@ -82,9 +83,9 @@ plt.show()
 # %% [markdown]
 # ## What to try
 #
-# Each finding names the techniques of the atlas that exploit it, with the values to start from, and whether `apply` takes
-# this model. `redundancy report` on the command line ranks them against the catalogue and writes a page; `--verify`
-# applies them and shows what came of it.
+# Each finding names the techniques of the atlas that exploit it, with the values to start from, and whether `apply`
+# takes this model. `redundancy report` on the command line ranks them against the catalogue and writes a page;
+# `--verify` applies them and shows what came of it.
 
 # %%
 for found in result.findings:
