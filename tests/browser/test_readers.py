@@ -71,8 +71,8 @@ def test_find_training_free_video_techniques_with_real_savings(reader: Reader, k
     wanted = {
         e.name
         for e in known.entries.values()
-        if "training_free" in e.axes["adaptation"]
-        and "video" in e.axes["data_kind"]
+        if "training_free" in e.axes.get("adaptation", ())
+        and "video" in e.axes.get("data_kind", ())
         and (source := known.sources.get(e.id))
         and source.execution == "real"
         and any(share > 0 for one, _ in headlines.of_entry(known, e.id) for best in one.bests for share in best.saved)
@@ -90,8 +90,8 @@ def test_compare_two(reader: Reader, known: Knowledge) -> None:
     tab.wait_for_url("**/compare.html?*")
     heads = tab.locator(".atlas-comparison thead a")
     heads.first.wait_for()
-    assert heads.all_inner_texts() == [first.name, second.name]
-    assert "entries=token-merging%2Cconfidence-early-exit" in tab.url
+    assert set(heads.all_inner_texts()) == {first.name, second.name}
+    assert {first.id, second.id} == set(tab.url.partition("entries=")[2].split("%2C"))
     line = tab.locator(".atlas-comparison tr", has=tab.get_by_role("rowheader", name="Exploitation"))
     assert "differs" in line.get_attribute("class")
 
@@ -161,7 +161,7 @@ def test_what_fits_my_case(reader: Reader, known: Knowledge) -> None:
     fitting = {
         e.name
         for e in known.entries.values()
-        if {"image", "any"} & set(e.axes["data_kind"]) and "training_free" in e.axes["adaptation"]
+        if {"image", "any"} & set(e.axes.get("data_kind", ())) and "training_free" in e.axes.get("adaptation", ())
     }
     assert names
     assert set(names) <= fitting
@@ -187,11 +187,12 @@ def test_live_counts_equal_brute_force(visit: Any, known: Knowledge) -> None:
         )
         for term, count in counted:
             has: Callable[[Any], bool] = (
-                (lambda e, t=term: e.axes["location"].primary == t)
+                (lambda e, t=term: "location" in e.axes and e.axes["location"].primary == t)
                 if axis == "location"
                 else (lambda e, t=term, a=axis: a in e.axes and t in e.axes[a])
             )
-            assert count == sum("skip" in e.axes["exploitation"] and has(e) for e in known.entries.values()), term
+            skips = [e for e in known.entries.values() if "skip" in e.axes.get("exploitation", ())]
+            assert count == sum(map(has, skips)), term
 
 
 def test_columns_sort_and_the_address_remembers_it(visit: Any) -> None:
@@ -270,7 +271,7 @@ def test_a_benchmark_shows_one_cost_and_one_task_at_a_time(visit: Any) -> None:
     tab.get_by_role("button", name="Wall-clock").click()
     assert tab.locator("figure.atlas-overview:visible").get_attribute("id") == "cost-time"
     drawn = tab.locator("#cost-time .series[data-group]:not(.hidden)").count()
-    tab.get_by_label("Task").select_option("0")
+    tab.get_by_label("Task", exact=True).select_option("0")
     assert 0 < tab.locator("#cost-time .series[data-group]:not(.hidden)").count() < drawn
     assert tab.locator("#cost-time [data-front]:not(.hidden)").get_attribute("data-front") == "0"
 

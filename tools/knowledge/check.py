@@ -31,6 +31,7 @@ from .paths import (
     BENCHMARKS,
     ENTRIES,
     EXPERIMENTS,
+    GUIDES,
     HARD_CASES,
     NOTEBOOKS,
     OPEN_PROBLEMS,
@@ -295,6 +296,8 @@ class _Checker:
                 if look is not None:
                     yield from look(path, file)
                 entry_id = name.replace("_", "-")
+                if room == NOTEBOOKS and name in GUIDES:
+                    continue
                 if name not in ids and (room != EXPERIMENTS or entry_id in self.scenarios):
                     hint = f"add {ENTRIES}/{entry_id}.yml, or remove the file"
                     if (near := nearest(entry_id, self.entry_ids)) is not None:

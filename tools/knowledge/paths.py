@@ -18,6 +18,8 @@ SHARED: Final = ("reference_impls/layers/*.py", "reference_impls/accounting/clos
 BENCHMARKS: Final = "reference_impls/benchmarks"
 RESULTS: Final = "reference_impls/results"
 NOTEBOOKS: Final = "notebooks"
+GUIDES: Final = frozenset({"redundancy_report"})
+"""Notebooks that belong to no entry."""
 TESTS: Final = "tests/techniques"
 INVARIANTS: Final = "tests/test_invariants*.py"
 """Files in which invariants of drafts are tried on numbers, each by a test of the draft's name."""

@@ -13,6 +13,7 @@ from ..report.page import page
 from ..report.ranking import rank
 from .markup import Html
 from .model import DOCS, Atlas, Page
+from .parts import View
 from .templates import render
 
 HOME = "reference_impls/report/measured"
@@ -20,6 +21,8 @@ VERIFIED = "verification.json"
 GUIDE = "report.md"
 EXAMPLES = "<!-- reports -->"
 """The line of the guide in whose place the examples stand."""
+NOTEBOOK, STEPS = "redundancy-report", "<!-- notebook -->"
+"""The notebook that goes through a report, and the line in whose place a link to it stands."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def examples(root: Path) -> list[Example]:
 
 def files(knowledge: Knowledge) -> dict[str, str]:
     """The page of each example, by its path on the site."""
-    command = "python -m reference_impls.report.examples"
+    command = "python -m tools.report.examples"
     return {
         one.path: page(one.result, rank(one.result, knowledge), knowledge, [f"{command} {one.name}"])
         for one in examples(knowledge.root)
@@ -69,4 +72,8 @@ def pages(atlas: Atlas) -> list[Page]:
         below=sum(bool(c.below_ceiling) for c in achieved), timed=sum(c.below_ceiling is not None for c in achieved),
         name=lambda id_: atlas.knowledge.entries[id_].name if id_ in atlas.knowledge.entries else id_,
     ) if found else Html("")  # fmt: skip
-    return [Page(GUIDE, "Read a redundancy report", text.replace(EXAMPLES, filled), f"{DOCS}/{GUIDE}")]
+    there = NOTEBOOK in atlas.material.notebooks
+    link = View(atlas, GUIDE).link(f"notebooks/{NOTEBOOK}.md", "The notebook on a small model")
+    steps = Html("<p>{} does it step by step.</p>").format(link) if there else Html("")
+    whole = text.replace(EXAMPLES, filled).replace(STEPS, steps)
+    return [Page(GUIDE, "Read a redundancy report", whole, f"{DOCS}/{GUIDE}")]
