@@ -131,6 +131,23 @@ show.bars(axis, bars, label="bits that a calibrated range saves", form=".1f")
 plt.show()
 
 # %% [markdown]
+# ## A pretrained network
+#
+# EfficientNet-Lite0 with its ImageNet weights, 8-bit weights and activations, groups of 16 rows; nothing was trained
+# for the array. How its logits on photos correlate with those in floating point:
+
+# %%
+lite = show.committed("pim-quantization", "lite0-photos")
+figure, axis = plt.subplots(figsize=(6, 3))
+for scheme in SCHEMES:
+    points = show.select(lite.points, scheme=scheme)
+    axis.plot([p.knobs["adc_bits"] for p in points], [p.quality.value for p in points], "o-", label=scheme)
+axis.axhline(lite.baseline.quality.value, color="black", linestyle="--", linewidth=0.8, label="exact integers")
+axis.set(xlabel="bits of the converter", ylabel="correlation")
+axis.legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
 # ## When not to use it
 #
 # - **As it is, at few bits.** A conventional network breaks off. Trained through the converter it does not (PIM-QAT).
