@@ -172,7 +172,8 @@ def predictions(result: Result, techniques: Sequence[str] | None = None) -> Pred
         point = found.at_budget
         for one in found.suggestions:
             wanted = techniques is None or one.technique in techniques
-            applies = one.applies or (one.applies is None and found.location == "dataset" and one.knobs)
+            selects = found.location == "dataset" and "embeddings" in load(one.technique).knobs
+            applies = one.applies or (one.applies is None and selects and one.knobs)
             if point is None or not wanted or not applies or one.execution != "real" or found.saves == "bits":
                 continue
             made = Prediction(

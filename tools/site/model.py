@@ -137,6 +137,8 @@ def gather(knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
 def _checks(root: Path) -> dict[str, str]:
     """The conformance checks, read from their module, which is not imported."""
     file = root / "reference_impls" / "contract" / "conformance.py"
+    if not file.is_file():
+        return {}
     functions = (n for n in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef))
     return {
         one.name.replace("_", "-"): " ".join((ast.get_docstring(one) or "").split())
