@@ -49,8 +49,8 @@ class Example:
 
 ERROR = {"error": 0.05}
 EXAMPLES: Mapping[str, Example] = {
-    "saliency-photos": Example("saliency", "photos", "image", answer="salient"),
-    "dinov2-photos": Example("dinov2", "photos", "image", ERROR),
+    "saliency-photos": Example("saliency", "photos", "image", {"flips": 0.05}, answer="salient"),
+    "dinov2-photos": Example("dinov2", "photos", "image", {"error": 0.2}),
     "efficientnet-photos": Example("efficientnet", "repeated_photos", "image"),
     "efficientnet-vtest": Example("efficientnet", "vtest", "video", items=FRAMES),
     "efficientnet-tree": Example("efficientnet", "tree", "video", items=FRAMES),

@@ -50,7 +50,8 @@ class Benchmark:
     def lead(self) -> str:
         """What it asks, from the first sentence of the docstring, after its name."""
         first = self.text.partition("\n\n")[0].replace("\n", " ")
-        said = first.partition(": ")[2] or first
+        name, _, asked = first.partition(": ")
+        said = asked if asked and len(name.split()) <= 3 else first
         return said[:1].upper() + said[1:]
 
     @property
