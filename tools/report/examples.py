@@ -27,6 +27,8 @@ from reference_impls.report.verify import Target, verify
 from reference_impls.study import training
 
 HOME = Path(__file__).parents[2] / "reference_impls" / "report" / "measured"
+HERE = f"{__package__}.examples"
+"""This module, which is `__main__` as a program."""
 PHOTOS, FRAMES, MAILS = 32, 48, 96
 
 
@@ -43,8 +45,8 @@ class Example:
 
     def target(self) -> Target:
         """Where another process finds both."""
-        answer = f"{__name__}:{self.answer}" if self.answer else None
-        return Target(model=f"{__name__}:{self.model}", data=f"{__name__}:{self.data}", answer=answer)
+        answer = f"{HERE}:{self.answer}" if self.answer else None
+        return Target(model=f"{HERE}:{self.model}", data=f"{HERE}:{self.data}", answer=answer)
 
 
 ERROR = {"error": 0.05}
