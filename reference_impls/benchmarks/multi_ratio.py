@@ -322,8 +322,8 @@ def levels(study: Study[RatioPlan], technique: Technique, *, apart: bool = False
     macs = 2 * rounds * sum(steps.macs) * len(x)
     study.prepare("calibration", "measuring the latency of each ratio at two levels", macs, held="excluded")
     about = (
-        "Coefficient of variation of the latencies of the levels, the largest over the smallest less 1, and their mean in "
-        "ms, each latency the median over rounds; intervals by drawing rounds again."
+        "Coefficient of variation of the latencies of the levels, the largest over the smallest less 1, and their mean "
+        "in ms, each latency the median over rounds; intervals by drawing rounds again."
     )
     spread = [[series, *_spread(study, plan, series)] for series in picks]
     chose = [[level, *(plan.ratios[ks[i]] for ks in picks.values())] for i, level in enumerate(plan.levels)]
