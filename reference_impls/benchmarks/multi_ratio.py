@@ -267,9 +267,7 @@ def slowed(model: nn.Module, share: float) -> Callable[[Tensor], Tensor]:
 
 
 def _wait(until: float) -> None:
-    """Sleep, but not through the end: a sleep lasts longer than asked."""
-    if (left := until - time.perf_counter()) > 3e-4:
-        time.sleep(left - 2e-4)
+    """Idle without giving the core away: a sleep lasts longer than asked, on a busy machine by milliseconds."""
     while time.perf_counter() < until:
         pass
 
@@ -324,8 +322,8 @@ def levels(study: Study[RatioPlan], technique: Technique, *, apart: bool = False
     macs = 2 * rounds * sum(steps.macs) * len(x)
     study.prepare("calibration", "measuring the latency of each ratio at two levels", macs, held="excluded")
     about = (
-        "Coefficient of variation of the latency over the levels, the largest over the smallest less 1, and ms on "
-        "average, in each round; the median over rounds with its interval."
+        "Coefficient of variation of the latencies of the levels, the largest over the smallest less 1, and their mean "
+        "in ms, each latency the median over rounds; intervals by drawing rounds again."
     )
     spread = [[series, *_spread(study, plan, series)] for series in picks]
     chose = [[level, *(plan.ratios[ks[i]] for ks in picks.values())] for i, level in enumerate(plan.levels)]
@@ -376,8 +374,14 @@ def _alone(technique: Technique, net: SharedNetwork, x: Tensor) -> tuple[Any, Te
 
 def _spread(study: Study[RatioPlan], plan: RatioPlan, series: str) -> list[Interval]:
     rounds = np.array([study.cost(series, frequency=level).samples for level in plan.levels])  # (levels, rounds)
-    found = [[variation(one), one.max() / one.min() - 1, one.mean()] for one in rounds.T]
-    return [over_rounds(list(one)) for one in zip(*found, strict=True)]
+    draws = np.random.default_rng(0).integers(0, rounds.shape[1], (1000, rounds.shape[1]))
+    resampled = np.median(rounds[:, draws], axis=2).T  # (1000, levels)
+    found = []
+    for what in (variation, lambda ms: float(ms.max() / ms.min() - 1), lambda ms: float(ms.mean())):
+        value = what(np.median(rounds, axis=1))
+        low, high = np.percentile([what(one) for one in resampled], [2.5, 97.5]).tolist()
+        found.append(Interval(value=value, low=min(low, value), high=max(high, value), n=rounds.shape[1]))
+    return found
 
 
 def switching(plan: RatioPlan, net: SharedNetwork, x: Tensor) -> Table:
