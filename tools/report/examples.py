@@ -26,7 +26,11 @@ from reference_impls.report.result import Kind
 from reference_impls.report.verify import Target, verify
 from reference_impls.study import training
 
-HOME = Path(__file__).parents[2] / "reference_impls" / "report" / "measured"
+from ..knowledge import load
+from .ranking import rank, untrained
+
+ROOT = Path(__file__).parents[2]
+HOME = ROOT / "reference_impls" / "report" / "measured"
 HERE = f"{__package__}.examples"
 """This module, which is `__main__` as a program."""
 PHOTOS, FRAMES, MAILS = 32, 48, 96
@@ -211,7 +215,8 @@ def measure(name: str) -> None:
     (folder / "report.txt").unlink()
     print(f"{name}\n{result.table}", flush=True)
     try:
-        print(verify(result, example.target(), folder).table, flush=True)
+        techniques = untrained(rank(result, load(ROOT, check=False)))
+        print(verify(result, example.target(), folder, techniques=techniques).table, flush=True)
     except ValueError as error:
         print(error, flush=True)
 

@@ -83,6 +83,13 @@ def rank(result: Result, knowledge: Knowledge | None) -> Ranking:
     return Ranking(_verdict(result, first, options), first, tuple(options), tuple(bare))
 
 
+def untrained(ranking: Ranking) -> list[str]:
+    """Ids of the suggested techniques that can be tried as they are: those that train parts of their own cannot."""
+    able = {"", "training_free", "calibration"}
+    found = [o for o in ranking.options if o.adaptation in able or o.finding.saves == "training"]
+    return list(dict.fromkeys(o.suggestion.technique for o in found))
+
+
 def _option(finding: Finding, one: Suggestion, knowledge: Knowledge | None) -> Option:
     entry = knowledge.entries.get(one.technique) if knowledge else None
     adaptation = entry.axes["adaptation"].primary if entry and "adaptation" in entry.axes else ""

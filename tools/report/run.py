@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reference_impls.report.verify import Target, Verification, verify
-
 from reference_impls import report as measuring
 from reference_impls.report.result import FILE, Result
+from reference_impls.report.verify import Target, Verification, verify
 from reference_impls.whole import write_atomically
 
 from ..files import scratch
@@ -20,7 +19,7 @@ from ..knowledge import Knowledge, load
 from ..progress import progress
 from . import inputs
 from .page import page
-from .ranking import Ranking, rank
+from .ranking import Ranking, rank, untrained
 
 PAGE = "index.html"
 
@@ -87,7 +86,7 @@ def verified(done: Done, out: Path | None) -> Verification:
     os.environ[inputs.GIVEN] = json.dumps(done.given)
     try:
         with scratch("atlas-verify-") as folder:
-            return verify(done.result, done.target, out or folder)
+            return verify(done.result, done.target, out or folder, techniques=untrained(done.ranking))
     finally:
         os.environ.pop(inputs.GIVEN)
         os.environ |= {inputs.GIVEN: before} if before else {}
