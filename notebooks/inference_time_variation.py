@@ -17,7 +17,7 @@ from reference_impls.models import mtcnn
 from reference_impls.variation import ALL, Profiler, queries, report, shares, spread
 
 show.style()
-SCENARIOS = ("scenes", "arrival", "structure", "runtime", "end-to-end")
+SCENARIOS = ("scenes", "arrival", "structure", "runtime", "neighbours", "end-to-end")
 records = {name: show.committed("time-variation", name) for name in SCENARIOS}
 
 # %% [markdown]
@@ -113,7 +113,7 @@ plt.show()
 # Wall time is time on the processor, time in the run queue, and a rest. Which of them varies?
 
 # %%
-for name in ("arrival", "runtime"):
+for name in ("arrival", "runtime", "neighbours"):
     print(records[name].title)
     for row in records[name].tables["causes"].records():
         print("   " + f"{row['condition']:30} processor {row['processor']:6.1%}   run queue {row['run queue']:6.1%}   "
