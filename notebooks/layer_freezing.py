@@ -80,8 +80,8 @@ except ValueError as error:
 # %% [markdown]
 # ## What a backward pass costs
 #
-# From the record: with more blocks frozen from the front the backward pass has fewer MACs, keeps fewer bytes, and takes
-# less time.
+# From the record: with more blocks frozen from the front the backward pass has fewer MACs and keeps fewer bytes. So it
+# takes less time, though on a shared machine not at every single block.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.8))
