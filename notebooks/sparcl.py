@@ -16,7 +16,7 @@ from reference_impls.hosts.continual import forgetting, ledger, task_accuracy
 from reference_impls.techniques.sparcl import SparCLTechnique
 
 show.style()
-full = {name: show.committed("sparcl", name) for name in ("der-digits", "er-digits", "der-fashion")}
+full = {name: show.committed("sparcl", name) for name in ("der-digits", "er-digits")}
 
 # %% [markdown]
 # ## Three savings in one training

@@ -112,13 +112,18 @@ class Endless:
         raise TimeoutError(f"only {found} were started")
 
 
+def hear_interrupts() -> None:
+    """In a child: take SIGINT as a program at a terminal does, even where a shell lets its background jobs ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(command: Sequence[str], folder: Path, where: Path | None = None) -> subprocess.Popen[bytes]:
     """A process in `folder`, or elsewhere, with its place for temporary files in `folder`."""
     paths = os.pathsep.join([str(folder), str(ROOT)])
     environment = os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": paths}
     return subprocess.Popen(
         command, cwd=where or folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
+        stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=hear_interrupts,
     )  # fmt: skip
 
 

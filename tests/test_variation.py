@@ -50,6 +50,7 @@ from reference_impls.variation.prediction import last_value
 from reference_impls.variation.report import overhead
 from reference_impls.variation.spread import certified, correlation_length, interval, needed
 from reference_impls.variation.trace import trace_events
+from tests.interrupted import hear_interrupts
 from tools.cli import main
 
 MS = 1_000_000
@@ -798,7 +799,7 @@ def test_an_interrupted_profile_shows_what_it_has(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + "\nimport os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(600)\n")
     command = [sys.executable, "-m", "tools.cli", "profile", "-o", str(tmp_path / "out.json"), str(script), "3"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, preexec_fn=hear_interrupts)
     assert ended.returncode == 1
     assert "3 frames" in ended.stdout
     assert "was interrupted; the numbers are of what it recorded until then" in ended.stderr

@@ -213,9 +213,12 @@ def trade_off(
     return _svg(frame.width, frame.height, parts, title=title, description=description, name=name)
 
 
-def _svg(width: int, height: int, parts: Iterable[str], *, title: str, description: str, name: str) -> Html:
+def _svg(
+    width: int, height: int, parts: Iterable[str], *, title: str, description: str, name: str, role: str = "img"
+) -> Html:
+    """`role` is "group" where links inside can be reached."""
     return Html(
-        f'<svg class="atlas-figure" viewBox="0 0 {width} {height}" role="img" '
+        f'<svg class="atlas-figure" viewBox="0 0 {width} {height}" role="{role}" '
         f'aria-labelledby="{name}-title {name}-desc" font-size="{FONT}">'
         f'<title id="{name}-title">{escape(title)}</title>'
         f'<desc id="{name}-desc">{escape(description)}</desc>{"".join(parts)}</svg>'
@@ -426,7 +429,7 @@ def overview(
         if curve.where:
             drawn = f'<a href="{escape(curve.where)}" aria-label="{escape(curve.name)}">{drawn}</a>'
         parts.append(f'<g class="series {style}" data-group="{curve.group}">{drawn}</g>')
-    return _svg(WIDE.width, WIDE.height, parts, title=title, description=description, name=name)
+    return _svg(WIDE.width, WIDE.height, parts, title=title, description=description, name=name, role="group")
 
 
 def _front(marks: Sequence[Mark]) -> list[Mark]:

@@ -50,7 +50,7 @@
 
     const show = () => {
       const ones = chosen.map((id) => entries[id]);
-      const head = make("tr", {}, make("th", { scope: "col" }, ""));
+      const head = make("tr", {}, make("td", {}));
       chosen.forEach((id) => {
         const away = make("button", { type: "button", "aria-label": `Take ${entries[id].name} away`, class: "atlas-away" }, "×");
         away.addEventListener("click", () => { chosen = chosen.filter((other) => other !== id); show(); });
