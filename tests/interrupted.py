@@ -113,7 +113,7 @@ class Endless:
 
 
 def hear_interrupts() -> None:
-    """In a child: take SIGINT as a program at a terminal does, even where a shell lets its background jobs ignore it."""
+    """In a child: take SIGINT as at a terminal, even where a shell lets its background jobs ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
