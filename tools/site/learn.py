@@ -40,7 +40,9 @@ def _learn(atlas: Atlas) -> Page:
     for title, id_, about in FIGURES:
         if id_ in atlas.knowledge.entries:
             notebook = atlas.material.notebooks.get(id_)
-            shown.append((title, id_, about, first_figure(notebook, FIGURE_BYTES) if notebook else None))
+            shown.append(
+                (title, id_, about, first_figure(notebook, FIGURE_BYTES, f"picture-{id_}") if notebook else None)
+            )
     relations = atlas.knowledge.axes.axes.get("relation")
     return View(atlas, "learn.md").page(
         "learn.md", "What is redundant?", "taxonomy/axes.yml", shown=shown, relations=relations

@@ -236,8 +236,11 @@ def _prose(markdown: str) -> str:
     return "\n\n".join(text if n % 2 else str(prose(text)) for n, text in enumerate(texts) if text)
 
 
-def first_figure(notebook: Notebook, most: int) -> tuple[Html, str] | None:
-    """(figure, heading above it) of the first figure of a notebook of at most so many bytes, without measured times."""
+def first_figure(notebook: Notebook, most: int, name: str = "picture") -> tuple[Html, str] | None:
+    """(figure, heading above it) of the first figure of a notebook of at most so many bytes, without measured times.
+
+    `name` prefixes the ids inside the figure.
+    """
     title = ""
     for number, cell in enumerate(notebook.cells, 1):
         if cell["cell_type"] == "markdown":
@@ -245,7 +248,7 @@ def first_figure(notebook: Notebook, most: int) -> tuple[Html, str] | None:
         for output in cell.get("outputs", ()) if TIMED not in _tags(cell) else ():
             try:
                 svg = _text((output.get("data") or {}).get("image/svg+xml", ""))
-                if svg and len(figure := themed_svg(svg, "picture", title)) <= most:
+                if svg and len(figure := themed_svg(svg, name, title)) <= most:
                     return Html(figure), title
             except OddOutput as error:
                 raise NotebookError(f"{notebook.path}, cell {number}: {error}") from error
