@@ -91,6 +91,11 @@ class Commands(click.Group):
             _say(f"Error: {_where(error)}; {ADVICE.get(error.errno or 0, 'see what is there')}")
             _give_up(2)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if any("\0" in word for word in args):
+            ctx.fail("an argument holds a NUL character, which no path and no name may hold")
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(HOMES)
 
