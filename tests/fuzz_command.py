@@ -33,10 +33,10 @@ WORDS = [
     "ToMe", "tome", PAPER, "E101", "w605", "photos", "relation=merge", "relation=spatial_similarity", "status=stable",
     "=", "a=b=c", "stage=", "smoke", "full", "cpu", "cuda", "cpu:99", "cuda:0", "nan", "inf", "-1", "0", "1", "1e999",
     "1e9", "3x3", "0x0", "999999999999999999999", "json", "text", "github", ".", "..", "/", "/dev/null", "/dev/full",
-    "/dev/zero", "/proc/nowhere", "loop", "a/b/c", "papers", "taxonomy", "out", "a" * 300, "a/" * 200, "\x00", "\x1b[2J",
-    "\n", "é", "日本", "\udcff", "[/x]", "[red]", "{}", "{0}", "%s", "%(x)s", "$x", "`x`", "'", '"', "\\", "*", "?",
-    "~", "~nobody/x", "2210.09461", "10.1000/x", "1999", "2999", "It is so.", "A sentence. Another.", "it is so",
-    "Bolya, Daniel", ",", "x" * 5000, "points[r=4].macs", "$x^2", "<b>x</b>",
+    "/dev/zero", "/proc/nowhere", "loop", "a/b/c", "papers", "taxonomy", "out", "a" * 300, "a/" * 200, "\x00",
+    "\x1b[2J", "\n", "é", "日本", "\udcff", "[/x]", "[red]", "{}", "{0}", "%s", "%(x)s", "$x", "`x`", "'", '"', "\\",
+    "*", "?", "~", "~nobody/x", "2210.09461", "10.1000/x", "1999", "2999", "It is so.", "A sentence. Another.",
+    "it is so", "Bolya, Daniel", ",", "x" * 5000, "points[r=4].macs", "$x^2", "<b>x</b>",
 ]  # fmt: skip
 """What somebody may type, by mistake or not."""
 
