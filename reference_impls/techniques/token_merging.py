@@ -397,6 +397,7 @@ class TokenMerging(Technique):
         "prefix": Integer(
             None,
             low=0,
+            high=1024,
             optional=True,
             about="leading tokens that never merge (class and distillation tokens); None: as many as the model says",
         ),
