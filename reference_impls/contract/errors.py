@@ -75,5 +75,5 @@ def check_range(
     kinds = (int,) if integer else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"{name} must be {wanted}, got {value!r}")
-    if math.isnan(value) or not low <= value <= high or (low_open and value == low):
+    if value != value or abs(value) == math.inf or not low <= value <= high or (low_open and value == low):
         raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -7,9 +7,12 @@ an unknown knob and a bad value before the technique sees it, and the conformanc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
 
 from reference_impls.contract.errors import check_range, nearest
 
@@ -41,12 +44,37 @@ class Knob:
         return [] if self.optional else [None]
 
 
+def _sizes(value: Any) -> bool:
+    return isinstance(value, tuple | list | torch.Size) and all(type(n) is int and 0 < n <= LONGEST for n in value)
+
+
+FORMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "function": ("a function", lambda value: callable(value) and not isinstance(value, type)),
+    "list": ("a list or a tuple", lambda value: isinstance(value, list | tuple)),
+    "names": (
+        "a list or a tuple of names",
+        lambda value: isinstance(value, list | tuple) and all(isinstance(one, str) for one in value),
+    ),
+    "sizes": ("a tuple of integers of at least 1", _sizes),
+    "table": ("a mapping", lambda value: isinstance(value, Mapping)),
+    "tensor": ("a tensor of at least one axis", lambda value: isinstance(value, Tensor) and value.ndim > 0),
+}
+"""What a `Given` may have to be: in words, and whether a value is."""
+
+
 @dataclass(frozen=True)
 class Given(Knob):
-    """Something that only the technique can check, such as a tensor or a table."""
+    """Something that the technique itself checks, beyond its form. None is allowed where it is the default."""
+
+    form: Literal["", "function", "list", "names", "sizes", "table", "tensor"] = ""
+
+    def check_value(self, name: str, value: Any) -> None:
+        words, fits = FORMS.get(self.form, ("", lambda _: True))
+        if not fits(value) and (value is not None or self.default is not None):
+            raise TypeError(f"{name} must be {words}{' or None' * (self.default is None)}, got {value!r:.200}")
 
     def bad(self) -> list[Any]:
-        return []
+        return [1j] if self.form else []
 
 
 @dataclass(frozen=True)
@@ -59,7 +87,8 @@ class Number(Knob):
     wrong: ClassVar[float] = math.nan
 
     def check_value(self, name: str, value: Any) -> None:
-        check_range(name, value, self.low, self.high, low_open=self.low_open)
+        low, high = (max(self.low, -LONGEST), min(self.high, LONGEST)) if type(value) is int else (self.low, self.high)
+        check_range(name, value, low, high, low_open=self.low_open)
 
     def bad(self) -> list[Any]:
         ends = [end for end in (self.low - 1, self.high + 1) if math.isfinite(end)]

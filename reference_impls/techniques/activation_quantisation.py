@@ -284,7 +284,9 @@ class ActivationQuantisation(Technique):
             options=("row", "tensor"),
             about="what shares a step at run time: a row of a linear layer or an image of a convolution, or the batch",
         ),
-        "spans": Given(None, about="{layer: Span}, static ranges from calibration; None: found at run time"),
+        "spans": Given(
+            None, form="table", about="{layer: Span}, static ranges from calibration; None: found at run time"
+        ),
         "outliers": Choice(
             "none",
             options=("none", "decompose", "smooth", "rotate"),
@@ -292,8 +294,8 @@ class ActivationQuantisation(Technique):
         ),
         "threshold": Number(6.0, low=0, low_open=True, about="of `decompose`: magnitude from which a channel is apart"),
         "alpha": Number(0.5, low=0, high=1, about="of `smooth`: how much of a channel's range goes into the weights"),
-        "peaks": Given(None, about="of `smooth`: {layer: largest magnitudes (K,)}, from `channel_peaks`"),
-        "digital": Given((), about="names of modules to leave in floating point, or `first`, `last`"),
+        "peaks": Given(None, form="table", about="of `smooth`: {layer: largest magnitudes (K,)}, from `channel_peaks`"),
+        "digital": Given((), form="names", about="names of modules to leave in floating point, or `first`, `last`"),
     }
 
     def settings(self) -> list[Setting]:

@@ -284,9 +284,15 @@ class AdversarialPatchRegionRemoval(Technique):
             about="fill all windows at once first where that is cheaper, and each alone only if it changes something",
         ),
         "fill": Choice("neutral", options=("neutral", "inpaint"), about="what stands in the place of a window"),
-        "decode": Given(None, about="function (result, threshold) -> detections of each frame; None: the model's own"),
+        "decode": Given(
+            None,
+            form="function",
+            about="function (result, threshold) -> detections of each frame; None: the model's own",
+        ),
         "frame_shape": Given(
-            None, about="shape (1, C, H, W) of the frames on which the model is checked; None: small square ones"
+            None,
+            form="sizes",
+            about="shape (1, C, H, W) of the frames on which the model is checked; None: small square ones",
         ),
     }
     waivers: ClassVar = {

@@ -59,8 +59,12 @@ class AllInOne(Technique):
     execution = "real"
     knobs: ClassVar = {
         "frequency": Number(1.0, low=0, high=1, low_open=True, about="of the processor now, as a share of its highest"),
-        "profile": Given(None, about="measured latency of each ratio (`calibrate`); None: its MACs, all by the clock"),
-        "shape": Given(None, about="of one datum, without the batch axis; needed where there is no profile"),
+        "profile": Given(
+            None, form="list", about="measured latency of each ratio (`calibrate`); None: its MACs, all by the clock"
+        ),
+        "shape": Given(
+            None, form="sizes", about="of one datum, without the batch axis; needed where there is no profile"
+        ),
     }
     waivers: ClassVar = {"execution-is-as-declared": "The ratio follows from the frequency, and from no data."}
 

@@ -141,10 +141,14 @@ class BitSerialPrecision(Technique):
     knobs: ClassVar = {
         "bits": Integer(8, low=1, high=8, optional=True, about="b of the full unit; None: floating point"),
         "weight_bits": Integer(8, low=2, high=8, about="of weights, which are not cut"),
-        "spans": Given(None, about="{layer: Span}, ranges of activations from calibration; None: what holds the batch"),
-        "windows": Given(None, about="{layer: Window}, the bits that each computes; None: all of them"),
+        "spans": Given(
+            None,
+            form="table",
+            about="{layer: Span}, ranges of activations from calibration; None: what holds the batch",
+        ),
+        "windows": Given(None, form="table", about="{layer: Window}, the bits that each computes; None: all of them"),
         "group": Integer(None, low=1, optional=True, about="activations that share a precision found at run time"),
-        "digital": Given((), about="names of modules to leave in floating point, or `first`, `last`"),
+        "digital": Given((), form="names", about="names of modules to leave in floating point, or `first`, `last`"),
     }
 
     def settings(self) -> list[Setting]:

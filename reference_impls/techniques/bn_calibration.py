@@ -71,7 +71,7 @@ class BNCalibration(Technique):
     execution = "simulated"
     trains = True
     knobs: ClassVar = {
-        "images": Given(None, about="(N, ...) inputs to estimate from; None changes nothing"),
+        "images": Given(None, form="tensor", about="(N, ...) inputs to estimate from; None changes nothing"),
         "batch_size": Integer(256, low=1, about="of the estimates, whose mean is taken"),
     }
 
@@ -109,7 +109,10 @@ class BNCalibration(Technique):
             return Handle(target)
         check_tensor("images", images, " ".join("BCHWD"[: images.ndim] if isinstance(images, Tensor) else "B"))
         like = next(target.parameters())
-        found = statistics(target, images.to(like), batch_size)
+        try:
+            found = statistics(target, images.to(like), batch_size)
+        except RuntimeError as error:
+            raise ValueError(f"images must be what the model takes: {error}") from None
         undos = [replace(norm, partial(_calibrated, found[name]), self.id) for name, norm in norms.items()]
 
         def undo() -> None:

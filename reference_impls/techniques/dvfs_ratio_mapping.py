@@ -151,7 +151,7 @@ class RatioMapping(Technique):
     knobs: ClassVar = {
         "frequency": Number(1.0, low=0, high=1, low_open=True, about="of the processor now, as a share of its highest"),
         "profile": Given(
-            None, about="measured latency of each network (`calibrate`); None: its MACs, all by the clock"
+            None, form="list", about="measured latency of each network (`calibrate`); None: its MACs, all by the clock"
         ),
     }
     waivers: ClassVar = {"execution-is-as-declared": "The network follows from the frequency, and from no data."}

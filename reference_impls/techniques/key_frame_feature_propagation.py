@@ -292,7 +292,9 @@ class KeyFrameFeaturePropagation(Technique):
             "bilinear", options=("bilinear", "nearest", "none"), about="how features move; none holds them in place"
         ),
         "frame_shape": Given(
-            None, about="shape (1, C, H, W) of the frames on which the model is checked; None: small square ones"
+            None,
+            form="sizes",
+            about="shape (1, C, H, W) of the frames on which the model is checked; None: small square ones",
         ),
     }
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.preparation import prepares
 from reference_impls.contract import Choice, Given, Handle, Integer, Redundancy, Setting, Switch, Technique
-from reference_impls.contract.errors import check_tensor, warn_no_effect
+from reference_impls.contract.errors import check_range, check_tensor, warn_no_effect
 from reference_impls.contract.replacement import replace
 from reference_impls.hosts.layers import Layer, plain_layers
 from reference_impls.hosts.substitution import inputs_of
@@ -97,7 +97,9 @@ class PIMQuantization(Technique):
         "weights": Choice("max", options=("max", "tanh"), about="how weights become codes: `layers.quantised`"),
         "clip": Given(None, about="of activations: a number, {layer: Span}, or None for what holds the batch"),
         "digital": Given(
-            ("first", "last"), about="names of modules to leave digital, or `first`, `last`, `small` (K < N)"
+            ("first", "last"),
+            form="names",
+            about="names of modules to leave digital, or `first`, `last`, `small` (K < N)",
         ),
         "chip": Given(
             None, about="a `layers.pim.Chip`, gain, offset, curve and noise of a real converter; None: ideal"
@@ -147,7 +149,7 @@ class PIMQuantization(Technique):
             another way; ValueError or TypeError for knobs that do not fit together, a layer with fewer inputs than a
             group, and weights that are not finite.
         """
-        chip, rescaling = chip or IDEAL, rescaling or self.own_rescaling
+        chip, rescaling = IDEAL if chip is None else chip, self.own_rescaling if rescaling is None else rescaling
         for name, value, kind in (("chip", chip, Chip), ("rescaling", rescaling, Rescaling)):
             if not isinstance(value, kind):
                 raise TypeError(f"{name} must be a layers.pim.{kind.__name__} or None, got {value!r}")
@@ -201,6 +203,8 @@ def _clips(clip: float | Mapping[str, Span] | None, layers: Mapping[str, Layer])
         if missing := [name for name in layers if name not in clip]:
             raise ValueError(f"clip has no Span for {', '.join(missing)}: `spans` finds those of all layers")
         return {name: clip[name] for name in layers}
+    if clip is not None:
+        check_range("clip", clip, 0)
     return dict.fromkeys(layers, None if clip is None else Span(0.0, float(clip)))
 
 

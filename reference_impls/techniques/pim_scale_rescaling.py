@@ -120,7 +120,7 @@ class PIMScaleRescaling(Technique):
     knobs: ClassVar = {
         "backward": Switch(True, about="multiply gradients by xi, the ratio of spreads of converted and exact output"),
         "forward": Given(1.0, about="eta, by which outputs are multiplied: a number above 0, or `auto`"),
-        "images": Given(None, about="(N, ...) inputs from which `auto` finds the eta of each layer"),
+        "images": Given(None, form="tensor", about="(N, ...) inputs from which `auto` finds the eta of each layer"),
         "low": Number(0.1, low=0, low_open=True, high=1, about="least xi: the ratio is 0 where every code is"),
         "high": Number(10.0, low=1, high=1e6, about="largest xi"),
     }
@@ -162,7 +162,10 @@ class PIMScaleRescaling(Technique):
                 raise ValueError(f"forward must be a number above 0 or 'auto', got {forward!r}")
             if images is None:
                 raise ValueError("forward='auto' finds eta on inputs: give some as `images`, or a number as `forward`")
-            factors = forward_factors(target, images.to(next(target.parameters())), low, high)
+            try:
+                factors = forward_factors(target, images.to(next(target.parameters())), low, high)
+            except RuntimeError as error:
+                raise ValueError(f"images must be what the model takes: {error}") from None
         else:
             check_range("forward", forward, 0, 1e6, low_open=True)
             factors = dict.fromkeys(layers, Factor(forward))

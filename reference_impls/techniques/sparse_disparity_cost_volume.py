@@ -177,6 +177,10 @@ def packing(levels: Sequence[int], width: int) -> list[int]:
 # On a network that was trained with more levels
 
 
+MOST = 100_000
+"""Depths of a grid; an image has far fewer disparities."""
+
+
 class SparseDisparityCostVolume(Technique):
     """In every `CostVolume` of a network, costs at the disparities of evenly spaced depths only.
 
@@ -247,7 +251,12 @@ def pixel_macs(match: nn.Module) -> int:
 
 
 def asked(focal: float, baseline: float, step: float, far: float) -> tuple[int, ...]:
-    """Levels of the depths step / 4, step / 4 + step, ... below `far`: the published 0.5, 2.5, ... for 2 and 32 m."""
+    """Levels of the depths step / 4, step / 4 + step, ... below `far`: the published 0.5, 2.5, ... for 2 and 32 m.
+
+    Raises ValueError for more than `MOST` depths.
+    """
+    if far > step * MOST:
+        raise ValueError(f"step must be at least far / {MOST} = {far / MOST:g} metres, got {step}")
     return depth_levels(focal, baseline, torch.arange(step / 4, max(far, step / 2), step, dtype=torch.float64))
 
 

@@ -152,9 +152,15 @@ class Themis(Technique):
         "share": Number(0.01, low=0, high=1, low_open=True, about="share of the shallow activations that is important"),
         "threshold": Number(0.5, low=0, high=1, about="score from which on a detection counts"),
         "fill": Choice("inpaint", options=("neutral", "inpaint"), about="what stands in the place of a window"),
-        "decode": Given(None, about="function (result, threshold) -> detections of each frame; None: the model's own"),
+        "decode": Given(
+            None,
+            form="function",
+            about="function (result, threshold) -> detections of each frame; None: the model's own",
+        ),
         "frame_shape": Given(
-            None, about="shape (1, C, H, W) of the frames on which the model is checked; None: small square ones"
+            None,
+            form="sizes",
+            about="shape (1, C, H, W) of the frames on which the model is checked; None: small square ones",
         ),
     }
 

@@ -107,7 +107,11 @@ class TrainTestDeduplication(Technique):
             about="cosine, or Jaccard index, from which on two are twins",
         ),
         "leave_out": Choice("test", options=("test", "train"), about="the set that loses its twins"),
-        "judge": Given(None, about="`judge(item, twin)`, whether a pair is one indeed; None: the threshold decides"),
+        "judge": Given(
+            None,
+            form="function",
+            about="`judge(item, twin)`, whether a pair is one indeed; None: the threshold decides",
+        ),
     }
 
     def settings(self) -> list[Setting]:

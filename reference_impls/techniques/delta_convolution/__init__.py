@@ -56,7 +56,9 @@ class DeltaConvolution(Technique):
             "value", options=("value", "delta"), about="send changed positions with new values, or differences"
         ),
         "frame_shape": Given(
-            None, about="shape (B, C, H, W) of the frames on which the model is checked; None: small square ones"
+            None,
+            form="sizes",
+            about="shape (B, C, H, W) of the frames on which the model is checked; None: small square ones",
         ),
     }
     waivers: ClassVar = {

@@ -148,7 +148,9 @@ class FineGrainedJointSearch(SearchTechnique):
         "target": Number(2.0, low=1, about="mobile efficiency score to reach, as a multiple of the largest network's"),
         "tolerance": Number(None, low=0, optional=True, about="most quality that a single move may cost; None: any"),
         "table": Given(None, about="latencies of the parts, a `LatencyTable`; None: exact MACs"),
-        "exponents": Given({"size": 0.5, "latency": 1.0}, about="how much size and latency weigh in the score"),
+        "exponents": Given(
+            {"size": 0.5, "latency": 1.0}, form="table", about="how much size and latency weigh in the score"
+        ),
     }
 
     def settings(self) -> list[Setting]:
