@@ -115,7 +115,8 @@ def _beside(work: Callable[[Any], None] | None, cores: list[int], where: list[in
             begun = context.Event()
             neighbour = context.Process(target=_on, args=(where, work, begun), daemon=True)
             neighbour.start()
-            begun.wait(10)
+            if not begun.wait(10):
+                raise RuntimeError(f"the neighbour {work.__name__} did not begin in 10 s: this machine does not let it")
         yield
     finally:
         if neighbour is not None:
