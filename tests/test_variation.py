@@ -858,7 +858,7 @@ def test_live_branches_fuse_every_frame_and_a_death_is_told() -> None:
 
 
 def test_a_branch_that_hangs_is_ended_at_the_limit() -> None:
-    with Branches({"hanging": hangs_at_a_dark_frame}, light(1, number=3)) as branches:
+    with Branches({"sound": bright, "hanging": hangs_at_a_dark_frame}, light(1, number=3)) as branches:
         live = branches.run(period=1, policy="every", patience=1)
     assert live.unfinished["hanging"] in (0, 1), "every frame is taken up, however late: the dark one is the next"
     assert set(live.outcome.computed["hanging"]) <= {0}
