@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from reference_impls import show
-from reference_impls.layers.pim import Array, Chip, convert
+from reference_impls.layers.arrays import Array, Chip, convert
 from reference_impls.study import run
 from reference_impls.techniques.adjusted_precision_training import effective_bits
 

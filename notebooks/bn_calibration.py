@@ -13,7 +13,7 @@ import torch
 
 from reference_impls import show
 from reference_impls.benchmarks.low_precision import COARSE, DIGITS, deployed, images_of, trained
-from reference_impls.layers.pim import Array, Chip, convert
+from reference_impls.layers.arrays import Array, Chip, convert
 from reference_impls.techniques.bn_calibration import BNCalibration, now, statistics
 
 show.style()
@@ -68,7 +68,7 @@ print(f"{measure.measure}: {measure.value:.2f}")
 # %% [markdown]
 # ## What it repairs, and what not
 #
-# Networks of five seeds on chips with one error each, and with all of them. Calibration meets what is the same for all
+# Networks of three seeds on chips with one error each, and with all of them. Calibration meets what is the same for all
 # images. Noise is not.
 
 # %%

@@ -24,7 +24,7 @@ record = show.committed("deadline-aware-fusion", "three-branches")
 # a branch takes 1 ms for 3 million multiply-accumulates; the camera sends 30 frames per second.
 
 # %%
-frames = video.clip("bikes", 16, (120, 160))
+frames = video.clip("bikes", 12, (120, 160))
 branches = {name: make() for name, make in BRANCHES.items()}
 times = {name: [max(macs / 3e6, 0.1) for macs in macs_of(branch, frames)] for name, branch in branches.items()}
 for name, taken in times.items():
@@ -38,7 +38,7 @@ system = Perception(branches, times, period=1000 / 30, example=frames[:1]).eval(
 
 # %%
 figure, axes = plt.subplots(2, 1, figsize=(9, 3.6), sharex=True)
-outcomes = {"each alone": system.outcome(16), "coordinated": coordinated_outcome(system, 16, None)}
+outcomes = {"each alone": system.outcome(12), "coordinated": coordinated_outcome(system, 12, None)}
 for axis, (title, outcome) in zip(axes, outcomes.items(), strict=True):
     fused = {round(stamp / system.period) for one in outcome.fused for stamp in one.stamps.values()}
     for row, computed in enumerate(outcome.computed.values()):
@@ -59,7 +59,7 @@ plt.show()
 with torch.no_grad(), DeadlineAwareFusion().apply(system) as handle:
     together = handle.target(frames)
     kept = handle.trace["fused"]
-    alone = system.computed(frames, coordinated_outcome(system, 16, None))
+    alone = system.computed(frames, coordinated_outcome(system, 12, None))
 print("frames fused:", kept)
 print("largest difference:", float((together[kept] - alone[kept]).abs().max()))
 

@@ -15,7 +15,7 @@ import torch
 from reference_impls import show
 from reference_impls.benchmarks.low_precision import DIGITS, images_of, trained
 from reference_impls.contract import generator
-from reference_impls.layers.pim import SCHEMES, Array, array_product, columns, convert
+from reference_impls.layers.arrays import SCHEMES, Array, array_product, columns, convert
 from reference_impls.study import accuracy
 from reference_impls.techniques.pim_quantization import PIMQuantization
 
@@ -88,9 +88,9 @@ print("conversions of an image by layer:", conversions)
 # %% [markdown]
 # ## Schemes and cycles
 #
-# Networks of five seeds. Left: accuracy against bits. Right: the same against conversions of an image, which the energy
-# of an array goes with; a native column takes one for each output and group, bit-serial ones one for each bit of the
-# weight, and cycles multiply.
+# Networks of three seeds. Left: accuracy against bits. Right: the same against conversions of an image, which the
+# energy of an array goes with; a native column takes one for each output and group, bit-serial ones one for each bit of
+# the weight, and cycles multiply.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)

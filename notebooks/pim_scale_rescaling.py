@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from reference_impls import show
-from reference_impls.layers.pim import SCHEMES, Array, PIMConv2d
+from reference_impls.layers.arrays import SCHEMES, Array
+from reference_impls.layers.pim import PIMConv2d
 from reference_impls.study import run
 from reference_impls.techniques.pim_scale_rescaling import PIMScaleRescaling
 
@@ -22,25 +23,29 @@ record = show.committed("pim-scale-rescaling", "digits-rescaling")
 # %% [markdown]
 # ## Larger, smaller, gone
 #
-# The ratio of spreads, converted over exact, of the second convolution of trained networks; rows are group sizes. Above
-# 1 the scale is enlarged, and 0 is the dead zone, where every code is 0.
+# The ratio of spreads, converted over exact, of the second convolution of trained networks. Each panel is a map over
+# the rows in a group and the bits of the converter; from panel to panel downwards, more bits of an activation enter in
+# a cycle. Above 1 the scale is enlarged, and 0 is the dead zone, where every code is 0.
 
 # %%
-rows = [row for row in record.tables["scale"].records() if row["dac_bits"] == 4]
-groups, bits = (sorted({row[name] for row in rows}) for name in ("group", "adc_bits"))
-figure, axes = plt.subplots(1, 3, figsize=(11, 2.8))
-for axis, scheme in zip(axes, SCHEMES, strict=True):
-    values = {(row["group"], row["adc_bits"]): row["ratio"].value for row in rows if row["scheme"] == scheme}
-    grid = np.array([[values[group, b] for b in bits] for group in groups])
-    axis.imshow(np.log2(np.clip(grid, 0.125, 8)), cmap="RdBu_r", vmin=-3, vmax=3)
-    for i, line in enumerate(grid):
-        for j, value in enumerate(line):
+rows = record.tables["scale"].records()
+groups, bits, cycles = (sorted({row[name] for row in rows}) for name in ("group", "adc_bits", "dac_bits"))
+places = ("scheme", "dac_bits", "group", "adc_bits")
+values = {tuple(row[name] for name in places): row["ratio"].value for row in rows}
+figure, axes = plt.subplots(len(cycles), 3, figsize=(11, 2.1 * len(cycles)), sharex=True, sharey=True, squeeze=False)
+for line, m in zip(axes, cycles, strict=True):
+    for axis, scheme in zip(line, SCHEMES, strict=True):
+        grid = np.array([[values[scheme, m, group, b] for b in bits] for group in groups])
+        axis.imshow(np.log2(np.clip(grid, 0.125, 8)), cmap="RdBu_r", vmin=-3, vmax=3, aspect="auto")
+        for (i, j), value in np.ndenumerate(grid):
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7)
-    axis.set_xticks(range(len(bits)), bits)
-    axis.set_yticks(range(len(groups)), groups)
-    axis.grid(visible=False)
-    axis.set(title=scheme, xlabel="bits of the converter")
-axes[0].set(ylabel="rows in a group")
+        axis.set_xticks(range(len(bits)), bits)
+        axis.set_yticks(range(len(groups)), groups)
+        axis.grid(visible=False)
+        axis.set_title(f"{scheme}, {m} bit{'s' if m > 1 else ''} a cycle", fontsize=9)
+    line[0].set(ylabel="rows in a group")
+for axis in axes[-1]:
+    axis.set(xlabel="bits of the converter")
 plt.show()
 
 # %% [markdown]
@@ -64,23 +69,30 @@ print(f"ratio of spreads {ratio:.4f}, of gradients {(gradients[True] / gradients
 # %% [markdown]
 # ## Does it train better?
 #
-# Networks trained through the converter from five seeds, with the rescaled gradient and with the plain straight-through
-# estimator. The intervals say how sure the difference is. Right: run now, one seed.
+# Networks trained through the converter, with the rescaled gradient and with the plain straight-through estimator: by
+# AdamW from five seeds, by gradient descent with momentum from three, and run now, from one. The intervals say how sure
+# the difference is.
 
 # %%
-records = {"full record": record, "run now": run("pim-scale-rescaling", "digits-rescaling")}
+momentum = show.committed("pim-scale-rescaling", "digits-momentum")
 axes = show.panels(
-    records, lambda variant: getattr(variant, "knobs", {}).get("adc_bits", 12), "bits (12: baseline)", [3, 4, 5, 6, 12]
+    {"AdamW": record, "momentum": momentum, "AdamW, run now": run("pim-scale-rescaling", "digits-rescaling")},
+    lambda variant: getattr(variant, "knobs", {}).get("adc_bits", 12),
+    "bits (12: baseline)",
+    [3, 4, 5, 6, 12],
 )
 axes[0].legend(fontsize=8)
 plt.show()
-show.gains(record, "plain estimator")
+for one in (record, momentum):
+    print(one.title)
+    show.gains(one, "plain estimator")
 
 # %% [markdown]
 # AdamW divides each gradient by its own running size, and a batch norm after the layer divides the output by its
-# spread; between them little is left of a factor. A training without either would feel it more.
+# spread; between them little is left of a factor. Steps of gradient descent keep it.
 #
 # ## When not to use it
 #
 # - **In the hope of accuracy**, with batch norms and an optimiser of Adam's kind: measure it first.
+# - **With a converter that nothing trains through**: at 3 bits momentum gets nowhere by either estimator.
 # - **With an ideal converter**: the ratio is 1.

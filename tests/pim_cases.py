@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.contract import Case
-from reference_impls.layers.pim import Array, PIMConv2d, Rescaling
+from reference_impls.layers.arrays import Array
+from reference_impls.layers.pim import PIMConv2d, Rescaling
 from tests import pim_simulator as simulator
 
 Kind = Literal["typical", "redundant", "null"]

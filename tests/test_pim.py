@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.count import count
-from reference_impls.layers import pim
-from reference_impls.layers.pim import SCHEMES, Array, Chip, PIMConv2d, PIMLinear, Rescaling, array_convolution
+from reference_impls.layers import arrays
+from reference_impls.layers.arrays import SCHEMES, Array, Chip, array_convolution
+from reference_impls.layers.pim import PIMConv2d, PIMLinear, Rescaling
 from reference_impls.layers.quantised import Span, activation_codes, check_device, weight_codes
 from reference_impls.study import fork_seed
 from reference_impls.techniques.pim_quantization import PIMQuantization
@@ -48,7 +49,7 @@ def test_products_equal_the_simulator(scheme: Any, m: int, b: int) -> None:
     for group in (9, 23):  # 23 = 9 + 9 + 5: the last group is ragged
         array = Array(scheme, adc_bits=b, dac_bits=m, group=group)
         expected = simulated(x, w, array)
-        assert torch.equal(pim.array_product(x, w, array).long(), expected)
+        assert torch.equal(arrays.array_product(x, w, array).long(), expected)
         fast = array_convolution(x.float().T[None, :, :, None], w.float()[..., None, None], array)
         assert torch.equal(fast[0, :, :, 0].T.long(), expected)
 
@@ -88,22 +89,22 @@ def test_golden_codes() -> None:
     x, w = torch.tensor([[3, 2, 1, 3]]), torch.tensor([[1, -1, 1, 1]])
     # group 1: 3 - 2 + 1 = 2 -> 2 * 3 / 9 = 0.67 -> 1; group 2: 3 -> 1.
     native = Array("native", 2, 2, 2, 2, 3)
-    assert pim.array_product(x, w, native).item() == 1 + 1
+    assert arrays.array_product(x, w, native).item() == 1 + 1
     # plus 3 + 1 = 4 -> 1.33 -> 1 and 1; minus 2 -> 0.67 -> 1.
-    assert pim.array_product(x, w, Array("differential", 2, 2, 2, 2, 3)).item() == 1 + 1 - 1
+    assert arrays.array_product(x, w, Array("differential", 2, 2, 2, 2, 3)).item() == 1 + 1 - 1
     # F = 9 again; bit 0 of (1, -1, 1, 1) is (1, 1, 1, 1): 6 -> 2, 3 -> 1; bit 1 (the sign) is (0, 1, 0, 0): 2 -> 1.
-    assert pim.array_product(x, w, Array("bit-serial", 2, 2, 2, 2, 3)).item() == (2 + 1) - 2 * 1
+    assert arrays.array_product(x, w, Array("bit-serial", 2, 2, 2, 2, 3)).item() == (2 + 1) - 2 * 1
     # A tie is rounded to the even code: 9 * 1 / 18 = 0.5 -> 0, 27 / 18 = 1.5 -> 2.
     array = Array("native", 2, 2, 1, 1, 2)  # L = 1, F = 2
     sums = torch.tensor([1.0, -1.0, 3.0])
-    assert pim.convert(sums.view(1, 3), array, axis=-1).tolist() == [[0.0, 0.0, 2.0]]
+    assert arrays.convert(sums.view(1, 3), array, axis=-1).tolist() == [[0.0, 0.0, 2.0]]
 
 
 def test_a_factor_that_is_computed_first_is_wrong_on_ties() -> None:
     array = Array("native", adc_bits=6, group=144)
     s = torch.arange(-array.full_scale, array.full_scale + 1).float()
     exact = torch.tensor([simulator.half_even(int(v) * array.levels, array.full_scale) for v in s])
-    assert torch.equal(pim.convert(s.clone().view(1, -1), array, axis=-1)[0].long(), exact)
+    assert torch.equal(arrays.convert(s.clone().view(1, -1), array, axis=-1)[0].long(), exact)
     assert not torch.equal((s * (array.levels / array.full_scale)).round().long(), exact)
 
 
@@ -118,7 +119,7 @@ def test_a_factor_that_is_computed_first_is_wrong_on_ties() -> None:
 def test_the_error_is_within_half_a_step_of_each_conversion(scheme: Any, m: int, b: int, group: int, seed: int) -> None:
     array = Array(scheme, adc_bits=b, dac_bits=m, group=group)
     x, w = integers(0, 15, 4, 20, seed=seed).double(), integers(-7, 7, 3, 20, seed=seed + 1).double()
-    error = (pim.array_product(x, w, array) * array.scale - x @ w.T).abs().max().item()
+    error = (arrays.array_product(x, w, array) * array.scale - x @ w.T).abs().max().item()
     assert error <= array.error_bound(20) + 1e-9
 
 
@@ -136,7 +137,7 @@ def test_lossless_where_the_full_scale_divides_the_levels_and_not_with_a_bit_mor
     errors = {}
     for b in (6, 7):  # 63 = 7 * 9, 127 is prime
         array = Array("bit-serial", adc_bits=b, dac_bits=1, group=9)
-        errors[b] = (pim.array_product(x, w, array) * array.scale - x @ w.T).abs().max().item()
+        errors[b] = (arrays.array_product(x, w, array) * array.scale - x @ w.T).abs().max().item()
     assert errors[6] == 0 < errors[7]
 
 
@@ -147,13 +148,13 @@ def test_slices_and_columns_recombine(scheme: Any, weight_bits: int, activation_
     array = Array(scheme, weight_bits, activation_bits, None, m)
     top = 2 ** (weight_bits - 1) - 1
     w, x = torch.arange(-top, top + 1).float(), torch.arange(2**activation_bits).float()
-    assert torch.equal(torch.tensor(array.column_factors).float() @ pim.columns(w, array), w)
-    assert torch.equal(torch.tensor(array.slice_factors).float() @ pim.slices(x, array), x)
+    assert torch.equal(torch.tensor(array.column_factors).float() @ arrays.columns(w, array), w)
+    assert torch.equal(torch.tensor(array.slice_factors).float() @ arrays.slices(x, array), x)
 
 
 def test_schemes_and_cycles_differ() -> None:
     x, w = integers(0, 15, 5, 40), integers(-7, 7, 5, 40, seed=1)
-    found = [pim.array_product(x, w, Array(s, adc_bits=5, dac_bits=m, group=20)) for s in SCHEMES for m in (1, 4)]
+    found = [arrays.array_product(x, w, Array(s, adc_bits=5, dac_bits=m, group=20)) for s in SCHEMES for m in (1, 4)]
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(found, 2))
 
 
@@ -278,9 +279,9 @@ def test_memory_is_bounded_by_chunks() -> None:
     """The layer of the speed record holds an image of partial sums at a time, 3 MB of them, and not 16."""
     array = Array(adc_bits=5)
     x, w = integers(0, 15, 16, 64, 30, 30).float(), integers(-7, 7, 64, 64, 3, 3).float()
-    sizes = [sums.numel() for sums in pim.partial_sums(pim._job(x, w, array, 1, (1, 1), (1, 1)), array)]
+    sizes = [sums.numel() for sums in arrays.partial_sums(arrays.job_of(x, w, array, 1, (1, 1), (1, 1)), array)]
     assert sum(sizes) == 16 * 28 * 28 * 64 * 4 * 4
-    assert max(sizes) <= pim.CHUNK
+    assert max(sizes) <= arrays.CHUNK
 
 
 def test_bad_arrays_and_layers() -> None:
@@ -339,10 +340,10 @@ def test_noise_is_drawn_for_every_conversion_and_follows_from_the_seed() -> None
     sums = torch.rand(1, 40_000, generator=generator()) * array.full_scale - array.full_scale / 2
     exact = sums * array.levels / array.full_scale
     with fork_seed(0):
-        first = pim.convert(sums.clone(), array, axis=-1)
-        other = pim.convert(sums.clone(), array, axis=-1)
+        first = arrays.convert(sums.clone(), array, axis=-1)
+        other = arrays.convert(sums.clone(), array, axis=-1)
     with fork_seed(0):
-        again = pim.convert(sums.clone(), array, axis=-1)
+        again = arrays.convert(sums.clone(), array, axis=-1)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert (first - exact).std().item() == pytest.approx(math.sqrt(0.7**2 + 1 / 12), rel=0.05)
@@ -353,7 +354,7 @@ def test_gain_offset_and_bow() -> None:
     ideal = sums * 63 / 540
 
     def by(chip: Chip) -> Tensor:
-        return pim.convert(sums.clone(), Array("bit-serial", adc_bits=6, group=36, chip=chip), axis=-1)
+        return arrays.convert(sums.clone(), Array("bit-serial", adc_bits=6, group=36, chip=chip), axis=-1)
 
     assert torch.equal(by(Chip(gain=0.9)), (0.9 * ideal).round())
     assert torch.equal(by(Chip(offset=2)), (ideal + 2).round().clamp(0, 63))
@@ -385,7 +386,7 @@ def test_one_conversion_equals_aihwkit() -> None:
             out_res=1 / (2 * array.levels),
         )  # fmt: skip
         theirs = AnalogMVM.matmul(w, x, io)
-        torch.testing.assert_close(pim.array_product(x, w, array) * array.scale, theirs, rtol=0, atol=1e-9)
+        torch.testing.assert_close(arrays.array_product(x, w, array) * array.scale, theirs, rtol=0, atol=1e-9)
 
 
 def test_codes_equal_brevitas() -> None:

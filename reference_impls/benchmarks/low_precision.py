@@ -22,9 +22,10 @@ from reference_impls.accounting.count import count, uncounted
 from reference_impls.accounting.record import Measured, Record
 from reference_impls.contract import Handle, generator
 from reference_impls.data.splits import TITLES, Labelled, Part, Split, split
+from reference_impls.layers.arrays import Array
 from reference_impls.layers.conv import conv_norm_act
 from reference_impls.layers.norm import recalibrate
-from reference_impls.layers.pim import NO_RESCALING, Array, Rescaling
+from reference_impls.layers.pim import NO_RESCALING, Rescaling
 from reference_impls.layers.weights import copy_sharing_weights
 from reference_impls.study import BASELINE, Plan, Scenario, Study, forward, measured, training
 from reference_impls.techniques.pim_qat import PIMQAT

@@ -12,11 +12,12 @@ import codecs
 import email
 import html
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.header import decode_header
 from email.message import Message
+from itertools import islice
 
 from reference_impls.data import assets
 
@@ -39,9 +40,13 @@ def mails() -> list[Mail]:
     Licence: ODC-PDDL 1.0 and CC0 1.0 (README of the package that carries the corpus).
     Raises: MissingAsset.
     """
-    folder = assets.path("spam-assassin")
-    files = sorted(folder.glob("*/*.txt"), key=lambda file: (file.parent.name, file.name))
-    return [Mail(text_of(f.read_bytes()), SPAM[f.parent.name], f.parent.name, f.name) for f in files]
+    return [mail for folder in sorted(SPAM) for mail in _mails_of(folder)]
+
+
+def _mails_of(folder: str) -> Iterator[Mail]:
+    """The mails of one folder by name, each read when it is asked for."""
+    for file in sorted((assets.path("spam-assassin") / folder).glob("*.txt")):
+        yield Mail(text_of(file.read_bytes()), SPAM[folder], folder, file.name)
 
 
 def distinct(mails: Sequence[Mail], keys: Iterable[Sequence[int]]) -> dict[tuple[int, ...], bool]:
@@ -57,10 +62,12 @@ def distinct(mails: Sequence[Mail], keys: Iterable[Sequence[int]]) -> dict[tuple
 
 def legible_mails(folders: Mapping[str, int] | None = None) -> list[Mail]:
     """The mails that hold at least one letter or digit: all, or the first so many of each of these folders."""
-    every = [mail for mail in mails() if normalised(mail.text)]
-    if folders is None:
-        return every
-    return [m for f, n in folders.items() for m in [mail for mail in every if mail.source == f][:n]]
+    wanted: Mapping[str, int | None] = dict.fromkeys(sorted(SPAM)) if folders is None else folders
+    return [
+        mail
+        for folder, number in wanted.items()
+        for mail in islice((mail for mail in _mails_of(folder) if normalised(mail.text)), number)
+    ]
 
 
 def exact_copies(mails: Sequence[Mail]) -> dict[str, int]:

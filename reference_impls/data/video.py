@@ -46,14 +46,14 @@ def clip(name: str, frames: int | None = None, size: int | tuple[int, int] | Non
     check_range("frames", frames, 1, integer=True)
     if start + frames > count:
         raise ValueError(f"{name} has {count} frames; frames {start} to {start + frames} were asked for")
-    decoded = [resized(frame, size) for frame in islice(decode(assets.path(asset) / file), start, start + frames)]
+    decoded = [resized(frame, size) for frame in islice(decode(assets.path(asset) / file, start), frames)]
     if len(decoded) != frames:
         raise ValueError(f"{file} gave {len(decoded)} of the {frames} frames; run `redundancy assets verify {asset}`")
     return torch.cat(decoded)
 
 
-def decode(file: Path) -> Iterator[Tensor]:
-    """The frames of any video file one by one: (1, 3, H, W), float32 RGB in [0, 1].
+def decode(file: Path, start: int = 0) -> Iterator[Tensor]:
+    """The frames of any video file one by one, from `start` on: (1, 3, H, W), float32 RGB in [0, 1].
 
     Raises: ValueError if the file holds no video that can be decoded.
     """
@@ -63,7 +63,7 @@ def decode(file: Path) -> Iterator[Tensor]:
         with av.open(str(file)) as container:
             if not container.streams.video:
                 raise ValueError(f"{file} holds no video")
-            for frame in container.decode(video=0):
+            for frame in islice(container.decode(video=0), start, None):
                 pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))  # H W 3
                 yield pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
     except av.FFmpegError as error:

@@ -102,6 +102,8 @@ class MailPlan(Plan):
     timed: int = 8
     tokens: int = 128
     bits: tuple[int, ...] = (8, 6, 4)
+    folders: Mapping[str, int] | None = None
+    """As in `legible_mails`."""
     needs: tuple[str, ...] = ("minilm", "spam-assassin")
 
 
@@ -125,7 +127,7 @@ def mails(study: Study[MailPlan]) -> Record:
     plan = study.plan
     model, tokenizer = load_minilm()
     need = plan.mails + 16
-    texts = [mail.text for mail in legible_mails() if len(mail.text) > 8 * plan.tokens]
+    texts = [mail.text for mail in legible_mails(plan.folders) if len(mail.text) > 8 * plan.tokens]
     spread = texts[:: max(1, len(texts) // (2 * need))]
     ids = [one for one in tokenise(tokenizer, spread, plan.tokens) if len(one) == plan.tokens][:need]
     batches = [Batch(*pad(ids[i : i + 8])) for i in range(0, plan.mails, 8)]
@@ -173,7 +175,7 @@ def mails(study: Study[MailPlan]) -> Record:
     )
 
 
-SMALL = MailPlan(repetitions=2, mails=2, timed=1, tokens=16, bits=(8,))
+SMALL = MailPlan(repetitions=2, mails=2, timed=1, tokens=16, bits=(8,), folders={"easy-ham-1": 60})
 SCENARIOS = (
     Scenario("minilm-openings", "MiniLM on integers, openings of e-mails", mails, ONE, SMALL),
     Scenario("minilm-mails", "MiniLM on integers, e-mails", mails, MailPlan(), SMALL),

@@ -21,7 +21,8 @@ from reference_impls.benchmarks.low_precision import (
     trained,
 )
 from reference_impls.contract import Redundancy
-from reference_impls.layers.pim import Array, Chip, Rescaling
+from reference_impls.layers.arrays import Array, Chip
+from reference_impls.layers.pim import Rescaling
 from reference_impls.study import TECHNIQUE, Study, measured, over_seeds, table
 from reference_impls.techniques.adjusted_precision_training import adjusted, choose, effective_bits
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from reference_impls.accounting.record import Record
 from reference_impls.benchmarks import low_precision as benchmark
 from reference_impls.benchmarks.low_precision import COARSE, DEPLOYED, THREE, Deployed, Fold, NetPlan, deployed
-from reference_impls.layers.pim import Array, Chip
+from reference_impls.layers.arrays import Array, Chip
 from reference_impls.study import TECHNIQUE, Study, measured
 from reference_impls.techniques.bn_calibration import BNCalibration
 

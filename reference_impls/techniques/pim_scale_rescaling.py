@@ -36,17 +36,8 @@ from reference_impls.contract.errors import UnsupportedHost, check_range, check_
 from reference_impls.contract.replacement import replace
 from reference_impls.hosts.layers import refuse_narrow
 from reference_impls.hosts.substitution import inputs_of, modules_of
-from reference_impls.layers.pim import (
-    IDEAL,
-    Array,
-    PIMConv2d,
-    PIMLinear,
-    Rescaling,
-    Seen,
-    array_macs,
-    pim_layer,
-    scale_ratio,
-)
+from reference_impls.layers.arrays import IDEAL, Array
+from reference_impls.layers.pim import PIMConv2d, PIMLinear, Rescaling, Seen, array_macs, pim_layer, scale_ratio
 from reference_impls.layers.quantised import Span, along_outputs
 
 OnArray = PIMConv2d | PIMLinear

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.contract import Case, Cases, Expectation, Invalid
-from reference_impls.layers.pim import NO_RESCALING, Array, Chip, convert
+from reference_impls.layers.arrays import Array, Chip, convert
+from reference_impls.layers.pim import NO_RESCALING
 from reference_impls.study import fork_seed
 from reference_impls.techniques.adjusted_precision_training import (
     AdjustedPrecisionTraining,

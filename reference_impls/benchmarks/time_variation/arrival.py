@@ -71,7 +71,7 @@ class Echo:
         self.shape = shape
 
     def __enter__(self) -> Echo:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("fork")  # it runs nothing of torch
         self._memory = shared_memory.SharedMemory(create=True, size=int(np.prod(self.shape)))
         self._here, there = context.Pipe()
         self._process = context.Process(target=_echo, args=(there,), daemon=True)

@@ -78,20 +78,29 @@ def _collecting() -> Iterator[None]:
 
 
 def neighbours(study: Study[VariationPlan]) -> Record:
-    """Hardware: alone, beside a busy process on the same core, on another core, and beside one that moves memory."""
+    """Hardware: alone, beside a busy process on the same core, on another core, and beside one that moves memory; and
+    what the scheduler makes of priorities on the same core."""
     plan, network = study.plan, efficientnet_lite0().eval()
     steps = [classified(network, frame) for frame in scenes(plan)]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     conditions = [Condition("alone", steps, partial(_beside, None, cores, cores[:1]))]
+    same_core: dict[str, Callable[[Any], None]] = {
+        "busy neighbour, same core": _busy,
+        "neighbour of the lowest priority": _nice,
+        "neighbour of the idle class": _when_idle,
+    }
     if cores:
-        conditions.append(Condition("busy neighbour, same core", steps, partial(_beside, _busy, cores, cores[:1])))
+        conditions += [
+            Condition(name, steps, partial(_beside, work, cores, cores[:1])) for name, work in same_core.items()
+        ]
     if len(cores) > 1:
         other = cores[1:2]
         conditions.append(Condition("busy neighbour, other core", steps, partial(_beside, _busy, cores, other)))
         conditions.append(Condition("neighbour that moves memory", steps, partial(_beside, _copying, cores, other)))
     seen = observe(conditions, plan)
+    who = "The neighbour has the same priority, but for two on the same core: the lowest (nice 19), and SCHED_IDLE."
     return recorded(study, conditions, seen, data=described(plan), model="EfficientNet-Lite0, held on the first core",
-                    notes=(_rights(), "The neighbour is a process with the same priority."))  # fmt: skip
+                    notes=(_rights(), who))  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -106,7 +115,8 @@ def _beside(work: Callable[[Any], None] | None, cores: list[int], where: list[in
             begun = context.Event()
             neighbour = context.Process(target=_on, args=(where, work, begun), daemon=True)
             neighbour.start()
-            begun.wait(10)
+            if not begun.wait(10):
+                raise RuntimeError(f"the neighbour {work.__name__} did not begin in 10 s: this machine does not let it")
         yield
     finally:
         if neighbour is not None:
@@ -125,6 +135,16 @@ def _busy(begun: Any) -> None:
     begun.set()
     while True:
         sum(range(10_000))
+
+
+def _nice(begun: Any) -> None:
+    os.nice(19)
+    _busy(begun)
+
+
+def _when_idle(begun: Any) -> None:
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    _busy(begun)
 
 
 def _copying(begun: Any) -> None:
