@@ -22,7 +22,11 @@ from torch import Tensor, nn
 
 from reference_impls.accounting.closed_form import Footprint, Shape, closed_form
 from reference_impls.contract.errors import check_range
-from reference_impls.layers.arrays import Array, array_convolution, job_of, partial_sums
+from reference_impls.layers.arrays import IDEAL as IDEAL  # with the layers stands what they are built with
+from reference_impls.layers.arrays import SCHEMES as SCHEMES
+from reference_impls.layers.arrays import Array as Array
+from reference_impls.layers.arrays import Chip as Chip
+from reference_impls.layers.arrays import array_convolution, job_of, partial_sums
 from reference_impls.layers.quantised import (
     Span,
     activation_codes,
