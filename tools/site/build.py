@@ -21,6 +21,7 @@ from ..export import api
 from ..export.bibtex import bibtex
 from ..files import changing, scratch
 from ..imports import NotPython
+from ..jupyter import as_ipynb
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import counted
 from ..knowledge.references import resolved
@@ -77,9 +78,7 @@ def data(knowledge: Knowledge) -> dict[str, str]:
     Pages opened from disk can load scripts and no other data.
     """
     found = {f"{api.FOLDER}/{name}": text for name, text in api.files(knowledge).items()}
-    found |= {
-        f"notebooks/{id_}.ipynb": notebooks.as_ipynb(path) for id_, path in notebooks.sources(knowledge.root).items()
-    }
+    found |= {f"notebooks/{id_}.ipynb": as_ipynb(path) for id_, path in notebooks.sources(knowledge.root).items()}
     records = {paper.key: bibtex(paper) for paper in knowledge.papers.values()}
     return found | {BIBLIOGRAPHY: f"window.atlasBibliography = {json.dumps(records, separators=(',', ':'))};\n"}
 

@@ -9,7 +9,7 @@ from ..knowledge.completeness import gaps
 from ..knowledge.schema import Entry, Statement
 from ..knowledge.source import Knob, Source
 from . import annotated, evidence
-from .markup import Html, cost_model, heading, math, with_code
+from .markup import Html, cost_model, external, heading, math, with_code
 from .model import Atlas, Page, Result
 from .notebooks import Notebook, first_figure, render
 from .parts import ROLES, STATUS, View, plain
@@ -74,8 +74,9 @@ def notebook_page(atlas: Atlas, notebook: Notebook) -> Page:
     title, _, rest = text.partition("\n") if text.startswith("# ") else (heading(notebook.title), "", text)
     meta = {"title": f"Notebook: {notebook.title}"}
     return view.page(
-        "notebook.md", notebook.title, notebook.path, meta=meta, notebook=notebook, heading=Html(title), rest=Html(rest)
-    )
+        "notebook.md", notebook.title, notebook.path, meta=meta, notebook=notebook, heading=Html(title),
+        rest=Html(rest), home=atlas.material.home,
+    )  # fmt: skip
 
 
 def _names(entry: Entry) -> str:
@@ -128,14 +129,16 @@ def numbers_page(atlas: Atlas, entry: Entry) -> Page:
 
 def _actions(view: View, entry: Entry, source: Source | None) -> list[Html]:
     """What readers do with an entry: run it, open its notebook and its source, cite it, edit it."""
-    there = entry.id in view.atlas.material.notebooks
+    file = f"taxonomy/techniques/{entry.id}.yml"
+    there, home = entry.id in view.atlas.material.notebooks, view.atlas.material.home
     listed = [
         Html('<a href="#implementation">Run</a>') if source else None,
         view.link(f"notebooks/{entry.id}.md", "Notebook") if there else None,
         view.link(f"notebooks/{entry.id}.ipynb", ".ipynb") if there else None,
+        external(home.colab(entry.id), "Colab") if there and home else None,
         view.link(f"sources/{entry.id}.md", "Source") if source else None,
         Html('<a href="#papers-and-citation">Cite</a>') if entry.papers else None,
-        Html('<a href="#edit">Edit</a>'),
+        external(home.edit(file), "Edit") if home else Html('<a href="#edit">Edit</a>'),
     ]
     return [one for one in listed if one]
 

@@ -12,6 +12,7 @@ from typing import Any
 from reference_impls.accounting.record import Point, Record
 
 from ..headlines import own_part
+from ..jupyter import Home, home
 from ..knowledge import Knowledge
 from ..knowledge.paths import BENCHMARKS
 from ..knowledge.schema import Entry, Paper
@@ -55,6 +56,8 @@ class Material:
     """Conformance checks with what each asks, in the order in which they run."""
     benchmarks: Mapping[str, str] = field(default_factory=dict)
     """Docstring of the module of each benchmark, by id."""
+    home: Home | None = None
+    """Where the atlas is on GitHub, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,9 @@ def gather(knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
     texts = {file: (root / file).read_text(encoding="utf-8") for s in sources.values() for file in s.files}
     adapters = {id_: hosts(root, s.files) for id_, s in sources.items()}
     guides = {path.name: path.read_text(encoding="utf-8") for path in sorted((root / DOCS).glob("*.md"))}
-    return Material(texts, adapters, notebooks, families(root), guides, _checks(root), _benchmarks(knowledge))
+    return Material(
+        texts, adapters, notebooks, families(root), guides, _checks(root), _benchmarks(knowledge), home(root)
+    )
 
 
 def _checks(root: Path) -> dict[str, str]:
