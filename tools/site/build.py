@@ -25,7 +25,7 @@ from ..jupyter import as_ipynb
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import counted
 from ..knowledge.references import resolved
-from . import comparison, links, notebooks, reports, search
+from . import comparison, links, notebooks, reports
 from .markup import MathError
 from .model import Atlas, Page, gather
 from .pages import navigation, pages
@@ -47,8 +47,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[Page], dict[str, str], str]:
-    """The generated pages of the atlas at `root`, path -> text of the data beside them, and the index of the search.
+def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[Page], dict[str, str], Atlas]:
+    """The generated pages of the atlas at `root`, path -> text of the data beside them, and what they were made of.
 
     Notebooks that changed are executed unless `run` is false.
     """
@@ -58,7 +58,7 @@ def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[
         material = gather(knowledge, executed)
         atlas = Atlas(resolved(knowledge), material)
         beside = data(knowledge) | {comparison.SCRIPT: comparison.script(atlas)} | reports.files(knowledge)
-        return pages(knowledge, material), beside, search.index(atlas)
+        return pages(knowledge, material), beside, atlas
     except (notebooks.NotebookError, MathError, NotPython) as error:
         raise SiteError(str(error)) from error
 
@@ -210,7 +210,8 @@ def materialise(root: Path, folder: Path | None = None, *, run: bool = True, pro
 def write(generated: list[Page], files: Mapping[str, str], root: Path, target: Path) -> None:
     """Write pages, data, the hand-written pages of `root` and a configuration without the hook into `target`."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(root / "tools" / "site" / "docs", target / "docs")
+    for name in ("docs", "overrides"):
+        shutil.copytree(root / "tools" / "site" / name, target / name)
     for path, text in {**{page.path: page.markdown for page in generated}, **files}.items():
         file = target / "docs" / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -220,6 +221,7 @@ def write(generated: list[Page], files: Mapping[str, str], root: Path, target: P
     for extension in config["markdown_extensions"]:
         if isinstance(extension, dict) and (snippets := extension.get("pymdownx.snippets")):
             snippets["base_path"] = [str(root)]
+    config["theme"]["custom_dir"] = "overrides"
     config |= {"docs_dir": "docs", "site_dir": "site", "nav": navigation(generated)}
     (target / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

@@ -13,6 +13,7 @@ from .markup import Html, cost_model, external, heading, math, with_code
 from .model import Atlas, Page, Result
 from .notebooks import Notebook, first_figure, render
 from .parts import ROLES, STATUS, View, plain
+from .pictogram import pictogram
 
 KINDS = {
     "technique": "Technique: removes a redundancy",
@@ -39,9 +40,10 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     view = View(atlas, f"techniques/{entry.id}.md")
     return view.page(
         "entry.md", entry.name, f"taxonomy/techniques/{entry.id}.yml", section=STATUS[entry.status],
-        meta={"description": entry.summary},
+        meta={"description": entry.summary, "card": entry.id},
         entry=entry, module=source, results=results, evidence=evidence, redundancies=_redundancies(results),
         names=_names(entry), tiles=_tiles(atlas, entry, source, results), claims=known.claims(entry.id),
+        pictogram=pictogram(atlas, entry.axes),
         actions=_actions(view, entry, source), picture=_picture(atlas, entry, results),
         function=partial(_function, view), cost=cost_model(entry.cost_model or ""),
         symbols=[(math(symbol), meaning) for symbol, meaning in entry.symbols.items()],

@@ -20,6 +20,7 @@ from . import (
     papers,
     relations,
     reports,
+    results,
     statements,
 )
 from .markup import escape
@@ -39,6 +40,7 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
         comparison.page(atlas),
         *benchmarks.pages(atlas),
         claims.page(atlas),
+        *results.pages(atlas),
         catalogue.axes(atlas),
         *(catalogue.axis(atlas, name) for name in knowledge.axes.axes),
         statements.hard_cases(atlas),
@@ -58,8 +60,13 @@ GUIDES = (
     ("Apply a technique", "apply.md"),
     ("Read a redundancy report", "report.md"),
     ("Check your own technique", "contract.md"),
-    ("How numbers are made", "evidence.md"),
     ("Data for programs", "api.md"),
+)
+EVIDENCE = (
+    ("Claims", "claims.md"),
+    ("Results", "results.md"),
+    ("Methods", "evidence.md"),
+    ("Machines", "machines.md"),
 )
 ABOUT = (("About", "about.md"), ("Contribute", "contribute.md"))
 
@@ -85,7 +92,8 @@ def navigation(generated: list[Page]) -> list[NavItem]:
         *([{"Notebooks": notebooks}] if notebooks else []),
         {"Taxonomy": [*folder("axes"), {"Hard cases": "hard-cases.md"}]},
         {"Principles": [{"Principles": "principles.md"}, {"Open problems": "open-problems.md"}]},
-        {"Papers": [*folder("papers"), {"Claims": "claims.md"}]},
+        {"Papers": folder("papers")},
+        {"Evidence": [{title: path} for title, path in EVIDENCE]},
         {"Guides": [{title: path} for title, path in GUIDES]},
         {"About": [{title: path} for title, path in ABOUT]},
     ]

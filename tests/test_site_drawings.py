@@ -1,0 +1,162 @@
+"""Pictograms, equations beside lines of code, pages by result and by machine, and cards of links."""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests import site_fixture as fixture
+from tools.knowledge import Knowledge, load
+from tools.knowledge.schema import Terms
+from tools.site import annotated, cards, equations, pictogram, results
+from tools.site.model import Atlas, Material
+from tools.site.pages import pages
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def real() -> Atlas:
+    return Atlas(load(ROOT, check=False), Material())
+
+
+# --- pictograms
+
+
+def test_every_term_has_a_glyph_and_no_two_are_alike(real: Atlas) -> None:
+    for axis, _ in pictogram.AXES:
+        glyphs = pictogram.GLYPHS[axis]
+        assert set(glyphs) == set(real.knowledge.axes[axis].terms)
+        assert len(set(glyphs.values())) == len(glyphs)
+        for shapes in glyphs.values():
+            assert {what for what, _ in shapes} <= {"main", "also", "gone", "line"}
+
+
+def test_a_pictogram_says_the_same_in_words_and_takes_its_colours_from_the_theme(real: Atlas) -> None:
+    svg = pictogram.pictogram(real, real.knowledge.entries["token-merging"].axes)
+    assert svg is not None
+    tree = ET.fromstring(str(svg))
+    assert tree.get("role") == "img"
+    assert tree.get("aria-label") == "Why: spatial similarity; where: tokens; what is done: merge"
+    assert not re.search(r"(?<!&)#[0-9a-f]{3,6}\b|fill=|style=", svg)
+    numbers = [float(n) for d in re.findall(r' d="([^"]+)"', svg) for n in re.findall(r"(?<=M)-?[\d.]+", d)]
+    assert 0 <= min(numbers) <= max(numbers) <= pictogram.GLYPH
+    assert pictogram.pictogram(real, {"relation": Terms.model_validate(["irrelevance"])}) is None
+
+
+# --- equations
+
+
+@pytest.mark.parametrize(
+    ("line", "latex"),
+    [
+        ("alpha = a * (b + c) ** 2", r"\alpha = a \cdot \left(b + c\right)^{2}"),
+        ("y = (q @ k.mT / math.sqrt(d)).softmax(-1)", r"y = \text{softmax}\left(\frac{q \, k^{\top}}{\sqrt{d}}\right)"),
+        ("return a / (b / c)", r"\text{cost} = \frac{a}{b / c}"),
+        ("return a - (b - c)", r"\text{cost} = a - \left(b - c\right)"),
+        ("x = x - lr * g_t", r"x \leftarrow x - \text{lr} \cdot g_{\text{t}}"),
+        ("x *= self.keep_rate + 1e-9", r"x \leftarrow x \cdot \left(\text{keep rate} + 10^{-9}\right)"),
+        ("e = -(p * p.log()).sum(dim=-1)", r"e = -\sum p \cdot \log\left(p\right)"),
+        ("s = sum(w * x for x in xs)", r"s = \sum_{x \in \text{xs}} w \cdot x"),
+        ("m = max(len(a) - 1, 1)", r"m = \max\left(\left|a\right| - 1, 1\right)"),
+        ("low = (at + b).clamp(0, n - 1)", r"\text{low} = \min\left(\max\left(\text{at} + b, 0\right), n - 1\right)"),
+        ("keep = scores[:, None] > 1 - tau", r"\text{keep} = \left[\text{scores} > 1 - \tau\right]"),
+        ("x2 = x1 * float(b) + c[i]", r"x_{2} = x_{1} \cdot b + c_{i}"),
+    ],
+)
+def test_a_line_that_computes_has_its_equation(line: str, latex: str) -> None:
+    found = equations.equations(f"def cost():\n    {line}\n")
+    assert unescape(re.search(r'alttext="([^"]*)"', found[2])[1]) == latex
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a = b + c", "a = f'{b + c * d}'", "a = self.norm(b + c * d)", "a = [b * c + d]", "a = Bounds(b * c + d)",
+        "a = torch.where(b > c, d * e, f)", "a = b[1:2] * c + d", "a = b.quantile(c * d + e, interpolation=f)",
+        "a = b // c * d", "a = x1[i] * b + c", "a = " + " + ".join(f"name_{i}" for i in range(30)),
+    ],
+)  # fmt: skip
+def test_other_lines_have_none(line: str) -> None:
+    assert equations.equations(f"def f():\n    {line}\n") == {}
+
+
+def test_an_equation_stands_beside_its_line() -> None:
+    text = "def f(x):\n    # Why.\n    y = x * x + 1\n    z = 3\n    return y * z - 1\n"
+    found = annotated.parts(text)
+    assert [(part.note, len(part.equations), part.lines) for part in found] == [
+        ("", 0, (1,)), ("Why.", 1, (3, 4)), ("", 1, (5,)),
+    ]  # fmt: skip
+    first, second = (said for said, _ in list(annotated.rendered(text, "a"))[1:])
+    assert first.index("Why.") < first.index("<math ")
+    assert "<math " in second
+
+
+def test_lines_of_every_implementation_are_kept_in_order(real: Atlas) -> None:
+    shown = 0
+    for source in real.knowledge.sources.values():
+        for file in source.files:
+            text = (ROOT / file).read_text(encoding="utf-8")
+            found = annotated.parts(text)
+            lines = [n for part in found for n in part.lines]
+            assert lines == sorted(set(lines)), file
+            shown += sum(len(part.equations) for part in found)
+    assert shown > 40
+
+
+# --- results and machines
+
+
+@pytest.fixture
+def known() -> Knowledge:
+    other = fixture.record("noise", machine={"cpu": "Another", "cores": 1, "threads": 1, "memory_gb": 8.0}, date="2026-11-20")
+    return fixture.knowledge(fixture.record(), other)
+
+
+def test_results_name_the_claims_that_were_held_against_them(known: Knowledge) -> None:
+    atlas = Atlas(known, Material())
+    found = results.rows(atlas)
+    assert [row.record.scenario for row in found] == ["photos", "noise"], "newest first"
+    assert [[claim.id for _, claim, _ in row.tried] for row in found] == [["c1"], []]
+    text = {page.path: page.markdown for page in pages(known)}["results.md"]
+    rows = re.findall(r"<tr data-.*?</tr>", text, re.DOTALL)
+    assert len(rows) == 2
+    assert 'data-verdict="partly"' in rows[0]
+    assert 'href="papers/bolya-2023-token.html#c1"' in rows[0]
+    assert 'href="techniques/token-merging.html#photos"' in rows[0]
+    assert 'data-verdict="none"' in rows[1]
+    assert "25\u00a0%" in rows[0]
+
+
+def test_every_claim_that_we_tried_stands_at_one_result(real: Atlas) -> None:
+    tried = [claim for row in results.rows(real) for _, claim, _ in row.tried]
+    judged = [real.knowledge.judge(claim) for paper in real.papers for claim in paper.claims]
+    assert len(tried) == sum(one.record is not None for one in judged) > 20
+
+
+def test_machines_name_what_was_measured_on_each(known: Knowledge) -> None:
+    text = {page.path: page.markdown for page in pages(known)}["machines.md"]
+    assert re.findall(r"^## (.*?) \{#(.*)\}", text, re.MULTILINE) == [
+        ("A CPU, 2 cores, 23 GiB", "a-cpu-2-cores-23-gib"), ("Another, 1 core, 8 GiB", "another-1-core-8-gib"),
+    ]  # fmt: skip
+    assert text.count(">1 result</a>") == 2
+    assert 'href="results.html?machine=another-1-core-8-gib"' in text
+
+
+# --- cards
+
+
+def test_cards_are_pictures_that_hold_any_text(known: Knowledge, tmp_path: Path) -> None:
+    entry = known.entries["token-merging"].model_copy(update={"name": "Word " * 40, "summary": "x" * 400})
+    atlas = Atlas(replace(known, entries=known.entries | {entry.id: entry}), Material())
+    assert cards.write(atlas, tmp_path) == len(known.entries) + 1
+    for file in (tmp_path / cards.FOLDER).iterdir():
+        assert Image.open(io.BytesIO(file.read_bytes())).size == cards.SIZE
+    assert cards.card("a", "b", "c") == cards.card("a", "b", "c")
