@@ -116,6 +116,7 @@ def harmless(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runner, "run", lambda *_, **__: Outcome(error="timeout", message="not run"))
     patch.setattr(runner, "scenarios", lambda *_, **__: {"photos": "Photos"})
     patch.setattr(bench, "check_cost", lambda *_, **__: cost)
+    patch.setattr(bench, "site_cost", lambda *_, **__: bench.SiteCost(1, 1, 1, 1.0))
     patch.setattr("tools.changed.tests_for", lambda root, files: [])
     for name in ("build", "check", "serve", "materialise"):
         patch.setattr(f"tools.site.build.{name}", lambda root: root)

@@ -116,7 +116,9 @@ def test_lines_of_every_implementation_are_kept_in_order(real: Atlas) -> None:
 
 @pytest.fixture
 def known() -> Knowledge:
-    other = fixture.record("noise", machine={"cpu": "Another", "cores": 1, "threads": 1, "memory_gb": 8.0}, date="2026-11-20")
+    other = fixture.record(
+        "noise", machine={"cpu": "Another", "cores": 1, "threads": 1, "memory_gb": 8.0}, date="2026-11-20"
+    )
     return fixture.knowledge(fixture.record(), other)
 
 

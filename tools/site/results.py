@@ -149,7 +149,12 @@ def _facts(view: View, those: Sequence[Row]) -> list[tuple[str, str | Html]]:
 
 def machine_name(one: Machine) -> str:
     """A machine in a line."""
-    words = [one.accelerator or "", one.cpu, f"{one.cores} {'core' if one.cores == 1 else 'cores'}", f"{one.memory_gb:.0f} GiB"]
+    words = [
+        one.accelerator or "",
+        one.cpu,
+        f"{one.cores} {'core' if one.cores == 1 else 'cores'}",
+        f"{one.memory_gb:.0f} GiB",
+    ]
     return ", ".join(filter(None, words))
 
 
