@@ -15,7 +15,7 @@ from PIL import Image
 from tests import site_fixture as fixture
 from tools.knowledge import Knowledge, load
 from tools.knowledge.schema import Terms
-from tools.site import annotated, cards, equations, pictogram, results
+from tools.site import annotated, cards, equations, learn, pictogram, results
 from tools.site.model import Atlas, Material
 from tools.site.pages import pages
 
@@ -162,3 +162,16 @@ def test_cards_are_pictures_that_hold_any_text(known: Knowledge, tmp_path: Path)
     for file in (tmp_path / cards.FOLDER).iterdir():
         assert Image.open(io.BytesIO(file.read_bytes())).size == cards.SIZE
     assert cards.card("a", "b", "c") == cards.card("a", "b", "c")
+
+
+# --- the glossary
+
+
+def test_the_glossary_holds_every_term_and_every_word_once(known: Knowledge) -> None:
+    text = {page.path: page.markdown for page in pages(known)}["glossary.md"]
+    terms = sum(len(axis.terms) for axis in known.axes.axes.values())
+    words = [word for word, (_, there) in learn.WORDS.items() if there != learn.BENCHMARKS]
+    assert text.count("<dt>") == terms + len(words)
+    letters = re.findall(r"^## (.) ", text, re.MULTILINE)
+    assert letters == sorted(set(letters))
+    assert '<a href="axes/relation.html#irrelevance">Irrelevance</a>' in text

@@ -203,7 +203,7 @@ def materialise(root: Path, folder: Path | None = None, *, run: bool = True, pro
     with scratch("pages-", target.parent) as aside:
         write(generated, files, root, aside / "pages")
         swap(aside / "pages", target, aside)
-    progress(f"site: {len(generated)} generated pages written to {target}")
+    progress(f"site: {len(generated)} generated pages written to {target}; Zensical builds them with `zensical build`")
     return target
 
 

@@ -1,4 +1,4 @@
-"""Pages for readers who are new: what data redundancy is, which technique fits a case, and what is new in the atlas."""
+"""Pages for readers who are new: what data redundancy is, which technique fits a case, the words, and what is new."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import groupby
 from .markup import Html
 from .model import Atlas, Page
 from .notebooks import first_figure
-from .parts import View
+from .parts import View, anchor, plain
 
 FIGURES = (
     ("A video", "delta-convolution",
@@ -31,8 +31,8 @@ MOST = 120
 
 
 def pages(atlas: Atlas) -> list[Page]:
-    """The three pages."""
-    return [_learn(atlas), _decide(atlas), _new(atlas)]
+    """The four pages."""
+    return [_learn(atlas), _decide(atlas), _glossary(atlas), _new(atlas)]
 
 
 def _learn(atlas: Atlas) -> Page:
@@ -60,6 +60,42 @@ def _decide(atlas: Atlas) -> Page:
     return View(atlas, "decide.md").page(
         "decide.md", "Which technique?", "taxonomy/techniques", asked=asked, meta={"hide": ["toc"]}
     )
+
+
+BENCHMARKS = "benchmarks/index.md"
+WORDS = {
+    "MAC": ("A multiply-accumulate: a multiplication with the addition that follows it.", "evidence.md#operations"),
+    "Baseline": ("The same work without the technique, in the best native dense way.", "evidence.md#wall-clock"),
+    "Control": ("The same saving without the technique's insight, such as random merging.", "evidence.md#controls"),
+    "Null control": ("A measure taken where the redundancy is absent, such as on noise.", "evidence.md#controls"),
+    "P99 - P50": ("What the slowest hundredth of single items takes beyond the median.", "evidence.md#variation"),
+    "Entry": ("A technique, which removes one redundancy, a system of several, or a study.", "about.md"),
+    "Claim": ("A number or a statement of a paper, in our words, with its place.", "claims.md"),
+    "Verdict": ("How a claim compares with our result, computed by one rule.", "evidence.md"),
+    "Result": ("What was measured of one or more techniques on named data, with its machine.", "results.md"),
+    "Conformance check": ("What every implementation is held against, such as: off is the baseline.", "contract.md"),
+    "Real execution": ("Fewer MACs are executed; simulated: all is computed, and masked.", "evidence.md#operations"),
+    "Benchmark": ("One task, baseline and set of controls for techniques that answer one question.", BENCHMARKS),
+}  # fmt: skip
+"""Words of the atlas that are no terms of an axis -> their meaning, and where more stands."""
+
+
+def _glossary(atlas: Atlas) -> Page:
+    """Every term and every word in the order of the alphabet, under its first letter."""
+    view = View(atlas, "glossary.md")
+    lines: list[tuple[str, Html, str]] = []
+    for word, (meaning, there) in WORDS.items():
+        page, _, place = there.partition("#")
+        if page != BENCHMARKS or atlas.knowledge.benchmarks:
+            lines.append((word, view.link(page, word, anchor=place), meaning))
+    for axis, known in atlas.knowledge.axes.axes.items():
+        for key, term in known.terms.items():
+            leads = view.link(f"axes/{axis}.md", term.name, anchor=anchor(key))
+            name = Html("{} <small>({})</small>").format(leads, view.of_axis(axis))
+            lines.append((term.name, name, plain(term.definition)))
+    lines.sort(key=lambda line: (line[0].lower(), str(line[1])))
+    letters = [(letter, list(those)) for letter, those in groupby(lines, key=lambda line: line[0][0].upper())]
+    return view.page("glossary.md", "Glossary", "taxonomy/axes.yml", letters=letters, meta={"hide": ["toc"]})
 
 
 def _new(atlas: Atlas) -> Page:

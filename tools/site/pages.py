@@ -86,7 +86,14 @@ def navigation(generated: list[Page]) -> list[NavItem]:
     notebooks = folder("notebooks")
     return [
         {"Map": "index.md"},
-        {"Learn": [{"What is redundant?": "learn.md"}, {"Which technique?": "decide.md"}, {"What is new": "new.md"}]},
+        {
+            "Learn": [
+                {"What is redundant?": "learn.md"},
+                {"Which technique?": "decide.md"},
+                {"Glossary": "glossary.md"},
+                {"What is new": "new.md"},
+            ]
+        },
         {"Techniques": [*folder("techniques"), {"Relations": "relations.md"}, {"Compare": "compare.md"}]},
         *([{"Benchmarks": benchmarks_}] if (benchmarks_ := folder("benchmarks")) else []),
         *([{"Notebooks": notebooks}] if notebooks else []),
