@@ -95,7 +95,7 @@ def _equation(statement: ast.stmt, function: str) -> Html | None:
                 latex = f"{_name(function)} = {writer.write(value)}"
             case _:
                 return None
-        shown = len(re.sub(r"\\(?:text|mathrm|frac|left|right|sqrt)\b|[\\{}\s]", "", latex))
+        shown = len(re.sub(r"\\(?:text|frac|sqrt)\b|[\\{}\s]", "", latex))
         return math(latex, display=True) if writer.operations >= LEAST and shown <= MOST else None
     except (_Unknown, MathError, RecursionError):
         return None
@@ -125,7 +125,7 @@ class _Writer:
     def write(self, node: ast.expr, least: int = 0) -> str:
         """The LaTeX of an expression, in brackets where it binds less closely than `least`."""
         latex, binds = self._written(node)
-        return latex if binds >= least else rf"\left({latex}\right)"
+        return latex if binds >= least else rf"({latex})"
 
     def _written(self, node: ast.expr) -> tuple[str, int]:
         match node:
@@ -149,7 +149,7 @@ class _Writer:
                 return self._operation(node)
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in COMPARED:
                 self.operations += 1  # 1 where it holds, else 0
-                return rf"\left[{self.write(left, ADDED)} {COMPARED[type(op)]} {self.write(right, ADDED)}\right]", WHOLE
+                return rf"[{self.write(left, ADDED)} {COMPARED[type(op)]} {self.write(right, ADDED)}]", WHOLE
             case ast.Subscript(value=value, slice=index):
                 return self._indexed(value, index)
             case ast.Call():
@@ -228,7 +228,7 @@ class _Writer:
         if name in REDUCING and not builtin:
             arguments = [arguments[0], *(one for one in arguments[1:] if not _is_dimension(one))]
         word = rf"\{name}" if name in WRITTEN else _name(name)
-        return rf"{word}\left({', '.join(self.write(one) for one in arguments)}\right)", WHOLE
+        return rf"{word}({', '.join(self.write(one) for one in arguments)})", WHOLE
 
     def _shaped(self, name: str, arguments: list[ast.expr]) -> tuple[str, int]:
         """A function that has a sign of its own."""
@@ -238,7 +238,7 @@ class _Writer:
             case "sqrt":
                 return rf"\sqrt{{{inside}}}", WHOLE
             case "abs" | "len":
-                return rf"\left|{inside}\right|", WHOLE
+                return rf"|{inside}|", WHOLE
             case "norm":
                 return rf"\lVert {inside} \rVert", WHOLE
             case "normalize":
@@ -264,10 +264,10 @@ class _Writer:
             case [least, most]:
                 low, high = least, most
         if low is not None and high is not None:
-            return rf"\min\left(\max\left({value}, {low}\right), {high}\right)", WHOLE
+            return rf"\min(\max({value}, {low}), {high})", WHOLE
         if low is None and high is None:
             raise _Unknown
-        return rf"\{'min' if low is None else 'max'}\left({value}, {low if high is None else high}\right)", WHOLE
+        return rf"\{'min' if low is None else 'max'}({value}, {low if high is None else high})", WHOLE
 
     def _over(self, name: str, generator: ast.GeneratorExp) -> tuple[str, int]:
         """A sum, or the largest or smallest, over what a loop goes through."""

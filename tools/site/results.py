@@ -38,9 +38,14 @@ class Row:
         return [id_ for id_ in dict.fromkeys(filter(None, named)) if id_ in self.atlas.knowledge.entries]
 
     @property
-    def saves(self) -> list[tuple[str, str]]:
-        """(what is saved, what the best control saves) of each entry, at a small loss."""
-        return [(one.value, one.control) for id_ in self.entries for _, one in headlines.told([self.of(id_)])]
+    def saves(self) -> list[tuple[str, str, str]]:
+        """(name where there are several, what is saved, what the best control saves) of each entry, at a small loss."""
+        several = len(self.entries) > 1
+        return [
+            (self.atlas.knowledge.entries[id_].name if several else "", one.value, one.control)
+            for id_ in self.entries
+            for _, one in headlines.told([self.of(id_)])
+        ]
 
     def of(self, id_: str) -> Record:
         """The record with the points of one entry alone."""
