@@ -39,7 +39,7 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     papers = [(known.papers[p.key], ROLES[p.role]) for p in entry.papers if p.key in known.papers]
     view = View(atlas, f"techniques/{entry.id}.md")
     return view.page(
-        "entry.md", entry.name, f"taxonomy/techniques/{entry.id}.yml", section=STATUS[entry.status],
+        "entry.md", entry.name, f"taxonomy/techniques/{entry.id}.yml", section=_section(atlas, entry),
         meta={"description": entry.summary, "card": entry.id},
         entry=entry, module=source, results=results, evidence=evidence, redundancies=_redundancies(results),
         names=_names(entry), tiles=_tiles(atlas, entry, source, results), claims=known.claims(entry.id),
@@ -55,6 +55,14 @@ def page(atlas: Atlas, entry: Entry) -> Page:
         own_data="location" in entry.axes and entry.axes["location"].primary in ("dataset", "input_pipeline"),
         missing=[f"`{n.what}`: {n.hint}" for n in gaps(known, entry)] if entry.status == "draft" else [],
     )  # fmt: skip
+
+
+def _section(atlas: Atlas, entry: Entry) -> str:
+    """Where the navigation has an entry. Drafts are many: by why their data are redundant."""
+    name = STATUS[entry.status]
+    if entry.status == "draft" and "relation" in entry.axes:
+        return f"{name}: {atlas.term('relation', entry.axes['relation'].primary).lower()}"
+    return name
 
 
 def snippet(id_: str) -> str:

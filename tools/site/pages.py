@@ -25,6 +25,7 @@ from . import (
 )
 from .markup import escape
 from .model import Atlas, Material, NavItem, Page
+from .parts import STATUS
 
 
 def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
@@ -81,7 +82,9 @@ def navigation(generated: list[Page]) -> list[NavItem]:
             if page.path.startswith(f"{name}/"):
                 item: NavItem = page.path if page.path.endswith("/index.md") else {str(escape(page.title)): page.path}
                 (sections.setdefault(page.section, []) if page.section else items).append(item)
-        return [*items, *({title: inside} for title, inside in sections.items())]
+        drafts = f"{STATUS['draft']}: "
+        order = sorted(sections, key=lambda title: (title.startswith(drafts), title if drafts in title else ""))
+        return [*items, *({title: sections[title]} for title in order)]
 
     notebooks = folder("notebooks")
     return [
