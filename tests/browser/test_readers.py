@@ -366,6 +366,7 @@ def test_layers_colour_the_map_and_go_into_a_file(visit: Any) -> None:
         tab.locator("[data-atlas-export=json]").click()
     told = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
     assert told["layer"] == "running"
+    assert tab.locator(".atlas-map a.cell").first.get_attribute("aria-label").endswith("entries that run here")
     first = tab.locator(".atlas-map [data-row]").first
     place = next(p for p in told["places"] if p["relation"] == first.get_attribute("data-row")
                  and p["location"] == first.get_attribute("data-column"))  # fmt: skip
