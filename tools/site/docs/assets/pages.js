@@ -32,7 +32,7 @@
       }
     };
     const follow = () => {
-      const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+      const target = document.getElementById(location.hash.slice(1));
       const found = target && [...parts].find(([, own]) => own.some((part) => part.contains(target)));
       if (!found) return false;
       show(found[0]);
