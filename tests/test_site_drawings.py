@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html import unescape
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import knowledge_fixture as base
 from tests import site_fixture as fixture
 from tools.knowledge import Knowledge, load
 from tools.knowledge.schema import Terms
-from tools.site import annotated, cards, equations, learn, pictogram, results
-from tools.site.model import Atlas, Material
+from tools.site import annotated, cards, equations, learn, model, pictogram, results
+from tools.site.model import Atlas, Change, Material
 from tools.site.pages import pages
 
 ROOT = Path(__file__).parents[1]
@@ -175,3 +177,38 @@ def test_the_glossary_holds_every_term_and_every_word_once(known: Knowledge) -> 
     letters = re.findall(r"^## (.) ", text, re.MULTILINE)
     assert letters == sorted(set(letters))
     assert '<a href="axes/relation.html#irrelevance">Irrelevance</a>' in text
+
+
+# --- what is new
+
+
+def test_news_tell_what_git_says_of_the_files(known: Knowledge) -> None:
+    entry, paper = "taxonomy/techniques/token-merging.yml", "papers/bolya-2023-token.yml"
+    changes = (
+        Change("2026-11-30", "M", entry), Change("2026-11-30", "M", entry), Change("2026-11-30", "D", "papers/gone.yml"),
+        Change("2026-11-23", "M", paper), Change("2026-11-23", "A", paper), Change("2026-11-22", "M", entry),
+    )  # fmt: skip
+    text = {page.path: page.markdown for page in pages(known, Material(changes=changes))}["new.md"]
+    days = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    said = {day[:10]: re.findall(r"<p>(.*?): ", day) for day in days}
+    assert said == {
+        "2026-11-30": ["Changed"], "2026-11-23": ["Papers added"], "2026-11-22": ["Added", "Measured"],
+        "2026-11-20": ["Measured"],
+    }  # fmt: skip
+    assert days[0].count("token-merging.html") == 1
+
+
+def test_the_history_is_that_of_the_files_of_the_knowledge(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        name = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    assert model._changes(tmp_path) == ()
+    git("init", "--quiet")
+    assert model._changes(tmp_path) == (), "no commit yet"
+    for text in ("a", "b"):
+        base.put(tmp_path, "papers/x.yml", text)
+        base.put(tmp_path, "other/y.yml", text)
+        git("add", ".")
+        git("commit", "--quiet", "--message", text, "--date", f"2026-11-2{len(text)}T00:00:00")
+    assert [(one.what, one.path) for one in model._changes(tmp_path)] == [("M", "papers/x.yml"), ("A", "papers/x.yml")]

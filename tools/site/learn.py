@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import PurePath
 
 from .markup import Html
 from .model import Atlas, Page
@@ -26,8 +27,11 @@ QUESTIONS = (
     ("adaptation", "May the model be trained again?"), ("guarantee", "How exact must the result be?"),
     ("support", "What can your hardware and runtime do?"),
 )  # fmt: skip
-MOST = 120
-"""Entries and results on the page of news."""
+MOST = 60
+"""Days on the page of news."""
+FEW = 24
+"""Names of one kind on one day."""
+PAPERS = {"A": "Papers added", "M": "Papers changed"}
 
 
 def pages(atlas: Atlas) -> list[Page]:
@@ -99,18 +103,37 @@ def _glossary(atlas: Atlas) -> Page:
 
 
 def _new(atlas: Atlas) -> Page:
-    """Entries by the day on which they were added, and results by the day on which they were measured."""
-    view = View(atlas, "new.md")
+    """Entries by the day on which they were added, results by the day on which they were measured, and what git tells
+    of changes."""
+    view, known = View(atlas, "new.md"), atlas.knowledge
     days: list[tuple[str, str, Html]] = [
-        (str(entry.added), "Added", view.of_entry(entry.id)) for entry in atlas.knowledge.entries.values()
+        (str(entry.added), "Added", view.of_entry(entry.id)) for entry in known.entries.values()
     ]
-    for record in atlas.knowledge.records:
+    for record in known.records:
         owner = record.technique or next((p.technique for p in record.points if p.technique), None)
-        if owner in atlas.knowledge.entries:
+        if owner in known.entries:
             days.append((record.date, "Measured", Html("{}: {}").format(view.of_entry(str(owner)), record.title)))
-    days.sort(key=lambda one: (one[0], one[1], str(one[2])), reverse=True)
+    added = {(change.day, change.path) for change in atlas.material.changes if change.what == "A"}
+    for change in dict.fromkeys(atlas.material.changes):
+        id_ = PurePath(change.path).stem
+        if change.what == "M" and (change.day, change.path) in added:
+            continue
+        if change.path.startswith("papers/") and id_ in known.papers and change.what != "D":
+            days.append((change.day, PAPERS[change.what], view.of_paper(known.papers[id_])))
+        elif id_ in known.entries and change.what == "M" and change.day != str(known.entries[id_].added):
+            days.append((change.day, "Changed", view.of_entry(id_)))
+    days.sort(key=lambda one: (one[1], str(one[2])))
+    days.sort(key=lambda one: one[0], reverse=True)
     grouped = [
-        (day, [(kind, [text for _, _, text in those]) for kind, those in groupby(list(ones), key=lambda one: one[1])])
-        for day, ones in groupby(days[:MOST], key=lambda one: one[0])
+        (day, [(kind, _few([text for _, _, text in those])) for kind, those in groupby(ones, key=lambda one: one[1])])
+        for day, ones in groupby(days, key=lambda one: one[0])
     ]
-    return view.page("new.md", "What is new", "taxonomy/techniques", grouped=grouped, left=max(len(days) - MOST, 0))
+    return view.page(
+        "new.md", "What is new", "taxonomy/techniques", grouped=grouped[:MOST], left=max(len(grouped) - MOST, 0)
+    )
+
+
+def _few(texts: list[Html]) -> list[Html]:
+    """The first of many."""
+    more = len(texts) - FEW
+    return texts if more < 2 else [*texts[:FEW], Html(f"and {more} more")]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reference_impls.accounting.record import Point, Record
 
@@ -39,6 +40,16 @@ class Page:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A file that was added, changed or removed."""
+
+    day: str
+    what: Literal["A", "M", "D"]
+    path: str
+    """Relative to the root."""
+
+
+@dataclass(frozen=True)
 class Material:
     """What pages show beside the knowledge."""
 
@@ -58,6 +69,8 @@ class Material:
     """Docstring of the module of each benchmark, by id."""
     home: Home | None = None
     """Where the atlas is on GitHub, if that is known."""
+    changes: tuple[Change, ...] = ()
+    """What became of the files of entries and papers, newest first, as git tells; empty outside a clone."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +148,29 @@ def gather(knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
     adapters = {id_: hosts(root, s.files) for id_, s in sources.items()}
     guides = {path.name: path.read_text(encoding="utf-8") for path in sorted((root / DOCS).glob("*.md"))}
     return Material(
-        texts, adapters, notebooks, families(root), guides, _checks(root), _benchmarks(knowledge), home(root)
-    )
+        texts, adapters, notebooks, families(root), guides, _checks(root), _benchmarks(knowledge), home(root),
+        _changes(root),
+    )  # fmt: skip
+
+
+def _changes(root: Path) -> tuple[Change, ...]:
+    """The history of the knowledge; what is not committed yet is none."""
+    if not (root / ".git").exists():
+        return ()
+    command = ["git", "-C", str(root), "log", "--date=short", "--format=%x01%ad", "--name-status", "--no-renames",
+               "--no-merges", "--", "taxonomy/techniques", "papers"]  # fmt: skip
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, errors="replace").stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ()
+    found, day = [], ""
+    for line in told.splitlines():
+        what, _, path = line.partition("\t")
+        if line.startswith("\x01"):
+            day = line[1:]
+        elif what in ("A", "M", "D") and path.endswith(".yml"):
+            found.append(Change(day, what, path))
+    return tuple(found)
 
 
 def _checks(root: Path) -> dict[str, str]:
