@@ -185,7 +185,7 @@ def test_the_glossary_holds_every_term_and_every_word_once(known: Knowledge) -> 
 def test_news_tell_what_git_says_of_the_files(known: Knowledge) -> None:
     entry, paper = "taxonomy/techniques/token-merging.yml", "papers/bolya-2023-token.yml"
     changes = (
-        Change("2026-11-30", "M", entry), Change("2026-11-30", "M", entry), Change("2026-11-30", "D", "papers/gone.yml"),
+        *2 * [Change("2026-11-30", "M", entry)], Change("2026-11-30", "D", "papers/gone.yml"),
         Change("2026-11-23", "M", paper), Change("2026-11-23", "A", paper), Change("2026-11-22", "M", entry),
     )  # fmt: skip
     text = {page.path: page.markdown for page in pages(known, Material(changes=changes))}["new.md"]
