@@ -225,5 +225,5 @@ def pictogram(atlas: Atlas, axes: Mapping[str, Terms]) -> Html | None:
         told.append(f"{asked}: {name.lower()}")
     return Html(
         f'<svg class="atlas-pictogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape("; ".join(told).capitalize())}" font-size="9">{"".join(parts)}</svg>'
+        f'aria-label="{escape("; ".join(told).capitalize())}" font-size="10">{"".join(parts)}</svg>'
     )
