@@ -146,7 +146,7 @@ def test_the_repository_is_named_by_the_environment(environment: dict[str, str],
     found = jupyter.home(ROOT, environment)
     assert (found.repository if found else None) == expected
     assert found is None or re.fullmatch(r"v\d+\.\d+\.\d+\S*", found.tag)
-    with pytest.raises(ValueError, match="owner/name"):
+    with pytest.raises(jupyter.NoRepository, match="owner/name"):
         jupyter.home(ROOT, {"ATLAS_REPOSITORY": '"><script>'})
 
 

@@ -26,6 +26,10 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 """The kernel of the interpreter that runs Jupyter."""
 
 
+class NoRepository(ValueError):
+    """A name that is no repository of GitHub."""
+
+
 @dataclass(frozen=True)
 class Home:
     """The repository on GitHub, and the tag at which this version of the atlas is found there."""
@@ -62,14 +66,14 @@ class Home:
 def home(root: Path, environment: Mapping[str, str] = os.environ) -> Home | None:
     """Where the atlas at `root` is on GitHub; None where no environment variable says so, or its version is unknown.
 
-    Raises ValueError for a name that is no repository.
+    Raises: NoRepository.
     """
     name = next((environment[one] for one in REPOSITORY if environment.get(one)), "")
     file = root / "pyproject.toml"
     if not name or not file.is_file():
         return None
     if not SLUG.fullmatch(name):
-        raise ValueError(f"{name!r} is no repository of GitHub: write it as owner/name")
+        raise NoRepository(f"{name!r} is no repository of GitHub: write it as owner/name")
     version = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}).get("version")
     return Home(name, f"v{version}") if version else None
 

@@ -21,7 +21,7 @@ from ..export import api
 from ..export.bibtex import bibtex
 from ..files import changing, scratch
 from ..imports import NotPython
-from ..jupyter import as_ipynb
+from ..jupyter import NoRepository, as_ipynb
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import counted
 from ..knowledge.references import resolved
@@ -59,7 +59,7 @@ def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[
         atlas = Atlas(resolved(knowledge), material)
         beside = data(knowledge) | {comparison.SCRIPT: comparison.script(atlas)} | reports.files(knowledge)
         return pages(knowledge, material), beside, atlas
-    except (notebooks.NotebookError, MathError, NotPython) as error:
+    except (notebooks.NotebookError, MathError, NotPython, NoRepository) as error:
         raise SiteError(str(error)) from error
 
 
