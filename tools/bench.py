@@ -174,13 +174,13 @@ def site_cost(entries: int, papers: int, root: Path = ROOT) -> SiteCost:
         more = max(entries - there[0], 1)
         generate(extra, more, max(papers - there[1], more), root)
         shutil.copytree(extra, whole, dirs_exist_ok=True)
-        counts = [len(list((whole / name).glob("*.yml"))) for name in ("taxonomy/techniques", "papers")]
+        techniques, written = (len(list((whole / name).glob("*.yml"))) for name in ("taxonomy/techniques", "papers"))
         start = time.perf_counter()
         done = guard.run([sys.executable, "-c", SITE, str(whole)], cwd=whole, env=_of(whole, root))
         seconds = time.perf_counter() - start
         if done.returncode:
             raise RuntimeError(done.stderr.decode("utf-8", "replace").strip()[-2000:])
-        return SiteCost(*counts, len(list((whole / "site").rglob("*.html"))), seconds)
+        return SiteCost(techniques, written, len(list((whole / "site").rglob("*.html"))), seconds)
 
 
 SITE = """

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from reference_impls.accounting.record import Point, Record
 
@@ -44,7 +44,8 @@ class Change:
     """A file that was added, changed or removed."""
 
     day: str
-    what: Literal["A", "M", "D"]
+    what: str
+    """A, M or D."""
     path: str
     """Relative to the root."""
 
