@@ -16,7 +16,7 @@ help:
 	@echo "make fuzz         random arguments, documents, knobs and interruptions by the thousand (half an hour)"
 	@echo "make times        the slowest tests of the last run, and what each technique costs"
 	@echo "make site         build the site into site/"
-	@echo "make materialise  write the generated pages as Markdown into build/pages/"
+	@echo "make materialise  write the generated pages as Markdown into build/pages/, for Zensical too"
 	@echo "make lint         format check, ruff, mypy, import directions, the knowledge"
 	@echo "make bench        measure every technique again (hours), into reference_impls/results/"
 	@echo "make release      VERSION=0.2.0: set the version everywhere, commit and tag"

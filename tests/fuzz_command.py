@@ -47,7 +47,7 @@ GOOD = [
     "schema", "check --format json", "compare token-reduction", "explain E101", "export csv papers",
     "export json --out out", "assets list", "export bibtex token-merging --out x.bib", "run token-merging --seconds 5",
     "assets verify minilm", "bench token-merging --save --budget smoke", "bench --corpus 3x3", "affected --base main",
-    "check --changed", "new implementation token-dropping", CLAIM,
+    "check --changed", "new implementation token-dropping", "notebook token-merging --no-open", CLAIM,
     f"new technique row-sharing --name Rows --summary Shares. --distinct --paper {PAPER}",
     "new paper smith-2020-x --offline --url https://a.example/x --title X --author Smith --year 2020",
 ]  # fmt: skip
@@ -116,6 +116,7 @@ def harmless(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runner, "run", lambda *_, **__: Outcome(error="timeout", message="not run"))
     patch.setattr(runner, "scenarios", lambda *_, **__: {"photos": "Photos"})
     patch.setattr(bench, "check_cost", lambda *_, **__: cost)
+    patch.setattr(bench, "site_cost", lambda *_, **__: bench.SiteCost(1, 1, 1, 1.0))
     patch.setattr("tools.changed.tests_for", lambda root, files: [])
     for name in ("build", "check", "serve", "materialise"):
         patch.setattr(f"tools.site.build.{name}", lambda root: root)

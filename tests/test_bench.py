@@ -107,3 +107,19 @@ def test_the_check_of_a_generated_atlas_finds_nothing() -> None:
     assert (cost.entries, cost.papers, cost.findings) == (30, 70, ())
     assert len(cost.seconds) == 1
     assert cost.peak_mb > 1
+
+
+def test_the_site_of_a_filled_up_atlas_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = "import sys; from pathlib import Path; from tools.knowledge import load; root = Path(sys.argv[1])\n"
+    count += 'known = load(root); assert not [f for f in known.findings if f.severity == "error"], known.findings[:3]\n'
+    count += '(root / "site").mkdir(); [(root / "site" / f"{i}.html").touch() for i in known.entries]'
+    monkeypatch.setattr(bench, "SITE", count)
+    there, papers = (len(list((bench.ROOT / name).glob("*.yml"))) for name in ("taxonomy/techniques", "papers"))
+    cost = bench.site_cost(there + 20, papers)
+    assert cost.entries == cost.pages == there + 20
+    assert cost.papers == papers + 20, "each has one at least"
+    monkeypatch.setattr(bench, "site_cost", lambda entries, papers, root: cost)
+    result = CliRunner().invoke(main, ["--root", str(bench.ROOT), "bench", "--corpus", "9x9", "--site"])
+    assert result.exit_code == 0, result.output
+    assert f"{there + 20:,}" in result.output
+    assert CliRunner().invoke(main, ["--root", str(bench.ROOT), "bench", "--site"]).exit_code == 2

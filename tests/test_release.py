@@ -97,3 +97,10 @@ def test_the_workflows_are_workflows() -> None:
     for file in files:
         found: dict[Any, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
         assert set(found["permissions"] or {}) <= {"contents"}, "rights are given to single jobs"
+
+
+def test_the_workflows_give_nothing_away() -> None:
+    zizmor = Path(sys.executable).parent / "zizmor"
+    command = [str(zizmor), "--offline", "--no-progress", "--config", ".github/zizmor.yml", ".github/workflows"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -33,7 +33,7 @@ from reference_impls.accounting.record import Record
 from tests import attack
 from tests import knowledge_fixture as base
 from tests import site_fixture as fixture
-from tools import numbers
+from tools import jupyter, numbers
 from tools.cli import main
 from tools.export.bibtex import bibtex
 from tools.knowledge import Knowledge, load
@@ -1079,8 +1079,8 @@ def test_every_notebook_seeds_its_random_numbers_first() -> None:
 
 def test_notebooks_for_jupyter_are_always_the_same_and_run_the_same_code() -> None:
     for path in notebooks.sources(ROOT).values():
-        text = notebooks.as_ipynb(path)
-        assert text == notebooks.as_ipynb(path)
+        text = jupyter.as_ipynb(path)
+        assert text == jupyter.as_ipynb(path)
         node = json.loads(text)
         code = ["".join(cell["source"]) for cell in node["cells"] if cell["cell_type"] == "code"]
         assert code

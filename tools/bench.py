@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -149,6 +151,52 @@ def check_cost(entries: int = 200, papers: int | None = None, repetitions: int =
         return CheckCost(entries, papers, tuple(seconds), max(peaks), tuple(findings))
 
 
+@dataclass(frozen=True)
+class SiteCost:
+    """What a strict build of the site cost, of an atlas that was filled up with generated entries."""
+
+    entries: int
+    papers: int
+    pages: int
+    seconds: float
+    """Wall-clock, without the runs of notebooks; one process."""
+
+
+LEFT_OUT = shutil.ignore_patterns(".*", "site", "build", "dist", "__pycache__")
+
+
+def site_cost(entries: int, papers: int, root: Path = ROOT) -> SiteCost:
+    """Build the site of the atlas at `root`, filled up to so many entries and papers by drafts varied from its own."""
+    with scratch("atlas-site-") as folder:
+        whole, extra = folder / "atlas", folder / "generated"
+        shutil.copytree(root, whole, symlinks=True, ignore=LEFT_OUT)
+        there = [len(list((root / name).glob("*.yml"))) for name in ("taxonomy/techniques", "papers")]
+        more = max(entries - there[0], 1)
+        generate(extra, more, max(papers - there[1], more), root)
+        shutil.copytree(extra, whole, dirs_exist_ok=True)
+        techniques, written = (len(list((whole / name).glob("*.yml"))) for name in ("taxonomy/techniques", "papers"))
+        start = time.perf_counter()
+        done = guard.run([sys.executable, "-c", SITE, str(whole)], cwd=whole, env=_of(whole, root))
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            raise RuntimeError(done.stderr.decode("utf-8", "replace").strip()[-2000:])
+        return SiteCost(techniques, written, len(list((whole / "site").rglob("*.html"))), seconds)
+
+
+SITE = """
+import sys
+from pathlib import Path
+from tools.site import build
+build.build(Path(sys.argv[1]), run=False)
+"""
+
+
+def _of(copy: Path, root: Path) -> dict[str, str]:
+    """The environment in which Python takes the code of a copy, and the runs of notebooks of the clone it is of."""
+    code = os.pathsep.join(map(str, (copy, copy / "tools" / "import-path")))
+    return os.environ | {"PYTHONPATH": code, "ATLAS_NOTEBOOK_CACHE": str(root / ".cache" / "notebooks")}
+
+
 def generate(folder: Path, entries: int, papers: int, root: Path = ROOT) -> None:
     """Write an atlas of `entries` valid drafts and `papers` papers, varied from the entries of `root` and their papers.
 
@@ -185,6 +233,8 @@ def generate(folder: Path, entries: int, papers: int, root: Path = ROOT) -> None
         entry = {k: v for k, v in entry.items() if k not in {"implementation", "parts", "replaced_by", "relations"}}
         entry |= {"id": _id(sources, number), "name": f"{entry['name'][:70]} {number}"}
         entry |= {"status": "draft", "aliases": [], "founding": False}
+        if entry.get("invariant"):
+            entry["invariant_untested"] = "It is that of the entry from which this one was varied."
         entry["algorithm"] = [{"step": step["step"]} for step in entry.get("algorithm", [])]
         entry["papers"] = [{"key": key, "role": "introduces"} for key in about[number]]
         if number:

@@ -262,6 +262,69 @@ def test_injected_texts_stay_texts_in_the_comparison(known: Knowledge) -> None:
     assert "</script" not in script.lower()
 
 
+def test_going_back_finds_the_table_as_it_was_left(visit: Any, known: Knowledge) -> None:
+    if not visit.home.startswith("http"):
+        return  # browsers keep no state in the address of a file
+    tab = visit.open("techniques/index.html")
+    tab.get_by_role("button", name="Runs here").click()
+    tab.get_by_label("Name, alias or word").fill("merging")
+    rows = tab.locator("table.atlas-index tbody tr:visible")
+    left, address = rows.all_inner_texts(), tab.url
+    rows.first.locator("th a").click()
+    tab.wait_for_url("**/techniques/*.html")
+    tab.go_back()
+    tab.wait_for_url(address)
+    assert rows.all_inner_texts() == left
+    tab.go_forward()
+    tab.wait_for_url("**/techniques/*.html")
+    assert tab.locator("h1").count() == 1
+
+
+def test_scenarios_of_an_entry_stand_one_at_a_time_and_links_open_theirs(visit: Any, known: Knowledge) -> None:
+    found = Atlas(known, Material()).results("token-merging")
+    anchors = [one.anchor for one in found]
+    tab = visit.open("techniques/token-merging.html")
+    tabs = tab.locator("[data-atlas-scenarios] button")
+    assert tabs.count() == len(anchors) > 2
+
+    def shown() -> list[str]:
+        return [anchor for anchor in anchors if tab.locator(f"[id='{anchor}']").is_visible()]
+
+    assert shown() == anchors[:1]
+    tabs.nth(1).click()
+    assert shown() == anchors[1:2]
+    assert tabs.nth(1).get_attribute("aria-pressed") == "true"
+    tab = visit.open(f"techniques/token-merging.html?x#{anchors[2]}")
+    assert shown() == anchors[2:3]
+    assert tab.locator(f"[id='{anchors[2]}']").evaluate("e => e.getBoundingClientRect().top < innerHeight")
+    tab.evaluate(f"location.hash = '{anchors[0]}'")
+    tab.wait_for_function(f"!document.getElementById('{anchors[0]}').matches('.atlas-off')")
+    tab.emulate_media(media="print")
+    assert shown() == anchors, "paper holds all of them"
+
+
+def test_an_entry_is_drawn_and_its_equations_stand_beside_their_lines(visit: Any) -> None:
+    tab = visit.open("techniques/token-merging.html")
+    drawing = tab.get_by_role("img", name="Why: spatial similarity; where: tokens; what is done: merge")
+    assert drawing.is_visible()
+    tab = visit.open("sources/token-merging.html")
+    line = tab.locator(".atlas-beside .said math").first
+    code = line.locator("xpath=ancestor::div[contains(@class, 'said')]/following-sibling::pre[1]")
+    tops = [one.evaluate("e => Math.round(e.getBoundingClientRect().top)") for one in (line, code)]
+    assert abs(tops[0] - tops[1]) < 40
+
+
+def test_results_are_filtered_by_what_they_contradict(visit: Any, known: Knowledge) -> None:
+    tab = visit.open("results.html")
+    rows = tab.locator("table.atlas-index tbody tr:visible")
+    assert rows.count() == len(known.records)
+    tab.get_by_role("button", name="Contradicts a claim").click()
+    judged = [known.judge(claim) for paper in known.papers.values() for claim in paper.claims]
+    assert rows.count() == len({id(j.record) for j in judged if j.verdict == "contradicted"})
+    rows.first.locator("td").last.locator("a").click()
+    tab.wait_for_url("**/machines.html#*")
+
+
 # --- benchmarks and the map -------------------------------------------------------------------------------------------
 
 
@@ -303,6 +366,7 @@ def test_layers_colour_the_map_and_go_into_a_file(visit: Any) -> None:
         tab.locator("[data-atlas-export=json]").click()
     told = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
     assert told["layer"] == "running"
+    assert tab.locator(".atlas-map a.cell").first.get_attribute("aria-label").endswith("entries that run here")
     first = tab.locator(".atlas-map [data-row]").first
     place = next(p for p in told["places"] if p["relation"] == first.get_attribute("data-row")
                  and p["location"] == first.get_attribute("data-column"))  # fmt: skip

@@ -41,6 +41,7 @@ HOMES: Final = {
     "gaps": ".entries:gaps",
     "list": ".entries:list_",
     "new": "..scaffold.commands:new",
+    "notebook": ".notebook:notebook",
     "profile": ".profile:profile",
     "report": ".report:report",
     "review": ".review:review",

@@ -98,6 +98,7 @@ def run(
     metavar="ENTRIESxPAPERS",
     help="Instead, time the check of a generated atlas of this size; may be repeated.",
 )
+@click.option("--site", is_flag=True, help="With --corpus: time the site of this atlas, filled up to this size.")
 @click.option("--scenario", "only", multiple=True, metavar="S", help="Only scenarios of this name; may be repeated.")
 @click.option(
     "--engine",
@@ -116,6 +117,7 @@ def bench(
     budget: Any,
     device: str,
     corpus: tuple[str, ...],
+    site: bool,
     only: tuple[str, ...],
     engine: Any,
     address: str | None,
@@ -130,8 +132,10 @@ def bench(
     root = clone(ctx)
     if address and engine != "ray":
         wrong_usage("--address is for --engine ray")
+    if site and not corpus:
+        wrong_usage("--site is for --corpus")
     if corpus:
-        check_corpora(root, corpus)
+        (site_corpora if site else check_corpora)(root, corpus)
         return
     knowledge = knowledge_of(ctx)
     chosen = [owner_of(knowledge, i) for i in ids] or [e.id for e in knowledge.entries.values() if e.implementation]
@@ -185,18 +189,37 @@ def is_full(knowledge: Knowledge, owner: str, device: str) -> bool:
     return any(record.budget == "full" and record.device.partition(":")[0] == kind for record in records)
 
 
-def check_corpora(root: Path, sizes: Iterable[str]) -> None:
-    """Time the check of generated atlases, a row each: what must grow with the number of files, and no faster."""
-    from ..bench import check_cost
-
+def counts_of(sizes: Iterable[str]) -> list[tuple[int, int]]:
+    """Entries and papers of each corpus."""
     counts = []
     for size in sizes:
         entries, times, papers = size.partition("x")
         if not (entries.isdecimal() and papers.isdecimal() and times and int(entries) and int(papers) >= int(entries)):
             wrong_usage(f"--corpus takes entries x papers, such as 200x200, with no fewer papers, got {size!r}")
         counts.append((int(entries), int(papers)))
+    return counts
+
+
+def site_corpora(root: Path, sizes: Iterable[str]) -> None:
+    """Time the site of this atlas, filled up with generated entries, a row each."""
+    from ..bench import site_cost
+
     rows = []
-    for entry_count, paper_count in counts:
+    for entry_count, paper_count in counts_of(sizes):
+        try:
+            cost = site_cost(entry_count, paper_count, root)
+        except RuntimeError as error:
+            raise Failure(f"the site cannot be built: {error}") from error
+        rows.append([f"{cost.entries:,}", f"{cost.papers:,}", f"{cost.pages:,}", f"{cost.seconds:.0f}"])
+    table(("entries", "papers", "pages", "seconds"), rows)
+
+
+def check_corpora(root: Path, sizes: Iterable[str]) -> None:
+    """Time the check of generated atlases, a row each: what must grow with the number of files, and no faster."""
+    from ..bench import check_cost
+
+    rows = []
+    for entry_count, paper_count in counts_of(sizes):
         cost = check_cost(entry_count, paper_count, root=root)
         if cost.findings:
             raise Failure(f"the generated atlas has {counted(len(cost.findings), 'finding')}: {cost.findings[0]}")

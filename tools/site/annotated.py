@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import cleandoc
 
+from .equations import equations
 from .markup import Html, code_lines, with_code
 
 RULER = re.compile(r"^[-=#\s]*$")
@@ -21,6 +22,8 @@ class Part:
 
     note: str
     """Plain text, paragraphs apart by blank lines."""
+    equations: tuple[Html, ...]
+    """What its first line computes, where that is an equation."""
     lines: tuple[int, ...]
     """Their numbers, from 1; empty where there is a note alone."""
 
@@ -28,22 +31,25 @@ class Part:
 def parts(text: str) -> list[Part]:
     """The module in order, without the lines of docstrings and of comments that stand on lines of their own.
 
-    A part begins with each class, function and method, and after each comment on lines of its own.
+    A part begins with each class, function and method, after each comment on lines of its own, and with each line that
+    has an equation.
     """
     lines = text.splitlines()
     said, docstrings, starts = _docstrings(ast.parse(text))
-    comments = _comments(text, lines)
+    comments, computed = _comments(text, lines), equations(text)
+    starts |= computed.keys()
     notes: list[str] = [said.pop(0)] if 0 in said else []
     code: list[int] = []
+    formulas: list[Html] = []
     found: list[Part] = []
 
     def end() -> None:
-        nonlocal notes, code
+        nonlocal notes, code, formulas
         if notes or any(lines[n - 1].strip() for n in code):
             while code and not lines[code[-1] - 1].strip():
                 code.pop()
-            found.append(Part("\n\n".join(notes), tuple(code)))
-        notes, code = [], []
+            found.append(Part("\n\n".join(notes), tuple(formulas), tuple(code)))
+        notes, code, formulas = [], [], []
 
     for n in range(1, len(lines) + 1):
         if code and (n in comments or (n in starts and n - 1 not in comments)):
@@ -52,6 +58,7 @@ def parts(text: str) -> list[Part]:
             notes += [comments[n]] if comments[n] else []
         elif n not in docstrings and (code or lines[n - 1].strip()):
             notes += [said.pop(n)] if n in said else []
+            formulas += [computed[n]] if n in computed else []
             code.append(n)
     end()
     return found
@@ -95,7 +102,10 @@ def rendered(text: str, line_prefix: str) -> Iterator[tuple[Html, Html]]:
     """(note, code) of each part as HTML; line n of the module is an anchor `<line_prefix>-n`."""
     html = code_lines(text, line_prefix)
     for part in parts(text):
-        yield _note(part.note), Html("\n").join(html[n - 1] for n in part.lines)
+        shown = Html("").join(
+            Html('<div class="atlas-math" tabindex="0">{}</div>').format(one) for one in part.equations
+        )
+        yield _note(part.note) + shown, Html("\n").join(html[n - 1] for n in part.lines)
 
 
 def _note(text: str) -> Html:

@@ -21,10 +21,11 @@ from ..export import api
 from ..export.bibtex import bibtex
 from ..files import changing, scratch
 from ..imports import NotPython
+from ..jupyter import NoRepository, as_ipynb
 from ..knowledge import Knowledge, load
 from ..knowledge.findings import counted
 from ..knowledge.references import resolved
-from . import comparison, links, notebooks, reports, search
+from . import comparison, links, notebooks, reports
 from .markup import MathError
 from .model import Atlas, Page, gather
 from .pages import navigation, pages
@@ -46,8 +47,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[Page], dict[str, str], str]:
-    """The generated pages of the atlas at `root`, path -> text of the data beside them, and the index of the search.
+def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[Page], dict[str, str], Atlas]:
+    """The generated pages of the atlas at `root`, path -> text of the data beside them, and what they were made of.
 
     Notebooks that changed are executed unless `run` is false.
     """
@@ -57,8 +58,8 @@ def collect(root: Path, *, run: bool = True, progress: Say = say) -> tuple[list[
         material = gather(knowledge, executed)
         atlas = Atlas(resolved(knowledge), material)
         beside = data(knowledge) | {comparison.SCRIPT: comparison.script(atlas)} | reports.files(knowledge)
-        return pages(knowledge, material), beside, search.index(atlas)
-    except (notebooks.NotebookError, MathError, NotPython) as error:
+        return pages(knowledge, material), beside, atlas
+    except (notebooks.NotebookError, MathError, NotPython, NoRepository) as error:
         raise SiteError(str(error)) from error
 
 
@@ -77,9 +78,7 @@ def data(knowledge: Knowledge) -> dict[str, str]:
     Pages opened from disk can load scripts and no other data.
     """
     found = {f"{api.FOLDER}/{name}": text for name, text in api.files(knowledge).items()}
-    found |= {
-        f"notebooks/{id_}.ipynb": notebooks.as_ipynb(path) for id_, path in notebooks.sources(knowledge.root).items()
-    }
+    found |= {f"notebooks/{id_}.ipynb": as_ipynb(path) for id_, path in notebooks.sources(knowledge.root).items()}
     records = {paper.key: bibtex(paper) for paper in knowledge.papers.values()}
     return found | {BIBLIOGRAPHY: f"window.atlasBibliography = {json.dumps(records, separators=(',', ':'))};\n"}
 
@@ -204,14 +203,15 @@ def materialise(root: Path, folder: Path | None = None, *, run: bool = True, pro
     with scratch("pages-", target.parent) as aside:
         write(generated, files, root, aside / "pages")
         swap(aside / "pages", target, aside)
-    progress(f"site: {len(generated)} generated pages written to {target}")
+    progress(f"site: {len(generated)} generated pages written to {target}; Zensical builds them with `zensical build`")
     return target
 
 
 def write(generated: list[Page], files: Mapping[str, str], root: Path, target: Path) -> None:
     """Write pages, data, the hand-written pages of `root` and a configuration without the hook into `target`."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(root / "tools" / "site" / "docs", target / "docs")
+    for name in ("docs", "overrides"):
+        shutil.copytree(root / "tools" / "site" / name, target / name)
     for path, text in {**{page.path: page.markdown for page in generated}, **files}.items():
         file = target / "docs" / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +221,7 @@ def write(generated: list[Page], files: Mapping[str, str], root: Path, target: P
     for extension in config["markdown_extensions"]:
         if isinstance(extension, dict) and (snippets := extension.get("pymdownx.snippets")):
             snippets["base_path"] = [str(root)]
+    config["theme"]["custom_dir"] = "overrides"
     config |= {"docs_dir": "docs", "site_dir": "site", "nav": navigation(generated)}
     (target / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

@@ -13,7 +13,7 @@ from ..knowledge.verdicts import MEANINGS
 from .model import Atlas, Page
 from .parts import FACETS, MAIN, STATUS, Facet, View, facet_of_axis, plain
 
-COLUMNS = ("relation", "location", "exploitation", "stage", "adaptation")
+COLUMNS = ("relation", "location", "exploitation", "stage", "data_kind", "adaptation")
 CHOICE = {
     "single": "Exactly one term applies.",
     "primary": "One term decides; others may follow as secondary.",

@@ -1,12 +1,9 @@
-"""The page of all claims beside our results, and the machines on which these were measured."""
+"""The page of all claims beside our results."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import get_args
-
-from reference_impls.accounting.record import Record
 
 from ..knowledge.claims import Judgement
 from ..knowledge.schema import Claim, Paper
@@ -34,7 +31,7 @@ def page(atlas: Atlas) -> Page:
     return View(atlas, "claims.md").page(
         "claims.md", "Claims", "papers", meta={"hide": ["navigation", "toc"]}, rows=rows, facets=facets, data=_data,
         quick=(("Contradicted", {"verdict": "contradicted"}), ("Tried here", {"tried": "yes"})),
-        machines=_machines(known.records), tried=sum(judged.attempted for _, _, judged in rows),
+        tried=sum(judged.attempted for _, _, judged in rows),
     )  # fmt: skip
 
 
@@ -46,17 +43,3 @@ def _data(paper: Paper, claim: Claim, judged: Judgement) -> Mapping[str, str]:
         "data-verdict": judged.verdict.replace(" ", "-"), "data-kind": claim.kind,
         "data-tried": "yes" if judged.attempted else "no",
     }  # fmt: skip
-
-
-def _machines(records: tuple[Record, ...]) -> list[tuple[str, int, str, str]]:
-    """(machine, records, first and last day, versions of torch)."""
-    found: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        one = record.machine
-        words = [one.cpu, f"{one.cores} cores", f"{one.memory_gb:.0f} GiB", one.accelerator or ""]
-        found[", ".join(filter(None, words))].append(record)
-    return [
-        (name, len(those), " to ".join(dict.fromkeys((min(r.date for r in those), max(r.date for r in those)))),
-         ", ".join(sorted({r.versions.get("torch", "") for r in those} - {""})))
-        for name, those in sorted(found.items(), key=lambda one: -len(one[1]))
-    ]  # fmt: skip

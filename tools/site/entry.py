@@ -9,10 +9,11 @@ from ..knowledge.completeness import gaps
 from ..knowledge.schema import Entry, Statement
 from ..knowledge.source import Knob, Source
 from . import annotated, evidence
-from .markup import Html, cost_model, heading, math, with_code
+from .markup import Html, cost_model, external, heading, math, with_code
 from .model import Atlas, Page, Result
 from .notebooks import Notebook, first_figure, render
 from .parts import ROLES, STATUS, View, plain
+from .pictogram import pictogram
 
 KINDS = {
     "technique": "Technique: removes a redundancy",
@@ -38,10 +39,11 @@ def page(atlas: Atlas, entry: Entry) -> Page:
     papers = [(known.papers[p.key], ROLES[p.role]) for p in entry.papers if p.key in known.papers]
     view = View(atlas, f"techniques/{entry.id}.md")
     return view.page(
-        "entry.md", entry.name, f"taxonomy/techniques/{entry.id}.yml", section=STATUS[entry.status],
-        meta={"description": entry.summary},
+        "entry.md", entry.name, f"taxonomy/techniques/{entry.id}.yml", section=_section(atlas, entry),
+        meta={"description": entry.summary, "card": entry.id},
         entry=entry, module=source, results=results, evidence=evidence, redundancies=_redundancies(results),
         names=_names(entry), tiles=_tiles(atlas, entry, source, results), claims=known.claims(entry.id),
+        pictogram=pictogram(atlas, entry.axes),
         actions=_actions(view, entry, source), picture=_picture(atlas, entry, results),
         function=partial(_function, view), cost=cost_model(entry.cost_model or ""),
         symbols=[(math(symbol), meaning) for symbol, meaning in entry.symbols.items()],
@@ -53,6 +55,14 @@ def page(atlas: Atlas, entry: Entry) -> Page:
         own_data="location" in entry.axes and entry.axes["location"].primary in ("dataset", "input_pipeline"),
         missing=[f"`{n.what}`: {n.hint}" for n in gaps(known, entry)] if entry.status == "draft" else [],
     )  # fmt: skip
+
+
+def _section(atlas: Atlas, entry: Entry) -> str:
+    """Where the navigation has an entry. Drafts are many: by why their data are redundant."""
+    name = STATUS[entry.status]
+    if entry.status == "draft" and "relation" in entry.axes:
+        return f"{name}: {atlas.term('relation', entry.axes['relation'].primary).lower()}"
+    return name
 
 
 def snippet(id_: str) -> str:
@@ -74,8 +84,9 @@ def notebook_page(atlas: Atlas, notebook: Notebook) -> Page:
     title, _, rest = text.partition("\n") if text.startswith("# ") else (heading(notebook.title), "", text)
     meta = {"title": f"Notebook: {notebook.title}"}
     return view.page(
-        "notebook.md", notebook.title, notebook.path, meta=meta, notebook=notebook, heading=Html(title), rest=Html(rest)
-    )
+        "notebook.md", notebook.title, notebook.path, meta=meta, notebook=notebook, heading=Html(title),
+        rest=Html(rest), home=atlas.material.home,
+    )  # fmt: skip
 
 
 def _names(entry: Entry) -> str:
@@ -128,14 +139,16 @@ def numbers_page(atlas: Atlas, entry: Entry) -> Page:
 
 def _actions(view: View, entry: Entry, source: Source | None) -> list[Html]:
     """What readers do with an entry: run it, open its notebook and its source, cite it, edit it."""
-    there = entry.id in view.atlas.material.notebooks
+    file = f"taxonomy/techniques/{entry.id}.yml"
+    there, home = entry.id in view.atlas.material.notebooks, view.atlas.material.home
     listed = [
         Html('<a href="#implementation">Run</a>') if source else None,
         view.link(f"notebooks/{entry.id}.md", "Notebook") if there else None,
         view.link(f"notebooks/{entry.id}.ipynb", ".ipynb") if there else None,
+        external(home.colab(entry.id), "Colab") if there and home else None,
         view.link(f"sources/{entry.id}.md", "Source") if source else None,
         Html('<a href="#papers-and-citation">Cite</a>') if entry.papers else None,
-        Html('<a href="#edit">Edit</a>'),
+        external(home.edit(file), "Edit") if home else Html('<a href="#edit">Edit</a>'),
     ]
     return [one for one in listed if one]
 

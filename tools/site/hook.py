@@ -17,22 +17,22 @@ from mkdocs.structure.pages import Page as MkDocsPage
 if (_root := str(Path(__file__).parents[2])) not in sys.path:  # mkdocs loads this file without its package
     sys.path.insert(0, _root)
 
-from tools.site import search
+from tools.site import cards, search
 from tools.site.build import collect
-from tools.site.model import Page
+from tools.site.model import Atlas, Page
 from tools.site.pages import navigation
 
 _PAGES: list[Page] = []
 _FILES: dict[str, str] = {}
-_INDEX: list[str] = []
+_ATLAS: list[Atlas] = []
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Generate the pages and their navigation."""
     run = os.environ.get("ATLAS_NOTEBOOKS", "run") == "run"
-    _PAGES[:], files, index = collect(Path(config.config_file_path).parent, run=run)
+    _PAGES[:], files, atlas = collect(Path(config.config_file_path).parent, run=run)
     _FILES.update(files)
-    _INDEX[:] = [index]
+    _ATLAS[:] = [atlas]
     config.nav = navigation(_PAGES)
     return config
 
@@ -56,9 +56,14 @@ def on_page_markdown(markdown: str, page: MkDocsPage, config: MkDocsConfig, file
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Put our search and its index into the built site, and leave out the map of a site without an address."""
+    """Put our search and its index into the built site, and for a site with an address the cards of its links.
+
+    A site without one has no map of its addresses.
+    """
     site = Path(config.site_dir)
-    search.install(site, _INDEX[0])
-    if not config.site_url:
+    search.install(site, search.index(_ATLAS[0]))
+    if config.site_url:
+        cards.write(_ATLAS[0], site)
+    else:
         for name in ("sitemap.xml", "sitemap.xml.gz"):
             (site / name).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from reference_impls.accounting.record import Point, Record
 
 from ..headlines import own_part
+from ..jupyter import Home, home
 from ..knowledge import Knowledge
 from ..knowledge.paths import BENCHMARKS
 from ..knowledge.schema import Entry, Paper
@@ -38,6 +40,17 @@ class Page:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A file that was added, changed or removed."""
+
+    day: str
+    what: str
+    """A, M or D."""
+    path: str
+    """Relative to the root."""
+
+
+@dataclass(frozen=True)
 class Material:
     """What pages show beside the knowledge."""
 
@@ -55,6 +68,10 @@ class Material:
     """Conformance checks with what each asks, in the order in which they run."""
     benchmarks: Mapping[str, str] = field(default_factory=dict)
     """Docstring of the module of each benchmark, by id."""
+    home: Home | None = None
+    """Where the atlas is on GitHub, if that is known."""
+    changes: tuple[Change, ...] = ()
+    """What became of the files of entries and papers, newest first, as git tells; empty outside a clone."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +148,30 @@ def gather(knowledge: Knowledge, notebooks: Mapping[str, Notebook]) -> Material:
     texts = {file: (root / file).read_text(encoding="utf-8") for s in sources.values() for file in s.files}
     adapters = {id_: hosts(root, s.files) for id_, s in sources.items()}
     guides = {path.name: path.read_text(encoding="utf-8") for path in sorted((root / DOCS).glob("*.md"))}
-    return Material(texts, adapters, notebooks, families(root), guides, _checks(root), _benchmarks(knowledge))
+    return Material(
+        texts, adapters, notebooks, families(root), guides, _checks(root), _benchmarks(knowledge), home(root),
+        _changes(root),
+    )  # fmt: skip
+
+
+def _changes(root: Path) -> tuple[Change, ...]:
+    """The history of the knowledge; what is not committed yet is none."""
+    if not (root / ".git").exists():
+        return ()
+    command = ["git", "-C", str(root), "log", "--date=short", "--format=%x01%ad", "--name-status", "--no-renames",
+               "--no-merges", "--", "taxonomy/techniques", "papers"]  # fmt: skip
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, errors="replace").stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ()
+    found, day = [], ""
+    for line in told.splitlines():
+        what, _, path = line.partition("\t")
+        if line.startswith("\x01"):
+            day = line[1:]
+        elif what in ("A", "M", "D") and path.endswith(".yml"):
+            found.append(Change(day, what, path))
+    return tuple(found)
 
 
 def _checks(root: Path) -> dict[str, str]:

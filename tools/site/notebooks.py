@@ -37,6 +37,7 @@ from .. import forked
 from ..files import write_atomically
 from ..forked import Forked
 from ..imports import Imports, facts
+from ..jupyter import sources
 from ..knowledge.paths import RESULTS
 from .markup import Html, MathError, SvgError, clean_html, clean_svg, code, escape, paragraph, prose, scrolling
 
@@ -102,11 +103,6 @@ class Notebook:
             if cell["cell_type"] == "markdown" and (match := re.search(r"^# (.+)$", cell["source"], re.MULTILINE)):
                 return match[1].strip()
         return self.id
-
-
-def sources(root: Path) -> dict[str, Path]:
-    """Id -> notebook, for every notebook of the atlas."""
-    return {p.stem.replace("_", "-"): p for p in sorted((root / "notebooks").glob("*.py"))}
 
 
 def executed(
@@ -253,15 +249,6 @@ def first_figure(notebook: Notebook, most: int, name: str = "picture") -> tuple[
             except OddOutput as error:
                 raise NotebookError(f"{notebook.path}, cell {number}: {error}") from error
     return None
-
-
-def as_ipynb(path: Path) -> str:
-    """The source of a notebook in Jupyter's own format, without outputs; two calls give the same text."""
-    node = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
-    for number, cell in enumerate(node.cells):
-        cell["id"] = f"cell-{number}"
-    node.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    return str(nbformat.writes(node)) + "\n"
 
 
 def _tags(cell: Mapping[str, Any]) -> list[str]:

@@ -20,10 +20,12 @@ from . import (
     papers,
     relations,
     reports,
+    results,
     statements,
 )
 from .markup import escape
 from .model import Atlas, Material, NavItem, Page
+from .parts import STATUS
 
 
 def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
@@ -39,6 +41,7 @@ def pages(knowledge: Knowledge, material: Material | None = None) -> list[Page]:
         comparison.page(atlas),
         *benchmarks.pages(atlas),
         claims.page(atlas),
+        *results.pages(atlas),
         catalogue.axes(atlas),
         *(catalogue.axis(atlas, name) for name in knowledge.axes.axes),
         statements.hard_cases(atlas),
@@ -58,8 +61,13 @@ GUIDES = (
     ("Apply a technique", "apply.md"),
     ("Read a redundancy report", "report.md"),
     ("Check your own technique", "contract.md"),
-    ("How numbers are made", "evidence.md"),
     ("Data for programs", "api.md"),
+)
+EVIDENCE = (
+    ("Claims", "claims.md"),
+    ("Results", "results.md"),
+    ("Methods", "evidence.md"),
+    ("Machines", "machines.md"),
 )
 ABOUT = (("About", "about.md"), ("Contribute", "contribute.md"))
 
@@ -74,18 +82,28 @@ def navigation(generated: list[Page]) -> list[NavItem]:
             if page.path.startswith(f"{name}/"):
                 item: NavItem = page.path if page.path.endswith("/index.md") else {str(escape(page.title)): page.path}
                 (sections.setdefault(page.section, []) if page.section else items).append(item)
-        return [*items, *({title: inside} for title, inside in sections.items())]
+        drafts = f"{STATUS['draft']}: "
+        order = sorted(sections, key=lambda title: (title.startswith(drafts), title if drafts in title else ""))
+        return [*items, *({title: sections[title]} for title in order)]
 
     notebooks = folder("notebooks")
     return [
         {"Map": "index.md"},
-        {"Learn": [{"What is redundant?": "learn.md"}, {"Which technique?": "decide.md"}, {"What is new": "new.md"}]},
+        {
+            "Learn": [
+                {"What is redundant?": "learn.md"},
+                {"Which technique?": "decide.md"},
+                {"Glossary": "glossary.md"},
+                {"What is new": "new.md"},
+            ]
+        },
         {"Techniques": [*folder("techniques"), {"Relations": "relations.md"}, {"Compare": "compare.md"}]},
         *([{"Benchmarks": benchmarks_}] if (benchmarks_ := folder("benchmarks")) else []),
         *([{"Notebooks": notebooks}] if notebooks else []),
         {"Taxonomy": [*folder("axes"), {"Hard cases": "hard-cases.md"}]},
         {"Principles": [{"Principles": "principles.md"}, {"Open problems": "open-problems.md"}]},
-        {"Papers": [*folder("papers"), {"Claims": "claims.md"}]},
+        {"Papers": folder("papers")},
+        {"Evidence": [{title: path} for title, path in EVIDENCE]},
         {"Guides": [{title: path} for title, path in GUIDES]},
         {"About": [{title: path} for title, path in ABOUT]},
     ]

@@ -122,7 +122,7 @@
         const mark = svg("svg", { class: "atlas-figure swatch", viewBox: "0 0 16 16", "aria-hidden": "true" }, svg("g", { class: `series technique-${i + 1}` }, svg("circle", { cx: 8, cy: 8, r: 5 })));
         return make("li", {}, mark, ` ${one.name}`);
       }));
-      return make("figure", { class: "atlas-overview" }, root, key, make("figcaption", {}, `${label}, where they share a benchmark: ${[...new Set(shared)].join(", ").replaceAll("-", " ")}. Tasks differ; their pages say which.`));
+      return make("figure", { class: "atlas-overview", tabindex: 0 }, root, key, make("figcaption", {}, `${label}, where they share a benchmark: ${[...new Set(shared)].join(", ").replaceAll("-", " ")}. Tasks differ; their pages say which.`));
     };
     show();
   };

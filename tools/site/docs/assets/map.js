@@ -10,6 +10,7 @@
   const written = new Map(cells.map((cell) => [cell, [...cell.childNodes]]));
   const steps = ["heat-1", "heat-2", "heat-3", "heat-4"];
   const before = new Map(cells.map((cell) => [cell, cell.className]));
+  const named = new Map(cells.map((cell) => [cell, cell.getAttribute("aria-label") ?? cell.title]));
   let chosen = null;
 
   const remember = () => {
@@ -47,6 +48,7 @@
     if (cell.matches(".empty")) {
       cell.tabIndex = 0;
       cell.setAttribute("role", "button");
+      cell.setAttribute("aria-label", named.get(cell));
     }
     cell.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -73,6 +75,7 @@
     for (const cell of cells) {
       if (layer.value === "entries") {
         cell.className = before.get(cell);
+        cell.setAttribute("aria-label", named.get(cell));
         cell.replaceChildren(...written.get(cell));
         continue;
       }
@@ -82,6 +85,8 @@
       const said = document.createElement("span");
       said.textContent = value(cell) === "" ? "–" : value(cell) === "0" ? "·" : value(cell);
       cell.replaceChildren(said);
+      const place = named.get(cell).split(":")[0];
+      cell.setAttribute("aria-label", `${place}: ${value(cell) === "" ? "not known" : value(cell)}, ${layer.selectedOptions[0].textContent}`);
     }
     remember();
   };

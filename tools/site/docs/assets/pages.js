@@ -15,6 +15,44 @@
     if (buttons.length) show(buttons.find((one) => one.getAttribute("aria-pressed") === "true") ?? buttons[0]);
   }
 
+  /* Scenarios of an entry: what stands under their headings, one at a time on a screen. A link to a place inside of one opens it. */
+  const scenarios = document.querySelector("[data-atlas-scenarios]");
+  if (scenarios) {
+    const parts = new Map();
+    for (const button of scenarios.querySelectorAll("button")) {
+      const own = [];
+      let one = document.getElementById(button.dataset.atlasScenario);
+      for (; one && !(own.length && /^h[23]$/.test(one.localName)); one = one.nextElementSibling) own.push(one);
+      parts.set(button, own);
+    }
+    const show = (chosen) => {
+      for (const [button, own] of parts) {
+        button.setAttribute("aria-pressed", button === chosen);
+        for (const part of own) part.classList.toggle("atlas-off", button !== chosen);
+      }
+    };
+    const follow = () => {
+      const target = document.getElementById(location.hash.slice(1));
+      const found = target && [...parts].find(([, own]) => own.some((part) => part.contains(target)));
+      if (!found) return false;
+      show(found[0]);
+      target.scrollIntoView();
+      return true;
+    };
+    for (const button of parts.keys()) {
+      button.addEventListener("click", () => {
+        show(button);
+        try {
+          history.replaceState(null, "", `#${button.dataset.atlasScenario}`);
+        } catch {
+          /* some browsers refuse this for file:// */
+        }
+      });
+    }
+    window.addEventListener("hashchange", follow);
+    if (!follow()) show([...parts.keys()][0]);
+  }
+
   /* The task of a benchmark: its curves, its front and its lines of the ranking alone. */
   const task = document.querySelector("[data-atlas-task]");
   task?.addEventListener("change", () => {
