@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from reference_impls.techniques.sparse_disparity_cost_volume import (
 from reference_impls.techniques.stereo_occupancy_voxels.network import VOLUMES
 
 SPARSE, OCTREE = SparseDisparityCostVolume(), OctreeOccupancyDecoding()
+Attach = Callable[[benchmark.OnPairs], Handle]
 EVEN = "even disparities"
 FAR = 8.0
 
@@ -57,9 +58,18 @@ def evenly(model: benchmark.OnPairs, count: int) -> Handle:
     return keep_levels(EVEN, model, modules_of(model, CostVolume), wanted)
 
 
-def live(model: benchmark.OnPairs) -> Handle:
-    """The model with free cells left out."""
-    return OCTREE.apply(model, threshold=benchmark.GATES[1])
+def gate(models: Sequence[benchmark.OnPairs], plan: benchmark.OccupancyPlan) -> tuple[float, Attach]:
+    """The threshold that suits the networks best on training scenes, and what leaves out free cells by it."""
+    chosen = benchmark.best_gate(models, benchmark.scenes(plan.train), benchmark.GATES)
+    return chosen, partial(OCTREE.apply, threshold=chosen)
+
+
+def told(threshold: float) -> str:
+    """The note on the gate."""
+    return (
+        f"Cells with an occupancy below {threshold} are not refined in any variant; training scenes and the networks "
+        f"with all levels chose it of {benchmark.GATES}."
+    )
 
 
 def run_scenes(study: Study[LevelsPlan]) -> Record:
@@ -68,11 +78,12 @@ def run_scenes(study: Study[LevelsPlan]) -> Record:
     data = benchmark.scenes(plan.test, benchmark.TEST_SEED)
     models = [benchmark.fitted("all levels", plan, seed) for seed in plan.seeds]
     study.prepare("training", "training the network with all levels", held="shared")
+    threshold, live = gate(models, plan)
     timed = data.pairs[:: max(1, plan.test // 2)][:2]
     real = benchmark.real_pairs(plan)
     on_real = {"all levels": benchmark.on_pairs(models, live, real, lambda one: benchmark.ALL)}
 
-    def add(series: str, knobs: dict[str, Any], attach: Callable[[benchmark.OnPairs], Handle]) -> benchmark.Scores:
+    def add(series: str, knobs: dict[str, Any], attach: Attach) -> benchmark.Scores:
         found = []
         for model in models:
             with attach(model) as handle, live(model):
@@ -122,8 +133,8 @@ def run_scenes(study: Study[LevelsPlan]) -> Record:
         ),
         notes=(
             "Trained with all levels; one that is left out takes the costs of the nearest computed one.",
-            f"Cells with an occupancy below {benchmark.GATES[1]} are not refined in any variant.",
-            "The scenes are made; one seed of the network, intervals over the scenes.",
+            told(threshold),
+            f"The scenes are made; means over {len(plan.seeds)} seeds of the network, intervals over the scenes.",
             "Products of similarities are made element by element and are in no MACs; their convolutions are.",
         ),
         tables={
@@ -151,6 +162,7 @@ def run_trained(study: Study[TrainedPlan]) -> Record:
     study.prepare("training", "training each network, the baseline's as well", held="shared")
     timed = data.pairs[:: max(1, plan.test // 2)][:2]
     real = benchmark.real_pairs(plan)
+    threshold, live = gate([benchmark.fitted("all levels", plan, seed) for seed in plan.seeds], plan)
     seeds: dict[str, list[benchmark.Scores]] = {}
     on_real: dict[str, dict[str, list[list[Tensor]]]] = {}
     chosen = [("depths", TECHNIQUE, {"levels": len(benchmark.DEPTHS)})]
@@ -198,13 +210,14 @@ def run_trained(study: Study[TrainedPlan]) -> Record:
             null={"every level asked for": spared(benchmark.ALL, benchmark.ALL)},
         ),
         notes=(
-            f"Cells with an occupancy below {benchmark.GATES[1]} are not refined in any variant.",
+            told(threshold),
             "On real pairs levels at depths are those of the pair's camera.",
-            "The scenes are made; one seed of each network, intervals over the scenes.",
+            f"The scenes are made; means over {len(plan.seeds)} seeds of each network, intervals over the scenes.",
         ),
         tables={
             "levels": benchmark.by_level(rows),
             "variants": benchmark.summary(rows, ours),
+            "seeds": benchmark.by_seed(seeds, ours),
             "real pairs": benchmark.real_table(real, on_real),
         },
     )
@@ -227,6 +240,7 @@ def run_volume(study: Study[VolumePlan]) -> Record:
     """Cost volumes with the published matching, random weights: all levels in one wide map, or in a loop."""
     plan = study.plan
     match = seeded(0, MatchingCost).eval().requires_grad_(False)
+    match.fold()
     draws = generator(0)
     left, right = (torch.randn(1, 32, *plan.size, generator=draws) for _ in range(2))
     for name, levels in VOLUMES.items():
@@ -266,15 +280,14 @@ def run_volume(study: Study[VolumePlan]) -> Record:
     )
 
 
-ONE_SEED = replace(benchmark.FULL, seeds=(0,))
 SCENARIOS = (
     benchmark.task(
         "scenes-levels", "A trained stereo network that matches at the disparities of depths only", run_scenes,
-        smoke=LevelsPlan(**vars(benchmark.SMALL) | {"steps": (0.5, 2.0)}), full=LevelsPlan(**vars(ONE_SEED)),
+        smoke=LevelsPlan(**vars(benchmark.SMALL) | {"steps": (0.5, 2.0)}), full=LevelsPlan(**vars(benchmark.FULL)),
     ),
     benchmark.task(
         "trained-levels", "Stereo networks trained with levels at depths, or with even ones", run_trained,
-        smoke=TrainedPlan(**vars(benchmark.SMALL) | {"even": (12,)}), full=TrainedPlan(**vars(ONE_SEED)),
+        smoke=TrainedPlan(**vars(benchmark.SMALL) | {"even": (12,)}), full=TrainedPlan(**vars(benchmark.FULL)),
     ),
     benchmark.task(
         "volume-paper", "The published cost volume: 12 levels at depths, and 12, 24 or 48 even ones", run_volume,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +37,7 @@ from reference_impls.techniques.stereo_occupancy_voxels.grid import (
     voxelise,
 )
 from reference_impls.techniques.stereo_occupancy_voxels.lifted import LiftedStereoNet
+from reference_impls.techniques.stereo_occupancy_voxels.network import for_inference
 from tests.support import noise, parameters
 
 VOXELS, LEVELS = StereoOccupancyVoxels(), (0, 2, 5)
@@ -152,6 +156,20 @@ def test_levels_of_the_published_network() -> None:
     assert macs == sorted(set(macs))
     assert (macs[3] - macs[0]) / macs[3] < 0.024  # the whole decoder is 2.4 % of the network
     assert sum(decoder) == 1_470_105
+
+
+def test_the_form_for_inference_gives_the_same() -> None:
+    network = seeded(0, lambda: randomise_parameters(build("voxel"))).double().eval()
+    left, right = (2 * noise(1, 3, 8, 160, seed=seed) for seed in (1, 2))
+    volumes = []
+    for prepared in (network, for_inference(copy.deepcopy(network))):
+        with torch.no_grad():
+            a, b = prepared.features(left), prepared.features(right)
+            volumes += [prepared.volume(a, b), prepared.volume.loop(a, b)]
+    assert float(volumes[0].abs().max()) > 0
+    for one in volumes[1:]:
+        torch.testing.assert_close(one, volumes[0], rtol=1e-9, atol=1e-12)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in prepared.modules())
 
 
 def test_policy_of_the_robot() -> None:
@@ -289,6 +307,15 @@ def test_training_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     assert not file.exists()
     for a, b in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_test_scenes_one_after_the_other() -> None:
+    model = seeded(0, lambda: benchmark.OnPairs(LEVELS)).eval()
+    at_half = partial(VOXELS.apply, threshold=0.5)
+    assert benchmark.item_stream(model, at_half, benchmark.SMALL) is None
+    stream = benchmark.item_stream(model, at_half, replace(benchmark.SMALL, items=2))
+    assert stream is not None
+    assert [[grid.shape[1] for grid in call()] for call in stream()] == [[8, 16, 32, 64]] * 2
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.layers.conv import InvertedResidual, conv_norm_act
+from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.techniques.sparse_disparity_cost_volume import (
     STRIDE,
     CostVolume,
@@ -148,6 +149,20 @@ class StereoVoxelNet(nn.Module):
         if costs.shape[2:] != tuple(n // STRIDE for n in SIZE):
             raise ValueError(f"the encoder takes images of {SIZE[0]} x {SIZE[1]} pixels: crop or pad them to it")
         return self.decoder(self.encoder(costs), level)
+
+
+def for_inference(network: StereoVoxelNet) -> StereoVoxelNet:
+    """The network, in evaluation mode, with its batch norms folded and its activations in place: faster, same grids.
+
+    Maps of many channels at high resolution take most of the time of the features, and either saves one of them.
+    """
+    network.eval().requires_grad_(False)
+    fold_batch_norm(network)
+    network.volume.match.fold()  # type: ignore[operator, union-attr]
+    for part in network.modules():
+        if isinstance(part, nn.ReLU | nn.ReLU6):
+            part.inplace = True
+    return network
 
 
 def check_pair(left: Tensor, right: Tensor, stride: int = STRIDE) -> None:
