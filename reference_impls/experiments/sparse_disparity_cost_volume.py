@@ -3,6 +3,7 @@
 - `scenes-levels`: a stereo network trained with all levels, of which only those that depths ask for are computed.
 - `trained-levels`: networks trained with 12 levels at depths, and with 12, 24 or 48 even ones.
 - `volume-paper`: the cost volume alone at the paper's size, with 12 levels at depths against 12, 24 and 48 even ones.
+- `volume-small`: the same for features of 12 x 60 positions.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from reference_impls.study import BASELINE, TECHNIQUE, Plan, Study, forward, ove
 from reference_impls.techniques.octree_occupancy_decoding import OctreeOccupancyDecoding
 from reference_impls.techniques.sparse_disparity_cost_volume import (
     CostVolume,
+    FoldedMatching,
     MatchingCost,
     SparseDisparityCostVolume,
     asked,
@@ -239,10 +241,10 @@ LOOP = "level by level"
 def run_volume(study: Study[VolumePlan]) -> Record:
     """Cost volumes with the published matching, random weights: all levels in one wide map, or in a loop."""
     plan = study.plan
-    match = seeded(0, MatchingCost).eval().requires_grad_(False)
-    match.fold()
+    match = FoldedMatching(seeded(0, MatchingCost).eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     draws = generator(0)
-    left, right = (torch.randn(1, 32, *plan.size, generator=draws) for _ in range(2))
+    features = torch.randn(2, 1, 32, *plan.size, generator=draws)
+    left, right = (x.to(memory_format=torch.channels_last) for x in features)
     for name, levels in VOLUMES.items():
         volume = CostVolume(levels, match)
         whole, loop = forward(volume, left, right), forward(volume.loop, left, right)
@@ -258,8 +260,9 @@ def run_volume(study: Study[VolumePlan]) -> Record:
     where = {name: spared(every, levels) for name, levels in VOLUMES.items()}
     rows = [[name, len(levels), ", ".join(map(str, levels))] for name, levels in VOLUMES.items() if name != "full48"]
     return study.record(
-        data=f"normal noise for features of {plan.size[0]} x {plan.size[1]} positions, as of images of 400 x 880",
-        model="the published matching of 64 interleaved channels, with random weights",
+        data=f"normal noise for features of {plan.size[0]} x {plan.size[1]} positions, as of images of "
+        f"{4 * plan.size[0]} x {4 * plan.size[1]}",
+        model="the published matching of 64 interleaved channels, with random weights, in its form for inference",
         unit="one pair of feature maps",
         work="layer",
         knobs=("levels",),
@@ -292,5 +295,9 @@ SCENARIOS = (
     benchmark.task(
         "volume-paper", "The published cost volume: 12 levels at depths, and 12, 24 or 48 even ones", run_volume,
         smoke=VolumePlan(repetitions=3, size=(12, 60)), full=VolumePlan(repetitions=15),
+    ),
+    benchmark.task(
+        "volume-small", "The published cost volume on small maps, where several levels stand side by side", run_volume,
+        smoke=VolumePlan(repetitions=3, size=(12, 60)), full=VolumePlan(repetitions=31, size=(12, 60)),
     ),
 )  # fmt: skip
