@@ -144,8 +144,7 @@ class CostVolume(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor, levels: Sequence[int] | None = None) -> Tensor:
         """Costs at `levels`, by default the module's own: another camera has other ones."""
-        columns = WIDEST // max(1, 2 * left.shape[1] * left.shape[2])
-        groups = side_by_side(self.check(left, right, levels), left.shape[3], columns)
+        groups = maps(self.check(left, right, levels), left.shape)
         return torch.cat([self._wide(left, right, group) for group in groups], 2)
 
     def _wide(self, left: Tensor, right: Tensor, shifts: tuple[int, ...]) -> Tensor:
@@ -197,6 +196,18 @@ def side_by_side(levels: Sequence[int], width: int, columns: int) -> list[tuple[
             taken = width - level + 1
         groups[-1].append(level)
     return [tuple(group) for group in groups]
+
+
+def maps(levels: Sequence[int], shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """The levels in groups that are matched at once, for features of `shape` (B, C, H, W)."""
+    _, channels, height, width = shape
+    return side_by_side(levels, width, WIDEST // max(1, 2 * channels * height))
+
+
+def matched_columns(levels: Sequence[int], shape: Sequence[int]) -> int:
+    """Columns of all these maps: those with a partner, and the separators of maps with several levels."""
+    separators = sum(len(group) for group in maps(levels, shape) if len(group) > 1)
+    return sum(shape[3] - level for level in levels) + separators
 
 
 def packing(levels: Sequence[int], width: int) -> list[int]:
@@ -260,8 +271,8 @@ class SparseDisparityCostVolume(Technique):
         """H times the columns that are not matched, separators included, times the MACs of a column's pixel."""
         total = 0
         for name, run in trace.items():
-            volume, (batch, _, height, width) = self._volumes(target)[name], run["shape"]
-            every, computed = (sum(width - n + 1 for n in some) for some in (run["every"], run["levels"]))
+            volume, (batch, _, height, _) = self._volumes(target)[name], run["shape"]
+            every, computed = (matched_columns(some, run["shape"]) for some in (run["every"], run["levels"]))
             total += batch * height * (every - computed) * pixel_macs(volume.match)
         return total
 

@@ -22,6 +22,7 @@ from reference_impls.techniques.sparse_disparity_cost_volume import (
     computed,
     depth_levels,
     interleave,
+    matched_columns,
     packing,
     pixel_macs,
     side_by_side,
@@ -144,6 +145,8 @@ def test_macs_are_those_of_the_loop_and_a_column_for_each_level() -> None:
             run(left, right)
         tallies.append(tally.macs)
     columns = sum(40 - level for level in PAPER)
+    assert matched_columns(PAPER, left.shape) == columns + len(PAPER)
+    assert matched_columns(PAPER, (1, 32, 100, 220)) == sum(220 - level for level in PAPER)  # each in a map alone
     assert tallies == [3 * (columns + len(PAPER)) * pixel_macs(network.match), 3 * columns * pixel_macs(network.match)]
     inference = FoldedMatching(network.match)  # type: ignore[arg-type]
     assert pixel_macs(inference) == pixel_macs(network.match)
