@@ -84,6 +84,7 @@ print({name: len(shifts) for name, shifts in VOLUMES.items()}, "levels")
 # small network (the project's own, trained in minutes) the controls tell: with the left image twice, with the right
 # image of another scene, trained on left images alone, with the mean occupancy of the training scenes, and empty.
 # Semi-global matching, which learns nothing, gives visible surfaces, ground and all; the truth here is solid boxes.
+# Then the scenes with textured boxes, and those whose boxes have one colour each, apart.
 
 # %%
 rows = {row["variant"]: row for row in scenes.tables["variants"].records()}
@@ -101,6 +102,9 @@ plt.show()
 for name, row in rows.items():
     if row["gain"] is not None:
         print(f"gain over {name}: {show.interval(row['gain'], '+.3f')}; empty predictions {row['empty']:.0%}")
+for row in scenes.tables["textures"].records():
+    if row["cells"] == 64:
+        print(f"{row['variant']}: IoU {show.interval(row['IoU'])}")
 
 # %% [markdown]
 # ## In space
