@@ -136,7 +136,7 @@ def run_scenes(study: Study[LevelsPlan]) -> Record:
         notes=(
             "Trained with all levels; one that is left out takes the costs of the nearest computed one.",
             told(threshold),
-            f"The scenes are made; means over {len(plan.seeds)} seeds of the network, intervals over the scenes.",
+            "The scenes are made; means over seeds of the network, intervals over the scenes.",
             "Products of similarities are made element by element and are in no MACs; their convolutions are.",
         ),
         tables={
@@ -214,7 +214,7 @@ def run_trained(study: Study[TrainedPlan]) -> Record:
         notes=(
             told(threshold),
             "On real pairs levels at depths are those of the pair's camera.",
-            f"The scenes are made; means over {len(plan.seeds)} seeds of each network, intervals over the scenes.",
+            "The scenes are made; means over seeds of each network, intervals over the scenes.",
         ),
         tables={
             "levels": benchmark.by_level(rows),
