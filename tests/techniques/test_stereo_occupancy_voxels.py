@@ -124,26 +124,21 @@ COUNTS = {  # parameters, billion MACs of the official graph
 def test_counts_of_the_published_network(variant: str) -> None:
     with torch.device("meta"), torch.no_grad():
         network, image = build(variant).eval(), torch.empty(1, 3, 400, 880)
-        with count(network) as tally:
+        with count() as tally:  # at this size each level is in a map of its own
             grids = network(image, image)
-        packed = tally.macs
-        network.volume.forward = network.volume.loop  # type: ignore[method-assign]
-        with count() as tally:
-            network(image, image)
     assert [tuple(grid.shape) for grid in grids] == [(1, n, n, n) for n in (8, 16, 32, 64)]
     expected, giga = COUNTS[variant]
     assert parameters(network) == expected
     assert tally.macs / 1e9 == pytest.approx(giga, abs=0.006)
-    assert packed / 1e9 == pytest.approx(giga, rel=0.01)
 
 
 def test_levels_of_the_published_network() -> None:
     macs = []
     with torch.device("meta"), torch.no_grad():
-        network, image = build("voxel").eval(), torch.empty(1, 3, 400, 880)
+        network, image, code = build("voxel").eval(), torch.empty(1, 3, 400, 880), torch.empty(1, 128)
         for level in range(4):
             with count() as tally:
-                assert len(network(image, image, level=level)) == level + 1
+                assert len(network.decoder(code, level)) == level + 1
             macs.append(tally.macs)
         decoder = [part.numel() for name, part in network.named_parameters() if name.startswith("decoder")]
         with pytest.raises(ValueError, match="takes images of 400 x 880"):
@@ -154,7 +149,7 @@ def test_levels_of_the_published_network() -> None:
             network(image, image, level=4)
         assert [g.shape[1] for g in VOXELS.apply(network, threshold=0.0, level=1).target(image, image)] == [8, 16]
     assert macs == sorted(set(macs))
-    assert (macs[3] - macs[0]) / macs[3] < 0.024  # the whole decoder is 2.4 % of the network
+    assert macs[3] / 1e9 / COUNTS["voxel"][1] == pytest.approx(0.024, abs=5e-4)  # of the network
     assert sum(decoder) == 1_470_105
 
 
