@@ -144,7 +144,10 @@ class CostVolume(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor, levels: Sequence[int] | None = None) -> Tensor:
         """Costs at `levels`, by default the module's own: another camera has other ones."""
-        groups = maps(self.check(left, right, levels), left.shape)
+        shifts = self.check(left, right, levels)
+        groups = maps(shifts, left.shape)
+        if len(groups) == len(shifts):
+            return self.loop(left, right, shifts)
         return torch.cat([self._wide(left, right, group) for group in groups], 2)
 
     def _wide(self, left: Tensor, right: Tensor, shifts: tuple[int, ...]) -> Tensor:
