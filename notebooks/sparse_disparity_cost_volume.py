@@ -15,7 +15,9 @@ from reference_impls.techniques.sparse_disparity_cost_volume import CostVolume, 
 from reference_impls.techniques.stereo_occupancy_voxels.network import BASELINE, FOCAL, VOLUMES
 
 show.style()
-volume, scenes = (show.committed("sparse-disparity-cost-volume", s) for s in ("volume-paper", "scenes-levels"))
+ID = "sparse-disparity-cost-volume"
+tiny, volume = (show.committed(ID, name) for name in ("volume-small", "volume-paper"))
+scenes, own = (show.committed(ID, name) for name in ("scenes-levels", "trained-levels"))
 
 # %% [markdown]
 # ## Disparity is one over depth
@@ -68,8 +70,10 @@ plt.show()
 # %% [markdown]
 # ## The same costs, level by level or side by side
 #
-# The readable path goes through the levels in a loop, each on the columns that have a partner. The fast one puts
-# these columns side by side in one wide map with a column of zeros between two levels; the costs are the same.
+# The readable path goes through the levels in a loop, each on the columns that have a partner. The fast one puts the
+# columns of several levels side by side, with a column of zeros between two of them; the costs are the same. On one
+# thread of a CPU that pays for small maps only, such as the first ones below. At the published size, the second, a
+# level fills the fast memory of a core by itself, and both are the same loop.
 
 # %%
 torch.manual_seed(0)
@@ -77,7 +81,8 @@ small = CostVolume((0, 2, 5), MatchingCost()).eval().double()
 left, right = torch.randn(2, 1, 32, 6, 12, dtype=torch.float64)
 with torch.no_grad():
     print(f"largest difference: {(small(left, right) - small.loop(left, right)).abs().max():.1e}")
-show.latency(volume)
+for record in (tiny, volume):
+    show.latency(record)
 
 # %% [markdown]
 # ## In a finished network
@@ -89,6 +94,24 @@ show.latency(volume)
 show.trade_offs(scenes)
 for row in scenes.tables["computed"].records():
     print(f"depths {row['step']:g} m apart: {row['levels']} of {row['of']} levels")
+
+# %% [markdown]
+# ## Trained with its own levels
+#
+# What the paper compares: networks that were trained with each set of levels. On the left made scenes, then the real
+# pairs, on which levels at depths are those of the pair's camera; none of the networks has seen a photo.
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(10, 2.4), sharey=True)
+made = {row["variant"]: row["IoU"] for row in own.tables["variants"].records()}
+show.bars(axes[0], made, label="made scenes: IoU of 64 cells", form=".3f")
+for axis, name in zip(axes[1:], ("Motorcycle", "Aloe"), strict=True):
+    rows = [row for row in own.tables["real pairs"].records() if (row["pair"], row["cells"]) == (name, 64)]
+    show.bars(axis, {row["variant"]: row["IoU"] for row in rows}, label=f"{name}: IoU of 64 cells", form=".3f")
+plt.show()
+for row in own.tables["seeds"].records():
+    if row["gain"] is not None:
+        print(f"levels at depths gain {show.interval(row['gain'], '+.3f')} over {row['variant']}, paired by seed")
 
 # %% [markdown]
 # ## When not to use it

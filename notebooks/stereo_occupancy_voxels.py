@@ -69,8 +69,9 @@ plt.show()
 # ## Where the MACs go
 #
 # The published network on images of 400 x 880 pixels, with random weights. Matching at the disparities that voxels
-# ask for, 12 in place of 48, saves nearly half. The decoder is 2.4 % of the network, so that leaving free space out,
-# or a coarser grid, saves next to nothing here; the page on octree decoding has grids for which that is otherwise.
+# ask for, 12 in place of 48, saves nearly half of the MACs. The decoder is 2.4 % of the network, so that leaving free
+# space out, or a coarser grid, saves next to nothing here; the page on octree decoding has grids for which that is
+# otherwise.
 
 # %%
 show.latency(paper)
@@ -83,6 +84,7 @@ print({name: len(shifts) for name, shifts in VOLUMES.items()}, "levels")
 # small network (the project's own, trained in minutes) the controls tell: with the left image twice, with the right
 # image of another scene, trained on left images alone, with the mean occupancy of the training scenes, and empty.
 # Semi-global matching, which learns nothing, gives visible surfaces, ground and all; the truth here is solid boxes.
+# Then the scenes with textured boxes, and those whose boxes have one colour each, apart.
 
 # %%
 rows = {row["variant"]: row for row in scenes.tables["variants"].records()}
@@ -100,6 +102,9 @@ plt.show()
 for name, row in rows.items():
     if row["gain"] is not None:
         print(f"gain over {name}: {show.interval(row['gain'], '+.3f')}; empty predictions {row['empty']:.0%}")
+for row in scenes.tables["textures"].records():
+    if row["cells"] == 64:
+        print(f"{row['variant']}: IoU {show.interval(row['IoU'])}")
 
 # %% [markdown]
 # ## In space
@@ -110,26 +115,30 @@ for name, row in rows.items():
 shown = show.pictures(scenes)
 show.Turnable({"found": shown["found"], "truth": shown["truth"]})
 
+# %% [markdown]
+# ## On real pairs
+#
+# The network has never seen a photo. Its levels follow from the camera of each pair. This is what comes out, as it
+# is, against the surfaces that the pairs' disparities show; the made scene on the left.
+
 # %%
-figure = plt.figure(figsize=(10, 3.2))
-for column, (image, found, truth) in enumerate((("left", "found", "truth"), ("real left", "real found", "real truth"))):
-    axis = figure.add_subplot(1, 4, 2 * column + 1)
-    axis.imshow(shown[image][::2, ::2].clip(0, 1), interpolation="none")
-    axis.axis("off")
-    axis = figure.add_subplot(1, 4, 2 * column + 2, projection="3d")
-    show.space(axis, {"found": shown[found], "truth": shown[truth]})
+photos = {name: one.pair.left.permute(1, 2, 0).numpy() for name, one in benchmark.real_pairs().items()}
+columns = {"made": shown["left"]} | {name: photos.get(name) for name in ("Motorcycle", "Aloe")}
+figure = plt.figure(figsize=(10, 4.6))
+for n, (name, photo) in enumerate(columns.items(), start=1):
+    if photo is not None:
+        axis = figure.add_subplot(2, 3, n, title=name)
+        axis.imshow(photo[::2, ::2].clip(0, 1), interpolation="none")
+        axis.axis("off")
+    axis = figure.add_subplot(2, 3, n + 3, projection="3d")
+    of = "" if name == "made" else f"{name} "
+    show.space(axis, {"found": shown[f"{of}found"], "truth": shown[f"{of}truth"]})
     axis.legend(fontsize=7)
 plt.show()
-
-# %% [markdown]
-# ## On the real pair
-#
-# The network has never seen a photo. Its own levels follow from the camera of Motorcycle. This is what comes out, as
-# it is, against the surfaces that the pair's disparity shows; semi-global matching beside it.
-
-# %%
-for row in scenes.tables["real pair"].records():
-    print(f"{row['variant']:22}{row['cells']:>3} cells: IoU {row['IoU']:.3f}, recall {row['recall']:.3f}")
+for row in scenes.tables["real pairs"].records():
+    if row["cells"] in (8, 64):
+        where = f"{row['pair']}, {row['variant']}, {row['cells']} cells along a side"
+        print(f"{where:62}IoU {row['IoU'].value:.3f}, recall {row['recall'].value:.3f}")
 
 # %% [markdown]
 # ## Which level?

@@ -25,7 +25,7 @@ from reference_impls.accounting.count import count
 from reference_impls.accounting.record import Interval, Measured, Table
 from reference_impls.contract import Handle, generator, replacement
 from reference_impls.data import assets
-from reference_impls.data.stereo import Camera, Pair, aloe, motorcycle
+from reference_impls.data.stereo import Camera, Pair, aloe, at_hand, motorcycle
 from reference_impls.data.stereo_scenes import CAMERA, SIZE, draw_scene, render
 from reference_impls.models.semi_global_matching import semi_global_matching
 from reference_impls.study import (
@@ -44,6 +44,7 @@ from reference_impls.study import (
     train,
     trained,
 )
+from reference_impls.study.training import each
 from reference_impls.techniques.octree_occupancy_decoding import (
     OctreeOccupancyDecoding,
     Skip,
@@ -94,11 +95,13 @@ class OccupancyPlan(Plan):
     train: int = 320
     test: int = 40
     recipe: Recipe = RECIPE
-    thresholds: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
+    thresholds: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
+    items: int = 100
+    """Test scenes over which the work of single pairs is told apart; 0 leaves that out."""
 
 
 FULL = OccupancyPlan(seeds=(0, 1, 2, 3), needs=(ALOE,))
-SMALL = OccupancyPlan(repetitions=2, train=8, test=2, recipe=replace(RECIPE, epochs=1), thresholds=(0.25, 0.5))
+SMALL = OccupancyPlan(repetitions=2, train=8, test=2, recipe=replace(RECIPE, epochs=1), thresholds=(0.25, 0.5), items=0)
 TEST_SEED = 1_000_000
 
 
@@ -199,8 +202,8 @@ def fit(
 # What a grid is worth, scene by scene
 
 METRIC = "IoU of 64 x 64 x 64 cells"
-GATES = (0.5, 0.25)
-"""Occupancies from which on a cell is refined: that from which on it counts, as in the paper, and a lower one."""
+GATES = (0.5, 0.25, 0.1)
+"""Occupancies from which on a cell is refined: that from which on it counts, as in the paper, and lower ones."""
 SIZES = (8, 16, 32, 64)
 Predict = Callable[[Tensor], list[Tensor]]
 """Pairs (1, 2, 3, H, W) -> occupancies (1, n, n, n), coarse to fine; perhaps not down to the finest."""
@@ -266,6 +269,18 @@ def best_gate(models: Sequence[OnPairs], learnt: Scenes, gates: Sequence[float],
         return total
 
     return max(gates, key=score)
+
+
+def item_stream(
+    model: OnPairs, attach: Callable[[OnPairs], Handle], plan: OccupancyPlan
+) -> Callable[[], list[Callable[[], Any]]] | None:
+    """One test scene after the other, with something attached to the model in each call; None where none are asked."""
+
+    def one(pair: Tensor) -> Any:
+        with attach(model) as handle:
+            return handle.target(pair)
+
+    return each(one, scenes(plan.items, TEST_SEED).pairs.split(1)) if plan.items else None
 
 
 def left_twice(pairs: Tensor) -> Tensor:
@@ -399,7 +414,7 @@ def sparsity(plan: OccupancyPlan, data: Scenes) -> Table:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What needs no network, and the real pair
+# What needs no network, and the real pairs
 
 
 def prior(train: Scenes) -> list[Tensor]:
@@ -441,10 +456,10 @@ class Real(NamedTuple):
         return depth_levels(camera.focal, camera.baseline, self.grid.depths())
 
 
-def real_pairs(plan: OccupancyPlan) -> dict[str, Real]:
-    """Motorcycle, and Aloe where the plan needs its asset."""
+def real_pairs(plan: OccupancyPlan | None = None) -> dict[str, Real]:
+    """Motorcycle, and Aloe where the plan needs its asset; without a plan, where the asset is in the cache."""
     found = {"Motorcycle": (motorcycle().fitted(160, 334), Grid((-REAL_SIDE / 2, -REAL_SIDE / 2, 0.0), REAL_SIDE / 64))}
-    if ALOE in plan.needs:
+    if ALOE in plan.needs if plan else len(at_hand()) > 1:
         found["Aloe"] = (aloe().fitted(*SIZE), DEEP)
     centred = {name: (pair.centred(), grid) for name, (pair, grid) in found.items()}
     return {name: Real(pair, grid, voxelise(pair.points(), grid)) for name, (pair, grid) in centred.items()}

@@ -47,7 +47,11 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     on_real: dict[str, dict[str, list[list[Tensor]]]] = {}
 
     def add(
-        series: str, knobs: dict[str, Any], attach: Callable[[benchmark.OnPairs], Any], seeds: int = len(models)
+        series: str,
+        knobs: dict[str, Any],
+        attach: Callable[[benchmark.OnPairs], Any],
+        seeds: int = len(models),
+        items: bool = False,
     ) -> benchmark.Scores:
         found = []
         for model in models[:seeds]:
@@ -62,14 +66,17 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
                 for pair in timed:
                     handle.target(pair[None])
 
-        study.add(series, knobs, call, units=len(timed), quality=over_items(scores.finest), score=each)
+        stream = benchmark.item_stream(models[0], attach, plan) if items else None
+        quality = over_items(scores.finest)
+        study.add(series, knobs, call, units=len(timed), stream=stream, quality=quality, score=each)
         return scores
 
-    rows = {"dense, masked": add(BASELINE, {}, partial(benchmark.masked, threshold=0.5))}
+    rows = {"dense, masked": add(BASELINE, {}, partial(benchmark.masked, threshold=0.5), items=True)}
     rows[EVERY] = add(EVERY, {"threshold": 0.0}, Handle)
     for threshold in plan.thresholds:
         at = partial(OCTREE.apply, threshold=threshold)
-        rows[f"threshold {threshold:g}"] = add(TECHNIQUE, {"threshold": threshold}, at)
+        chosen = threshold == benchmark.GATES[1]
+        rows[f"threshold {threshold:g}"] = add(TECHNIQUE, {"threshold": threshold}, at, items=chosen)
         on_real[f"threshold {threshold:g}"] = benchmark.on_pairs(models, at, real)
         study.progress("thresholds", len(rows) - 2, len(plan.thresholds))
         kept = partial(benchmark.random_cells, threshold=threshold)

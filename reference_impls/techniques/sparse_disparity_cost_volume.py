@@ -27,12 +27,13 @@ from reference_impls.contract import Handle, Number, Redundancy, Setting, Techni
 from reference_impls.contract.errors import check_range, check_tensor
 from reference_impls.contract.replacement import replace
 from reference_impls.hosts.substitution import modules_of
+from reference_impls.layers.norm import folded
 
 STRIDE, MAX_DISPARITY = 4, 192.0
 """Of the published network: its features have a quarter of the resolution, and disparities end at 192 pixels."""
 LONGEST_BASELINE = 5.0
-COLUMNS = 512
-"""Widest map in which levels are matched side by side."""
+WIDEST = 2**18
+"""Numbers of the largest map in which levels are matched side by side: 1 MB of float32, as a core keeps close by."""
 
 
 def depth_levels(
@@ -61,8 +62,10 @@ def uniform_levels(count: int, step: int = 1) -> tuple[int, ...]:
 
 
 def interleave(left: Tensor, right: Tensor) -> Tensor:
-    """Channels of two maps (B, C, H, W) in turn: left 0, right 0, left 1, ... (B, 2C, H, W)."""
-    return torch.stack([left, right], 2).flatten(1, 2)
+    """Channels of two maps (B, C, H, W) in turn: left 0, right 0, left 1, ... (B, 2C, H, W); in their memory format."""
+    if left.stride(1) > 1:
+        return torch.stack([left, right], 2).flatten(1, 2)
+    return torch.stack([left.movedim(1, 3), right.movedim(1, 3)], 4).flatten(3).movedim(3, 1)
 
 
 class MatchingCost(nn.Module):
@@ -93,7 +96,31 @@ class MatchingCost(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(conv(x.reshape(-1, conv.in_channels, height, width)))
             x = emptied(x, gaps).relu_()
-        return self.project_norm(self.project(x)).relu().view(batch, 1, height, width)
+        return self.project_norm(self.project(x)).relu_().view(batch, 1, height, width)
+
+
+class FoldedMatching(nn.Module):
+    """A `MatchingCost` for inference: its batch norms folded, and all groups of a layer in one grouped convolution.
+
+    The weights of the groups are the same, and are repeated. Costs and MACs are those of `match`.
+    """
+
+    def __init__(self, match: MatchingCost) -> None:
+        super().__init__()
+        self.convs, groups = nn.ModuleList(), 64
+        for conv, norm, kernel in zip(match.convs, match.norms, match.KERNELS, strict=True):
+            one, groups = folded(conv, norm), groups // kernel  # type: ignore[arg-type]
+            assert one.bias is not None
+            wide = nn.Conv2d(groups * one.in_channels, groups * one.out_channels, 3, padding=1, groups=groups)
+            wide.weight, wide.bias = (nn.Parameter(torch.cat([x.detach()] * groups)) for x in (one.weight, one.bias))
+            self.convs.append(wide)
+        self.project = folded(match.project, match.project_norm)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, gaps: Tensor | None = None) -> Tensor:
+        for conv in self.convs:
+            x = emptied(conv(x), gaps).relu_()
+        return self.project(x).relu_()
 
 
 def emptied(x: Tensor, gaps: Tensor | None) -> Tensor:
@@ -106,8 +133,9 @@ class CostVolume(nn.Module):
 
     left, right: (B, C, H, W) -> (B, G, D, H, W) with G costs of `match`, and 0 where a column has no partner.
     `match(x, gaps)` takes interleaved features (B, 2C, H, L). It runs once for many levels, which stand side by side in
-    a wide map, a column of zeros between two of them, so that nothing is computed that `loop` does not compute, and D
-    columns. Maps are no wider than `COLUMNS`: beyond that, fresh memory takes longer than the calls that are saved.
+    a wide map, a column of zeros between two of them, so that nothing is computed that `loop` does not compute, but for
+    these columns. Maps hold no more than `WIDEST` numbers, beyond which memory takes longer than the calls that are
+    saved; a level that fills one alone is matched as in `loop`.
     """
 
     def __init__(self, levels: Sequence[int], match: nn.Module) -> None:
@@ -116,12 +144,17 @@ class CostVolume(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor, levels: Sequence[int] | None = None) -> Tensor:
         """Costs at `levels`, by default the module's own: another camera has other ones."""
-        groups = side_by_side(self.check(left, right, levels), left.shape[3])
+        shifts = self.check(left, right, levels)
+        groups = maps(shifts, left.shape)
+        if len(groups) == len(shifts):
+            return self.loop(left, right, shifts)
         return torch.cat([self._wide(left, right, group) for group in groups], 2)
 
     def _wide(self, left: Tensor, right: Tensor, shifts: tuple[int, ...]) -> Tensor:
         """Costs of levels that go through the matching as one wide map."""
-        width, gap = left.shape[3], left.new_zeros(*left.shape[:3], 1)
+        if len(shifts) == 1:
+            return self.loop(left, right, shifts)
+        width, gap = left.shape[3], torch.zeros_like(left[..., :1])
         wide_left = torch.cat([part for shift in shifts for part in (left[..., shift:], gap)], 3)
         wide_right = torch.cat([part for shift in shifts for part in (right[..., : width - shift], gap)], 3)
         columns = packing(shifts, width)
@@ -156,16 +189,28 @@ def checked_levels(levels: Sequence[int]) -> tuple[int, ...]:
     return shifts
 
 
-def side_by_side(levels: Sequence[int], width: int) -> list[tuple[int, ...]]:
-    """The levels in groups whose columns, separators included, are no more than `COLUMNS`, or one level each."""
-    groups, columns = [list[int]()], 0
+def side_by_side(levels: Sequence[int], width: int, columns: int) -> list[tuple[int, ...]]:
+    """The levels in groups whose columns, separators included, are no more than `columns`, or one level each."""
+    groups, taken = [list[int]()], 0
     for level in levels:
-        columns += width - level + 1
-        if groups[-1] and columns > COLUMNS:
+        taken += width - level + 1
+        if groups[-1] and taken > columns:
             groups.append([])
-            columns = width - level + 1
+            taken = width - level + 1
         groups[-1].append(level)
     return [tuple(group) for group in groups]
+
+
+def maps(levels: Sequence[int], shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """The levels in groups that are matched at once, for features of `shape` (B, C, H, W)."""
+    _, channels, height, width = shape
+    return side_by_side(levels, width, WIDEST // max(1, 2 * channels * height))
+
+
+def matched_columns(levels: Sequence[int], shape: Sequence[int]) -> int:
+    """Columns of all these maps: those with a partner, and the separators of maps with several levels."""
+    separators = sum(len(group) for group in maps(levels, shape) if len(group) > 1)
+    return sum(shape[3] - level for level in levels) + separators
 
 
 def packing(levels: Sequence[int], width: int) -> list[int]:
@@ -233,14 +278,16 @@ class SparseDisparityCostVolume(Technique):
         """H times the columns that are not matched, separators included, times the MACs of a column's pixel."""
         total = 0
         for name, run in trace.items():
-            volume, (batch, _, height, width) = self._volumes(target)[name], run["shape"]
-            every, computed = (sum(width - n + 1 for n in some) for some in (run["every"], run["levels"]))
+            volume, (batch, _, height, _) = self._volumes(target)[name], run["shape"]
+            every, computed = (matched_columns(some, run["shape"]) for some in (run["every"], run["levels"]))
             total += batch * height * (every - computed) * pixel_macs(volume.match)
         return total
 
 
 def pixel_macs(match: nn.Module) -> int:
-    """MACs of a `MatchingCost` for a pixel: each convolution once for each group of channels."""
+    """MACs of a `MatchingCost`, folded or not, for a pixel: each convolution once for each group of channels."""
+    if isinstance(match, FoldedMatching):
+        return sum(conv.weight.numel() for conv in (*match.convs, match.project))  # type: ignore[misc, union-attr]
     if not isinstance(match, MatchingCost):
         raise TypeError(f"{type(match).__name__} has no closed form")
     channels, total = 64, match.project.weight.numel()

@@ -15,12 +15,14 @@ from reference_impls.layers.weights import randomise_parameters
 from reference_impls.study import seeded
 from reference_impls.techniques.sparse_disparity_cost_volume import (
     CostVolume,
+    FoldedMatching,
     MatchingCost,
     SparseDisparityCostVolume,
     asked,
     computed,
     depth_levels,
     interleave,
+    matched_columns,
     packing,
     pixel_macs,
     side_by_side,
@@ -117,16 +119,22 @@ def test_equals_the_published_convolutions_over_channels() -> None:
 def test_interleaving_and_packing() -> None:
     left, right = torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1)
     assert interleave(left, right).flatten().tolist() == [0, 1, 0, 1]
+    left, right = features()
+    last = interleave(*(x.to(memory_format=torch.channels_last) for x in (left, right)))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, interleave(left, right))
     assert packing((0, 2), 3) == [3, 1, 1, 1]
 
 
 def test_levels_side_by_side_in_narrow_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert side_by_side(PAPER, 220) == [PAPER[n : n + 2] for n in range(0, 12, 2)]
+    assert side_by_side(PAPER, 220, 40) == [(level,) for level in PAPER]  # each fills a map alone
+    assert side_by_side(PAPER, 40, 204) == [PAPER[:5], PAPER[5:]]
     network, (left, right) = volume(PAPER).double(), features()
     wide = network(left, right)
-    monkeypatch.setattr("reference_impls.techniques.sparse_disparity_cost_volume.COLUMNS", 70)
-    assert len(side_by_side(PAPER, 34)) > 3
-    torch.testing.assert_close(network(left, right), wide, rtol=1e-12, atol=1e-12)
+    for columns in (70, 1):
+        monkeypatch.setattr("reference_impls.techniques.sparse_disparity_cost_volume.WIDEST", 64 * 3 * columns)
+        assert len(side_by_side(PAPER, 34, columns)) > 4
+        torch.testing.assert_close(network(left, right), wide, rtol=1e-12, atol=1e-12)
 
 
 def test_macs_are_those_of_the_loop_and_a_column_for_each_level() -> None:
@@ -137,7 +145,14 @@ def test_macs_are_those_of_the_loop_and_a_column_for_each_level() -> None:
             run(left, right)
         tallies.append(tally.macs)
     columns = sum(40 - level for level in PAPER)
+    assert matched_columns(PAPER, left.shape) == columns + len(PAPER)
+    assert matched_columns(PAPER, (1, 32, 100, 220)) == sum(220 - level for level in PAPER)  # each in a map alone
     assert tallies == [3 * (columns + len(PAPER)) * pixel_macs(network.match), 3 * columns * pixel_macs(network.match)]
+    inference = FoldedMatching(network.match)  # type: ignore[arg-type]
+    assert pixel_macs(inference) == pixel_macs(network.match)
+    with count() as tally:
+        CostVolume(PAPER, inference).loop(left, right)
+    assert tally.macs == tallies[1]
     assert pixel_macs(network.match) == 8 * 576 + 2 * 4608 + 2304 + 8
 
 

@@ -121,13 +121,16 @@ def chamfer(found: Tensor, truth: Tensor, cell: float) -> float:
     An empty grid against one that is not has no nearest cell: each of the others then counts the squared diagonal of
     the cube. Such data must be counted; the official test drops them.
     """
-    a, b = (cell * grid.nonzero().double() for grid in (found, truth))
-    if not len(a) or not len(b):
-        return 0.0 if len(a) == len(b) else 3 * (cell * found.shape[0]) ** 2
-    return sum(_nearest(x, y) for x, y in ((a, b), (b, a)))
+    if not found.any() or not truth.any():
+        return 0.0 if bool(found.any()) == bool(truth.any()) else 3 * (cell * found.shape[0]) ** 2
+    return sum(float(cell**2 * _squares(b)[a].double().mean()) for a, b in ((found, truth), (truth, found)))
 
 
-def _nearest(points: Tensor, others: Tensor) -> float:
-    """Mean squared distance of the points to the nearest of the others, in parts that fit into memory."""
-    squares = [torch.cdist(part, others).min(1).values ** 2 for part in points.split(1024)]
-    return float(torch.cat(squares).mean())
+def _squares(cells: Tensor) -> Tensor:
+    """Of every cell (n, n, n), the squared distance to the nearest occupied one, in cells: exact, axis by axis."""
+    line = torch.arange(len(cells), dtype=torch.float32, device=cells.device)
+    apart = (line[:, None] - line) ** 2
+    squares = torch.where(cells, 0.0, torch.inf)
+    for _ in range(3):  # the nearest along the last axis, which then becomes the first
+        squares = torch.stack([(plane[:, None] + apart).amin(-1) for plane in squares]).movedim(-1, 0)
+    return squares

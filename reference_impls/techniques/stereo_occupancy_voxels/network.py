@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.layers.conv import InvertedResidual, conv_norm_act
+from reference_impls.layers.norm import fold_batch_norm
 from reference_impls.techniques.sparse_disparity_cost_volume import (
     STRIDE,
     CostVolume,
+    FoldedMatching,
     MatchingCost,
     depth_levels,
     uniform_levels,
@@ -148,6 +150,54 @@ class StereoVoxelNet(nn.Module):
         if costs.shape[2:] != tuple(n // STRIDE for n in SIZE):
             raise ValueError(f"the encoder takes images of {SIZE[0]} x {SIZE[1]} pixels: crop or pad them to it")
         return self.decoder(self.encoder(costs), level)
+
+
+class ResidualInParts(nn.Module):
+    """A folded `InvertedResidual` that makes its hidden channels some at a time: the same, but for rounding.
+
+    At half the resolution of the image its hidden map is the largest of the network, and to get the memory for it takes
+    as long as to fill it.
+    """
+
+    def __init__(self, block: InvertedResidual, parts: int = 3) -> None:
+        super().__init__()
+        expand, depthwise, project = (part[0] for part in (block.expand, block.depthwise, block.project))  # type: ignore[index]
+        self.bias, self.parts = project.bias, nn.ModuleList()
+        for some in torch.arange(depthwise.out_channels).chunk(parts):
+            n = len(some)
+            widen, mix = nn.Conv2d(expand.in_channels, n, 1), nn.Conv2d(n, n, 3, padding=1, groups=n)
+            narrow = nn.Conv2d(n, project.out_channels, 1, bias=False)
+            for new, old in ((widen, expand), (mix, depthwise)):
+                new.weight, new.bias = nn.Parameter(old.weight[some]), nn.Parameter(old.bias[some])
+            narrow.weight = nn.Parameter(project.weight[:, some])
+            self.parts.append(nn.Sequential(widen, nn.ReLU6(), mix, nn.ReLU6(), narrow))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.bias[:, None, None]
+        for part in self.parts:
+            y += part(x)
+        return y
+
+
+def for_inference(network: StereoVoxelNet) -> StereoVoxelNet:
+    """The network, in place, as it is fastest, with the same grids but for rounding; for evaluation only.
+
+    Its batch norms are folded, its activations overwrite their input, channels stand last in memory, which is how
+    depthwise convolutions want them, the groups of the matching are those of grouped convolutions, and the widest maps
+    are made in parts.
+    """
+    network.eval().requires_grad_(False)
+    fold_batch_norm(network)
+    for n in (2, 4):
+        network.features.stem[n] = ResidualInParts(network.features.stem[n])  # type: ignore[arg-type]
+    network.requires_grad_(False)
+    network.volume.match = FoldedMatching(network.volume.match)  # type: ignore[arg-type]
+    for convs in (network.features, network.volume):
+        convs.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for part in network.modules():
+        if isinstance(part, nn.ReLU | nn.ReLU6):
+            part.inplace = True
+    return network
 
 
 def check_pair(left: Tensor, right: Tensor, stride: int = STRIDE) -> None:
