@@ -57,7 +57,10 @@ def test_repeated_rows_and_segments() -> None:
     rows[0, 3:] = rows[0, :3]
     assert exact.repeated_rows(rows).tolist() == [3 / 5, 0]
     found = exact.repeated_segments([[1, 2, 3, 4], [9, 2, 3, 4, 5]], 3)
-    assert found.value == pytest.approx(3 / 9)
+    assert found.value == pytest.approx(3 / 4)  # of what lies beyond the longest
+    assert exact.repeated_segments([[1, 2, 3, 4]] * 5, 3).value == 1
+    assert exact.repeated_segments([[1, 2, 3, 4], [5, 6, 7, 8]], 3).value == 0
+    assert exact.repeated_share(0, []) == 0
     with pytest.raises(ValueError, match="length"):
         exact.repeated_segments([[1]], 0)
 
@@ -197,6 +200,15 @@ def test_a_cache_hits_what_came_before_and_never_what_it_did_not_store() -> None
     assert samples.cache_hits(torch.stack([a, b, a, near]), 0.01).tolist() == [-1, -1, 0, 0]
 
 
+def test_the_leaked_share_is_that_of_the_planted_twins() -> None:
+    train = draws(50, 64)
+    test = draws(40, 64, seed=1)
+    assert samples.leaked_share(samples.nearest(test, train)[0], 0.9) == 0
+    test[:10] = train[:10] + 1e-3
+    assert samples.leaked_share(samples.nearest(test, train)[0], 0.9) == 10 / 40
+    assert samples.leaked_share(torch.zeros(0), 0.9) == 0
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Cross-step similarity and sufficiency
 
@@ -209,6 +221,15 @@ def test_a_block_that_does_nothing_has_no_influence() -> None:
     with pytest.raises(ValueError, match="its own input"):
         steps.left_alone(draws(1, 2, 4), draws(1, 2, 5))
     assert steps.step_change(torch.zeros(1, 3), torch.ones(1, 3)).item() == pytest.approx(1)
+
+
+def test_weights_that_stay_have_settled_and_unrelated_ones_have_not() -> None:
+    w = draws(1000)
+    assert steps.settled_weights(w, w) == 1
+    assert steps.settled_weights(0.75 * w, w) == pytest.approx(0.75)
+    assert steps.settled_weights(draws(1000, seed=1), w) == 0
+    with pytest.raises(ValueError, match="one shape"):
+        steps.settled_weights(w, w[:5])
 
 
 def test_a_probe_tells_classes_that_lie_apart_and_none_that_do_not() -> None:
@@ -273,6 +294,39 @@ def test_easy_items_and_el2n() -> None:
     logits = torch.tensor([[100.0, 0.0], [0.0, 100.0]])
     assert irrelevance.el2n(logits, torch.tensor([0, 0])).tolist() == pytest.approx([0, math.sqrt(2)])
     assert irrelevance.padding_share(torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])).tolist() == [0.5, 0]
+
+
+def test_learnt_items_are_those_that_stay_right() -> None:
+    right = torch.tensor([[1, 1, 0, 0, 1], [0, 1, 1, 0, 1], [1, 1, 1, 0, 0]]).bool()
+    assert irrelevance.learnt_share(right) == 2 / 5  # one forgot, one never learnt, one fell back
+    chance = torch.rand(2, 100_000, generator=torch.Generator().manual_seed(0)) < 0.1
+    assert irrelevance.learnt_share(chance) == pytest.approx(0.01, abs=2e-3)
+    with pytest.raises(ValueError, match="two epochs"):
+        irrelevance.learnt_share(right[:1])
+
+
+def test_hoyer_is_known_for_normal_numbers() -> None:
+    assert irrelevance.hoyer(draws(10**6)) == pytest.approx(1 - (2 / torch.pi) ** 0.5, abs=2e-3)
+    one = torch.zeros(5, 5)
+    one[2, 3] = -4
+    assert irrelevance.hoyer(one) == 1
+    assert irrelevance.hoyer(torch.tensor([-2.0, 2.0, 2.0])) == pytest.approx(0)
+    assert irrelevance.hoyer(torch.zeros(3)) == 1
+    assert irrelevance.hoyer(torch.ones(1)) == 0
+    with pytest.raises(ValueError, match="empty"):
+        irrelevance.hoyer(torch.zeros(0))
+
+
+def test_an_output_is_indifferent_to_a_part_that_does_nothing() -> None:
+    before = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    assert irrelevance.change(before, before) == 0
+    assert irrelevance.change(before, before + torch.tensor([[0.0, 1.0], [0.0, 1.0]])) == pytest.approx(1.0)
+    assert irrelevance.change(torch.ones(2, 2), torch.zeros(2, 2)) == math.inf
+    assert irrelevance.change(torch.ones(2, 2), torch.ones(2, 2)) == 0
+    assert irrelevance.indifference(before, before) == 1
+    a, b = draws(500, 8), draws(500, 8, seed=1)
+    assert irrelevance.change(a, b) == pytest.approx(math.sqrt(2), abs=0.05)
+    assert irrelevance.indifference(a, b) == 0
 
 
 # --------------------------------------------------------------------------------------------------------------------
