@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reference_impls.accounting.count import count
 from reference_impls.contract.registry import load
 from reference_impls.report import Budget, Progress, Result, controls, report
-from reference_impls.report.achieve import Target, _applied, achieve
+from reference_impls.report.achieve import Target, _applied, _short, achieve
 from reference_impls.report.axes import ALL
 from reference_impls.report.axes.temporal import Stream
 from reference_impls.report.axes.tokens import Merging
