@@ -146,7 +146,7 @@ def test_the_map_shows_the_finding_in_its_cell(known: Knowledge) -> None:
     found = result(finding("tokens", "token-merging"))
     text = page(found, rank(found, known), known, [])
     assert text.count('class="on ') == 1
-    assert 'title="The axis tokens: 0.80, saves 30.0 %"' in text
+    assert 'title="The axis tokens: 0.80, saves 30.0\N{NO-BREAK SPACE}%"' in text
 
 
 def test_an_interrupted_report_says_so(known: Knowledge) -> None:

@@ -35,7 +35,7 @@ def page(result: Result, ranking: Ranking, knowledge: Knowledge | None, commands
 
 def share(value: float | None) -> str:
     """A share in per cent; empty where there is none."""
-    return "" if value is None else f"{100 * value:.1f} %".replace("-", "−")
+    return "" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 
 def interval(one: Interval | None) -> str:
