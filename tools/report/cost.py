@@ -19,7 +19,6 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from reference_impls.accounting.record import Count, Finite, Machine, Model, Text
 from reference_impls.data import images
 from reference_impls.models.residual_cnn import Block
 from reference_impls.models.smollm2 import load_smollm2
@@ -30,6 +29,7 @@ from reference_impls.study import training
 from reference_impls.study.machine import machine, versions
 
 from .examples import HOME, mails_to_go_on, salient
+from .measured import Cost, Costs
 
 FILE = HOME / "cost.json"
 ITEMS = 64
@@ -43,28 +43,6 @@ class Case:
     data: Callable[[], Iterator[Any]]
     kind: Kind = "image"
     answer: Callable[[Tensor], Tensor] | None = None
-
-
-class Cost(Model):
-    """What the report of one model took."""
-
-    model: Text
-    parameters: Count
-    macs: Count
-    """Of an item."""
-    items: Count
-    seconds: Finite
-    extra_mb: Finite | None
-    """Peak of memory above that before; None where the system does not tell."""
-    findings: Count
-
-
-class Costs(Model):
-    """What reports took on one machine."""
-
-    machine: Machine
-    versions: Mapping[Text, Text]
-    costs: Mapping[Text, Cost]
 
 
 def resnet_18() -> nn.Module:
