@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
+from types import FunctionType, ModuleType
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from reference_impls.contract import Technique
+from reference_impls.contract.registry import ids, load
 from reference_impls.redundancy import cross_sample_similarity as samples
 from reference_impls.redundancy import cross_step_similarity as steps
 from reference_impls.redundancy import exact_repetition as exact
@@ -365,3 +370,47 @@ def test_effectual_bits_and_entropy() -> None:
     assert over_precision.effectual_bits(torch.tensor([[64.0, 127.0]])).item() == 4
     assert over_precision.value_entropy(torch.tensor([[0.0, 0.0, 1.0, 1.0]])).item() == pytest.approx(1)
     assert over_precision.value_entropy(torch.ones(1, 9)).item() == 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What techniques measure
+
+OWN = {
+    "activation-quantisation": "entropy of the codes that the technique itself makes",
+    "adjusted-precision-training": "bits that the noise of an array takes away: of the chip, not of the data",
+    "adversarial-patch-region-removal": "how far important neurons crowd in one window: a suspicion, not a saving",
+    "bit-serial-precision": "bits that groups of codes do not use, by the groups of its own machine",
+    "bn-calibration": "distance of statistics from those of the inputs: a shift, not a redundancy",
+    "deadline-aware-fusion": "results that no fusion uses: of a schedule, not of the data",
+    "dvfs-ratio-mapping": "variation of latency over frequencies: of the machine, not of the data",
+    "incremental-region-inference": "pixels outside of the box of what differs, which is all that it can leave out",
+    "latency-prediction-from-proposals": "proposals that the target's own second stage rejects",
+    "octree-occupancy-decoding": "cells inside free ones, by the target's own coarser levels",
+    "pim-qat": "as pim-quantization",
+    "pim-quantization": "range of a converter that nothing uses: of the array, for these data",
+    "pim-scale-rescaling": "change of scale by conversion: an error, not a redundancy",
+    "sparse-disparity-cost-volume": "levels that no depth of the camera asks for: geometry, not data",
+    "stereo-occupancy-voxels": "as octree-occupancy-decoding",
+}
+"""Techniques that measure something else than a relation of the taxonomy -> what."""
+
+
+def measures(function: Any, depth: int = 3) -> bool:
+    """Whether a function, or one of the atlas that it calls, stands on a measure of `reference_impls.redundancy`."""
+    function = inspect.unwrap(function)
+    code, known = [function.__code__], function.__globals__
+    for one in code:
+        code.extend(c for c in one.co_consts if hasattr(c, "co_names"))
+    for value in (known[name] for one in code for name in one.co_names if name in known):
+        where = value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
+        inner = value.measure if isinstance(value, type) and issubclass(value, Technique) else value
+        ours = isinstance(inner, FunctionType) and inner.__module__.startswith("reference_impls.techniques")
+        if where.startswith("reference_impls.redundancy.") or (depth and ours and measures(inner, depth - 1)):
+            return True
+    return False
+
+
+def test_what_a_technique_measures_is_one_of_these_or_said_to_be_something_else() -> None:
+    apart = {id_ for id_ in ids() if not measures(type(load(id_)).measure)}
+    assert apart <= set(OWN), apart - set(OWN)
+    assert set(OWN) <= set(ids())
