@@ -22,7 +22,7 @@ from torch import Tensor
 
 from reference_impls.contract import check_range, check_tensor
 from reference_impls.contract.precision import widened
-from reference_impls.redundancy.inputs import measurable
+from reference_impls.redundancy.inputs import deviations, measurable
 
 Structure = Literal["element", "channel", "tile", "token", "two-of-four"]
 
@@ -37,9 +37,8 @@ def negligible(x: Tensor, epsilon: float, structure: Structure = "element", tile
     """
     check_range("epsilon", epsilon, 0)
     is_map, wide = x.ndim == 4, widened(x)
-    limit = (epsilon * wide.flatten(1).std(1, correction=0) if epsilon else wide.new_zeros(len(x))).view(
-        -1, *[1] * (x.ndim - 1)
-    )
+    limit = epsilon * deviations(wide) if epsilon else wide.new_zeros(len(x))
+    limit = limit.view(-1, *[1] * (x.ndim - 1))
     channels = 1 if is_map else 2
     if structure == "channel":
         return wide.abs().amax((2, 3) if is_map else 1, keepdim=True) <= limit
