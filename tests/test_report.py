@@ -205,6 +205,7 @@ def test_dead_channels_are_counted() -> None:
     found = report(model, [models.images(8)], kind="image", items=8, axes=["zero-channels", "zero-values"])
     at = {layer.layer: layer.value for layer in found.finding("zero-channels").layers}
     assert at["blocks.0.first"] == 2 / 8
+    assert "of up to 2 items" in found.finding("zero-channels").notes[0]
     gentlest = min(found.finding("zero-values").curve, key=lambda p: p.setting["epsilon"])
     assert gentlest.error is not None
     assert gentlest.macs_saved.value > 0
