@@ -33,6 +33,8 @@ from .measured import Cost, Costs
 
 FILE = HOME / "cost.json"
 ITEMS = 64
+HERE = f"{__package__}.cost"
+"""This module, which is `__main__` as a program."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def main() -> int:
         return 2
     costs = dict(Costs.model_validate_json(FILE.read_text(encoding="utf-8")).costs) if FILE.exists() else {}
     for name in names:
-        command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--here", name]
+        command = [sys.executable, "-m", HERE, "--here", name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         costs[name] = Cost.model_validate(json.loads(done.stdout.splitlines()[-1]))
         one = costs[name]

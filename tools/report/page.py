@@ -42,9 +42,9 @@ def interval(one: Interval | None) -> str:
     """A share with the ends of its interval."""
     if one is None:
         return ""
-    low, high = one.low, one.high
-    wide = low is not None and high is not None and high - low >= 0.001
-    ends = f" ({100 * low:.1f} to {100 * high:.1f})".replace("-", "−") if wide else ""
+    ends = ""
+    if one.low is not None and one.high is not None and one.high - one.low >= 0.001:
+        ends = f" ({100 * one.low:.1f} to {100 * one.high:.1f})".replace("-", "−")
     return f"{share(one.value)}{ends}"
 
 
