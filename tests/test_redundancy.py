@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
+from types import FunctionType, ModuleType
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from reference_impls.contract import Technique
+from reference_impls.contract.registry import ids, load
 from reference_impls.redundancy import cross_sample_similarity as samples
 from reference_impls.redundancy import cross_step_similarity as steps
 from reference_impls.redundancy import exact_repetition as exact
@@ -57,7 +62,10 @@ def test_repeated_rows_and_segments() -> None:
     rows[0, 3:] = rows[0, :3]
     assert exact.repeated_rows(rows).tolist() == [3 / 5, 0]
     found = exact.repeated_segments([[1, 2, 3, 4], [9, 2, 3, 4, 5]], 3)
-    assert found.value == pytest.approx(3 / 9)
+    assert found.value == pytest.approx(3 / 4)  # of what lies beyond the longest
+    assert exact.repeated_segments([[1, 2, 3, 4]] * 5, 3).value == 1
+    assert exact.repeated_segments([[1, 2, 3, 4], [5, 6, 7, 8]], 3).value == 0
+    assert exact.repeated_share(0, []) == 0
     with pytest.raises(ValueError, match="length"):
         exact.repeated_segments([[1]], 0)
 
@@ -197,6 +205,15 @@ def test_a_cache_hits_what_came_before_and_never_what_it_did_not_store() -> None
     assert samples.cache_hits(torch.stack([a, b, a, near]), 0.01).tolist() == [-1, -1, 0, 0]
 
 
+def test_the_leaked_share_is_that_of_the_planted_twins() -> None:
+    train = draws(50, 64)
+    test = draws(40, 64, seed=1)
+    assert samples.leaked_share(samples.nearest(test, train)[0], 0.9) == 0
+    test[:10] = train[:10] + 1e-3
+    assert samples.leaked_share(samples.nearest(test, train)[0], 0.9) == 10 / 40
+    assert samples.leaked_share(torch.zeros(0), 0.9) == 0
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Cross-step similarity and sufficiency
 
@@ -209,6 +226,15 @@ def test_a_block_that_does_nothing_has_no_influence() -> None:
     with pytest.raises(ValueError, match="its own input"):
         steps.left_alone(draws(1, 2, 4), draws(1, 2, 5))
     assert steps.step_change(torch.zeros(1, 3), torch.ones(1, 3)).item() == pytest.approx(1)
+
+
+def test_weights_that_stay_have_settled_and_unrelated_ones_have_not() -> None:
+    w = draws(1000)
+    assert steps.settled_weights(w, w) == 1
+    assert steps.settled_weights(0.75 * w, w) == pytest.approx(0.75)
+    assert steps.settled_weights(draws(1000, seed=1), w) == 0
+    with pytest.raises(ValueError, match="one shape"):
+        steps.settled_weights(w, w[:5])
 
 
 def test_a_probe_tells_classes_that_lie_apart_and_none_that_do_not() -> None:
@@ -275,6 +301,39 @@ def test_easy_items_and_el2n() -> None:
     assert irrelevance.padding_share(torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])).tolist() == [0.5, 0]
 
 
+def test_learnt_items_are_those_that_stay_right() -> None:
+    right = torch.tensor([[1, 1, 0, 0, 1], [0, 1, 1, 0, 1], [1, 1, 1, 0, 0]]).bool()
+    assert irrelevance.learnt_share(right) == 2 / 5  # one forgot, one never learnt, one fell back
+    chance = torch.rand(2, 100_000, generator=torch.Generator().manual_seed(0)) < 0.1
+    assert irrelevance.learnt_share(chance) == pytest.approx(0.01, abs=2e-3)
+    with pytest.raises(ValueError, match="two epochs"):
+        irrelevance.learnt_share(right[:1])
+
+
+def test_hoyer_is_known_for_normal_numbers() -> None:
+    assert irrelevance.hoyer(draws(10**6)) == pytest.approx(1 - (2 / torch.pi) ** 0.5, abs=2e-3)
+    one = torch.zeros(5, 5)
+    one[2, 3] = -4
+    assert irrelevance.hoyer(one) == 1
+    assert irrelevance.hoyer(torch.tensor([-2.0, 2.0, 2.0])) == pytest.approx(0)
+    assert irrelevance.hoyer(torch.zeros(3)) == 1
+    assert irrelevance.hoyer(torch.ones(1)) == 0
+    with pytest.raises(ValueError, match="empty"):
+        irrelevance.hoyer(torch.zeros(0))
+
+
+def test_an_output_is_indifferent_to_a_part_that_does_nothing() -> None:
+    before = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    assert irrelevance.change(before, before) == 0
+    assert irrelevance.change(before, before + torch.tensor([[0.0, 1.0], [0.0, 1.0]])) == pytest.approx(1.0)
+    assert irrelevance.change(torch.ones(2, 2), torch.zeros(2, 2)) == math.inf
+    assert irrelevance.change(torch.ones(2, 2), torch.ones(2, 2)) == 0
+    assert irrelevance.indifference(before, before) == 1
+    a, b = draws(500, 8), draws(500, 8, seed=1)
+    assert irrelevance.change(a, b) == pytest.approx(math.sqrt(2), abs=0.05)
+    assert irrelevance.indifference(a, b) == 0
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Over-resolution and over-precision
 
@@ -311,3 +370,47 @@ def test_effectual_bits_and_entropy() -> None:
     assert over_precision.effectual_bits(torch.tensor([[64.0, 127.0]])).item() == 4
     assert over_precision.value_entropy(torch.tensor([[0.0, 0.0, 1.0, 1.0]])).item() == pytest.approx(1)
     assert over_precision.value_entropy(torch.ones(1, 9)).item() == 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What techniques measure
+
+OWN = {
+    "activation-quantisation": "entropy of the codes that the technique itself makes",
+    "adjusted-precision-training": "bits that the noise of an array takes away: of the chip, not of the data",
+    "adversarial-patch-region-removal": "how far important neurons crowd in one window: a suspicion, not a saving",
+    "bit-serial-precision": "bits that groups of codes do not use, by the groups of its own machine",
+    "bn-calibration": "distance of statistics from those of the inputs: a shift, not a redundancy",
+    "deadline-aware-fusion": "results that no fusion uses: of a schedule, not of the data",
+    "dvfs-ratio-mapping": "variation of latency over frequencies: of the machine, not of the data",
+    "incremental-region-inference": "pixels outside of the box of what differs, which is all that it can leave out",
+    "latency-prediction-from-proposals": "proposals that the target's own second stage rejects",
+    "octree-occupancy-decoding": "cells inside free ones, by the target's own coarser levels",
+    "pim-qat": "as pim-quantization",
+    "pim-quantization": "range of a converter that nothing uses: of the array, for these data",
+    "pim-scale-rescaling": "change of scale by conversion: an error, not a redundancy",
+    "sparse-disparity-cost-volume": "levels that no depth of the camera asks for: geometry, not data",
+    "stereo-occupancy-voxels": "as octree-occupancy-decoding",
+}
+"""Techniques that measure something else than a relation of the taxonomy -> what."""
+
+
+def measures(function: Any, depth: int = 3) -> bool:
+    """Whether a function, or one of the atlas that it calls, stands on a measure of `reference_impls.redundancy`."""
+    function = inspect.unwrap(function)
+    code, known = [function.__code__], function.__globals__
+    for one in code:
+        code.extend(c for c in one.co_consts if hasattr(c, "co_names"))
+    for value in (known[name] for one in code for name in one.co_names if name in known):
+        where = value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
+        inner = value.measure if isinstance(value, type) and issubclass(value, Technique) else value
+        ours = isinstance(inner, FunctionType) and inner.__module__.startswith("reference_impls.techniques")
+        if where.startswith("reference_impls.redundancy.") or (depth and ours and measures(inner, depth - 1)):
+            return True
+    return False
+
+
+def test_what_a_technique_measures_is_one_of_these_or_said_to_be_something_else() -> None:
+    apart = {id_ for id_ in ids() if not measures(type(load(id_)).measure)}
+    assert apart <= set(OWN), apart - set(OWN)
+    assert set(OWN) <= set(ids())

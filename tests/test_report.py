@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from reference_impls.accounting.count import count
 from reference_impls.contract.registry import load
 from reference_impls.report import Budget, Progress, Result, controls, report
+from reference_impls.report.achieve import Target, _applied, _short, achieve
 from reference_impls.report.axes import ALL
 from reference_impls.report.axes.temporal import Stream
 from reference_impls.report.axes.tokens import Merging
+from reference_impls.report.batches import Batch
 from reference_impls.report.calibration import calibrate, overhead_seconds, time_saved
 from reference_impls.report.controls import without_learning
 from reference_impls.report.engine import Together, View, simulate
 from reference_impls.report.measuring import dense
-from reference_impls.report.outputs import errors, flips
+from reference_impls.report.outputs import ENTRIES, Reading, errors, flips
 from reference_impls.report.progress import Clock
 from reference_impls.report.result import schema
 from reference_impls.report.sample import Sample, draw
-from reference_impls.report.verify import Target, _applied, achieve, predictions, verify
+from reference_impls.report.verify import predictions, verify
 from tests import report_models as models
 from tests.families import VISION, images
 
@@ -203,6 +205,7 @@ def test_dead_channels_are_counted() -> None:
     found = report(model, [models.images(8)], kind="image", items=8, axes=["zero-channels", "zero-values"])
     at = {layer.layer: layer.value for layer in found.finding("zero-channels").layers}
     assert at["blocks.0.first"] == 2 / 8
+    assert "of up to 2 items" in found.finding("zero-channels").notes[0]
     gentlest = min(found.finding("zero-values").curve, key=lambda p: p.setting["epsilon"])
     assert gentlest.error is not None
     assert gentlest.macs_saved.value > 0
@@ -630,3 +633,28 @@ def test_padding_counts_neither_as_error_nor_as_an_answer() -> None:
     assert flips(view.dense, other, "token").max() == 0  # type: ignore[union-attr]
     other.answers[0][0, 0] = (other.answers[0][0, 0] + 1) % 3
     assert flips(view.dense, other, "token")[0] == 0.25  # type: ignore[index]
+
+
+def test_booleans_of_the_shape_of_the_tokens_say_what_is_padding() -> None:
+    tokens, real = ids(2, 6), torch.ones(2, 6, dtype=torch.bool)
+    real[1, 3:] = False
+    batch = Batch((), {"real": real, "ids": tokens}, 2)
+    assert batch.main is tokens
+    assert torch.equal(batch.mask, real)  # type: ignore[arg-type]
+    assert Batch((), {"ids": tokens, "first": real[:, 0]}, 2).mask is None
+    large = torch.randn(2, 6, 4000)
+    values, answers = Reading(large, 2, None)(large, batch)
+    assert values.shape == (2, ENTRIES)
+    assert int((values[1] == 0).sum()) > ENTRIES // 3  # half of its tokens are padding
+    assert answers[1].tolist()[3:] == [-1, -1, -1]
+    both = torch.randn(2, 6, 3), torch.randn(2, 4)
+    values, _ = Reading(both, 2, None)(both, batch)
+    assert torch.equal(values, torch.cat([(both[0] * real[..., None]).flatten(1), both[1]], 1))
+
+
+def test_of_a_slow_technique_fewer_steps_are_timed() -> None:
+    clips = [[Batch((torch.zeros(1),), {}, 1)] * 8] * 2
+    assert [len(steps) for steps in _short(clips, 100)] == [8, 8]
+    assert [len(steps) for steps in _short(clips, 11)] == [8, 3]
+    assert [len(steps) for steps in _short(clips, 9)] == [8]
+    assert [len(steps) for steps in _short(clips, 0)] == [2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,12 +23,14 @@ from reference_impls.report.result import (
     ModelFacts,
     Result,
     Suggestion,
+    schema,
 )
 from tools.cli import main
 from tools.knowledge import Knowledge, load
 from tools.report import inputs
 from tools.report.page import page
 from tools.report.ranking import rank
+from tools.site import reports
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,7 +149,7 @@ def test_the_map_shows_the_finding_in_its_cell(known: Knowledge) -> None:
     found = result(finding("tokens", "token-merging"))
     text = page(found, rank(found, known), known, [])
     assert text.count('class="on ') == 1
-    assert 'title="The axis tokens: 0.80, saves 30.0 %"' in text
+    assert 'title="The axis tokens: 0.80, saves 30.0\N{NO-BREAK SPACE}%"' in text
 
 
 def test_an_interrupted_report_says_so(known: Knowledge) -> None:
@@ -216,3 +219,15 @@ def test_files_are_of_the_kind_that_most_of_them_have(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     kind, paths = inputs.files(tmp_path)
     assert (kind, [p.name for p in paths]) == ("image", ["a.png", "c.JPG"])
+
+
+def test_the_site_has_the_schema_and_every_example(known: Knowledge) -> None:
+    found = reports.files(known)
+    assert json.loads(found[reports.SCHEMA]) == schema()
+    names = [one.name for one in reports.examples(ROOT)]
+    assert len(names) >= 3
+    assert set(found) == {reports.SCHEMA, *(f"reports/{name}.html" for name in names)}
+    for one in reports.examples(ROOT):
+        if one.checked is not None:
+            predicted = (ROOT / reports.HOME / one.name / "predictions.json").read_bytes()
+            assert hashlib.sha256(predicted).hexdigest() == one.checked.sha256

@@ -191,6 +191,15 @@ def duplicates(embeddings: Tensor, epsilon: float, labels: Tensor | None = None,
     return Redundancy(value, measure, {"exact": exact, "near": value - exact})
 
 
+def leaked_share(closest: Tensor, threshold: float) -> float:
+    """Share of the items of one set with a twin in another: closest (N,), similarity of each to its nearest item there.
+
+    0 for no items. The null, two sets that have nothing in common, is 0; a share p of planted twins measures p.
+    """
+    check_range("threshold", threshold, 0, 1, low_open=True)
+    return (closest >= threshold).double().mean().item() if len(closest) else 0.0
+
+
 def effective_number(embeddings: Tensor) -> float:
     """How many distinct items N rows amount to: exp of the entropy of the eigenvalues of the cosine Gram / N.
 

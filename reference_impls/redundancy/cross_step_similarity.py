@@ -3,6 +3,8 @@
 The influence of a block is BI = 1 - E cos(x_in, x_out) over the positions of its input and output (men-2025-shortgpt,
 arXiv 2403.03853): 0 for a block that does nothing, and about 1 for one that replaces what it is given. The measure is
 the mean over positions of max(0, cos), and counts as redundancy what a block leaves.
+
+The steps may be those of a training too: weights that are at half time what they are at its end had nothing to learn.
 """
 
 from __future__ import annotations
@@ -44,3 +46,16 @@ def step_change(before: Tensor, after: Tensor) -> Tensor:
         raise ValueError(f"steps of one datum have one shape: {tuple(before.shape)} and {tuple(after.shape)}")
     change = (widened(after) - widened(before)).flatten(1).norm(dim=1)
     return change / widened(after).flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def settled_weights(now: Tensor, final: Tensor) -> float:
+    """1 - |w_T - w_t| / |w_T| of the weights of a part at some step and at the end of a training, in [0, 1].
+
+    now, final: of one shape, in any order of axes. 1 for weights that stay; the null, weights that have nothing to do
+    with the final ones and have their norm, is below 0 before it is cut, since |w_T - w_t| = sqrt 2 |w_T|.
+    Raises: ValueError for two shapes.
+    """
+    if now.shape != final.shape:
+        raise ValueError(f"weights of one shape are compared, got {tuple(now.shape)} and {tuple(final.shape)}")
+    a, b = now.detach().double(), final.detach().double()
+    return max(0.0, 1 - (b - a).norm().item() / max(b.norm().item(), 1e-30))

@@ -50,14 +50,22 @@ def repeated_rows(rows: Tensor) -> Tensor:
     return (rows.shape[1] - distinct) / (rows.shape[1] - 1)
 
 
+def repeated_share(repeated: int, lengths: Sequence[int]) -> float:
+    """Positions of sequences that repeat others, as a share of those beyond the longest sequence, in [0, 1].
+
+    1 where all sequences equal the longest; 0 where no run occurs twice, as among random ones (the null).
+    """
+    return min(repeated / max(sum(lengths) - max(lengths, default=0), 1), 1.0)
+
+
 def repeated_segments(sequences: Sequence[Sequence[int]], length: int) -> Redundancy:
-    """Share of the positions of sequences that lie in a run of `length` items which occurred before, in any of them.
+    """`repeated_share` of the positions that lie in a run of `length` items which occurred before, in any of them.
 
     Raises: ValueError for a length below 1.
     """
     check_range("length", length, 1, integer=True)
     seen: set[tuple[int, ...]] = set()
-    covered = total = 0
+    covered = 0
     for sequence in sequences:
         again = [False] * len(sequence)
         for start in range(len(sequence) - length + 1):
@@ -65,5 +73,6 @@ def repeated_segments(sequences: Sequence[Sequence[int]], length: int) -> Redund
             if run in seen:
                 again[start : start + length] = [True] * length
             seen.add(run)
-        covered, total = covered + sum(again), total + len(sequence)
-    return Redundancy(covered / total if total else 0.0, f"share of positions in a repeated run of {length}")
+        covered += sum(again)
+    share = repeated_share(covered, [len(sequence) for sequence in sequences])
+    return Redundancy(share, f"share of positions in a repeated run of {length}")

@@ -7,11 +7,13 @@ every four neighbours. A batch shares its kernels, so a structure of a batch is 
 the share falls as batches grow (liu-2023-deja shows it for tokens).
 
 Of attention, what is irrelevant are the keys beyond the fewest that hold a share of a query's mass. Of data sets, it is
-the samples that the model has learnt.
+the samples that the model has learnt. Of weights and gradients it is what hardly adds to their norm (Hoyer's sparsity),
+and of parts of a network what its output does not notice.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from reference_impls.contract import check_range, check_tensor
 from reference_impls.contract.precision import widened
-from reference_impls.redundancy.inputs import measurable
+from reference_impls.redundancy.inputs import deviations, measurable
 
 Structure = Literal["element", "channel", "tile", "token", "two-of-four"]
 
@@ -35,9 +37,8 @@ def negligible(x: Tensor, epsilon: float, structure: Structure = "element", tile
     """
     check_range("epsilon", epsilon, 0)
     is_map, wide = x.ndim == 4, widened(x)
-    limit = (epsilon * wide.flatten(1).std(1, correction=0) if epsilon else wide.new_zeros(len(x))).view(
-        -1, *[1] * (x.ndim - 1)
-    )
+    limit = epsilon * deviations(wide) if epsilon else wide.new_zeros(len(x))
+    limit = limit.view(-1, *[1] * (x.ndim - 1))
     channels = 1 if is_map else 2
     if structure == "channel":
         return wide.abs().amax((2, 3) if is_map else 1, keepdim=True) <= limit
@@ -122,6 +123,48 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
     check_tensor("logits", logits, "N K")
     probability = widened(logits).softmax(1)
     return (probability - F.one_hot(labels.long(), logits.shape[1])).norm(dim=1)
+
+
+def learnt_share(right: Tensor) -> float:
+    """Share of samples that are told rightly in the last two epochs, so that they are learnt and not forgotten again.
+
+    right: (T, N) bool, whether each sample was told rightly in each epoch. 0 for no samples; the null, answers by
+    chance of K classes, is 1 / K^2. Raises: ValueError for fewer than two epochs.
+    """
+    if right.ndim != 2 or len(right) < 2:
+        raise ValueError("two epochs or more are needed to see whether an example stays learnt")
+    return right[-2:].all(0).double().mean().item() if right.shape[1] else 0.0
+
+
+def hoyer(x: Tensor) -> float:
+    """Hoyer's sparsity (sqrt n - |x|_1 / |x|_2) / (sqrt n - 1) of n numbers (Hoyer, 2004), in [0, 1].
+
+    0 where all magnitudes are equal, 1 where only one is not zero, or none; the null, many normal numbers, is
+    1 - sqrt(2 / pi). Raises: ValueError for an empty tensor.
+    """
+    size, n = x.detach().double().abs().flatten(), x.numel()
+    if not n:
+        raise ValueError("an empty tensor has no sparsity")
+    norm = size.norm().item()
+    if n == 1 or norm == 0:
+        return 1.0 if norm == 0 else 0.0
+    return min(max((n**0.5 - size.sum().item() / norm) / (n**0.5 - 1), 0.0), 1.0)
+
+
+def change(before: Tensor, after: Tensor) -> float:
+    """|after - before| / |before - mean of before|, over outputs (N, C) of N inputs; 0 where nothing changes."""
+    difference = (after.double() - before.double()).norm().item()
+    spread = (before.double() - before.double().mean(0)).norm().item()
+    return difference / spread if spread > 0 else math.inf if difference > 0 else 0.0
+
+
+def indifference(before: Tensor, after: Tensor) -> float:
+    """1 - min(1, `change`) of a network's outputs (N, C) when a part of it is left out: 1 where it does nothing.
+
+    0 where the outputs change as much as they differ from input to input, as unrelated ones of their size do (the null:
+    their change is about sqrt 2).
+    """
+    return 1 - min(1.0, change(before, after))
 
 
 def padding_share(mask: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reference_impls.contract import check_range, check_tensor, generator
+from reference_impls.contract import check_range, generator
 from reference_impls.contract.precision import near_one, widened, without_autocast
-from reference_impls.redundancy.inputs import measurable
+from reference_impls.redundancy.inputs import checked, measurable
 
 
 def centre(tokens: Tensor) -> Tensor:
@@ -117,12 +117,13 @@ def row_reuse(rows: Tensor, bits: int, seed: int = 0, scope: Tensor | None = Non
     Raises: ValueError for other shapes, values that are not finite, or bits outside [1, 62].
     """
     check_range("bits", bits, 1, 62, integer=True)
-    check_tensor("rows", rows, "R D")
+    checked("rows", rows, "R D")
     directions = torch.randn(rows.shape[1], bits, generator=generator(seed)).to(rows.device)
     with without_autocast(rows):
         signs = (widened(rows) @ directions) > 0  # (R, H)
-    weights = 2 ** torch.arange(bits, device=rows.device)
-    signature = (signs.long() * weights).sum(1)
+    powers = 2.0 ** torch.arange(bits, device=rows.device, dtype=torch.float64)
+    exact = bits <= 52  # of which every sum is a number of 64 bits with floating point
+    signature = (signs.double() @ powers).long() if exact else (signs.long() * powers.long()).sum(1)
     if scope is not None:  # scopes and signatures as one integer, of which rows are grouped faster than of two
         _, signature = signature.unique(return_inverse=True)
         signature = scope.to(rows.device) * (len(rows) + 1) + signature

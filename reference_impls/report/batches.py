@@ -44,13 +44,16 @@ class Batch:
     def main(self) -> Tensor:
         """The first tensor of floating point numbers, else the first tensor, masks aside: what the controls act on."""
         kept = [value for name, value in self.kwargs.items() if "mask" not in name and "position" not in name]
-        found = list(tensors([*self.args, *kept])) or self.tensors
+        found = [t for t in tensors([*self.args, *kept]) if t.dtype != torch.bool] or self.tensors
         return next((t for t in found if t.is_floating_point()), found[0])
 
     @property
     def mask(self) -> Tensor | None:
-        """(B, N) true at real tokens, where the batch says which are padding."""
-        mask = self.kwargs.get("attention_mask")
+        """(B, N) true at real tokens, where the batch says which are padding: `attention_mask`, or booleans (B, N)."""
+        mask, main = self.kwargs.get("attention_mask"), self.main
+        if mask is None and not main.is_floating_point():
+            given = (v for v in self.kwargs.values() if isinstance(v, Tensor) and v.dtype == torch.bool)
+            mask = next((v for v in given if v.shape == main.shape), None)
         return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:

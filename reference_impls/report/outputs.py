@@ -76,20 +76,33 @@ class Reading:
         """The numbers (B, n) and the decisions (B, ...) of a batch; of padding the numbers are 0 and decisions -1."""
         items, mask = batch.items, batch.mask
         picked = self.pick(output)
-        if mask is not None:
-            picked = [t * _fitted(mask, t) if t.shape[:2] == mask.shape else t for t in picked]
-        parts = [widened(t.detach()).reshape(items, -1) for t in picked]
-        flat = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        if flat.shape[1] > ENTRIES:
-            if flat.shape[1] not in self._index:
-                self._index[flat.shape[1]] = torch.randperm(flat.shape[1], generator=generator(0))[:ENTRIES]
-            kept = flat[:, self._index[flat.shape[1]].to(flat.device)]
-        else:
-            kept = flat
-        answers = self._answers(output, picked[0], items)
+        parts, chosen, start = list[Tensor](), self._entries(sum(t.numel() for t in picked) // items), 0
+        for t in picked:
+            flat = t.detach().reshape(items, -1)
+            width = flat.shape[1]
+            places = torch.arange(width, device=t.device)
+            if chosen is not None:
+                places = (chosen[(chosen >= start) & (chosen < start + width)] - start).to(t.device)
+                flat = flat[:, places]
+            if mask is not None and t.shape[:2] == mask.shape:
+                flat = flat * mask.to(t.device)[:, places // (width // mask.shape[1])].to(flat.dtype)
+            parts.append(widened(flat))
+            start += width
+        first = picked[0]
+        if mask is not None and self.decision == "neighbour" and first.shape[:2] == mask.shape:
+            first = first * mask.to(first)[(..., *[None] * (first.ndim - 2))]
+        answers = self._answers(output, first, items)
         if mask is not None and self.decision == "token" and answers.shape == mask.shape:
             answers = answers.masked_fill(~mask.cpu(), PADDING)
-        return kept.float().cpu(), answers
+        return torch.cat(parts, 1).float().cpu(), answers
+
+    def _entries(self, width: int) -> Tensor | None:
+        """Which numbers of a large output are kept, ascending; None for all."""
+        if width <= ENTRIES:
+            return None
+        if width not in self._index:
+            self._index[width] = torch.randperm(width, generator=generator(0))[:ENTRIES].sort().values
+        return self._index[width]
 
     def _answers(self, output: Any, first: Tensor, items: int) -> Tensor:
         if self.answer is not None:
@@ -157,11 +170,6 @@ def correct(outputs: Outputs, labels: list[Tensor | None]) -> Tensor | None:
             return None
         found.append((answers == label).float().mean(1))
     return torch.cat(found) if found else None
-
-
-def _fitted(mask: Tensor, x: Tensor) -> Tensor:
-    """A mask (B, N) with as many axes as x (B, N, ...)."""
-    return mask.view(*mask.shape, *[1] * (x.ndim - 2)).to(x.dtype)
 
 
 def _main(first: Any) -> tuple[str | int | None, str]:

@@ -39,7 +39,8 @@ def versions() -> dict[str, str]:
         _git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository is that of whoever installed it
         found["commit"] = _git("rev-parse", "--short=12", "HEAD")
         # A run that saves its records changes them, so they do not make the source another one.
-        if _git("status", "--porcelain", "--", ":/", ":(top,exclude)reference_impls/results"):
+        records = (f":(top,exclude)reference_impls/{where}" for where in ("results", "report/measured"))
+        if _git("status", "--porcelain", "--", ":/", *records):
             found["commit"] += "-dirty"
     except (OSError, subprocess.CalledProcessError):
         found["commit"] = "release unknown"

@@ -33,6 +33,7 @@ from reference_impls.contract import Handle, Redundancy, Setting, Technique, gen
 from reference_impls.contract.errors import check_range, warn_no_effect
 from reference_impls.contract.knobs import Choice, Integer, Number
 from reference_impls.hosts.training import Part, Training, check_training, saved
+from reference_impls.redundancy.irrelevance import learnt_share
 
 Easiness = Literal["forgetting", "random"]
 Reentry = Literal["queue", "none"]
@@ -187,11 +188,8 @@ class DataSieving(Technique):
         """Share of the examples that a plain training classifies rightly from some epoch before the last on: those
         that are learnt and not forgotten again.
         """
-        right = history(check_training(self.id, target))
-        if len(right) < 2:
-            raise ValueError("two epochs or more are needed to see whether an example stays learnt")
-        learnt = right[-1] & right[-2]
-        return Redundancy(learnt.double().mean().item(), "share of examples learnt before the last epoch")
+        share = learnt_share(history(check_training(self.id, target)))
+        return Redundancy(share, "share of examples learnt before the last epoch")
 
     def attach(
         self,

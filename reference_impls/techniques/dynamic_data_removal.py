@@ -33,6 +33,7 @@ from reference_impls.contract import Handle, Redundancy, Setting, Technique
 from reference_impls.contract.errors import check_range, warn_no_effect
 from reference_impls.contract.knobs import Choice, Integer, Number
 from reference_impls.hosts.continual import ContinualTraining, check_continual, saved
+from reference_impls.redundancy.irrelevance import learnt_share
 from reference_impls.techniques.data_sieving import NEVER_LEARNT, Easiness, Sieving, easiest, history
 
 
@@ -142,7 +143,7 @@ class DynamicDataRemoval(Technique):
         right, where = history(training), {}
         for task in range(len(training.tasks)):
             mine, end = training.examples_of(task), (task + 1) * training.epochs
-            where[f"task {task}"] = right[end - 2 : end, mine].all(0).double().mean().item()
+            where[f"task {task}"] = learnt_share(right[:end, mine])
         return Redundancy(sum(where.values()) / len(where), "share of examples learnt before their task ends", where)
 
     def attach(

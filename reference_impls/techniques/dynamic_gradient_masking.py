@@ -40,11 +40,11 @@ from reference_impls.contract.knobs import Choice, Integer, Number
 from reference_impls.contract.replacement import replace
 from reference_impls.hosts.continual import ContinualTraining, check_continual, saved, whole_gradients
 from reference_impls.hosts.training import Gradients, Part
+from reference_impls.redundancy.irrelevance import hoyer
 from reference_impls.techniques.dynamic_sparse_training import (
     Pattern,
     active_count,
     by_group,
-    hoyer,
     sparse_layers,
     spread,
     top,

@@ -42,6 +42,7 @@ from reference_impls.contract.errors import UnsupportedHost, check_range, warn_n
 from reference_impls.contract.knobs import Choice, Integer, Number
 from reference_impls.contract.replacement import replace
 from reference_impls.hosts.training import Part, check_training, saved
+from reference_impls.redundancy.irrelevance import hoyer
 
 Pattern = Literal["element", "channel"]
 Growth = Literal["random", "gradient"]
@@ -325,13 +326,6 @@ def _gathered(masks: Mapping[str, Tensor], name: str, layer: nn.Module, dense: A
     assert isinstance(layer, nn.Conv2d)
     x = x.index_select(1, index)
     return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
-
-
-def hoyer(weight: Tensor) -> float:
-    """Hoyer's sparsity of a tensor: 0 where all magnitudes are equal, 1 where only one is not zero."""
-    size, n = weight.detach().double().abs().flatten(), weight.numel()
-    norm = size.norm().item()
-    return 1.0 if norm == 0 else min(max((n**0.5 - size.sum().item() / norm) / (n**0.5 - 1), 0.0), 1.0)
 
 
 # --------------------------------------------------------------------------------------------------------------------

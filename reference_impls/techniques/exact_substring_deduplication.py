@@ -27,6 +27,7 @@ import torch
 from reference_impls.contract import Handle, Redundancy, Setting, Technique
 from reference_impls.contract.errors import check_range, warn_no_effect
 from reference_impls.contract.knobs import Integer
+from reference_impls.redundancy.exact_repetition import repeated_share
 from reference_impls.techniques.minhash_deduplication import TextDataset, texts_of
 
 Ints = npt.NDArray[np.int64]
@@ -165,9 +166,8 @@ class ExactSubstringDeduplication(Technique):
         """Characters that are cut at a length of 100, as a share of those beyond the longest text."""
         texts = texts_of(self.id, target)
         cuts = find_cuts(texts)
-        beyond = sum(map(len, texts)) - max(map(len, texts), default=0)
-        gone = int((cuts.end - cuts.start).sum())
-        return Redundancy(min(gone / max(beyond, 1), 1.0), f"share of characters in repeated passages of {LENGTH}")
+        share = repeated_share(int((cuts.end - cuts.start).sum()), [len(text) for text in texts])
+        return Redundancy(share, f"share of characters in repeated passages of {LENGTH}")
 
     def attach(self, target: Any, length: int | None) -> Handle:
         """Cut the texts of a data set; `handle.target` is a `TextDataset` of what is left, in the same order.

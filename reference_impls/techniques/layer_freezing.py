@@ -31,6 +31,7 @@ from reference_impls.contract import Handle, Redundancy, Setting, Technique
 from reference_impls.contract.errors import UnsupportedHost, warn_no_effect
 from reference_impls.contract.knobs import Choice, Integer, Number
 from reference_impls.hosts.training import Part, Run, Training, check_training, ledger, saved
+from reference_impls.redundancy.cross_step_similarity import settled_weights
 
 Timeline = tuple[tuple[int, ...], ...]
 """For each epoch the blocks that are frozen in it."""
@@ -195,7 +196,7 @@ def _stay_in_eval(block: nn.Module, inputs: Any) -> None:
 
 
 def settled(training: Training) -> dict[str, float]:
-    """For each block, 1 - |w_T - w_h| / |w_T| of its weights at half time and at the end of a training, at least 0.
+    """For each block, how settled its weights are at half time of a training: `settled_weights`.
 
     A block without weights has nothing to save and is left out.
     """
@@ -205,9 +206,7 @@ def settled(training: Training) -> dict[str, float]:
     half = [_weights(block) for block in run.blocks]
     run.advance()
     return {
-        f"block {i}": max(0.0, 1 - _distance(_weights(block), half[i]) / max(_distance(_weights(block), None), 1e-30))
-        for i, block in enumerate(run.blocks)
-        if half[i].numel()
+        f"block {i}": settled_weights(half[i], _weights(block)) for i, block in enumerate(run.blocks) if half[i].numel()
     }
 
 
@@ -215,10 +214,6 @@ def _weights(block: nn.Module) -> torch.Tensor:
     """All parameters of two axes or more, in a row."""
     found = [p.detach().double().flatten() for p in block.parameters() if p.ndim > 1]
     return torch.cat(found) if found else torch.zeros(0)
-
-
-def _distance(a: torch.Tensor, b: torch.Tensor | None) -> float:
-    return (a if b is None else a - b).norm().item()
 
 
 # --------------------------------------------------------------------------------------------------------------------

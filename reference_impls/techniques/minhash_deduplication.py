@@ -32,6 +32,7 @@ from torch.utils.data import Dataset, Subset
 from reference_impls.contract import Handle, Redundancy, Setting, Technique
 from reference_impls.contract.errors import UnsupportedHost, check_range, warn_no_effect
 from reference_impls.contract.knobs import Choice, Integer, Number
+from reference_impls.redundancy.cross_sample_similarity import removable_share
 
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -380,10 +381,9 @@ class MinHashDeduplication(Technique):
     def measure(self, target: Any, inputs: Any = None) -> Redundancy:
         """Share of the documents beyond the first that go at a Jaccard index of 0.8: R / (N - 1)."""
         texts = texts_of(self.id, target)
-        gone = len(minhash_dedup(texts).removed)
-        return Redundancy(
-            gone / max(len(texts) - 1, 1), f"share of documents with a twin, Jaccard {THRESHOLD:g} or more"
-        )
+        found, group = minhash_dedup(texts), torch.arange(len(texts))
+        group[torch.from_numpy(found.removed)] = torch.from_numpy(found.twin)  # which stays itself
+        return Redundancy(removable_share(group), f"share of documents with a twin, Jaccard {THRESHOLD:g} or more")
 
     def attach(self, target: Any, threshold: float | None, **knobs: Any) -> Handle:
         """Deduplicate a data set; `handle.target` is a `torch.utils.data.Subset` of it, in the same order.

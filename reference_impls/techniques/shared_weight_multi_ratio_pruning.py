@@ -45,7 +45,8 @@ from reference_impls.contract.errors import UnsupportedHost, check_range, neares
 from reference_impls.contract.knobs import Number
 from reference_impls.contract.precision import widened
 from reference_impls.contract.replacement import replace
-from reference_impls.techniques.dynamic_sparse_training import active_count, hoyer, top
+from reference_impls.redundancy.irrelevance import hoyer
+from reference_impls.techniques.dynamic_sparse_training import active_count, top
 
 ID = "shared-weight-multi-ratio-pruning"
 Granularity = Literal["channel", "element"]

@@ -34,6 +34,7 @@ from reference_impls.contract.errors import check_range, warn_no_effect
 from reference_impls.contract.knobs import Choice, Integer, Number
 from reference_impls.hosts.continual import ContinualTraining, check_continual, saved, whole_gradients
 from reference_impls.hosts.training import Gradients
+from reference_impls.redundancy.irrelevance import hoyer
 from reference_impls.techniques.dynamic_sparse_training import (
     Bounds,
     Method,
@@ -41,7 +42,6 @@ from reference_impls.techniques.dynamic_sparse_training import (
     SparseTraining,
     active_count,
     by_group,
-    hoyer,
     sparse_layers,
     top,
 )

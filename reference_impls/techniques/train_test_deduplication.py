@@ -28,7 +28,7 @@ from torch.utils.data import Subset
 from reference_impls.contract import Handle, Redundancy, Setting, Technique
 from reference_impls.contract.errors import UnsupportedHost, check_range, warn_no_effect
 from reference_impls.contract.knobs import Choice, Given, Number
-from reference_impls.redundancy.cross_sample_similarity import BLOCK, nearest
+from reference_impls.redundancy.cross_sample_similarity import BLOCK, leaked_share, nearest
 from reference_impls.techniques.minhash_deduplication import minhash_dedup
 
 Side = Literal["test", "train"]
@@ -124,7 +124,8 @@ class TrainTestDeduplication(Technique):
         """Share of the test items with a twin among the training items, at a threshold of 0.9."""
         target = self._sets(target)
         found = leaks(target.test_features, target.train_features, THRESHOLD)
-        share = len(found.item) / max(len(target.test), 1)
+        closest = torch.zeros(len(target.test)).index_put((found.item.cpu(),), found.similarity.float().cpu())
+        share = leaked_share(closest, THRESHOLD)
         return Redundancy(share, f"share of test items with a twin to train on, {THRESHOLD:g} or more")
 
     def attach(self, target: Any, threshold: float | None, leave_out: Side, judge: Judge | None) -> Handle:

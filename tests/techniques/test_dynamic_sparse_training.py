@@ -21,7 +21,6 @@ from reference_impls.techniques.dynamic_sparse_training import (
     active_count,
     drop,
     grow,
-    hoyer,
     sparse_layers,
     spread,
     top,
@@ -258,7 +257,3 @@ def test_the_ledger_tells_what_masks_would_save():
     assert dense.convention == 24 * 4 * 3 * sum(layers.values())
     assert sparse.convention == 24 * 4 * 3 * (layers["0.0"] + layers["3.2"] + 36 * (144 + 144))
     assert dense.convention - dense.executed == 24 * 4 * layers["0.0"]  # the pictures need no gradient
-
-
-def test_hoyer_is_known_for_normal_weights():
-    assert hoyer(torch.randn(10**6, generator=generator(0))) == pytest.approx(1 - (2 / torch.pi) ** 0.5, abs=2e-3)

@@ -32,7 +32,7 @@ from reference_impls.techniques.latency_driven_slimming.networks import (
     Supernet,
     path_weights,
 )
-from reference_impls.techniques.latency_driven_slimming.search import SearchData, Trial, change, greedy, random_path
+from reference_impls.techniques.latency_driven_slimming.search import SearchData, Trial, greedy, random_path
 from tests.search_cases import (
     SearchCases,
     check_contender,
@@ -382,14 +382,6 @@ def test_spaces_say_what_is_wrong() -> None:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Evaluation
-
-
-def test_change_by_hand() -> None:
-    before = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-    assert change(before, before) == 0
-    assert change(before, before + torch.tensor([[0.0, 1.0], [0.0, 1.0]])) == pytest.approx(1.0)
-    assert change(torch.ones(2, 2), torch.zeros(2, 2)) == math.inf
-    assert change(torch.ones(2, 2), torch.ones(2, 2)) == 0
 
 
 def test_trials_score_by_labels_or_by_the_first_outputs() -> None:

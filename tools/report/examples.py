@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.data import images, text, video
-from reference_impls.models import efficientnet_lite, minilm, vit
+from reference_impls.models import efficientnet_lite, minilm, smollm2, vit
 from reference_impls.models.mobilenet_v2 import MobileNetV2
 from reference_impls.models.residual_cnn import residual_cnn
 from reference_impls.models.yolov3_tiny import stretched, yolov3_tiny
 from reference_impls.report import report
+from reference_impls.report.achieve import Target
 from reference_impls.report.result import Kind
-from reference_impls.report.verify import Target, verify
+from reference_impls.report.verify import verify
 from reference_impls.study import training
 
 from ..knowledge import load
@@ -60,11 +61,13 @@ EXAMPLES: Mapping[str, Example] = {
     "efficientnet-photos": Example("efficientnet", "repeated_photos", "image", items=PHOTOS + PHOTOS // 4),
     "efficientnet-vtest": Example("efficientnet", "vtest", "video", items=FRAMES),
     "efficientnet-tree": Example("efficientnet", "tree", "video", items=FRAMES),
-    "yolov3-tiny-vtest": Example("yolo", "vtest_large", "video", {"error": 0.1}, items=16),
+    "yolov3-tiny-vtest": Example("yolo", "vtest_wide", "video", {"error": 0.1}, items=16),
+    "yolov3-tiny-tree": Example("yolo", "tree_wide", "video", {"error": 0.1}, items=16),
     "mobilenet-vtest": Example("mobilenet", "vtest", "video", {"error": 0.1}, items=FRAMES),
     "vit-digits": Example("digits_vit", "digits", "image", {"flips": 0.02}, items=128),
     "cnn-digits": Example("digits_cnn", "digits", "image", {"flips": 0.02}, items=128),
     "minilm-mails": Example("language", "mails", "text", ERROR, items=MAILS),
+    "smollm2-mails": Example("generator", "mails_to_go_on", "text", {"flips": 0.05}),
 }
 
 
@@ -139,6 +142,11 @@ def language() -> nn.Module:
     return minilm.load_minilm()[0]
 
 
+def generator() -> nn.Module:
+    """SmolLM2-135M with its authors' weights, at 4 bits."""
+    return smollm2.load_smollm2()[0]
+
+
 def _on_digits(build: Callable[[], nn.Module]) -> nn.Module:
     model, (x, y, _, _) = training.seeded(0, build), images.digits()
     training.train(model, x, y, training.Recipe(12, 3e-3, 32), seed=0)
@@ -178,9 +186,15 @@ def tree() -> Iterator[Tensor]:
     yield from efficientnet_lite.normalise(video.clip("tree", FRAMES, 224)).split(8)
 
 
-def vtest_large() -> Iterator[Tensor]:
-    """The street as the detector takes it."""
-    yield from torch.cat([stretched(frame[None]) for frame in video.clip("vtest", 24)]).split(8)
+def vtest_wide() -> Iterator[Tensor]:
+    """The street at half its size, as the detector takes it."""
+    half = (stretched(nn.functional.avg_pool2d(frame[None], 2)) for frame in video.clip("vtest", 24))
+    yield from torch.cat(list(half)).split(8)
+
+
+def tree_wide() -> Iterator[Tensor]:
+    """The tree as the detector takes it."""
+    yield from torch.cat([stretched(frame[None]) for frame in video.clip("tree", 24)]).split(8)
 
 
 def digits() -> Iterator[tuple[Tensor, Tensor]]:
@@ -193,10 +207,21 @@ def mails() -> Iterator[dict[str, Tensor]]:
     """Mails as token ids, batches of equal length."""
     _, tokenizer = minilm.load_minilm()
     found = [mail.text for mail in text.legible_mails()[:MAILS]]
-    ids = minilm.tokenise(tokenizer, found, 64)
+    yield from _padded(minilm.tokenise(tokenizer, found, 64))
+
+
+def mails_to_go_on() -> Iterator[dict[str, Tensor]]:
+    """Mails as token ids, 64 of each, for a model that tells the next token."""
+    _, tokenizer = smollm2.load_smollm2()
+    found = [mail.text for mail in text.legible_mails()[:MAILS]]
+    yield from _padded([one.ids[:64] for one in tokenizer.encode_batch(found)])
+
+
+def _padded(ids: list[list[int]]) -> Iterator[dict[str, Tensor]]:
+    """Batches of 8, and which of their tokens are real."""
     for start in range(0, len(ids), 8):
         padded, real = minilm.pad(ids[start : start + 8])
-        yield {"ids": padded} | ({"real": real} if real is not None else {})
+        yield {"ids": padded, "real": torch.ones_like(padded, dtype=torch.bool) if real is None else real}
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

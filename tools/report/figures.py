@@ -52,8 +52,9 @@ def _axis(most: float, budget: str) -> str:
     floor = HEIGHT - BOTTOM
     ticks = "".join(
         f'<text x="{LEFT + (WIDTH - LEFT - 10) * s:.0f}" y="{floor + 14}" text-anchor="middle">{100 * s:.0f} %</text>'
-        for s in (0, 0.25, 0.5, 0.75, 1)
+        for s in (0, 0.25, 0.5, 0.75)
     )
+    ticks += f'<text x="{WIDTH - 2}" y="{floor + 14}" text-anchor="end">100 %</text>'
     ticks += "".join(
         f'<text x="{LEFT - 4}" y="{TOP + (floor - TOP) * (1 - s) + 4:.0f}" text-anchor="end">{most * s:.2g}</text>'
         for s in (0, 0.5, 1)
@@ -65,7 +66,7 @@ def _axis(most: float, budget: str) -> str:
     )
 
 
-CELL, NAME, HEAD = 16, 190, 130
+CELL, NAME, HEAD, SLANT = 16, 190, 130, 70
 
 
 def heat(layers: Sequence[Layer], findings: Sequence[Finding], most: int = 60) -> str:
@@ -80,7 +81,7 @@ def heat(layers: Sequence[Layer], findings: Sequence[Finding], most: int = 60) -
     if left_out:  # the ends and an even choice between
         step = (len(rows) - 1) / (most - 1)
         rows = [rows[round(i * step)] for i in range(most)]
-    width, height = NAME + CELL * 2 * len(columns) + 10, HEAD + CELL * len(rows) + 8
+    width, height = NAME + CELL * 2 * len(columns) + SLANT, HEAD + CELL * len(rows) + 8
     parts = []
     for i, finding in enumerate(columns):
         x = NAME + CELL * 2 * i + CELL

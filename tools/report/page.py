@@ -26,7 +26,7 @@ def page(result: Result, ranking: Ranking, knowledge: Knowledge | None, commands
     template = _TEMPLATES.get_template("page.html")
     return template.render(
         r=result, ranking=ranking, commands=commands, share=share, interval=interval, quantity=quantity, number=number,
-        cells=_map(result, knowledge), rows=_terms(knowledge, "relation"), columns=_terms(knowledge, "location"),
+        cells=_map(result), rows=_terms(knowledge, "relation"), columns=_terms(knowledge, "location"),
         heat=figures.heat(result.layers, result.findings), bars=figures.bars, setting=_setting,
         curves=[(f, svg) for f in result.findings if (svg := figures.curve(f, budget.name, budget.limit))],
         nulls=[f for f in result.findings if f.null],
@@ -35,15 +35,17 @@ def page(result: Result, ranking: Ranking, knowledge: Knowledge | None, commands
 
 def share(value: float | None) -> str:
     """A share in per cent; empty where there is none."""
-    return "" if value is None else f"{100 * value:.1f} %"
+    return "" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 
 def interval(one: Interval | None) -> str:
     """A share with the ends of its interval."""
     if one is None:
         return ""
-    ends = f" ({100 * one.low:.1f} to {100 * one.high:.1f})" if one.low is not None and one.high is not None else ""
-    return f"{100 * one.value:.1f} %{ends}"
+    ends = ""
+    if one.low is not None and one.high is not None and one.high - one.low >= 0.001:
+        ends = f" ({100 * one.low:.1f} to {100 * one.high:.1f})".replace("-", "−")
+    return f"{share(one.value)}{ends}"
 
 
 def _setting(option: Option) -> str:
@@ -57,15 +59,14 @@ def _terms(knowledge: Knowledge | None, axis: str) -> dict[str, str]:
     return {term: one.name for term, one in knowledge.axes[axis].terms.items()}
 
 
-def _map(result: Result, knowledge: Knowledge | None) -> dict[tuple[str, str], dict[str, Any]]:
-    """(relation, location) -> the finding there with the largest excess over its nulls, and how many there are."""
+def _map(result: Result) -> dict[tuple[str, str], dict[str, Any]]:
+    """(relation, location) -> the finding there that saves most, and what stands beside it."""
     found: dict[tuple[str, str], list[Finding]] = {}
     for one in result.findings:
         found.setdefault((one.relation, one.location), []).append(one)
     return {
         place: {
             "best": (best := max(ones, key=lambda f: f.ceiling_macs)),
-            "count": len(ones),
             "told": "; ".join(f"{f.title}: {f.value.value:.2f}, saves {share(f.ceiling_macs)}" for f in ones),
             "level": min(4, int(5 * max(best.ceiling_macs, 0.0))),
         }

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from reference_impls import report as measuring
+from reference_impls.report.achieve import Target
 from reference_impls.report.result import FILE, Result
-from reference_impls.report.verify import Target, Verification, verify
+from reference_impls.report.verify import Verification, verify
 from reference_impls.whole import write_atomically
 
 from ..files import scratch

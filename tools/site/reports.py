@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from reference_impls.report.result import FILE, Result
+from reference_impls.report.result import FILE, Result, schema
 from reference_impls.report.verify import Verification
 
 from ..knowledge import Knowledge
+from ..report.measured import Costs
 from ..report.page import page
 from ..report.ranking import rank
 from .markup import Html
@@ -17,7 +19,8 @@ from .parts import View
 from .templates import render
 
 HOME = "reference_impls/report/measured"
-VERIFIED = "verification.json"
+VERIFIED, COSTS = "verification.json", "cost.json"
+SCHEMA = "reports/report.schema.json"
 GUIDE = "report.md"
 EXAMPLES = "<!-- reports -->"
 """The line of the guide in whose place the examples stand."""
@@ -50,9 +53,9 @@ def examples(root: Path) -> list[Example]:
 
 
 def files(knowledge: Knowledge) -> dict[str, str]:
-    """The page of each example, by its path on the site."""
+    """The page of each example, by its path on the site, and the schema of `report.json`."""
     command = "python -m tools.report.examples"
-    return {
+    return {SCHEMA: json.dumps(schema(), indent=1) + "\n"} | {
         one.path: page(one.result, rank(one.result, knowledge), knowledge, [f"{command} {one.name}"])
         for one in examples(knowledge.root)
     }
@@ -64,10 +67,12 @@ def pages(atlas: Atlas) -> list[Page]:
     if EXAMPLES not in text:
         return []
     found = examples(atlas.knowledge.root)
+    spent = atlas.knowledge.root / HOME / COSTS
+    costs = Costs.model_validate_json(spent.read_text(encoding="utf-8")) if spent.exists() else None
     pairs = [(one, checked) for one in found if one.checked for checked in one.checked.checked]
     achieved = [checked for _, checked in pairs if checked.achieved]
     filled = render(
-        "reports.md", found=found, pairs=pairs,
+        "reports.md", found=found, pairs=pairs, costs=costs, schema=SCHEMA,
         within=sum(bool(c.agrees) for c in achieved), tried=len(achieved),
         below=sum(bool(c.below_ceiling) for c in achieved), timed=sum(c.below_ceiling is not None for c in achieved),
         name=lambda id_: atlas.knowledge.entries[id_].name if id_ in atlas.knowledge.entries else id_,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reference_impls.redundancy.cross_step_similarity import left_alone
+from reference_impls.redundancy.inputs import finite
 from reference_impls.redundancy.sufficiency import probe as nearest_mean
 from reference_impls.redundancy.sufficiency import settled
 from reference_impls.report.axes.base import Axis, Outcome, Setting, Values
@@ -35,7 +36,7 @@ class _LeftAlone(Probe):
         def seen(block: Block, args: Any, kwargs: Any, out: Any) -> None:
             before = first_tensor(args) if args else next(iter(kwargs.values()))
             after = first_tensor(out)
-            if bool(after.isfinite().all()):
+            if finite(after):
                 self.note(block.name, left_alone(before, after), block.macs)
 
         return [

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reference_impls.redundancy.cross_step_similarity import step_change
+from reference_impls.redundancy.inputs import deviations
 from reference_impls.redundancy.temporal_similarity import changed_tiles, shift_compensated
 from reference_impls.report.axes.base import Axis, Outcome, Setting, Values, gain
 from reference_impls.report.axes.stream import Temporal
@@ -50,7 +51,7 @@ class MovedPictures(Temporal):
 def shifted_tiles(frames: Tensor, threshold: float, tile: int = 8) -> tuple[Tensor, Tensor]:
     """Frames (T, C, H, W) with static tiles taken from the shifted frame before, and the share of these, (T,)."""
     out, share = frames.clone(), torch.zeros(len(frames), dtype=torch.float64)
-    limit = threshold * frames[0].float().std(correction=0).item()
+    limit = threshold * float(deviations(frames[:1].float()))
     for t in range(1, len(frames)):
         before = shift_compensated(out[t - 1 : t], frames[t : t + 1])
         moved = changed_tiles(before, frames[t : t + 1], tile=tile, threshold=limit)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reference_impls.redundancy.inputs import finite
 from reference_impls.redundancy.spatial_similarity import ChannelStatistics, channel_redundancy, rank_for, row_reuse
 from reference_impls.report.axes.base import Axis, Setting, Values
 from reference_impls.report.engine import Edit, Probe, View
@@ -55,7 +56,7 @@ class _RowProbe(Probe):
     def account(self, call: Call, out: Any) -> None:
         most = max(2, MOST_ROWS // call.batch)
         rows = rows_of(call, most)
-        if rows is None or rows.shape[1] < 2 or not bool(rows.isfinite().all()):
+        if rows is None or rows.shape[1] < 2 or not finite(rows):
             return
         rows = rows[:, :most]  # the first ones, which lie beside each other as in the whole
         batch, n = rows.shape[:2]
@@ -79,11 +80,12 @@ class _RowEdit(Edit):
         self._found: tuple[Tensor, Tensor, int] | None = None
 
     def site(self, call: Call) -> Any:
-        rows = rows_of(call)
-        if rows is None or call.weight is None or rows.shape[1] < 2:
+        if call.weight is None or call.site.type not in ("conv", "linear"):
             return call.run()
-        batch, n, width = rows.shape
         outputs = call.weight.shape[0] if call.site.type == "conv" else call.weight.shape[1]
+        if self.bits >= outputs or (rows := rows_of(call)) is None or rows.shape[1] < 2:
+            return call.run()  # hashing alone costs as much as the product
+        batch, n, width = rows.shape
         flat = rows.reshape(batch * n, width)
         owner = torch.arange(batch, device=flat.device).repeat_interleave(n)
         found = row_reuse(flat, self.bits, self.seed, None if self.across else owner)
@@ -168,7 +170,7 @@ class _ChannelProbe(Probe):
         if call.site.type not in ("conv", "linear") or call.named.get("groups", 1) != 1:
             return
         rows = call.rows()
-        if rows is None or not 2 <= rows.shape[2] <= WIDEST or not bool(rows.isfinite().all()):
+        if rows is None or not 2 <= rows.shape[2] <= WIDEST or not finite(rows):
             return
         width = rows.shape[2]
         held = sum(len(c.mean) ** 2 for c in self.store.values()) * 8

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reference_impls.contract import tensors
+from reference_impls.redundancy.inputs import deviations
 from reference_impls.redundancy.temporal_similarity import (
     affected,
     changed_tiles,
@@ -52,7 +53,7 @@ class Stream(Edit):
         return batch.with_main(self._held(x))
 
     def _held(self, x: Tensor) -> Tensor:
-        limit = self.threshold * x[0].float().std(correction=0).item()
+        limit = self.threshold * float(deviations(x[:1].float()))
         return held(x, limit)[0]
 
     def after(self, func: Any, args: tuple[Any, ...], out: Any, module: str) -> Any:
@@ -166,7 +167,7 @@ class _StaticProbe(Probe):
             x = x.view(call.batch, -1, x.shape[1]).transpose(1, 2)[..., None]
         if x.ndim != 4 or len(x) != call.batch or len(x) < 2 or call.site.type not in ("conv", "linear"):
             return
-        limit = self.threshold * x[0].float().std(correction=0).item()
+        limit = self.threshold * float(deviations(x[:1].float()))
         tile = min(self.tile, max(x.shape[2:]))
         moved = changed_tiles(x[:-1], x[1:], tile=tile, threshold=limit).double()
         static = 1 - moved.mean()  # of a clip, for each of its frames

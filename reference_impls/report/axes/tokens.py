@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reference_impls.contract.precision import widened
+from reference_impls.redundancy.inputs import finite
 from reference_impls.redundancy.spatial_similarity import spatial_similarity
 from reference_impls.report.axes.base import Axis, Setting
 from reference_impls.report.axes.transformer import (
@@ -33,7 +34,7 @@ class _KeyProbe(Watching, Probe):
     def left(self, block: Block, tokens: Tensor) -> None:
         keys = self.keys if self.keys is not None and self.keys.shape[1] == tokens.shape[1] else tokens
         keys = keys[:, prefix_of(self.view, block, tokens.shape[1]) :]
-        if keys.shape[1] > 1 and bool(keys.isfinite().all()):
+        if keys.shape[1] > 1 and finite(keys):
             self.note(block.name, spatial_similarity(keys, centred=True), block.macs)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference_impls.redundancy.irrelevance import Structure, negligible, negligible_share, padding_share
+from reference_impls.redundancy.irrelevance import Structure, batch_share, negligible, negligible_share, padding_share
 from reference_impls.redundancy.temporal_similarity import affected
-from reference_impls.report.axes.base import Axis, Outcome, Setting
+from reference_impls.report.axes.base import Axis, Outcome, Setting, Values
 from reference_impls.report.batches import Batch
 from reference_impls.report.engine import Edit, Probe, Tick, View
 from reference_impls.report.sample import Sample
@@ -30,12 +30,18 @@ class _ZeroProbe(Probe):
     def __init__(self, structure: Structure, epsilon: float) -> None:
         super().__init__()
         self.structure, self.epsilon = structure, epsilon
+        self.together = self.counted = 0.0
+        """MACs of the structures that are negligible in all items of a batch, and of all."""
 
     def account(self, call: Call, out: Any) -> None:
         x = structured(call)
         if x is None or (self.structure == "tile" and x.ndim != 4):
             return
-        self.note(call.site.name, negligible_share(x, self.epsilon, self.structure), call.cost(out))
+        cost = call.cost(out)
+        self.note(call.site.name, negligible_share(x, self.epsilon, self.structure), cost)
+        if self.structure != "element" and len(x) > 1:
+            self.together += batch_share(x, self.epsilon, self.structure, len(x)) * cost
+            self.counted += cost
 
 
 class _ZeroEdit(Edit):
@@ -85,6 +91,11 @@ class Zeros(Axis):
     def probe(self, view: View) -> Probe:
         return _ZeroProbe(self.structure, 0.0)
 
+    def values(self, view: View, probe: Probe | None) -> Values:
+        if isinstance(probe, _ZeroProbe) and probe.counted:
+            view.shared[f"{self.id} together"] = probe.together / probe.counted
+        return super().values(view, probe)
+
     def settings(self, view: View) -> list[dict[str, Any]]:
         return [{"epsilon": e} for e in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)]
 
@@ -92,7 +103,15 @@ class Zeros(Axis):
         return _ZeroEdit(self.structure, setting["epsilon"], self.real)
 
     def notes(self, view: View) -> list[str]:
-        return [] if self.real else ["Dense kernels cannot leave out scattered zeros, so none of it becomes time here."]
+        if not self.real:
+            return ["Dense kernels cannot leave out scattered zeros, so none of it becomes time here."]
+        together = view.shared.get(f"{self.id} together")
+        if together is None:
+            return []
+        items = max(batch.items for batch in view.sample.batches)
+        return [
+            f"The items of a batch share their kernels: {together:.1%} are next to zero in all of up to {items} items."
+        ]
 
 
 class ZeroChannels(Zeros):

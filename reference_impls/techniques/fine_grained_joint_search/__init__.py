@@ -36,13 +36,13 @@ from torch import Tensor
 
 from reference_impls.accounting.latency import LatencyTable
 from reference_impls.contract import Given, Handle, Number, Redundancy, Setting, check_range, warn_no_effect
+from reference_impls.redundancy.irrelevance import indifference
 from reference_impls.techniques.fine_grained_joint_search.networks import Network, Sandwich, Slimmable, Space, Subnet
 from reference_impls.techniques.latency_driven_slimming.search import (
     SearchData,
     SearchTechnique,
     Step,
     Trial,
-    change,
     found,
     greedy,
     random_path,
@@ -169,7 +169,7 @@ class FineGrainedJointSearch(SearchTechnique):
         """
         self._check_measurable(supernet, inputs)
         before, frontier = supernet(inputs), dict(moves(supernet.space, supernet.space.largest()))
-        where = {name: 1 - min(1.0, change(before, supernet(inputs, subnet))) for name, subnet in frontier.items()}
+        where = {name: indifference(before, supernet(inputs, subnet)) for name, subnet in frontier.items()}
         return Redundancy(sum(where.values()) / len(where), "mean indifference of the output to a move", where)
 
     def attach(

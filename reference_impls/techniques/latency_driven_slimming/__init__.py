@@ -34,6 +34,7 @@ from torch import Tensor
 
 from reference_impls.accounting.latency import LatencyTable
 from reference_impls.contract import Given, Handle, Number, Redundancy, Setting, warn_no_effect
+from reference_impls.redundancy.irrelevance import indifference
 from reference_impls.techniques.latency_driven_slimming.networks import (
     STEP,
     Architecture,
@@ -48,7 +49,6 @@ from reference_impls.techniques.latency_driven_slimming.search import (
     SearchTechnique,
     Step,
     Trial,
-    change,
     found,
     greedy,
     random_path,
@@ -159,7 +159,7 @@ class LatencyDrivenSlimming(SearchTechnique):
         whole = supernet.space.largest()
         before = supernet(inputs)
         without = {f"stage {j + 1} block {i + 1}": whole.replaced(j, i, "identity") for j, i, _ in whole.positions()}
-        where = {name: 1 - min(1.0, change(before, supernet.path(inputs, a))) for name, a in without.items()}
+        where = {name: indifference(before, supernet.path(inputs, a)) for name, a in without.items()}
         return Redundancy(sum(where.values()) / len(where), "mean indifference of the output to a block", where)
 
     def attach(

@@ -20,6 +20,7 @@ from reference_impls.accounting.latency import LatencyTable
 from reference_impls.accounting.preparation import prepares
 from reference_impls.contract import Handle, Technique, UnsupportedHost, check_range, check_tensor
 from reference_impls.layers.norm import recalibrate
+from reference_impls.redundancy.irrelevance import change
 
 State = TypeVar("State")
 
@@ -172,13 +173,6 @@ class Trial(Generic[State]):
             )
         if (largest := int(y.max())) >= classes:
             raise ValueError(f"y of the search data holds class {largest}, but there are {classes} classes, from 0 on")
-
-
-def change(before: Tensor, after: Tensor) -> float:
-    """|after - before| / |before - mean of before|, over outputs (N, C) of N inputs; 0 where nothing changes."""
-    difference = (after.double() - before.double()).norm().item()
-    spread = (before.double() - before.double().mean(0)).norm().item()
-    return difference / spread if spread > 0 else math.inf if difference > 0 else 0.0
 
 
 # --------------------------------------------------------------------------------------------------------------------
