@@ -52,7 +52,7 @@ for row, pair, step in zip(axes, pairs, (0.2, 0.8), strict=False):
     metres = pair.camera.depth(known)
     depths = torch.arange(float(metres.min()), float(metres.max()), step)
     candidates = pair.camera.disparity(depths)
-    row[0].imshow(pair.left.permute(1, 2, 0))
+    row[0].imshow(pair.left.permute(1, 2, 0).clamp(0, 1))
     row[0].axis("off")
     for axis, values, dashes in ((row[1], known, candidates), (row[2], metres, depths)):
         axis.hist(values.numpy(), bins=60, color="C0")
