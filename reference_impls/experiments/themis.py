@@ -23,6 +23,7 @@ from reference_impls.benchmarks.detection_stream import attack
 from reference_impls.benchmarks.detection_stream.defences import NONE, bare, made
 from reference_impls.benchmarks.detection_stream.streams import Each, Stream, answers, fast, followed
 from reference_impls.benchmarks.detection_stream.tasks import (
+    BUSY,
     MODEL,
     SHUFFLED,
     TRUTH,
@@ -64,7 +65,7 @@ class CleanPlan(Plan):
     """Of vtest, from `start` on."""
     start: int = 20
     others: tuple[str, ...] = ("bikes", "tree")
-    other_frames: int = 40
+    other_frames: int = 60
     calibration: int = 20
     windows: float = 4.0
     """Proposals in a clean frame, in the mean: the budget."""
@@ -125,7 +126,7 @@ def clean(study: Study[CleanPlan]) -> Record:
     rows, blocks = [], max(2, plan.frames // 10)
     for clip, start, number in (
         (plan.clip, plan.start, plan.frames),
-        *((c, 0, plan.other_frames) for c in plan.others),
+        *((c, BUSY.get(c, 0), plan.other_frames) for c in plan.others),
     ):
         frames = frames_of(clip, number, start)
         runs = together(streams, frames)
@@ -163,8 +164,8 @@ def clean(study: Study[CleanPlan]) -> Record:
         )
     study.measure()
     return study.record(
-        data=f"frames {plan.start} to {plan.start + plan.frames} of {plan.clip}, nobody attacks; beside it the first "
-        f"{plan.other_frames} of {' and '.join(plan.others)}",
+        data=f"frames {plan.start} to {plan.start + plan.frames} of {plan.clip}, nobody attacks; beside it "
+        + " and ".join(f"{plan.other_frames} frames of {c} from {BUSY.get(c, 0)} on" for c in plan.others),
         model=MODEL,
         unit=f"one frame, mean over a stream of {plan.timed} that begins anew",
         knobs=("form",),
@@ -208,8 +209,8 @@ def _row(clip: str, name: str, run: Followed, alone: Followed) -> list[Any]:
 @dataclass(frozen=True, kw_only=True)
 class WornPlan(Plan):
     wearers: int = 10
-    sizes: tuple[int, ...] = attack.SIZES[1:]
-    frames: int = 6
+    sizes: tuple[int, ...] = attack.SIZES
+    frames: int = 7
     """Of each row, from the first one on."""
     calibration: int = 20
     windows: float = 4.0

@@ -30,9 +30,10 @@ from reference_impls.benchmarks.detection_stream.defences import (
     beside,
     defended,
     made,
+    smoothed,
 )
 from reference_impls.benchmarks.detection_stream.streams import Each, fast
-from reference_impls.benchmarks.detection_stream.tasks import MODEL, TRUTH, Clip, blocks_f1, by_hand, each_of, frames_of
+from reference_impls.benchmarks.detection_stream.tasks import BUSY, MODEL, TRUTH, blocks_f1, by_hand, each_of, frames_of
 from reference_impls.contract import Redundancy, generator
 from reference_impls.data import video
 from reference_impls.layers.boxes import Detections, agreement, average_precision, matched
@@ -58,12 +59,14 @@ class PatchPlan(Plan):
     frames: tuple[int, ...] = (0, 3, 6)
     """Of each row."""
     clean: int = 60
-    """Frames on which the threshold is tested, from `clean_start` on."""
+    """Frames on which the threshold is tested, from `clean_start` on; of `bikes`, as many from where it is busy."""
     clean_start: int = 20
     calibration: int = 20
     """Frames at the end of the clip on which the threshold is set."""
     windows: float = 4.0
     """Proposals in a clean frame, in the mean: the budget."""
+    rider: int = attack.RIDER_ROWS
+    """Rows of another clip with somebody who rides nearer to the camera."""
     exhaustive: int = 2
     """Attacked frames on which exhaustive occlusion is tried."""
     timed: int = 2
@@ -115,11 +118,13 @@ class Case:
 
 def cases_of(patches: Sequence[attack.Patch], frames: Sequence[int], detect: Detect) -> list[Case]:
     """Each patch in these frames of its row."""
-    rows: dict[int, Clip] = {}
+    rows: dict[int, list[tuple[Tensor, Detections]]] = {}
     found = []
     for p in patches:
-        row = rows.setdefault(p.wearer, frames_of(attack.CLIP, attack.ROW, p.start))
-        found += [Case(p, i, row[i], detect(row[i])) for i in frames]
+        if p.wearer not in rows:
+            clean = frames_of(p.clip, attack.ROW, p.start)
+            rows[p.wearer] = [(clean[i], detect(clean[i])) for i in frames]
+        found += [Case(p, i, *one) for i, one in zip(frames, rows[p.wearer], strict=True)]
     return found
 
 
@@ -255,21 +260,21 @@ def patches(study: Study[PatchPlan]) -> Record:
             "Intervals of F1 are over patches, those of what is won back over wearers.",
             f"A window is proposed from {100 * least:.2f} % of the important neurons on.",
         ),
-        tables={name: one for name, one in _tables(plan, model, trial, least).items() if one.rows},
+        tables={name: one for name, one in _tables(study, model, trial, least).items() if one.rows},
         extra={"least share": least},
     )
 
 
-def budget(study: Study[Any], model: nn.Module, clip: str = attack.CLIP) -> float:
+def budget(study: Study[Any], model: nn.Module, clip: str = attack.CLIP, side: int = WINDOW) -> float:
     """The least share of the important neurons at which clean frames propose as many windows as the plan allows.
 
     The frames are the last ones of the clip; `plan.calibration` says how many, `plan.windows` how many windows.
     """
-    plan, defence = study.plan, made(model)
+    plan, defence = study.plan, made(model, window=side)
     last = frames_of(clip, plan.calibration, video.CLIPS[clip][2] - plan.calibration)
     with count() as tally:
         least = calibrated(defence.network, last, defence.knobs, plan.windows)
-    study.prepare("calibration", f"a pass of {plan.calibration} clean frames for the threshold", tally.macs)
+    study.prepare("calibration", f"a pass of {plan.calibration} clean frames of {clip} for the threshold", tally.macs)
     return least
 
 
@@ -288,7 +293,8 @@ def _measure(
     study.measure()
 
 
-def _tables(plan: PatchPlan, model: nn.Module, trial: Trial, least: float) -> dict[str, Table]:
+def _tables(study: Study[PatchPlan], model: nn.Module, trial: Trial, least: float) -> dict[str, Table]:
+    plan = study.plan
     alone, own = bare(model), defended(model, least=least)
     forms = ((FULL, alone), (TECHNIQUE, own), (GRADIENTS, beside(model, least=least)[GRADIENTS]))
     return {
@@ -316,6 +322,12 @@ def _tables(plan: PatchPlan, model: nn.Module, trial: Trial, least: float) -> di
             "The same by wearer, each at a position of their own.",
             ("wearer", *LOCALISED),
             trial.by(lambda case: case.patch.wearer),
+        ),
+        "rider": table(
+            "Somebody who rides through bikes, nearer to the camera, by the patch's side in pixels: the same as in the "
+            "table of defences, with windows of two sizes, whose thresholds are set on the last frames of that clip.",
+            ("side", "defence", "frames", "F1", "AP", "won back"),
+            list(_rider(study, model, alone)) if plan.rider else [],
         ),
         "clean": table(
             "Clean frames, each defended on its own: F1 and AP after the defence, share of frames in which a window is "
@@ -347,7 +359,10 @@ def _shares(defence: PatchDefence, cases: Sequence[Case]) -> Measured:
 
 def _clean(plan: PatchPlan, model: nn.Module, least: float) -> Iterator[list[Any]]:
     alone, defence = bare(model), made(model, least=least)
-    for clip, number, start in ((attack.CLIP, plan.clean, plan.clean_start), ("bikes", min(60, plan.clean), 0)):
+    for clip, number, start in (
+        (attack.CLIP, plan.clean, plan.clean_start),
+        ("bikes", min(60, plan.clean), BUSY["bikes"]),
+    ):
         frames = frames_of(clip, number, start)
         with count() as whole:
             alone(frames[0])
@@ -383,6 +398,20 @@ def _adaptive(plan: PatchPlan, alone: Detect, own: Detect) -> Iterator[list[Any]
         trial.found = {NONE: [alone(c.frame) for c in cases], TECHNIQUE: [own(c.frame) for c in cases]}
         yield ["adaptive attack, no defence", *trial.row(NONE, trial.chosen)]
         yield ["adaptive attack, defended", *trial.row(TECHNIQUE, trial.chosen)]
+
+
+def _rider(study: Study[PatchPlan], model: nn.Module, alone: Detect) -> Iterator[list[Any]]:
+    """Patches of two sizes in another clip, by windows of both sizes."""
+    plan, sizes, clip = study.plan, attack.RIDER_SIZES, attack.RIDER_CLIP
+    forms: dict[str, Detect] = {NONE: alone, GRADIENTS: lambda frame: alone(smoothed(frame))}
+    for side in sizes:
+        forms[f"windows of {side} pixels"] = defended(model, window=side, least=budget(study, model, clip, side))
+    for size in sizes:
+        patches = [p for p in attack.stored(attack.RIDER) if p.size == size and p.wearer < plan.rider]
+        cases = cases_of(patches, plan.frames, alone)
+        trial = Trial(cases, [case.costs(alone) for case in cases])
+        trial.found = {name: [detect(case.frame) for case in cases] for name, detect in forms.items()}
+        yield from ([size, name, *trial.row(name, trial.chosen)] for name in forms if trial.chosen)
 
 
 def _sweep(trial: Trial, defence: PatchDefence, per_patch: int) -> list[list[Any]]:
