@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -313,6 +314,12 @@ def _tables(study: Study[PatchPlan], model: nn.Module, trial: Trial, least: floa
                 *_adaptive(plan, alone, own),
             ],
         ),
+        "exhaustive": table(
+            "What exhaustive occlusion costs in one frame, timed once: windows of 24 pixels side by side, each "
+            "verified incrementally.",
+            ("form", "windows", "MACs", "bytes", "seconds"),
+            list(_cost_everywhere(plan, model, trial, least)),
+        ),
         "sizes": table(
             f"By the patch's side in pixels: {ABOUT_LOCALISED}.",
             ("side", *LOCALISED),
@@ -351,7 +358,7 @@ def _shares(defence: PatchDefence, cases: Sequence[Case]) -> Measured:
         marks = important(defence.network.reference(frame).shallow(1)[0], 0.01)
         return int(window_sums(marks, 12).max()) / int(marks.sum())
 
-    few = cases[:: max(1, len(cases) // 10)]
+    few = cases[:: len(cases) // 10 + 1]  # patches of every size
     noise = torch.rand(1, 3, 192, 192, generator=generator(0))
     null = {"clean frames": float(np.mean([share(case.clean) for case in few])), "white noise": share(noise)}
     return measured([Redundancy(share(case.frame), "share in the best window") for case in few], null)
@@ -381,12 +388,32 @@ def _clean(plan: PatchPlan, model: nn.Module, least: float) -> Iterator[list[Any
 
 def _exhaustive(plan: PatchPlan, model: nn.Module, trial: Trial, least: float) -> Iterator[list[Any]]:
     """Windows over the whole frame, on a few of the frames that count."""
-    few = trial.chosen[:: max(1, len(trial.chosen) // max(1, plan.exhaustive))][: plan.exhaustive]
+    few = _few(plan, trial)
     if few:
         occlusion = defended(model, Everywhere, least=least)
         cases = [trial.cases[n] for n in few]
         found = {EVERYWHERE: [occlusion(case.frame) for case in cases], NONE: [trial.found[NONE][n] for n in few]}
         yield [EVERYWHERE, *Trial(cases, [True] * len(few), found).row(EVERYWHERE, range(len(few)))]
+
+
+def _few(plan: PatchPlan, trial: Trial) -> list[int]:
+    """Numbers of the cases on which exhaustive occlusion is tried."""
+    return trial.chosen[:: max(1, len(trial.chosen) // max(1, plan.exhaustive))][: plan.exhaustive]
+
+
+def _cost_everywhere(plan: PatchPlan, model: nn.Module, trial: Trial, least: float) -> Iterator[list[Any]]:
+    """Windows, MACs and seconds of exhaustive occlusion in one frame, once, beside those of the detector alone."""
+    everywhere = made(model, Everywhere, least=least)
+    for n in _few(plan, trial)[:1]:
+        frame = trial.cases[n].frame
+        for name, one in ((EVERYWHERE, everywhere), (FULL, model)):
+            with count() as tally, torch.no_grad():
+                one(frame)
+            begin = time.perf_counter()
+            with torch.no_grad():
+                one(frame)
+            windows = len(everywhere.proposals) if one is everywhere else 0
+            yield [name, windows, tally.macs, tally.bytes, time.perf_counter() - begin]
 
 
 def _adaptive(plan: PatchPlan, alone: Detect, own: Detect) -> Iterator[list[Any]]:
