@@ -32,7 +32,7 @@ from reference_impls.benchmarks.detection_stream.tasks import (
     by_hand,
     frames_of,
 )
-from reference_impls.benchmarks.detection_stream.worn import Case, Trial, budget, cases_of
+from reference_impls.benchmarks.detection_stream.worn import HIT, Case, Trial, budget, cases_of
 from reference_impls.contract import generator
 from reference_impls.layers.boxes import Detections, average_precision
 from reference_impls.models.yolov3_tiny import yolov3_tiny
@@ -313,7 +313,8 @@ def _late(system: Watched, each: Sequence[Sequence[Case]], rows: Sequence[Sequen
         detector = system.detect
         assert isinstance(detector, ThemisDetector)
         keys = [t for t, key in enumerate(detector.boxes.computed) if key]
-        met = next((t for t, places in zip(keys, detector.removed, strict=True) if t >= appears and places), None)
+        each_key = zip(keys, detector.removed, strict=True)
+        met = next((t for t, places in each_key if t >= appears and cases[t].overlap(places) > HIT), None)
         if met is not None:
             delays.append(met - appears)
             truths = [case.truth for case in cases[appears:met]]
