@@ -184,7 +184,7 @@ def clean(study: Study[CleanPlan]) -> Record:
 
 def _add(study: Study[Any], name: str, call: Callable[[], object], units: int, quality: Interval, items: Any) -> None:
     series, form = {ALONE: (BASELINE, {}), TECHNIQUE: (TECHNIQUE, {"form": "key frames"})}.get(
-        name, (name, {"form": name})
+        name, (name, {"form": "every frame"})
     )
     study.add(series, form, call, units=units, quality=quality, items=items)
 
@@ -235,7 +235,9 @@ def worn(study: Study[WornPlan]) -> Record:
     pictures = _pictures(trial, each, system, rows)
     exposure = [[appears, *_late(system, each, rows, appears)] for appears in plan.appears]
     for name, stream in ((BASELINE, Each(alone)), (TECHNIQUE, system), (EVERY, every)):
-        source, knobs = (NONE, {}) if name == BASELINE else (name, {"form": "key frames" if stream is system else name})
+        source, knobs = (
+            (NONE, {}) if name == BASELINE else (name, {"form": "key frames" if stream is system else "every frame"})
+        )
         quality = trial.quality(source, trial.chosen)
         study.add(name, knobs, partial(followed, stream, rows[0]), units=plan.frames, quality=quality)
     study.measure()
