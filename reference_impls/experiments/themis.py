@@ -182,7 +182,10 @@ def clean(study: Study[CleanPlan]) -> Record:
     )
 
 
-def _add(study: Study[Any], name: str, call: Callable[[], object], units: int, quality: Interval, items: Any) -> None:
+def _add(
+    study: Study[Any], name: str, call: Callable[[], object], units: int, quality: Interval, items: Any = None
+) -> None:
+    """A form as a variant of the study."""
     series, form = {ALONE: (BASELINE, {}), TECHNIQUE: (TECHNIQUE, {"form": "key frames"})}.get(
         name, (name, {"form": "every frame"})
     )
@@ -234,12 +237,9 @@ def worn(study: Study[WornPlan]) -> Record:
         study.progress("streams", len(trial.found), 3)
     pictures = _pictures(trial, each, system, rows)
     exposure = [[appears, *_late(system, each, rows, appears)] for appears in plan.appears]
-    for name, stream in ((BASELINE, Each(alone)), (TECHNIQUE, system), (EVERY, every)):
-        source, knobs = (
-            (NONE, {}) if name == BASELINE else (name, {"form": "key frames" if stream is system else "every frame"})
-        )
-        quality = trial.quality(source, trial.chosen)
-        study.add(name, knobs, partial(followed, stream, rows[0]), units=plan.frames, quality=quality)
+    for name, source, stream in ((ALONE, NONE, Each(alone)), (TECHNIQUE, TECHNIQUE, system), (EVERY, EVERY, every)):
+        call, quality = partial(followed, stream, rows[0]), trial.quality(source, trial.chosen)
+        _add(study, name, call, plan.frames, quality)
     study.measure()
     similar = partial(temporal_similarity, threshold=0.1)
     null = {"white noise": similar(torch.randn(4, 3, 64, 64, generator=generator(0))).value}
