@@ -257,9 +257,9 @@ def test_verification_by_full_passes_decides_the_same(detector: yolo.YOLOv3Tiny,
 
 
 def test_stored_patches_lie_in_the_frames_of_their_clips() -> None:
-    """One for each wearer and size, and those of an attacker who knows the defence, and of a rider."""
+    """One for each wearer and size, and those of an attacker who knows the defence, and of a cyclist."""
     for file, number, (height, width) in (
-        (attack.FILE, 30, (576, 768)), (attack.ADAPTIVE, 10, (576, 768)), (attack.RIDER, 8, (256, 640)),
+        (attack.FILE, 30, (576, 768)), (attack.ADAPTIVE, 10, (576, 768)), (attack.CYCLIST, 8, (256, 640)),
     ):  # fmt: skip
         stored = attack.stored(file)
         assert len({(p.wearer, p.size) for p in stored}) == len(stored) == number

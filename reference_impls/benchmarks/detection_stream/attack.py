@@ -2,8 +2,8 @@
 
 A wearer is a person whom the detector finds in a row of frames; a patch lies on them and moves with them. Each patch is
 optimised where it lies, over the frames of its row, to hide its wearer. `patches.npz` holds one for each wearer and
-size as bytes, `adaptive.npz` those of an attacker who knows the defence, `rider.npz` those of somebody who rides
-through another clip; `python -m reference_impls.benchmarks.detection_stream.attack` makes what is missing of them, in
+size as bytes, `adaptive.npz` those of an attacker who knows the defence, `cyclist.npz` those of a cyclist in
+another clip; `python -m reference_impls.benchmarks.detection_stream.attack` makes what is missing of them, in
 about a quarter of an hour for all.
 
 Reference: "Fooling automated surveillance cameras: adversarial patches to attack person detection",
@@ -26,14 +26,14 @@ from reference_impls.data import video
 from reference_impls.layers.boxes import Detections, iou
 from reference_impls.models.yolov3_tiny import YOLOv3Tiny, boxes_of, detections, stretched, yolov3_tiny
 
-FILE, ADAPTIVE, RIDER = (Path(__file__).with_name(name) for name in ("patches.npz", "adaptive.npz", "rider.npz"))
+FILE, ADAPTIVE, CYCLIST = (Path(__file__).with_name(name) for name in ("patches.npz", "adaptive.npz", "cyclist.npz"))
 PERSON = 0
 CLIP, ROW, EVERY = "vtest", 8, 75
 """Rows of eight frames of a clip begin at every 75th."""
 SIZES = (12, 16, 24)
 """Sides of the patches in pixels."""
-RIDER_CLIP, RIDER_SIZES, RIDER_ROWS = "bikes", (24, 40), 4
-"""The other clip: somebody rides through it from frame 105 on, much nearer to the camera."""
+CYCLIST_CLIP, CYCLIST_SIZES, CYCLIST_ROWS = "bikes", (24, 40), 4
+"""The other clip: a cyclist stands in it from frame 105 on, much nearer to the camera."""
 CROP = 320
 """Side of the part of the frame in which a patch is optimised; at multiples of 32, as the cells of the frame."""
 STEPS, RATE = 120, 0.2
@@ -99,14 +99,14 @@ def wearers(model: nn.Module, count: int = 10) -> list[Wearer]:
     return found
 
 
-def rider(model: nn.Module) -> list[Wearer]:
-    """Who rides through the other clip, in successive rows."""
+def cyclist(model: nn.Module) -> list[Wearer]:
+    """The cyclist of the other clip, in successive rows."""
     found = []
-    for start in range(105, 105 + RIDER_ROWS * ROW, ROW):
-        people = _people(model, RIDER_CLIP, start)
+    for start in range(105, 105 + CYCLIST_ROWS * ROW, ROW):
+        people = _people(model, CYCLIST_CLIP, start)
         row = _row(people[0].boxes[0], people)
-        assert row is not None, "the rider is the surest of the people"
-        found.append(Wearer(start, row, RIDER_CLIP))
+        assert row is not None, "the cyclist is the surest of the people"
+        found.append(Wearer(start, row, CYCLIST_CLIP))
     return found
 
 
@@ -233,7 +233,7 @@ def stored(file: Path = FILE) -> tuple[Patch, ...]:
                 int(name.split("-")[2]),
                 torch.from_numpy(arrays[name]).float()[None] / 255,
                 tuple((int(y), int(x)) for y, x in arrays[f"{name}-places"]),
-                RIDER_CLIP if file == RIDER else CLIP,
+                CYCLIST_CLIP if file == CYCLIST else CLIP,
             )
             for name in arrays
             if not name.endswith("places")
@@ -247,7 +247,7 @@ def main() -> None:
     for file, people, sizes, knobs in (
         (FILE, wearers(model), SIZES, {}),
         (ADAPTIVE, wearers(model), (ADAPTIVE_SIZE,), {"penalty": stealthy(model), "jitter": JITTER}),
-        (RIDER, rider(model), RIDER_SIZES, {}),
+        (CYCLIST, cyclist(model), CYCLIST_SIZES, {}),
     ):
         done = list(stored(file)) if file.exists() else []
         for number, wearer in enumerate(people):

@@ -66,8 +66,8 @@ class PatchPlan(Plan):
     """Frames at the end of the clip on which the threshold is set."""
     windows: float = 4.0
     """Proposals in a clean frame, in the mean: the budget."""
-    rider: int = attack.RIDER_ROWS
-    """Rows of another clip with somebody who rides nearer to the camera."""
+    cyclist: int = attack.CYCLIST_ROWS
+    """Rows of another clip with a cyclist, who is nearer to the camera."""
     exhaustive: int = 2
     """Attacked frames on which exhaustive occlusion is tried."""
     timed: int = 2
@@ -330,11 +330,11 @@ def _tables(study: Study[PatchPlan], model: nn.Module, trial: Trial, least: floa
             ("wearer", *LOCALISED),
             trial.by(lambda case: case.patch.wearer),
         ),
-        "rider": table(
-            "Somebody who rides through bikes, nearer to the camera, by the patch's side in pixels: the same as in the "
+        "cyclist": table(
+            "A cyclist in bikes, nearer to the camera, by the patch's side in pixels: the same as in the "
             "table of defences, with windows of two sizes, whose thresholds are set on the last frames of that clip.",
             ("side", "defence", "frames", "F1", "AP", "won back"),
-            list(_rider(study, model, alone)) if plan.rider else [],
+            list(_cyclist(study, model, alone)) if plan.cyclist else [],
         ),
         "clean": table(
             "Clean frames, each defended on its own: F1 and AP after the defence, share of frames in which a window is "
@@ -427,14 +427,14 @@ def _adaptive(plan: PatchPlan, alone: Detect, own: Detect) -> Iterator[list[Any]
         yield ["adaptive attack, defended", *trial.row(TECHNIQUE, trial.chosen)]
 
 
-def _rider(study: Study[PatchPlan], model: nn.Module, alone: Detect) -> Iterator[list[Any]]:
+def _cyclist(study: Study[PatchPlan], model: nn.Module, alone: Detect) -> Iterator[list[Any]]:
     """Patches of two sizes in another clip, by windows of both sizes."""
-    plan, sizes, clip = study.plan, attack.RIDER_SIZES, attack.RIDER_CLIP
+    plan, sizes, clip = study.plan, attack.CYCLIST_SIZES, attack.CYCLIST_CLIP
     forms: dict[str, Detect] = {NONE: alone, GRADIENTS: lambda frame: alone(smoothed(frame))}
     for side in sizes:
         forms[f"windows of {side} pixels"] = defended(model, window=side, least=budget(study, model, clip, side))
     for size in sizes:
-        patches = [p for p in attack.stored(attack.RIDER) if p.size == size and p.wearer < plan.rider]
+        patches = [p for p in attack.stored(attack.CYCLIST) if p.size == size and p.wearer < plan.cyclist]
         cases = cases_of(patches, plan.frames, alone)
         trial = Trial(cases, [case.costs(alone) for case in cases])
         trial.found = {name: [detect(case.frame) for case in cases] for name, detect in forms.items()}
