@@ -95,9 +95,11 @@ class OccupancyPlan(Plan):
     test: int = 40
     recipe: Recipe = RECIPE
     thresholds: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
+    varied: int = 0
+    """Further scenes, over which the spread of single pairs is measured."""
 
 
-FULL = OccupancyPlan(seeds=(0, 1, 2, 3), needs=(ALOE,))
+FULL = OccupancyPlan(seeds=(0, 1, 2, 3), varied=100, needs=(ALOE,))
 SMALL = OccupancyPlan(repetitions=2, train=8, test=2, recipe=replace(RECIPE, epochs=1), thresholds=(0.25, 0.5))
 TEST_SEED = 1_000_000
 

@@ -19,7 +19,7 @@ from reference_impls.accounting.closed_form import closed_form
 from reference_impls.accounting.record import Interval, Record
 from reference_impls.benchmarks import stereo_occupancy as benchmark
 from reference_impls.contract import Handle, Redundancy, generator
-from reference_impls.study import BASELINE, TECHNIQUE, Plan, Study, forward, measured, seeded, table
+from reference_impls.study import BASELINE, TECHNIQUE, Plan, Study, forward, measured, seeded, table, training
 from reference_impls.study.intervals import over_items
 from reference_impls.techniques.octree_occupancy_decoding import (
     OctreeDecoder,
@@ -43,6 +43,7 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
     models = [benchmark.fitted("depths", plan, seed) for seed in plan.seeds]
     study.prepare("training", "training the network, for either decoding", held="shared")
     timed = data.pairs[:: max(1, plan.test // 2)][:2]
+    varied = list(benchmark.scenes(plan.varied, benchmark.TEST_SEED + plan.test).pairs) if plan.varied else []
     real = benchmark.real_pairs(plan)
     on_real: dict[str, dict[str, list[list[Tensor]]]] = {}
 
@@ -56,13 +57,14 @@ def run_scenes(study: Study[benchmark.OccupancyPlan]) -> Record:
         scores = benchmark.means(found)
         each = [float(one.iou[:, -1].mean()) for one in found]
 
-        @torch.no_grad()
-        def call() -> None:
+        def on(pairs: Sequence[Tensor]) -> None:
             with attach(models[0]) as handle:
-                for pair in timed:
+                for pair in pairs:
                     handle.target(pair[None])
 
-        study.add(series, knobs, call, units=len(timed), quality=over_items(scores.finest), score=each)
+        singly = training.each(lambda pair: on([pair]), varied) if series in (BASELINE, TECHNIQUE) else None
+        quality = over_items(scores.finest)
+        study.add(series, knobs, forward(on, timed), units=len(timed), quality=quality, score=each, stream=singly)
         return scores
 
     rows = {"dense, masked": add(BASELINE, {}, partial(benchmark.masked, threshold=0.5))}

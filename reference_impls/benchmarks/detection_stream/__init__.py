@@ -28,7 +28,9 @@ SCENARIOS = (
         "vtest",
         "Techniques for video on a detector that watches a square, in one run",
         tasks.meet,
-        full=tasks.StreamPlan(clip="vtest", others=("bikes", "tree"), frames=80, other_frames=20, timed=4, block=10),
+        full=tasks.StreamPlan(
+            clip="vtest", others=("bikes", "tree"), frames=100, other_frames=20, timed=4, varied=100, block=10
+        ),
         smoke=small_stream(),
     ),
 )

@@ -31,7 +31,7 @@ from reference_impls.data import assets, video
 from reference_impls.layers.boxes import Detections, agreement, average_precision
 from reference_impls.models.yolov3_tiny import letterboxed, stretched, yolov3_tiny
 from reference_impls.redundancy.temporal_similarity import temporal_similarity
-from reference_impls.study import BASELINE, TECHNIQUE, Plan, Study, contenders, measured, table
+from reference_impls.study import BASELINE, TECHNIQUE, Plan, Study, contenders, measured, table, training
 from reference_impls.techniques.incremental_region_inference import (
     IncrementalNetwork,
     IncrementalRegionInference,
@@ -65,6 +65,8 @@ class StreamPlan(Plan):
     """Frames on which the quality is measured, in blocks of `block`."""
     timed: int
     """The first of them, which are timed and counted."""
+    varied: int = 0
+    """The first of them over which the spread of single frames is measured, of the baseline and of techniques."""
     start: int = 0
     others: tuple[str, ...] = ("bikes",)
     """Clips of other kinds."""
@@ -214,8 +216,13 @@ def _record(
         truths[clip], latency = _timed(bare, given)
         held = sum(len(one.scores) for one in truths[clip])
         rows.append([BASELINE, *first.values(), clip, held, 1.0, 1.0, *latency])
-    timed = list(frames[: plan.timed])
-    study.add(BASELINE, {}, partial(followed, bare, timed), units=len(timed), quality=Interval(value=1.0))
+    timed, varied = list(frames[: plan.timed]), list(frames[: plan.varied])
+
+    def singly(stream: Stream) -> Callable[[], list[Callable[[], object]]]:
+        return training.each(stream, varied, begin=stream.reset)
+
+    whole = Interval(value=1.0)
+    study.add(BASELINE, {}, partial(followed, bare, timed), units=len(timed), quality=whole, stream=singly(bare))
     for number, method in enumerate(methods):
         stream = method.make(model)
         for clip, given in clips.items():
@@ -227,7 +234,8 @@ def _record(
             rows.append([method.name, *named, clip, held, quality, None if np.isnan(ap) else ap, *latency])
             if clip == plan.clip:
                 call = partial(followed, stream, timed)
-                study.add(method.name, method.knobs, call, units=len(timed), quality=quality)
+                own = None if method.name in controls else singly(stream)
+                study.add(method.name, method.knobs, call, units=len(timed), quality=quality, stream=own)
         study.progress("followed", number + 1, len(methods))
     hand_drawn = {}
     if plan.people:
