@@ -2,9 +2,9 @@
 
 A wearer is a person whom the detector finds in a row of frames; a patch lies on them and moves with them. Each patch is
 optimised where it lies, over the frames of its row, to hide its wearer. `patches.npz` holds one for each wearer and
-size as bytes, `adaptive.npz` those of an attacker who knows the defence, `cyclist.npz` those of a cyclist in
-another clip; `python -m reference_impls.benchmarks.detection_stream.attack` makes what is missing of them, in
-about a quarter of an hour for all.
+size as bytes, `adaptive.npz` those of an attacker who knows the defence, `cyclist.npz` those of a cyclist in another
+clip; `python -m reference_impls.benchmarks.detection_stream.attack` makes what is missing of them, in about a quarter
+of an hour for all.
 
 Reference: "Fooling automated surveillance cameras: adversarial patches to attack person detection",
 arXiv 1904.08653: the objectness times the person's score is brought down by the patch's pixels.

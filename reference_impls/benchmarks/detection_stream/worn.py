@@ -331,8 +331,8 @@ def _tables(study: Study[PatchPlan], model: nn.Module, trial: Trial, least: floa
             trial.by(lambda case: case.patch.wearer),
         ),
         "cyclist": table(
-            "A cyclist in bikes, nearer to the camera, by the patch's side in pixels: the same as in the "
-            "table of defences, with windows of two sizes, whose thresholds are set on the last frames of that clip.",
+            "A cyclist in bikes, nearer to the camera, by the patch's side in pixels: the same as in the table of "
+            "defences, with windows of two sizes, whose thresholds are set on the last frames of that clip.",
             ("side", "defence", "frames", "F1", "AP", "won back"),
             list(_cyclist(study, model, alone)) if plan.cyclist else [],
         ),
