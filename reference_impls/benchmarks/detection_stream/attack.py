@@ -112,7 +112,7 @@ def cyclist(model: nn.Module) -> list[Wearer]:
 
 def row_of(clip: str, start: int) -> tuple[Tensor, ...]:
     """The frames (1, 3, H, W) of a row, as the detector takes them."""
-    return stretched(video.clip(clip, ROW, start=start)).split(1)
+    return tuple(stretched(video.clip(clip, ROW, start=start)).split(1))
 
 
 @torch.no_grad()
