@@ -73,10 +73,10 @@ print("best proposal (top, left):", defence.proposals[0], "confirmed:", defence.
 
 # %%
 print(record.data)
-rows = record.tables["defences"].records()
-for row in rows:
+rows = {row["defence"].replace("technique", "this defence"): row for row in record.tables["defences"].records()}
+for name, row in rows.items():
     back = show.interval(row["won back"], ".0%")
-    print(f"{row['defence']:30}{row['frames']:>3} frames, F1 {show.interval(row['F1'])}, won back {back}")
+    print(f"{name:30}{row['frames']:>3} frames, F1 {show.interval(row['F1'])}, won back {back}")
 
 # %% [markdown]
 # The bars say what is won back of the lost F1, with intervals over the wearers. An attacker who knows the defence keeps
@@ -84,7 +84,7 @@ for row in rows:
 
 # %%
 figure, axis = plt.subplots(figsize=(9, 3.4))
-show.bars(axis, {row["defence"]: row["won back"] for row in rows}, label="won back of the lost F1", form=".0%")
+show.bars(axis, {name: row["won back"] for name, row in rows.items()}, label="won back of the lost F1", form=".0%")
 plt.show()
 
 # %% [markdown]
