@@ -64,7 +64,8 @@ with KeyFrameFeaturePropagation().apply(model, interval=2) as handle:
 #
 # The full experiment follows people on a square. Truth is what the detector finds frame by frame, so 1 means that
 # nothing changed. A head reads badly what was averaged from two positions: moved features are *worse* than features
-# moved by whole positions. The paper says as much of flow without training. Boxes moved along the same flow do best.
+# moved by whole positions. The paper says as much of flow without training. Boxes moved along the same flow do better.
+# Who can wait a few frames for an answer does best: boxes between two key frames come from both of them.
 
 # %%
 show.trade_offs(record)

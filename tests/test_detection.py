@@ -126,6 +126,19 @@ def test_a_file_of_weights_of_another_length_is_refused(tmp_path: Path, monkeypa
         yolo.yolov3_tiny()
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "yolov3-tiny.weights").write_bytes(b"\xff" * (20 + 4 * yolo.FLOATS))
+    monkeypatch.setattr(assets, "path", lambda name: tmp_path)
+    with pytest.raises(ValueError, match="not finite; run `redundancy assets verify yolov3-tiny`"):
+        yolo.yolov3_tiny()
+
+
+def test_without_weights_it_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATLAS_CACHE", str(tmp_path))
+    with pytest.raises(assets.MissingAsset, match="redundancy assets get yolov3-tiny"):
+        yolo.yolov3_tiny()
+
+
 def ramp(side: int) -> Tensor:
     """A picture without randomness: (1, 3, side, side)."""
     y, x = (torch.linspace(0, 1, side) for _ in range(2))
@@ -241,6 +254,18 @@ def test_verification_by_full_passes_decides_the_same(detector: yolo.YOLOv3Tiny,
     assert incremental.confirmed == full.confirmed != []
     for one, other in zip(a, b, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+
+
+def test_stored_patches_lie_in_the_frames_of_their_clips() -> None:
+    """One for each wearer and size, and those of an attacker who knows the defence, and of a cyclist."""
+    for file, number, (height, width) in (
+        (attack.FILE, 30, (576, 768)), (attack.ADAPTIVE, 10, (576, 768)), (attack.CYCLIST, 8, (256, 640)),
+    ):  # fmt: skip
+        stored = attack.stored(file)
+        assert len({(p.wearer, p.size) for p in stored}) == len(stored) == number
+        for p in stored:
+            assert len(p.places) == attack.ROW
+            assert all(0 <= y <= height - p.size and 0 <= x <= width - p.size for y, x in p.places)
 
 
 def test_gradients_are_smoothed_where_they_are_dense() -> None:

@@ -33,7 +33,7 @@ SCENARIOS = (
         worn.patches,
         full=worn.PatchPlan(),
         smoke=worn.PatchPlan(
-            wearers=1, frames=(0,), clean=2, calibration=2, exhaustive=0, people=0, timed=1, repetitions=2
+            wearers=1, frames=(0,), clean=2, calibration=2, cyclist=0, exhaustive=0, people=0, timed=1, repetitions=2
         ),
     ),
 )

@@ -23,6 +23,7 @@ from reference_impls.benchmarks.detection_stream import attack
 from reference_impls.benchmarks.detection_stream.defences import NONE, bare, made
 from reference_impls.benchmarks.detection_stream.streams import Each, Stream, answers, fast, followed
 from reference_impls.benchmarks.detection_stream.tasks import (
+    BUSY,
     MODEL,
     SHUFFLED,
     TRUTH,
@@ -31,7 +32,7 @@ from reference_impls.benchmarks.detection_stream.tasks import (
     by_hand,
     frames_of,
 )
-from reference_impls.benchmarks.detection_stream.worn import Case, Trial, budget, cases_of
+from reference_impls.benchmarks.detection_stream.worn import HIT, Case, Trial, budget, cases_of
 from reference_impls.contract import generator
 from reference_impls.layers.boxes import Detections, average_precision
 from reference_impls.models.yolov3_tiny import yolov3_tiny
@@ -64,7 +65,7 @@ class CleanPlan(Plan):
     """Of vtest, from `start` on."""
     start: int = 20
     others: tuple[str, ...] = ("bikes", "tree")
-    other_frames: int = 40
+    other_frames: int = 60
     calibration: int = 20
     windows: float = 4.0
     """Proposals in a clean frame, in the mean: the budget."""
@@ -125,7 +126,7 @@ def clean(study: Study[CleanPlan]) -> Record:
     rows, blocks = [], max(2, plan.frames // 10)
     for clip, start, number in (
         (plan.clip, plan.start, plan.frames),
-        *((c, 0, plan.other_frames) for c in plan.others),
+        *((c, BUSY.get(c, 0), plan.other_frames) for c in plan.others),
     ):
         frames = frames_of(clip, number, start)
         runs = together(streams, frames)
@@ -163,8 +164,8 @@ def clean(study: Study[CleanPlan]) -> Record:
         )
     study.measure()
     return study.record(
-        data=f"frames {plan.start} to {plan.start + plan.frames} of {plan.clip}, nobody attacks; beside it the first "
-        f"{plan.other_frames} of {' and '.join(plan.others)}",
+        data=f"frames {plan.start} to {plan.start + plan.frames} of {plan.clip}, nobody attacks; beside it "
+        + " and ".join(f"{plan.other_frames} frames of {c} from {BUSY.get(c, 0)} on" for c in plan.others),
         model=MODEL,
         unit=f"one frame, mean over a stream of {plan.timed} that begins anew",
         knobs=("form",),
@@ -181,9 +182,12 @@ def clean(study: Study[CleanPlan]) -> Record:
     )
 
 
-def _add(study: Study[Any], name: str, call: Callable[[], object], units: int, quality: Interval, items: Any) -> None:
+def _add(
+    study: Study[Any], name: str, call: Callable[[], object], units: int, quality: Interval, items: Any = None
+) -> None:
+    """A form as a variant of the study."""
     series, form = {ALONE: (BASELINE, {}), TECHNIQUE: (TECHNIQUE, {"form": "key frames"})}.get(
-        name, (name, {"form": name})
+        name, (name, {"form": "every frame"})
     )
     study.add(series, form, call, units=units, quality=quality, items=items)
 
@@ -208,8 +212,8 @@ def _row(clip: str, name: str, run: Followed, alone: Followed) -> list[Any]:
 @dataclass(frozen=True, kw_only=True)
 class WornPlan(Plan):
     wearers: int = 10
-    sizes: tuple[int, ...] = attack.SIZES[1:]
-    frames: int = 6
+    sizes: tuple[int, ...] = attack.SIZES
+    frames: int = 7
     """Of each row, from the first one on."""
     calibration: int = 20
     windows: float = 4.0
@@ -233,10 +237,9 @@ def worn(study: Study[WornPlan]) -> Record:
         study.progress("streams", len(trial.found), 3)
     pictures = _pictures(trial, each, system, rows)
     exposure = [[appears, *_late(system, each, rows, appears)] for appears in plan.appears]
-    for name, stream in ((BASELINE, Each(alone)), (TECHNIQUE, system), (EVERY, every)):
-        source, knobs = (NONE, {}) if name == BASELINE else (name, {"form": "key frames" if stream is system else name})
-        quality = trial.quality(source, trial.chosen)
-        study.add(name, knobs, partial(followed, stream, rows[0]), units=plan.frames, quality=quality)
+    for name, source, stream in ((ALONE, NONE, Each(alone)), (TECHNIQUE, TECHNIQUE, system), (EVERY, EVERY, every)):
+        call, quality = partial(followed, stream, rows[0]), trial.quality(source, trial.chosen)
+        _add(study, name, call, plan.frames, quality)
     study.measure()
     similar = partial(temporal_similarity, threshold=0.1)
     null = {"white noise": similar(torch.randn(4, 3, 64, 64, generator=generator(0))).value}
@@ -312,7 +315,8 @@ def _late(system: Watched, each: Sequence[Sequence[Case]], rows: Sequence[Sequen
         detector = system.detect
         assert isinstance(detector, ThemisDetector)
         keys = [t for t, key in enumerate(detector.boxes.computed) if key]
-        met = next((t for t, places in zip(keys, detector.removed, strict=True) if t >= appears and places), None)
+        each_key = zip(keys, detector.removed, strict=True)
+        met = next((t for t, places in each_key if t >= appears and cases[t].overlap(places) > HIT), None)
         if met is not None:
             delays.append(met - appears)
             truths = [case.truth for case in cases[appears:met]]

@@ -166,7 +166,7 @@ def yolov3_tiny(pretrained: bool = True) -> YOLOv3Tiny:
     """YOLOv3-tiny in evaluation mode, with the weights of COCO if `pretrained`.
 
     Licence of the weights: Darknet's, permissive; the asset `yolov3-tiny`. Trained on COCO.
-    Raises: MissingAsset; ValueError for a file of another length.
+    Raises: MissingAsset; ValueError for a file of another length, or with numbers that are not finite.
     """
     model = YOLOv3Tiny().eval()
     if pretrained:
@@ -175,6 +175,10 @@ def yolov3_tiny(pretrained: bool = True) -> YOLOv3Tiny:
         if len(numbers) != FLOATS:
             raise ValueError(
                 f"{file.name} holds {len(numbers)} weights, not {FLOATS}; run `redundancy assets get yolov3-tiny`"
+            )
+        if not np.isfinite(numbers).all():
+            raise ValueError(
+                f"{file.name} holds weights that are not finite; run `redundancy assets verify yolov3-tiny`"
             )
         _fill(model, torch.from_numpy(numbers))
     return model

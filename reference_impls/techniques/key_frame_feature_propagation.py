@@ -103,7 +103,8 @@ class MovedBoxes:
 
     @torch.no_grad()
     def __call__(self, frame: Tensor) -> Detections:
-        """What is in the next frame (1, C, H, W)."""
+        """What is in the next frame (1, C, H, W). Raises: as `check_frame`, for two frames or pixels not finite."""
+        check_frame(frame)
         flow = self.keys.next(frame)
         self.computed.append(flow is None)
         if flow is None:
@@ -151,7 +152,11 @@ class BoxesBetween:
 
     @torch.no_grad()
     def __call__(self, frame: Tensor) -> list[Detections]:
-        """What is in the frames that the next frame (1, C, H, W) allows to answer: none, or all since the last."""
+        """What is in the frames that the next frame (1, C, H, W) allows to answer: none, or all since the last.
+
+        Raises: as `check_frame`, for two frames or pixels that are not finite.
+        """
+        check_frame(frame)
         small = luma(frame.float(), SCALE)
         if self.waiting and small.shape != self.waiting[0][1].shape:
             return [*self.finish(), *self(frame)]

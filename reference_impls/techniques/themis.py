@@ -32,7 +32,6 @@ from reference_impls.contract import (
     Setting,
     Technique,
     UnsupportedHost,
-    check_frame,
     warn_no_effect,
 )
 from reference_impls.layers.boxes import Detections
@@ -81,7 +80,6 @@ class ThemisDetector(nn.Module):
 
         Raises: TypeError or ValueError for frames of another rank or batch, or that are not finite.
         """
-        check_frame(frame)
         return self.boxes(frame)
 
     def decode(self, found: Detections, threshold: float = 0.5) -> list[Detections]:

@@ -19,6 +19,7 @@ from reference_impls.techniques.key_frame_feature_propagation import (
     BoxesBetween,
     KeyFrameFeaturePropagation,
     KeyFrames,
+    MovedBoxes,
     averaged,
 )
 
@@ -225,3 +226,15 @@ def test_what_no_key_frame_explains_is_detected() -> None:
     assert len(calls) == 5, "noise resembles no other frame"
     other = [one for frame in (bright[0], torch.zeros(1, 3, 32, 32)) for one in late(frame)] + late.finish()
     assert len(other) == 2, "a frame of another size begins anew"
+
+
+@pytest.mark.parametrize("stream", [MovedBoxes, BoxesBetween])
+def test_streams_of_boxes_refuse_what_is_no_frame(stream: type[MovedBoxes] | type[BoxesBetween]) -> None:
+    follow, bad = stream(square, 2, 3), marked(1, 0)[0]
+    bad[..., -1, -1] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        follow(bad)
+    with pytest.raises(ValueError, match=r"\(1, C, H, W\)"):
+        follow(bad.repeat(2, 1, 1, 1))
+    with pytest.raises(ValueError, match="must hold pixels"):
+        follow(torch.zeros(1, 3, 0, 64))

