@@ -111,6 +111,7 @@ def test_the_check_of_a_generated_atlas_finds_nothing() -> None:
 
 def test_the_site_of_a_filled_up_atlas_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     count = "import sys; from pathlib import Path; from tools.knowledge import load; root = Path(sys.argv[1])\n"
+    count += "from tools.site import build; assert Path(build.__file__).is_relative_to(root), build.__file__\n"
     count += 'known = load(root); assert not [f for f in known.findings if f.severity == "error"], known.findings[:3]\n'
     count += '(root / "site").mkdir(); [(root / "site" / f"{i}.html").touch() for i in known.entries]'
     monkeypatch.setattr(bench, "SITE", count)

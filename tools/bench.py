@@ -162,14 +162,21 @@ class SiteCost:
     """Wall-clock, without the runs of notebooks; one process."""
 
 
-LEFT_OUT = shutil.ignore_patterns(".*", "site", "build", "dist", "__pycache__")
+def _left_out(root: Path) -> Callable[[str, list[str]], set[str]]:
+    """What a copy of the atlas at `root` goes without: what is hidden or compiled, and what its commands have built."""
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        built = {"site", "build", "dist"} if Path(folder) == root else set()
+        return {name for name in names if name.startswith(".") or name == "__pycache__" or name in built}
+
+    return ignored
 
 
 def site_cost(entries: int, papers: int, root: Path = ROOT) -> SiteCost:
     """Build the site of the atlas at `root`, filled up to so many entries and papers by drafts varied from its own."""
     with scratch("atlas-site-") as folder:
         whole, extra = folder / "atlas", folder / "generated"
-        shutil.copytree(root, whole, symlinks=True, ignore=LEFT_OUT)
+        shutil.copytree(root, whole, symlinks=True, ignore=_left_out(root))
         there = [len(list((root / name).glob("*.yml"))) for name in ("taxonomy/techniques", "papers")]
         more = max(entries - there[0], 1)
         generate(extra, more, max(papers - there[1], more), root)
