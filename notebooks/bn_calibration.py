@@ -81,7 +81,7 @@ for axis, bits in zip(axes, (6, 7), strict=True):
         quality = [p.quality for p in points]
         heights = [q.value for q in quality]
         axis.bar([x + shift for x in places], heights, 0.4, yerr=show.ends(quality), capsize=2, label=label)
-    axis.set_xticks(list(places), [p.knobs["chip"] for p in ours], rotation=40, ha="right", fontsize=8)
+    axis.set_xticks(list(places), [p.knobs["chip"] for p in ours], rotation=90, fontsize=8)
     axis.set(title=f"converter of {bits} bits")
 axes[0].set(ylabel="accuracy")
 axes[1].legend(fontsize=8)

@@ -9,8 +9,11 @@
 # The layers compute this in integers, code by code, so that a network can be tried on an array before there is one.
 
 # %%
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import NullFormatter
 
 from reference_impls import show
 from reference_impls.benchmarks.low_precision import DIGITS, images_of, trained
@@ -109,11 +112,13 @@ for (scheme, m), number in converted.items():
         label=label,
     )
     axes[1].plot([number] * len(points), [q.value for q in quality], "o", label=label)
-    for p in points[-3:]:
+    apart = [p for p, above in pairwise(points) if above.quality.value - p.quality.value > 0.06]
+    for p in apart:
         axes[1].annotate(f" {p.knobs['adc_bits']}", (number, p.quality.value), fontsize=7)
 axes[0].axhline(schemes.baseline.quality.value, color="black", linestyle="--", linewidth=0.8)
 axes[0].set(xlabel="bits of the converter", ylabel="accuracy")
-axes[1].set(xlabel="conversions of an image (bits beside the points)", xscale="log")
+axes[1].set(xlabel="conversions of an image (bits beside points that stand apart)", xscale="log")
+axes[1].xaxis.set_minor_formatter(NullFormatter())
 axes[0].legend(fontsize=7)
 plt.show()
 

@@ -34,7 +34,7 @@ rows = {"made": made} | {pair.name: (pair.left, pair.right, pair.disparity) for 
 figure, axes = plt.subplots(len(rows), 3, figsize=(9.5, 2 * len(rows)))
 for row, (name, images) in zip(axes, rows.items(), strict=True):
     for axis, image, title in zip(row, images, ("left", "right", "disparity"), strict=True):
-        step = max(1, image.shape[-1] // 220)  # enough for a page
+        step = -(-image.shape[-1] // 160)  # enough for a page
         small = image[..., ::step, ::step]
         axis.imshow(small.permute(1, 2, 0) if small.ndim == 3 else small, cmap="viridis", interpolation="none")
         axis.set_title(f"{name}, {title}", fontsize=8)
@@ -57,8 +57,9 @@ for n, row in enumerate(scenes.tables["occupied"].records()):
     shares = [row["made scenes"].value, *(float(tree[n].float().mean()) for tree in real.values())]
     print(f"{row['cells']:<20}" + "".join(f"{share:>14.2%}" for share in shares))
 figure, axes = plt.subplots(
-    len(pairs), 3, figsize=(9.5, 3.2 * len(pairs)), subplot_kw={"projection": "3d"}, squeeze=False
+    len(pairs), 3, figsize=(9.5, 3.6 * len(pairs)), subplot_kw={"projection": "3d"}, squeeze=False
 )
+figure.subplots_adjust(hspace=0.35)
 for row, (name, tree) in zip(axes, real.items(), strict=True):
     for axis, cells in zip(row, tree[1:], strict=True):
         show.space(axis, {f"{len(cells)} along a side": cells.numpy()})
@@ -128,7 +129,8 @@ figure = plt.figure(figsize=(10, 4.6))
 for n, (name, photo) in enumerate(columns.items(), start=1):
     if photo is not None:
         axis = figure.add_subplot(2, 3, n, title=name)
-        axis.imshow(photo[::2, ::2].clip(0, 1), interpolation="none")
+        step = -(-photo.shape[1] // 160)
+        axis.imshow(photo[::step, ::step].clip(0, 1), interpolation="none")
         axis.axis("off")
     axis = figure.add_subplot(2, 3, n + 3, projection="3d")
     of = "" if name == "made" else f"{name} "

@@ -3,7 +3,8 @@
   const found = [];
   for (const svg of document.querySelectorAll("svg.atlas-figure:not(.swatch), svg.atlas-plot")) {
     const frame = svg.getBoundingClientRect();
-    const texts = [...svg.querySelectorAll("text")].filter((text) => text.textContent.trim());
+    const texts = [...svg.querySelectorAll("text")]
+      .filter((text) => text.textContent.trim() && getComputedStyle(text).visibility !== "hidden");
     const labels = texts.map((text) => [text.textContent.replace(/\s+/g, " ").trim(), text.getBoundingClientRect()]);
     for (const [i, [name, a]] of labels.entries()) {
       const out = [frame.left - a.left, a.right - frame.right, frame.top - a.top, a.bottom - frame.bottom];

@@ -84,7 +84,7 @@ def navigation(generated: list[Page]) -> list[NavItem]:
                 (sections.setdefault(page.section, []) if page.section else items).append(item)
         drafts = f"{STATUS['draft']}: "
         order = sorted(sections, key=lambda title: (title.startswith(drafts), title if drafts in title else ""))
-        return [*items, *({title: sections[title]} for title in order)]
+        return [*items, *({str(escape(title)): sections[title]} for title in order)]
 
     notebooks = folder("notebooks")
     return [
