@@ -173,7 +173,7 @@ def serve_sample(server: Server, monkeypatch: pytest.MonkeyPatch) -> assets.Asse
 
 def test_the_catalogue_pins_everything_and_names_no_host() -> None:
     catalogue = assets.catalogue()
-    assert len(catalogue) == 12
+    assert len(catalogue) == 13
     for name, asset in catalogue.items():
         assert name == asset.name
         assert asset.title

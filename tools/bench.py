@@ -191,10 +191,9 @@ def site_cost(entries: int, papers: int, root: Path = ROOT) -> SiteCost:
 
 
 SITE = """
-import sys
+import importlib, sys
 from pathlib import Path
-from tools.site import build
-build.build(Path(sys.argv[1]), run=False)
+importlib.import_module("tools.site.build").build(Path(sys.argv[1]), run=False)
 """
 
 

@@ -70,10 +70,10 @@ def check_frame(frame: Any) -> Tensor:
 def check_range(
     name: str, value: Any, low: float, high: float = math.inf, *, integer: bool = False, low_open: bool = False
 ) -> None:
-    """Raise an error unless the knob `value` is a finite number in [low, high] (an integer, if `integer`)."""
+    """Raise an error unless the knob `value` is a number in [low, high] (an integer, if `integer`)."""
     wanted = f"{'an integer' if integer else 'a number'} in {'(' if low_open else '['}{low:g}, {high:g}]"
     kinds = (int,) if integer else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"{name} must be {wanted}, got {value!r}")
-    if value != value or abs(value) == math.inf or not low <= value <= high or (low_open and value == low):
+    if value != value or not low <= value <= high or (low_open and value == low):
         raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -7,6 +7,7 @@ an unknown knob and a bad value before the technique sees it, and the conformanc
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
@@ -87,8 +88,9 @@ class Number(Knob):
     wrong: ClassVar[float] = math.nan
 
     def check_value(self, name: str, value: Any) -> None:
-        low, high = (max(self.low, -LONGEST), min(self.high, LONGEST)) if type(value) is int else (self.low, self.high)
-        check_range(name, value, low, high, low_open=self.low_open)
+        check_range(name, value, self.low, self.high, low_open=self.low_open)
+        if abs(value) > (LONGEST if isinstance(value, int) else sys.float_info.max):
+            raise ValueError(f"{name} must be finite, an integer at most {LONGEST}, got {value!r}")
 
     def bad(self) -> list[Any]:
         ends = [end for end in (self.low - 1, self.high + 1) if math.isfinite(end)]
