@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from reference_impls.contract.errors import check_range, nearest
@@ -46,7 +45,7 @@ class Knob:
 
 
 def _sizes(value: Any) -> bool:
-    return isinstance(value, tuple | list | torch.Size) and all(type(n) is int and 0 < n <= LONGEST for n in value)
+    return isinstance(value, tuple | list) and all(type(n) is int and 0 < n <= LONGEST for n in value)
 
 
 FORMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
