@@ -120,8 +120,9 @@ for name in ("arrival", "runtime", "neighbours"):
               f"rest {row['rest']:6.1%}")  # fmt: skip
 
 # %% [markdown]
-# On a machine that others share the run queue is the cause of nearly everything that the wall clock shows. That is why
-# nothing above rests on the wall clock alone.
+# A process that has its core to itself hardly waits: what varies is the processor, which needs longer for the same
+# multiply-accumulates at some moments. Beside a busy neighbour on the same core, about half of the variation is waiting.
+# The wall clock tells neither from the work, which is why nothing above rests on it alone.
 #
 # ## The whole system
 #
