@@ -16,10 +16,9 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 from reference_impls.variation.clocks import ALL, WALL, Clocks, Reading
 
@@ -29,8 +28,7 @@ ENVIRONMENT: Final = "ATLAS_PROFILE"
 """Names the folder of the log while `redundancy profile` runs a script."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """What one stage, or one whole frame, took."""
 
     name: str | None
@@ -44,7 +42,7 @@ class Span:
     passed: Reading
     process: int
     thread: int
-    counts: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, float] = MappingProxyType({})
     """What was counted in the frame, such as proposals."""
     failed: str = ""
     """Name of the error that ended it; empty if none did."""
@@ -127,7 +125,7 @@ class Stage:
     def _span(self, begun: Reading, passed: Reading, failed: str = "") -> Span:
         frame, path = self._inside
         return Span(
-            self.name, frame, path, begun.wall, passed, os.getpid(), threading.get_ident(), self._counts, failed
+            self.name, frame, path, begun.wall, passed, self._process, threading.get_ident(), self._counts, failed
         )
 
     @property
@@ -194,8 +192,7 @@ class _Log:
         if self._owner != os.getpid():
             path = self._folder / f"{os.getpid()}.jsonl"
             self._file, self._owner = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC), os.getpid()
-        line = [event, *(getattr(span, name) for name in Span.__slots__)]
-        os.write(self._file, (json.dumps(line) + "\n").encode())
+        os.write(self._file, (json.dumps([event, *span]) + "\n").encode())
 
 
 def load(folder: Path | str) -> list[Span]:
@@ -220,7 +217,7 @@ def load(folder: Path | str) -> list[Span]:
             if begun.get(key):
                 begun[key].pop()
             spans.append(span)
-        spans += [replace(span, failed="never ended") for left in begun.values() for span in left]
+        spans += [span._replace(failed="never ended") for left in begun.values() for span in left]
     return sorted(spans, key=lambda span: span.start)
 
 

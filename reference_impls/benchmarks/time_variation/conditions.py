@@ -137,7 +137,7 @@ def recorded(
             "causes": table("Shares of the processor, of waiting for one, and of the rest in the variance of a frame's "
                             "time.", CAUSES, causes),
             "marks": table("What marking one stage costs here.", MARKS, [
-                ("wall", overhead(WALL)), ("all three", overhead(ALL)),
+                ("wall", overhead(WALL, repetitions=20_000)), ("all three", overhead(ALL, repetitions=20_000)),
             ]),
             **(tables or {}),
         },
