@@ -309,6 +309,11 @@ def test_time_follows_amdahl() -> None:
     assert time_saved({"a": 100.0}, macs, shares, 0.0, 0.0) == 0.5
     assert time_saved({"a": 50.0, "b": 100.0}, macs, shares, 0.5, 0.05) == pytest.approx(0.25 + 0.3 + 0.1 - 0.05)
     assert time_saved({}, macs, shares, 0.0, 0.2) == -0.2
+    # Where half of the data are gone an item is 1.25 times faster than in proportion; a quarter is half-way there.
+    assert time_saved({"a": 50.0, "b": 50.0}, macs, shares, 0.5, 0.0, gain=1.25) == pytest.approx(1 - 0.5 / 1.25)
+    assert time_saved({"a": 25.0, "b": 25.0}, macs, shares, 0.25, 0.1, gain=1.25) == pytest.approx(
+        1 - 0.75 / 1.25**0.5 - 0.1
+    )
     rates = calibrate(seconds=0.3)
     assert rates.product_gmacs_s > 0
     seconds = overhead_seconds(rates, {"gather_bytes": 2e9, "calls": 10})
@@ -521,6 +526,20 @@ def test_models_that_cannot_be_measured_are_told() -> None:
             report(model, [models.images(4)], kind="image")
     with pytest.raises(ValueError, match="meta device"):
         report(models.small().to("meta"), [models.images(4)], kind="image")
+
+
+def test_a_model_of_one_batch_size_is_measured() -> None:
+    class Eight(models.Small):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 8:
+                raise ValueError(f"exported for 8 images, got {len(x)}")
+            return super().forward(x)
+
+    batches = list(models.images(32).split(8))
+    arguments: dict[str, Any] = {"kind": "image", "items": 32, "axes": ["zero-values"]}
+    found, same = (report(model.eval(), batches, **arguments) for model in (Eight(), models.Small()))
+    assert found.model.macs == same.model.macs
+    assert found.finding("zero-values").curve
 
 
 def test_budgets() -> None:

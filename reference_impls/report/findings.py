@@ -143,7 +143,7 @@ class Measuring:
         view = self.view
         overhead = overhead_seconds(self.calibration, outcome.overhead) / (self.measured.ms / 1e3)
         macs = {name: view.per_item(name) for name in view.sites}
-        return time_saved(outcome.sites, macs, self.measured.shares, outcome.shrinks, overhead)
+        return time_saved(outcome.sites, macs, self.measured.shares, outcome.shrinks, overhead, gain=self.measured.gain)
 
     def _layers(self, axis: Axis, observed: Observed, outcome: Outcome | None) -> tuple[AtLayer, ...]:
         nulls, found = observed.nulls.get(axis.id, {}), []
