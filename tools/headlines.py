@@ -70,7 +70,9 @@ def own_part(record: Record, entry_id: str) -> Record:
 
 
 def of_entry(knowledge: Knowledge, entry_id: str) -> list[tuple[Headline, Saves]]:
-    """What an entry saves, a kind of work each; nothing for an entry without records."""
+    """What an entry saves, a kind of work each; nothing for an entry without records, or for a study."""
+    if knowledge.entries[entry_id].kind == "study":
+        return []
     return told(own_part(record, entry_id) for record in knowledge.results_of(entry_id))
 
 

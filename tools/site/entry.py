@@ -99,7 +99,8 @@ def _names(entry: Entry) -> str:
 
 def _tiles(atlas: Atlas, entry: Entry, source: Source | None, results: list[Result]) -> list[tuple[str, str, str, str]]:
     """(what, value, class, explanation) of the strip."""
-    tiles = [(what, value, "", more) for what, value, more in evidence.headline([r.record for r in results])]
+    found = evidence.headline([r.record for r in results], study=entry.kind == "study")
+    tiles = [(what, value, "", more) for what, value, more in found]
     if "adaptation" in entry.axes:
         primary = entry.axes["adaptation"].primary
         term = atlas.knowledge.axes["adaptation"].terms.get(primary)

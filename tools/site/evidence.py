@@ -25,13 +25,13 @@ MAX_BARS = 14
 """So many parts stand in a figure; when there are more, a table holds them all."""
 
 
-def headline(records: Sequence[Record]) -> list[tuple[str, str, str]]:
+def headline(records: Sequence[Record], *, study: bool = False) -> list[tuple[str, str, str]]:
     """(what, value, explanation) of the strip, over the records of an entry: MACs and wall-clock of each kind of work,
-    and redundancy."""
+    and redundancy; of a study redundancy alone."""
     if not records:
         return []
     rows = []
-    for one, saves in told(records):
+    for one, saves in () if study else told(records):
         what = "" if one.work == "network" else f", {WORK[one.work]}"
         rows.append((f"MACs saved{what}", saves.value, f"{saves.about}. Best control: {saves.control}"))
         found = [(best.record, p) for best in one.bests for p in best.found]
