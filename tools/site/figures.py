@@ -366,8 +366,10 @@ def _style(kind: Kind, index: int) -> tuple[str, str]:
     """Class and shape of the marks of a series; `index` counts the series of a kind from 1."""
     if kind == "baseline":
         return kind, "diamond"
-    shape = "circle" if kind == "technique" else SHAPES[1 + (index - 1) % 4]
-    return f"{kind}-{min(index, 4 if kind == 'technique' else 3)}", shape
+    if kind == "technique":
+        return f"{kind}-{min(index, 4)}", "circle"
+    colour = 1 + (index - 1) % 3 if kind == "rival" else min(index, 3)  # with the shapes, 12 rivals that differ
+    return f"{kind}-{colour}", SHAPES[1 + (index - 1) % 4]
 
 
 def swatch(kind: Kind, index: int = 1) -> Html:

@@ -10,11 +10,11 @@ from reference_impls.accounting.saving import macs_saved, tails
 
 from ..headlines import knobs
 from ..knowledge.verdicts import MEANINGS
-from .figures import Axis, Mark, Series, trade_off
+from .figures import WIDE, Axis, Mark, Series, swatch, trade_off
 from .hosts import Family
 from .markup import Html, escape
 from .model import DOCS, Atlas, Page
-from .parts import verdict_mark
+from .parts import View, verdict_mark
 from .templates import render
 
 APPLY = "apply.md"
@@ -53,9 +53,9 @@ def verdicts(atlas: Atlas) -> list[Page]:
 
 
 def spread_added(atlas: Atlas) -> Html | str:
-    """A figure of all techniques whose records tell how cost varies from item to item; empty without one."""
+    """A figure of all techniques whose records tell how cost varies from item to item, and its key; empty without."""
     entries = [entry for entry in atlas.knowledge.entries.values() if entry.kind == "technique"]
-    drawn = []
+    view, drawn, key = View(atlas, EVIDENCE), list[Series](), list[Html]()
     for entry in entries:
         found = [
             (r, p) for r in atlas.knowledge.results_of(entry.id) for p in r.points if p.technique in (None, entry.id)
@@ -65,13 +65,17 @@ def spread_added(atlas: Atlas) -> Html | str:
             first = max(marks, key=lambda mark: mark.x)
             marks = [replace(mark, label=entry.name if mark is first else "") for mark in marks]
             drawn.append(Series(entry.name, "rival", marks, joined=False))
+            key.append(Html("<li>{} {}</li>").format(swatch("rival", len(drawn)), view.of_entry(entry.id)))
     if not drawn:
         return ""
     about = "Each mark is a setting of a technique: the mean of the MACs that it saves, and what it adds to P99 - P50."
-    return trade_off(
+    figure = trade_off(
         drawn, Axis("mean MACs saved, % of the baseline's"), Axis("P99 - P50 added, % of the baseline's median"),
-        title="Mean saved against spread added", description=about, name="fig-spread-added",
+        title="Mean saved against spread added", description=about, name="fig-spread-added", frame=WIDE,
     )  # fmt: skip
+    return Html(
+        '<figure class="atlas-overview" data-search-exclude>{}</figure>\n\n<ul class="atlas-swatches">{}</ul>'
+    ).format(figure, Html("").join(key))
 
 
 def _spread(record: Record, point: Point, tails: tuple[float, float], name: str) -> Mark:
