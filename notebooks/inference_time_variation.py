@@ -121,7 +121,7 @@ for name in ("arrival", "runtime", "neighbours"):
 
 # %% [markdown]
 # A process that has its core to itself hardly waits: what varies is the processor, which needs longer for the same
-# multiply-accumulates at some moments. Beside a busy neighbour on the same core, about half of the variation is waiting.
+# multiply-accumulates at some moments. Beside a busy neighbour on the same core about half of the variation is waiting.
 # The wall clock tells neither from the work, which is why nothing above rests on it alone.
 #
 # ## The whole system
