@@ -17,7 +17,7 @@ from tests import knowledge_fixture as base
 from tests import site_fixture as fixture
 from tools.knowledge import Knowledge, load
 from tools.knowledge.schema import Terms
-from tools.site import annotated, cards, equations, learn, model, pictogram, results
+from tools.site import annotated, cards, equations, figures, learn, model, pictogram, results
 from tools.site.model import Atlas, Change, Material
 from tools.site.pages import pages
 
@@ -212,3 +212,11 @@ def test_the_history_is_that_of_the_files_of_the_knowledge(tmp_path: Path) -> No
         git("add", ".")
         git("commit", "--quiet", "--message", text, "--date", f"2026-11-2{len(text)}T00:00:00")
     assert [(one.what, one.path) for one in model._changes(tmp_path)] == [("M", "papers/x.yml"), ("A", "papers/x.yml")]
+
+
+def test_twelve_rivals_have_marks_that_differ_and_can_be_seen() -> None:
+    marks = [figures.swatch("rival", index) for index in range(1, 13)]
+    assert len(set(marks)) == 12
+    assert all(re.search(r'<rect|<path d="[^"]*z"', mark) for mark in marks), (
+        "marks are filled, so a line shows nothing"
+    )

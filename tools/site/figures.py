@@ -349,6 +349,7 @@ def _apart(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 def _shape(shape: str, x: float, y: float, r: float = 4.6, *, title: str = "") -> str:
+    arm = f"{r + 1 - 1.9:.1f}"
     outline: dict[str, Callable[[], str]] = {
         "circle": lambda: f'circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"',
         "square": lambda: f'rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"',
@@ -356,7 +357,9 @@ def _shape(shape: str, x: float, y: float, r: float = 4.6, *, title: str = "") -
         "diamond": lambda: (
             f'path d="M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-r - 1.5} {r + 1.5}l{-r - 1.5} {-r - 1.5}z"'
         ),
-        "cross": lambda: f'path d="M{x - r:.1f} {y - r:.1f}l{2 * r} {2 * r}m0 {-2 * r}l{-2 * r} {2 * r}"',
+        "cross": lambda: (  # with an area: marks are filled
+            f'path d="M{x - 1.9:.1f} {y - r - 1:.1f}h3.8v{arm}h{arm}v3.8h-{arm}v{arm}h-3.8v-{arm}h-{arm}v-3.8h{arm}z"'
+        ),
     }
     drawn = outline[shape]()
     return f"<{drawn}><title>{escape(title)}</title></{drawn.split()[0]}>" if title else f"<{drawn}/>"
