@@ -34,7 +34,7 @@ rows = {"made": made} | {pair.name: (pair.left, pair.right, pair.disparity) for 
 figure, axes = plt.subplots(len(rows), 3, figsize=(9.5, 2 * len(rows)))
 for row, (name, images) in zip(axes, rows.items(), strict=True):
     for axis, image, title in zip(row, images, ("left", "right", "disparity"), strict=True):
-        step = -(-image.shape[-1] // 160)  # enough for a page
+        step = -(-image.shape[-1] // 140)  # enough for a page
         small = image[..., ::step, ::step]
         axis.imshow(small.permute(1, 2, 0) if small.ndim == 3 else small, cmap="viridis", interpolation="none")
         axis.set_title(f"{name}, {title}", fontsize=8)
@@ -129,7 +129,7 @@ figure = plt.figure(figsize=(10, 4.6))
 for n, (name, photo) in enumerate(columns.items(), start=1):
     if photo is not None:
         axis = figure.add_subplot(2, 3, n, title=name)
-        step = -(-photo.shape[1] // 160)
+        step = -(-photo.shape[1] // 140)
         axis.imshow(photo[::step, ::step].clip(0, 1), interpolation="none")
         axis.axis("off")
     axis = figure.add_subplot(2, 3, n + 3, projection="3d")
