@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +29,7 @@ from reference_impls.report.outputs import ENTRIES, Reading, errors, flips
 from reference_impls.report.progress import Clock
 from reference_impls.report.result import schema
 from reference_impls.report.sample import Sample, draw
-from reference_impls.report.verify import predictions, verify
+from reference_impls.report.verify import KEEPS_MEMORY, predictions, verify
 from tests import report_models as models
 from tests.families import VISION, images
 
@@ -609,6 +610,21 @@ def test_predictions_are_written_and_hashed_before_a_technique_is_applied(tmp_pa
     assert "no function 'nobody'" in gone.checked[0].failed
     with pytest.raises(ValueError, match="nothing to verify"):
         verify(result, target, tmp_path, techniques=["token-merging"])
+
+
+def test_a_technique_is_timed_in_a_process_that_keeps_its_memory(tmp_path: Any, monkeypatch: Any) -> None:
+    seen: dict[str, str] = {}
+
+    def run(command: list[str], *, env: dict[str, str], timeout: float, **_: Any) -> None:
+        seen.update(env)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    result = report(models.small(), models.stream(), kind="video", items=16, axes=["temporal-tiles"])
+    monkeypatch.setattr(subprocess, "run", run)
+    target = Target(model="tests.report_models:small", data="tests.report_models:stream")
+    (one,) = verify(result, target, tmp_path, timeout=7).checked
+    assert one.failed == "took longer than 7 s"
+    assert KEEPS_MEMORY.items() <= seen.items()
 
 
 def test_a_selection_is_checked_in_this_process_too() -> None:

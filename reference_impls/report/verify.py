@@ -37,7 +37,7 @@ PROGRAM: Final = achieve.__name__
 """What the process of a technique runs."""
 KEEPS_MEMORY: Final = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """Environment in which glibc keeps what is freed. Otherwise it depends on what a process did before whether large
-activations are asked of the system in every run: a tenth of the time of a dense ViT-S, and nothing of a smaller one."""
+activations are asked of the system in every run, which the dense model then pays for and a smaller one does not."""
 
 
 class Prediction(Model):
