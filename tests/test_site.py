@@ -940,6 +940,14 @@ def test_the_guide_shows_every_family_with_its_versions(real: Atlas) -> None:
     assert guides.pages(Atlas(real.knowledge, Material())) == []
 
 
+def test_the_strip_names_every_measure_that_its_range_is_over() -> None:
+    record = fixture.record()
+    other = record.model_copy(update={"redundancy": record.redundancy.model_copy(update={"measure": "another"})})
+    *_, (what, _, about) = evidence.headline([record, other], study=True)
+    assert what == "Redundancy measured"
+    assert about.startswith(f"another or {record.redundancy.measure}; ")
+
+
 def test_the_page_on_numbers_tells_every_verdict_and_how_many_there_are(real: Atlas) -> None:
     known = real.knowledge
     (page,) = guides.verdicts(Atlas(known, gather(known, {})))

@@ -40,7 +40,7 @@ def headline(records: Sequence[Record], *, study: bool = False) -> list[tuple[st
         rows += _predictability(found)
     nulls = [v for r in records for v in r.redundancy.null.values()]
     beside = f"null controls: {spread(nulls, '')}" if nulls else "no null control"
-    measure = min(r.redundancy.measure for r in records)
+    measure = " or ".join(sorted({r.redundancy.measure for r in records}))
     rows.append(("Redundancy measured", spread([r.redundancy.value for r in records], ""), f"{measure}; {beside}"))
     return rows
 
